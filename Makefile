@@ -1,0 +1,100 @@
+# make help lists what there is to do.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+MAKEFLAGS += --no-builtin-rules
+
+GO ?= go
+# The linter: built here as tools/go.mod pins it, or another binary by name.
+LINT ?= tools/bin/golangci-lint
+# Seconds for each fuzz target and for all of them together.
+FUZZ_EACH ?= 4
+FUZZ_ALL ?= 150
+# Packages whose tests start whole meshes and real peers; they run after all others, and not with -race.
+WHOLE := ./integration/...
+UNIT = $(shell $(GO) list ./... | grep -v -e /integration -e /cmd/)
+
+# A checkout that git refuses to read (another owner) is built without the commit in the version.
+ifneq ($(shell git rev-parse --is-inside-work-tree 2>/dev/null),true)
+export GOFLAGS := $(GOFLAGS) -buildvcs=false
+endif
+
+.PHONY: help
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | sort | while IFS=$$'\t' read -r t d; do printf '%-10s %s\n' "$$t" "$$d"; done
+
+.PHONY: build
+build: ## Build bin/countersign, fully static
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/countersign ./cmd/countersign
+
+.PHONY: test
+test: ## Everything a commit has to pass; .ci/run calls it
+	@MAKE='$(MAKE)' tools/steps.sh peers linter format vet lint unit scripts whole fuzz static cross tidy
+
+.PHONY: peers
+peers: ## Install the programs that tests speak to (root and apt-get), or say what is missing
+	@tools/install-peers.sh
+
+tools/bin/golangci-lint: tools/go.mod tools/go.sum
+	CGO_ENABLED=0 $(GO) -C tools build -trimpath -ldflags='-s -w' -o bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+.PHONY: linter
+linter: $(LINT) ## Build the pinned golangci-lint
+
+.PHONY: format
+format: $(LINT) ## Check the formatting
+	@$(LINT) fmt --diff
+
+.PHONY: fix
+fix: $(LINT) ## Format every file
+	@$(LINT) fmt
+
+.PHONY: vet
+vet: ## go vet, also with the build tag of the fault injection
+	@$(GO) vet ./...
+	@$(GO) vet -tags faultinject ./...
+
+.PHONY: lint
+lint: $(LINT) ## Run the linters of .golangci.yml
+	@$(LINT) run ./...
+
+.PHONY: unit
+unit: ## Unit tests, with -race
+	@$(GO) test -race -timeout 10m $(UNIT)
+
+.PHONY: scripts
+scripts: ## The command's tests: every command line in testdata, and the generated CLI reference
+	@$(GO) test -race -timeout 10m ./cmd/...
+
+.PHONY: whole
+whole: ## Integration tests: whole meshes, real peers
+	@$(GO) test -timeout 15m $(WHOLE)
+
+.PHONY: fuzz
+fuzz: ## Each fuzz target for a few seconds (FUZZ_EACH, FUZZ_ALL)
+	@tools/fuzz.sh $(FUZZ_EACH) $(FUZZ_ALL)
+
+.PHONY: static
+static: build ## Build without cgo and see that the binary is fully static
+	@$(GO) -C tools run ./static ../bin/countersign
+
+.PHONY: cross
+cross: ## See that other systems compile
+	@for target in linux/arm64 darwin/arm64; do echo "$$target"; CGO_ENABLED=0 GOOS=$${target%/*} GOARCH=$${target#*/} $(GO) build ./...; done
+
+.PHONY: tidy
+tidy: ## See that go.mod lists what is used
+	@$(GO) mod tidy -diff
+	@$(GO) mod verify
+
+.PHONY: generate
+generate: ## Write the generated files again: the JSON Schema and the references in docs/
+	$(GO) test -count=1 ./mesh ./cmd/countersign -run 'Generated' -update
+
+.PHONY: soak
+soak: ## The long forms: minutes of load, thousands of rotations
+	COUNTERSIGN_SOAK=1 $(GO) test -count=1 -timeout 3h -v ./agent/... ./proxy/... ./server/... $(WHOLE)
+
+.PHONY: clean
+clean: ## Remove what was built here
+	rm -rf bin tools/bin

@@ -1,0 +1,206 @@
+package countersign_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const module = "countersign.dev"
+
+// layer says where each package stands; a package imports only what stands below it. A package that
+// is not here fails the test until somebody has decided where it belongs.
+var layer = map[string]int{
+	// The nouns.
+	"id":      0,
+	"mesh":    0,
+	"durable": 0,
+	// The rules: what may be issued, who may call whom, what is written down.
+	"issue":   1,
+	"policy":  1,
+	"journal": 1,
+	"mtls":    1,
+	"api":     1,
+	// The engines, which never import one another.
+	"ca":      2,
+	"agent":   2,
+	"proxy":   2,
+	"observe": 2,
+	// The edges.
+	"server":  3,
+	"up":      3,
+	"example": 3,
+	// The program, which wires them, and the tests of the whole.
+	"cmd/countersign": 4,
+	"integration":     4,
+	"":                4,
+}
+
+// sideways are the imports inside a layer that are meant: IDs are the word that everything is said in.
+var sideways = map[string][]string{
+	"mesh": {"id"},
+}
+
+// never are imports that a package's own promise excludes.
+var never = map[string][]string{
+	"id":     {"os", "net", "net/http"},
+	"issue":  {"os", "net/http", "database/sql"}, // a pure core: no disk, no network
+	"policy": {"os", "net/http", "database/sql"},
+}
+
+// goPackage is the part of `go list -json` that is looked at.
+type goPackage struct {
+	ImportPath   string
+	Standard     bool
+	Imports      []string
+	TestImports  []string
+	XTestImports []string
+	Error        *struct{ Err string }
+}
+
+// TestLayers asserts the import graph as the toolchain sees it.
+func TestLayers(t *testing.T) {
+	packages, err := list(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, violation := range violations(packages) {
+		t.Error(violation)
+	}
+}
+
+// list asks the toolchain for this module's packages and all they depend on.
+func list(t *testing.T) ([]goPackage, error) {
+	t.Helper()
+	// go test caches by the files that the test itself looks at, and go list is another process.
+	err := filepath.WalkDir(".", func(path string, _ fs.DirEntry, err error) error {
+		if err == nil && filepath.Ext(path) == ".go" {
+			_, err = os.Stat(path)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	command := exec.CommandContext(t.Context(), "go", "list", "-deps", "-json=ImportPath,Standard,Imports,TestImports,XTestImports,Error", "./...")
+	var stderr bytes.Buffer
+	command.Stderr = &stderr
+	output, err := command.Output()
+	if err != nil {
+		return nil, fmt.Errorf("go list: %w\n%s", err, stderr.Bytes())
+	}
+	var packages []goPackage
+	for decoder := json.NewDecoder(bytes.NewReader(output)); ; {
+		var p goPackage
+		if err := decoder.Decode(&p); errors.Is(err, io.EOF) {
+			return packages, nil
+		} else if err != nil {
+			return nil, fmt.Errorf("reading what go list wrote: %w", err)
+		}
+		if p.Error != nil {
+			return nil, fmt.Errorf("go list: %s: %s", p.ImportPath, p.Error.Err)
+		}
+		packages = append(packages, p)
+	}
+}
+
+// violations says in words which imports are not allowed.
+func violations(packages []goPackage) []string {
+	var wrong []string
+	for _, p := range packages {
+		from, ours := inModule(p.ImportPath)
+		if !ours {
+			continue
+		}
+		level, known := layerOf(from)
+		if !known {
+			wrong = append(wrong, fmt.Sprintf("package %q has no layer: place it in the table of layers_test.go and in ARCHITECTURE.md", from))
+			continue
+		}
+		for _, imported := range p.Imports {
+			if slices.Contains(never[from], imported) {
+				wrong = append(wrong, fmt.Sprintf("%s imports %s, which its promise excludes", from, imported))
+			}
+			to, ours := inModule(imported)
+			if !ours {
+				continue
+			}
+			if below, known := layerOf(to); known && below >= level && !slices.Contains(sideways[from], to) {
+				wrong = append(wrong, fmt.Sprintf("%s (layer %d) imports %s (layer %d): imports point down only", from, level, to, below))
+			}
+		}
+		for _, imported := range slices.Concat(p.Imports, p.TestImports, p.XTestImports) {
+			if strings.HasPrefix(imported, "github.com/aws/") && from != "aws" && !strings.HasPrefix(from, "aws/") {
+				wrong = append(wrong, fmt.Sprintf("%s imports %s: only packages below aws/ import the AWS SDK", from, imported))
+			}
+		}
+	}
+	slices.Sort(wrong)
+	return slices.Compact(wrong)
+}
+
+// inModule gives the path of a package below the module's root.
+func inModule(path string) (string, bool) {
+	if path == module {
+		return "", true
+	}
+	return strings.CutPrefix(path, module+"/")
+}
+
+// layerOf finds a package's layer. What stands below aws/ are edges, and a package below integration/
+// belongs to the tests of the whole.
+func layerOf(path string) (int, bool) {
+	if level, ok := layer[path]; ok {
+		return level, true
+	}
+	switch {
+	case strings.HasPrefix(path, "aws/"):
+		return 3, true
+	case strings.HasPrefix(path, "integration/"):
+		return layer["integration"], true
+	}
+	return 0, false
+}
+
+// TestViolations shows that the assertion above can fail.
+func TestViolations(t *testing.T) {
+	imports := func(path string, imports ...string) goPackage {
+		return goPackage{ImportPath: path, Imports: imports}
+	}
+	tests := map[string]struct {
+		p    goPackage
+		want []string
+	}{
+		"down":           {imports("countersign.dev/server", "countersign.dev/ca", "net/http"), nil},
+		"up":             {imports("countersign.dev/issue", "countersign.dev/ca"), []string{"issue (layer 1) imports ca (layer 2): imports point down only"}},
+		"sideways":       {imports("countersign.dev/proxy", "countersign.dev/agent"), []string{"proxy (layer 2) imports agent (layer 2): imports point down only"}},
+		"meant sideways": {imports("countersign.dev/mesh", "countersign.dev/id"), nil},
+		"unknown":        {imports("countersign.dev/util"), []string{`package "util" has no layer: place it in the table of layers_test.go and in ARCHITECTURE.md`}},
+		"promise":        {imports("countersign.dev/issue", "os"), []string{"issue imports os, which its promise excludes"}},
+		"AWS":            {imports("countersign.dev/ca", "github.com/aws/aws-sdk-go-v2/service/kms"), []string{"ca imports github.com/aws/aws-sdk-go-v2/service/kms: only packages below aws/ import the AWS SDK"}},
+		"AWS in a test": {
+			goPackage{ImportPath: "countersign.dev/server", XTestImports: []string{"github.com/aws/smithy-go"}},
+			[]string{"server imports github.com/aws/smithy-go: only packages below aws/ import the AWS SDK"},
+		},
+		"AWS where it belongs": {imports("countersign.dev/aws/kms", "github.com/aws/aws-sdk-go-v2/service/kms"), nil},
+		"not ours":             {imports("github.com/other/module", "countersign.dev/ca"), nil},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			if diff := cmp.Diff(test.want, violations([]goPackage{test.p})); diff != "" {
+				t.Errorf("violations (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
