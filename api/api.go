@@ -1,5 +1,5 @@
 // Package api knows the messages between an agent, an administrator and the control plane: JSON
-// over HTTP, their paths, their fields and their errors. It holds no behaviour.
+// over HTTP, their paths, their fields and their errors, and how an administrator sends them.
 //
 // Times are RFC 3339 in UTC. Certificates are PEM texts. Unknown fields are refused by the server
 // and ignored by its clients, so that a server may be updated first.
@@ -32,7 +32,7 @@ const (
 	PathCA           = "/v1/ca"           // GET  -> CAResponse
 	PathIssue        = "/v1/issue"        // POST IssueRequest -> Credentials
 	PathCertificates = "/v1/certificates" // GET  -> []CertificateRecord
-	PathJournal      = "/v1/journal"      // GET  -> a stream: the journal as journal.Export writes it
+	PathJournal      = "/v1/journal"      // GET  -> application/x-tar: the journal as journal.Export writes it
 )
 
 // EnrollRequest asks for a first certificate. The token names the workload, so the request does not.
