@@ -1,0 +1,14 @@
+//go:build !unix
+
+package durable
+
+import (
+	"errors"
+	"fmt"
+	"os"
+)
+
+// lockFile refuses: to go on without a lock would let two writers destroy a state.
+func lockFile(*os.File) error {
+	return fmt.Errorf("file locks on this system: %w", errors.ErrUnsupported)
+}
