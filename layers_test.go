@@ -26,6 +26,8 @@ var layer = map[string]int{
 	"id":      0,
 	"mesh":    0,
 	"durable": 0,
+	// The example specifications, embedded.
+	"examples": 0,
 	// The rules: what may be issued, who may call whom, what is written down.
 	"issue":   1,
 	"policy":  1,
