@@ -27,6 +27,7 @@ type root struct {
 	LogFormat string `help:"How log lines on standard error are written: ${enum}." enum:"text,json" default:"text" env:"COUNTERSIGN_LOG_FORMAT"`
 	LogLevel  string `help:"The least important log lines that are written: ${enum}." enum:"debug,info,warn,error" default:"info" env:"COUNTERSIGN_LOG_LEVEL"`
 
+	Example exampleCmd `cmd:"" help:"The example meshes: their files and their applications."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 

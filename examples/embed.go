@@ -1,0 +1,10 @@
+// Package examples holds the specifications of the example meshes as files, so that the binary can
+// write them where there is no checkout.
+package examples
+
+import "embed"
+
+// Files are the examples, each a directory of specifications: colorapp/mesh.yaml and so on.
+//
+//go:embed colorapp shop
+var Files embed.FS
