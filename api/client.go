@@ -103,7 +103,7 @@ func (a *Admin) Journal(ctx context.Context, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer response.Body.Close() //nolint:errcheck // it was read to its end or the error is told
+	defer response.Body.Close()
 	if _, err := io.Copy(w, response.Body); err != nil {
 		return fmt.Errorf("receive the journal: %w", err)
 	}
@@ -117,7 +117,7 @@ func call[T any](ctx context.Context, a *Admin, method, path string, body any) (
 	if err != nil {
 		return answer, err
 	}
-	defer response.Body.Close() //nolint:errcheck // it was read to its end or the error is told
+	defer response.Body.Close()
 	if err := json.NewDecoder(io.LimitReader(response.Body, maxAnswer)).Decode(&answer); err != nil {
 		return answer, fmt.Errorf("read the server's answer to %s %s: %w", method, path, err)
 	}
@@ -150,7 +150,7 @@ func (a *Admin) do(ctx context.Context, method, path string, body any) (*http.Re
 		return nil, fmt.Errorf("ask the server on %s: %w", a.socket, err)
 	}
 	if response.StatusCode/100 != 2 {
-		defer response.Body.Close() //nolint:errcheck // the answer is an error already
+		defer response.Body.Close()
 		return nil, DecodeError(response)
 	}
 	return response, nil
