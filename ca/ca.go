@@ -1,0 +1,320 @@
+// Package ca knows the certificate authority of a mesh as it stands on a disk: a root, an issuing CA
+// below it, and the key that signs the journal, each private key sealed.
+//
+// In the state directory:
+//
+//	ca/ca.json      version, trust domain, how the keys are sealed
+//	ca/root.pem     the root's certificate, what everybody pins
+//	ca/root.key     its key: nothing opens it but the making of another issuing CA, and it may be
+//	                moved to a safer place as soon as the CA is made
+//	ca/issuer.pem   the issuing CA's certificate
+//	ca/issuer.key   its key
+//	ca/journal.key  the key that signs the journal's checkpoints
+//	journal/        the journal, see package journal
+//
+// The directories have mode 0700, all files 0600. A sealed key is an age file in its ASCII armor, so
+// that `age --decrypt` opens it when this program is not at hand; what is inside is PKCS #8 in PEM,
+// or a signer key of the note format.
+package ca
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"countersign.dev/durable"
+	"countersign.dev/id"
+	"countersign.dev/issue"
+	"countersign.dev/journal"
+	"countersign.dev/mtls"
+)
+
+// Sentinel errors.
+var (
+	// ErrNoCA says that a state directory holds no CA.
+	ErrNoCA = errors.New("there is no CA")
+	// ErrExists says that a state directory holds a CA already.
+	ErrExists = errors.New("there is a CA already")
+	// ErrSealed says that the keys are stored in another way than the caller said.
+	ErrSealed = errors.New("the keys are stored in another way")
+	// ErrWrongKey says that a key file or a passphrase does not open the keys.
+	ErrWrongKey = errors.New("the keys cannot be opened with it")
+	// ErrCorrupt says that a file of the CA is damaged; the error names it.
+	ErrCorrupt = errors.New("the file is damaged")
+	// ErrOtherTrustDomain says that the CA belongs to another trust domain.
+	ErrOtherTrustDomain = errors.New("the CA belongs to another trust domain")
+	// ErrNoTrustDomain says that the CA does not belong to a trust domain yet.
+	ErrNoTrustDomain = errors.New("the CA has no trust domain yet")
+)
+
+// MaxTTL is the longest time to live of a leaf.
+const MaxTTL = 10 * 365 * 24 * time.Hour
+
+// Names in the state directory.
+const (
+	caDir       = "ca"
+	stagingDir  = ".ca-init"
+	lockFile    = "ca.lock"
+	journalDir  = "journal"
+	configFile  = "ca.json"
+	rootCert    = "root.pem"
+	rootKey     = "root.key"
+	issuerCert  = "issuer.pem"
+	issuerKey   = "issuer.key"
+	journalKey  = "journal.key"
+	maxFile     = 1 << 20
+	maxConfig   = 64 << 10
+	stateFormat = 1
+)
+
+// config is ca.json.
+type config struct {
+	Version     int       `json:"version"`
+	TrustDomain string    `json:"trustDomain"`
+	Seal        string    `json:"seal"` // Sealer.Method
+	Created     time.Time `json:"created"`
+	Pin         string    `json:"pin"`
+}
+
+// Authority is the public side of a CA: what can be known without any key. It is safe for concurrent
+// use.
+type Authority struct {
+	state  string
+	root   *x509.Certificate
+	issuer *x509.Certificate
+
+	mu     sync.Mutex
+	config config // guarded by mu
+}
+
+// Read reads the public side of the CA in a state directory. Errors are [ErrNoCA] or [ErrCorrupt].
+func Read(state string) (*Authority, error) {
+	dir := filepath.Join(state, caDir)
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil, noCA(state)
+	}
+	a := &Authority{state: state}
+	var err error
+	if a.config, err = readConfig(filepath.Join(dir, configFile)); err != nil {
+		return nil, err
+	}
+	if a.root, err = readCertificate(filepath.Join(dir, rootCert)); err != nil {
+		return nil, err
+	}
+	if a.issuer, err = readCertificate(filepath.Join(dir, issuerCert)); err != nil {
+		return nil, err
+	}
+	if pin := mtls.Pin(a.root); pin != a.config.Pin {
+		return nil, fmt.Errorf("%s: %w: its pin is %s, and %s says %s; restore them from one backup",
+			filepath.Join(dir, rootCert), ErrCorrupt, pin, configFile, a.config.Pin)
+	}
+	if err := a.issuer.CheckSignatureFrom(a.root); err != nil {
+		return nil, fmt.Errorf("%s: %w: it is not signed by %s: %w", filepath.Join(dir, issuerCert), ErrCorrupt, rootCert, err)
+	}
+	return a, nil
+}
+
+// noCA says what to do about a state without a CA.
+func noCA(state string) error {
+	if _, err := os.Stat(filepath.Join(state, stagingDir)); err == nil {
+		return fmt.Errorf("%w in %s: its making was interrupted; repeat `countersign ca init --state %s`", ErrNoCA, state, state)
+	}
+	return fmt.Errorf("%w in %s; make one with `countersign ca init --state %s`", ErrNoCA, state, state)
+}
+
+// Root is the root's certificate.
+func (a *Authority) Root() *x509.Certificate { return a.root }
+
+// Issuer is the issuing CA's certificate.
+func (a *Authority) Issuer() *x509.Certificate { return a.issuer }
+
+// Pin is what an agent is given to recognize the root by: "sha256:" and the hex SHA-256 of its DER.
+func (a *Authority) Pin() string { return mtls.Pin(a.root) }
+
+// TrustDomain is the trust domain that the CA is bound to, empty when it is not bound yet.
+func (a *Authority) TrustDomain() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.config.TrustDomain
+}
+
+// Seal is how the keys are stored: the [Sealer.Method] of the sealer that made the CA.
+func (a *Authority) Seal() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.config.Seal
+}
+
+// BundlePEM are the roots to trust, as peers are told them.
+func (a *Authority) BundlePEM() []byte { return encodeCertificate(a.root) }
+
+// ChainPEM is a leaf with its issuers, without the root.
+func (a *Authority) ChainPEM(leaf *x509.Certificate) []byte {
+	return slices.Concat(encodeCertificate(leaf), encodeCertificate(a.issuer))
+}
+
+// BindTrustDomain says for which trust domain the CA issues. It is settled once: a second call with
+// another one is [ErrOtherTrustDomain].
+func (a *Authority) BindTrustDomain(trustDomain string) error {
+	if err := id.CheckTrustDomain(trustDomain); err != nil {
+		return fmt.Errorf("binding the CA: %w", err)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch a.config.TrustDomain {
+	case trustDomain:
+		return nil
+	case "":
+	default:
+		return fmt.Errorf("%w: the CA in %s is the one of %q, and %q was asked for; use another --state",
+			ErrOtherTrustDomain, a.state, a.config.TrustDomain, trustDomain)
+	}
+	bound := a.config
+	bound.TrustDomain = trustDomain
+	if err := writeConfig(filepath.Join(a.state, caDir), bound); err != nil {
+		return fmt.Errorf("binding the CA: %w", err)
+	}
+	a.config = bound
+	return nil
+}
+
+// CA is an authority that can issue: the issuing key is open. It is safe for concurrent use.
+type CA struct {
+	*Authority
+	key crypto.Signer
+	now func() time.Time
+
+	issuerMu sync.Mutex
+	signing  *issue.Issuer // guarded by issuerMu; nil until a trust domain is bound
+}
+
+// Open opens the CA in a state directory for issuing. Only the issuing key is opened, never the
+// root's. Errors are [ErrNoCA], [ErrSealed], [ErrWrongKey] or [ErrCorrupt], and [issue.ErrIssuer]
+// when the issuing certificate has expired.
+func Open(state string, seal Sealer) (*CA, error) {
+	return OpenClock(state, seal, time.Now)
+}
+
+// OpenClock is [Open] with a clock other than time.Now.
+func OpenClock(state string, seal Sealer, now func() time.Time) (*CA, error) {
+	authority, err := Read(state)
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(state, caDir)
+	if err := durable.Sweep(dir); err != nil {
+		return nil, err
+	}
+	if !now().Before(authority.issuer.NotAfter) {
+		return nil, fmt.Errorf("opening the CA in %s: %w: its certificate expired on %s; make another CA in another --state",
+			state, issue.ErrIssuer, authority.issuer.NotAfter.UTC().Format(time.RFC3339))
+	}
+	key, err := readKey(filepath.Join(dir, issuerKey), seal, authority.config.Seal)
+	if err != nil {
+		return nil, err
+	}
+	public, ok := authority.issuer.PublicKey.(interface{ Equal(x crypto.PublicKey) bool })
+	if !ok || !public.Equal(key.Public()) {
+		return nil, fmt.Errorf("%s: %w: the key does not belong to %s", filepath.Join(dir, issuerKey), ErrCorrupt, issuerCert)
+	}
+	return &CA{Authority: authority, key: key, now: now}, nil
+}
+
+// OpenJournal opens the journal of a state directory for writing, with the CA's key for it. Errors
+// are those of [Open] and of [journal.Open].
+func OpenJournal(state string, seal Sealer) (*journal.Log, error) {
+	authority, err := Read(state)
+	if err != nil {
+		return nil, err
+	}
+	path := filepath.Join(state, caDir, journalKey)
+	secret, err := readSealed(path, seal, authority.config.Seal)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(secret)
+	key, err := journal.ParseKey(secret)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", path, ErrCorrupt, err)
+	}
+	return journal.Open(JournalDir(state), key)
+}
+
+// JournalDir is where the journal of a state directory is.
+func JournalDir(state string) string { return filepath.Join(state, journalDir) }
+
+func readConfig(path string) (config, error) {
+	data, err := readFile(path, maxConfig)
+	if err != nil {
+		return config{}, err
+	}
+	var c config
+	if err := json.Unmarshal(data, &c); err != nil {
+		return config{}, fmt.Errorf("%s: %w: %w; restore it from a backup", path, ErrCorrupt, err)
+	}
+	if c.Version != stateFormat {
+		return config{}, fmt.Errorf("%s: its version is %d, and this program knows %d; use the program that wrote it", path, c.Version, stateFormat)
+	}
+	if c.TrustDomain != "" {
+		if err := id.CheckTrustDomain(c.TrustDomain); err != nil {
+			return config{}, fmt.Errorf("%s: %w: %w", path, ErrCorrupt, err)
+		}
+	}
+	return c, nil
+}
+
+func writeConfig(dir string, c config) error {
+	data, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(filepath.Join(dir, configFile), append(data, '\n'), 0o600)
+}
+
+func readCertificate(path string) (*x509.Certificate, error) {
+	data, err := readFile(path, maxFile)
+	if err != nil {
+		return nil, err
+	}
+	certs, err := mtls.ParseCertificates(data)
+	if err != nil || len(certs) != 1 || !certs[0].IsCA {
+		return nil, fmt.Errorf("%s: %w: it does not hold exactly one certificate of a CA; restore it from a backup", path, ErrCorrupt)
+	}
+	return certs[0], nil
+}
+
+// readFile reads a file that has to be there, of at most limit bytes.
+func readFile(path string, limit int64) ([]byte, error) {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w: it is missing; restore it from a backup", path, ErrCorrupt)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the CA: %w", err)
+	}
+	if !info.Mode().IsRegular() || info.Size() > limit {
+		return nil, fmt.Errorf("%s: %w: it is not a file of at most %d bytes", path, ErrCorrupt, limit)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the CA: %w", err)
+	}
+	if len(bytes.TrimSpace(data)) == 0 {
+		return nil, fmt.Errorf("%s: %w: it is empty; restore it from a backup", path, ErrCorrupt)
+	}
+	return data, nil
+}
+
+func encodeCertificate(cert *x509.Certificate) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
+}
