@@ -222,6 +222,9 @@ func (d Duration) MarshalJSON() ([]byte, error) {
 	return json.Marshal(time.Duration(d).String())
 }
 
+// String is the duration as a specification writes it: 168h.
+func (d Duration) String() string { return brief(time.Duration(d)) }
+
 // UnmarshalJSON implements json.Unmarshaler.
 func (d *Duration) UnmarshalJSON(data []byte) error {
 	var s string

@@ -1,0 +1,237 @@
+package mesh
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"countersign.dev/id"
+)
+
+// The patterns of texts. The schema repeats them, so they use only what Go's and ECMA-262's regular
+// expressions have in common.
+const (
+	labelPattern       = `^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`
+	dnsNamePattern     = `^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$`
+	durationPattern    = `^([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+$`
+	methodPattern      = `^[A-Z][A-Z0-9_-]*$`
+	headerPattern      = "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
+	headerValuePattern = `^[!-~]([ -~]*[!-~])?$`
+	environmentPattern = `^[A-Za-z_][A-Za-z0-9_]*$`
+	pathPattern        = `^/[!-~]*$`
+	// A rule's path ends in /* or holds no asterisk; no path of a rule or route has a query.
+	rulePathPattern = `^/([!"$-)+->@-~]*(/\*)?|\*)$`
+	prefixPattern   = `^/([!"$-)+->@-~]*[!"$-)+-.0->@-~])?$`
+	exactPattern    = `^/[!"$-)+->@-~]*$`
+)
+
+// The shapes of texts.
+var (
+	workloadName = &shape{
+		kind: textKind, name: "DNS label", pattern: labelPattern, maxLen: 63,
+		check: func(s string) (string, string) {
+			if s == FromAny || s == FromAnonymous {
+				return fmt.Sprintf("%q is a word of allow.from", s), "choose another name"
+			}
+			return checkName(s, id.CheckLabel, "use a DNS label: 1 to 63 of a-z, 0-9 and -, with no - at the ends")
+		},
+	}
+	meshName = &shape{
+		kind: textKind, name: "DNS label", pattern: labelPattern, maxLen: 63,
+		check: func(s string) (string, string) {
+			return checkName(s, id.CheckLabel, "use a DNS label: 1 to 63 of a-z, 0-9 and -, with no - at the ends")
+		},
+	}
+	trustDomainName = &shape{
+		kind: textKind, name: "DNS name", pattern: dnsNamePattern, maxLen: id.MaxTrustDomain,
+		check: func(s string) (string, string) {
+			return checkName(s, id.CheckTrustDomain, fmt.Sprintf("use a DNS name in lower case of at most %d characters, such as shop.internal", id.MaxTrustDomain))
+		},
+	}
+	dnsName = &shape{
+		kind: textKind, name: "DNS name", pattern: dnsNamePattern, maxLen: 253,
+		check: func(s string) (string, string) {
+			if _, err := netip.ParseAddr(s); err == nil {
+				return quote(s) + " is an IP address", "use a DNS name"
+			}
+			return checkName(s, id.CheckDNSName, "use a DNS name in lower case, such as teller.example.com")
+		},
+	}
+	hostName = &shape{
+		kind: textKind, name: "host name", maxLen: 253,
+		check: func(s string) (string, string) {
+			if _, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")); err == nil {
+				return "", ""
+			}
+			return checkName(strings.ToLower(s), id.CheckDNSName, "use a DNS name or an IP address, without a port")
+		},
+	}
+	// callerName is checked against the specification's names later; here only its form is.
+	callerName = &shape{
+		kind: textKind, name: "caller", maxLen: 300,
+		pattern: `^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?|spiffe://[a-z0-9.-]+/(service|gateway)/[a-z0-9-]+)$`,
+		check:   checkCaller,
+	}
+	serviceReference = &shape{kind: textKind, name: "name of a service", maxLen: 63}
+	method           = &shape{
+		kind: textKind, name: "HTTP method", pattern: methodPattern, maxLen: 32,
+		check: func(s string) (string, string) {
+			if upper := strings.ToUpper(s); upper != s && compiled(methodPattern).MatchString(upper) {
+				return quote(s) + " is not in upper case, and HTTP methods are compared by case", "write " + upper
+			}
+			return checkPattern(s, methodPattern, "HTTP method", "write one such as GET")
+		},
+	}
+	headerName = &shape{
+		kind: textKind, name: "header name", pattern: headerPattern, maxLen: 128,
+		check: func(s string) (string, string) {
+			if strings.EqualFold(s, "host") {
+				return "the host is not matched as a header", `use "host" beside "headers"`
+			}
+			return checkPattern(s, headerPattern, "header name", "write one such as x-version")
+		},
+	}
+	headerValue = &shape{
+		kind: writtenKind, name: "text", pattern: headerValuePattern, maxLen: 1024,
+		check: func(s string) (string, string) {
+			return checkPattern(s, headerValuePattern, "header's value", "write visible ASCII characters, with spaces only between them")
+		},
+	}
+	rulePath    = &shape{kind: textKind, name: "path", pattern: rulePathPattern, maxLen: 1024, check: checkRulePath}
+	routePath   = &shape{kind: textKind, name: "path", pattern: exactPattern, maxLen: 1024, check: checkRoutePath}
+	routePrefix = &shape{kind: textKind, name: "path", pattern: prefixPattern, maxLen: 1024, check: checkPrefix}
+
+	environmentName = &shape{
+		kind: textKind, name: "environment name", pattern: environmentPattern, maxLen: 256,
+		check: func(s string) (string, string) {
+			return checkPattern(s, environmentPattern, "name of an environment variable", "use letters, digits and _, with no digit in front")
+		},
+	}
+	written  = &shape{kind: writtenKind, name: "text", maxLen: 32 << 10}
+	fileName = &shape{
+		kind: textKind, name: "file name", pattern: `^.+$`, maxLen: 4096,
+		check: func(s string) (string, string) {
+			if s == "" {
+				return "it is empty", "write a path, absolute or relative to this file's directory"
+			}
+			return "", ""
+		},
+	}
+)
+
+// checkName words what package id finds wrong with a name.
+func checkName(s string, check func(string) error, right string) (string, string) {
+	err := check(s)
+	if err == nil {
+		return "", ""
+	}
+	kind := "DNS label"
+	switch {
+	case errors.Is(err, id.ErrTrustDomain):
+		kind = "trust domain"
+	case strings.Contains(right, "DNS name"):
+		kind = "DNS name"
+	}
+	return fmt.Sprintf("%s is not a %s", quote(s), kind), right
+}
+
+func checkPattern(s, pattern, what, right string) (string, string) {
+	if compiled(pattern).MatchString(s) {
+		return "", ""
+	}
+	article := "a "
+	if what[0] == 'H' {
+		article = "an "
+	}
+	return quote(s) + " is not " + article + what, right
+}
+
+// checkCaller looks at the form of an entry of allow.from.
+func checkCaller(s string) (string, string) {
+	if !strings.Contains(s, ":") {
+		return checkName(s, id.CheckLabel, "name a service or a gateway, or write any, anonymous or a SPIFFE ID")
+	}
+	parsed, err := id.Parse(s)
+	if err != nil {
+		return quote(s) + " is not a SPIFFE ID of a service or a gateway", "write spiffe://TRUST-DOMAIN/service/NAME or spiffe://TRUST-DOMAIN/gateway/NAME"
+	}
+	switch parsed.Kind() {
+	case id.Service, id.Gateway:
+		return "", ""
+	case id.Probe, id.Server:
+	}
+	return fmt.Sprintf("%s is the identity of a %s, which no policy admits", quote(s), parsed.Kind()), "name a service or a gateway"
+}
+
+// checkPath finds what no path of the specification may be like.
+func checkPath(s string) (string, string) {
+	switch {
+	case !strings.HasPrefix(s, "/"):
+		return quote(s) + " does not begin with a slash", fmt.Sprintf("write %q", "/"+strings.TrimLeft(s, " "))
+	case strings.ContainsAny(s, "?#"):
+		return quote(s) + " holds a query or a fragment", "write the path alone"
+	case !compiled(pathPattern).MatchString(s):
+		return quote(s) + " holds a space or a character outside ASCII", "write such characters percent-encoded"
+	}
+	for segment := range strings.SplitSeq(s, "/") {
+		if segment == "." || segment == ".." {
+			return quote(s) + " holds a dot segment, which no request's path does", "write the path without it"
+		}
+	}
+	return "", ""
+}
+
+func checkRulePath(s string) (string, string) {
+	if wrong, right := checkPath(s); wrong != "" {
+		return wrong, right
+	}
+	if strings.Contains(strings.TrimSuffix(s, "/*"), "*") {
+		return quote(s) + " holds an asterisk that is not the whole last segment", "write /a for one path, or /a/* for everything below /a/"
+	}
+	return "", ""
+}
+
+func checkRoutePath(s string) (string, string) {
+	if wrong, right := checkPath(s); wrong != "" {
+		return wrong, right
+	}
+	if strings.Contains(s, "*") {
+		return quote(s) + " holds an asterisk, and no path is a pattern here", `use "prefix" for everything below a path`
+	}
+	return "", ""
+}
+
+func checkPrefix(s string) (string, string) {
+	if wrong, right := checkPath(s); wrong != "" {
+		return wrong, right
+	}
+	trimmed := strings.TrimRight(strings.TrimSuffix(s, "*"), "/")
+	if s != "/" && trimmed != s {
+		if trimmed == "" {
+			trimmed = "/"
+		}
+		return quote(s) + " ends in a slash or an asterisk", fmt.Sprintf("write %q: it takes that path and all below it", trimmed)
+	}
+	return checkRoutePath(s)
+}
+
+// The bounds of durations.
+const (
+	minTTL     = time.Second
+	maxTTL     = 365 * 24 * time.Hour
+	minRenew   = 100 * time.Millisecond
+	minTimeout = time.Millisecond
+	maxTimeout = 24 * time.Hour
+)
+
+// The shapes of numbers and durations.
+var (
+	portNumber    = &shape{kind: integerKind, name: "port", min: 1, max: 65535}
+	instanceCount = &shape{kind: integerKind, name: "number", min: 1, max: 100}
+	weight        = &shape{kind: integerKind, name: "number", min: 0, max: 1_000_000}
+	ttl           = &shape{kind: durationKind, name: "duration", shortest: minTTL, longest: maxTTL}
+	renewAfter    = &shape{kind: durationKind, name: "duration", shortest: minRenew, longest: maxTTL}
+	timeout       = &shape{kind: durationKind, name: "duration", shortest: minTimeout, longest: maxTimeout}
+)
