@@ -132,6 +132,9 @@ func noCA(state string) error {
 	return fmt.Errorf("%w in %s; make one with `countersign ca init --state %s`", ErrNoCA, state, state)
 }
 
+// State is the state directory.
+func (a *Authority) State() string { return a.state }
+
 // Root is the root's certificate.
 func (a *Authority) Root() *x509.Certificate { return a.root }
 

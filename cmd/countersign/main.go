@@ -27,6 +27,7 @@ type root struct {
 	LogFormat string `help:"How log lines on standard error are written: ${enum}." enum:"text,json" default:"text" env:"COUNTERSIGN_LOG_FORMAT"`
 	LogLevel  string `help:"The least important log lines that are written: ${enum}." enum:"debug,info,warn,error" default:"info" env:"COUNTERSIGN_LOG_LEVEL"`
 
+	CA      caCmd      `cmd:"" name:"ca" help:"The certificate authority: init, show, issue, list."`
 	Example exampleCmd `cmd:"" help:"The example meshes: their files and their applications."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
@@ -91,6 +92,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return exitUsage
 	}
 	p := &process{ctx: ctx, stdin: stdin, stdout: stdout, stderr: stderr, log: newLogger(stderr, cli.LogFormat, cli.LogLevel)}
+	if err := harden(kctx.Command()); err != nil {
+		return status(err, stderr)
+	}
 	return status(kctx.Run(p), stderr)
 }
 

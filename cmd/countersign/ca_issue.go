@@ -1,0 +1,319 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"countersign.dev/api"
+	"countersign.dev/ca"
+	"countersign.dev/durable"
+	"countersign.dev/id"
+	"countersign.dev/issue"
+	"countersign.dev/journal"
+	"countersign.dev/mesh"
+	"countersign.dev/mtls"
+)
+
+// caState says where the CA is: in a state directory, or behind the socket of a running server.
+type caState struct {
+	State  string `placeholder:"DIR" help:"The server's state directory."`
+	Socket string `placeholder:"PATH" help:"The running server's socket. Default: server.sock in --state, else the server of COUNTERSIGN_RUN."`
+}
+
+// running finds the socket of a running server; it is empty when --state is given and no server
+// runs on it.
+func (s caState) running(ctx context.Context) (string, error) {
+	if s.Socket != "" || s.State == "" {
+		return s.socket()
+	}
+	socket := filepath.Join(s.State, "server.sock")
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return "", nil //nolint:nilerr // nobody answers: the state is free, or its journal's lock will tell
+	}
+	return socket, conn.Close()
+}
+
+// socket is --socket, or the one of the mesh that this command runs inside.
+func (s caState) socket() (string, error) {
+	if s.Socket != "" {
+		return s.Socket, nil
+	}
+	path := os.Getenv("COUNTERSIGN_RUN")
+	if path == "" {
+		return "", usagef("say where the CA is: --state DIR, or --socket PATH of a running server")
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return "", usagef("reading the file that COUNTERSIGN_RUN names: %w", err)
+	}
+	var document struct {
+		Server struct {
+			Socket string `json:"socket"`
+		} `json:"server"`
+	}
+	if err := json.Unmarshal(data, &document); err != nil || document.Server.Socket == "" {
+		return "", usagef("the file %s, which COUNTERSIGN_RUN names, does not say where a server's socket is", path)
+	}
+	return document.Server.Socket, nil
+}
+
+type caIssueCmd struct {
+	Workload string        `arg:"" help:"A workload's name, kind and name (service/NAME, gateway/NAME), or its SPIFFE ID."`
+	CSR      string        `name:"csr" placeholder:"FILE" help:"Certify the key of this certificate request (PEM; - is standard input) and print the chain."`
+	Out      string        `placeholder:"DIR" help:"Make a key and write key.pem, cert.pem and ca.pem to DIR/current, all in one step."`
+	Key      string        `enum:"ecdsa-p256,ecdsa-p384,rsa-2048,rsa-3072,rsa-4096,ed25519," default:"" help:"The type of the key that --out makes. Default: as the specification says, else ecdsa-p256."`
+	Mesh     string        `placeholder:"PATH" help:"Without a server: the specification to take names and life from."`
+	TTL      time.Duration `name:"ttl" help:"Without a server: how long the certificate is valid. Default: as the specification says, else 168h."`
+	caState
+	sealFlags
+}
+
+// Help is what --help adds.
+func (caIssueCmd) Help() string {
+	return `For somebody who has no sidecar. While a server runs on the state, it issues, and decides names and life
+from its specification; otherwise this command opens the CA, and needs to be told how its keys are
+stored. The journal records the certificate in either case. Subject and names of a request are never
+copied: those that the workload does not have are refused.
+
+Examples:
+  countersign ca issue --state ./state colorteller --csr colorteller.csr > chain.pem
+  countersign ca issue --state ./state --unsealed --mesh mesh.yaml colorteller --out ./tls`
+}
+
+// Run issues the certificate.
+func (c caIssueCmd) Run(p *process) error {
+	if (c.CSR == "") == (c.Out == "") {
+		return usagef("say either --csr FILE, for a key that is elsewhere, or --out DIR, to make one")
+	}
+	if c.CSR != "" && c.Key != "" {
+		return usagef("--key is for --out; the key of --csr is made already")
+	}
+	socket, err := c.running(p.ctx)
+	if err != nil {
+		return err
+	}
+	if socket != "" {
+		return c.byServer(p, api.NewAdmin(socket))
+	}
+	return c.byState(p)
+}
+
+// byServer asks the server that has the state.
+func (c caIssueCmd) byServer(p *process, admin *api.Admin) error {
+	if c.Mesh != "" || c.TTL != 0 {
+		return usagef("a server runs, and its specification decides: --mesh and --ttl are for a state without a server")
+	}
+	keyType := mesh.KeyType(c.Key)
+	request, key, err := c.request(p, keyType)
+	if err != nil {
+		return err
+	}
+	credentials, err := admin.Issue(p.ctx, api.IssueRequest{Workload: c.Workload, CSR: string(request)})
+	if err != nil {
+		return err
+	}
+	return c.deliver(p, []byte(credentials.Chain), []byte(credentials.Bundle), key)
+}
+
+// byState opens the CA and its journal.
+func (c caIssueCmd) byState(p *process) error {
+	authority, err := ca.Read(c.State)
+	if err != nil {
+		return err
+	}
+	plan, err := c.wanted(authority.TrustDomain())
+	if err != nil {
+		return err
+	}
+	request, key, err := c.request(p, plan.Key)
+	if err != nil {
+		return err
+	}
+	csr, err := issue.ParseCSR(request)
+	if err != nil {
+		return usageError{err}
+	}
+	if err := issue.CheckCSRNames(csr, plan.Identity, plan.DNSNames); err != nil {
+		return usageError{err}
+	}
+	sealer, err := c.sealer()
+	if err != nil {
+		return err
+	}
+	open, err := ca.Open(c.State, sealer)
+	if err != nil {
+		return err
+	}
+	log, err := ca.OpenJournal(c.State, sealer)
+	if errors.Is(err, journal.ErrLocked) {
+		return fmt.Errorf("a server runs on %s, and its socket is not %s; give its --socket: %w", c.State, filepath.Join(c.State, "server.sock"), err)
+	}
+	if err != nil {
+		return err
+	}
+	issued, err := open.Issue(p.ctx, ca.JournalRecorder{Journal: log, By: "administrator"}, issue.Request{
+		ID: plan.Identity, DNSNames: plan.DNSNames, PublicKey: csr.PublicKey, TTL: time.Duration(plan.TTL),
+	})
+	if err := errors.Join(err, log.Close()); err != nil {
+		return err
+	}
+	return c.deliver(p, issued.ChainPEM, open.BundlePEM(), key)
+}
+
+// wanted says what the certificate is to hold: by the specification, when there is one.
+func (c caIssueCmd) wanted(trustDomain string) (mesh.CertificatePlan, error) {
+	if c.Mesh != "" {
+		return c.declared(trustDomain)
+	}
+	if trustDomain == "" {
+		return mesh.CertificatePlan{}, usagef("the CA in %s has no trust domain yet; give --mesh PATH, or start a server with it", c.State)
+	}
+	identity, err := c.identity(trustDomain)
+	if err != nil {
+		return mesh.CertificatePlan{}, err
+	}
+	plan := mesh.CertificatePlan{Identity: identity, TTL: mesh.Duration(c.TTL), Key: mesh.KeyType(c.Key)}
+	if c.TTL == 0 {
+		plan.TTL = mesh.Duration(168 * time.Hour)
+	}
+	return plan, nil
+}
+
+// declared takes everything from the specification but what flags say.
+func (c caIssueCmd) declared(trustDomain string) (mesh.CertificatePlan, error) {
+	spec, err := mesh.Load(c.Mesh)
+	if err != nil {
+		return mesh.CertificatePlan{}, usageError{err}
+	}
+	if trustDomain != spec.TrustDomain {
+		return mesh.CertificatePlan{}, usagef("%s is of the trust domain %q, and the CA in %s is the one of %q", c.Mesh, spec.TrustDomain, c.State, trustDomain)
+	}
+	name := c.Workload[strings.LastIndexByte(c.Workload, '/')+1:]
+	compiled, err := spec.Compile(name)
+	if err != nil {
+		return mesh.CertificatePlan{}, usageError{err}
+	}
+	plan := compiled.Certificate
+	if name != c.Workload {
+		identity, err := c.identity(trustDomain)
+		if err != nil {
+			return mesh.CertificatePlan{}, err
+		}
+		if identity != plan.Identity {
+			return mesh.CertificatePlan{}, usagef("%s declares %s, not %s", c.Mesh, plan.Identity, identity)
+		}
+	}
+	if c.TTL != 0 {
+		plan.TTL = mesh.Duration(c.TTL)
+	}
+	if c.Key != "" {
+		plan.Key = mesh.KeyType(c.Key)
+	}
+	return plan, nil
+}
+
+// identity reads the argument without a specification, which would know a bare name's kind.
+func (c caIssueCmd) identity(trustDomain string) (id.ID, error) {
+	text := c.Workload
+	if !strings.Contains(text, "/") {
+		return id.ID{}, usagef("is %q a service or a gateway? Write service/%s or gateway/%s, or give --mesh PATH", text, text, text)
+	}
+	if !strings.HasPrefix(text, "spiffe://") {
+		text = "spiffe://" + trustDomain + "/" + text
+	}
+	identity, err := id.Parse(text)
+	if err != nil {
+		return id.ID{}, usageError{err}
+	}
+	if identity.TrustDomain() != trustDomain {
+		return id.ID{}, usagef("%s is not of the CA's trust domain %s", identity, trustDomain)
+	}
+	if kind := identity.Kind(); kind != id.Service && kind != id.Gateway {
+		return id.ID{}, usagef("a certificate of the kind %s is not issued by hand; only services and gateways are", kind)
+	}
+	return identity, nil
+}
+
+// request reads the certificate request, or makes a key and one for it.
+func (c caIssueCmd) request(p *process, keyType mesh.KeyType) (csr, key []byte, err error) {
+	if c.CSR != "" {
+		csr, err = readInput(p, c.CSR, issue.MaxCSR)
+		return csr, nil, err
+	}
+	if c.Key != "" {
+		keyType = mesh.KeyType(c.Key)
+	}
+	signer, err := mtls.GenerateKey(keyType)
+	if err != nil {
+		return nil, nil, err
+	}
+	if csr, err = mtls.NewCSR(signer); err != nil {
+		return nil, nil, err
+	}
+	key, err = mtls.MarshalKey(signer)
+	return csr, key, err
+}
+
+// deliver prints the chain, or writes it with its key and the roots.
+func (c caIssueCmd) deliver(p *process, chain, bundle, key []byte) error {
+	if c.Out == "" {
+		_, err := p.stdout.Write(chain)
+		return err
+	}
+	defer clear(key)
+	err := durable.WriteGeneration(c.Out, []durable.File{
+		{Name: "key.pem", Data: key, Perm: 0o600},
+		{Name: "cert.pem", Data: chain, Perm: 0o644},
+		{Name: "ca.pem", Data: bundle, Perm: 0o644},
+	})
+	if err != nil {
+		return err
+	}
+	certs, err := mtls.ParseCertificates(chain)
+	if err != nil {
+		return err
+	}
+	return describeIssued(p.stdout, certs[0], filepath.Join(c.Out, "current"))
+}
+
+func describeIssued(w io.Writer, leaf *x509.Certificate, dir string) error {
+	identity, err := id.FromCertificate(leaf)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "%s\nserial %s, valid to %s\n%s\n%s\n%s\n", identity, mtls.Serial(leaf), leaf.NotAfter.UTC().Format(time.RFC3339),
+		filepath.Join(dir, "key.pem"), filepath.Join(dir, "cert.pem"), filepath.Join(dir, "ca.pem"))
+	return err
+}
+
+// readInput reads a file that the user named, or standard input, up to a size.
+func readInput(p *process, name string, limit int64) ([]byte, error) {
+	r := p.stdin
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, usageError{err}
+		}
+		defer f.Close()
+		r = f
+	}
+	data, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err != nil {
+		return nil, usageError{fmt.Errorf("reading %s: %w", name, err)}
+	}
+	if int64(len(data)) > limit {
+		return nil, usagef("%s has more than %d bytes; is it the right file?", name, limit)
+	}
+	return data, nil
+}
