@@ -6,7 +6,7 @@ MAKEFLAGS += --no-builtin-rules
 
 GO ?= go
 # The linter: built here as tools/go.mod pins it, or another binary by name.
-LINT ?= tools/bin/golangci-lint
+GOLANGCI_LINT ?= tools/bin/golangci-lint
 # Seconds for each fuzz target and for all of them together.
 FUZZ_EACH ?= 4
 FUZZ_ALL ?= 150
@@ -39,15 +39,15 @@ tools/bin/golangci-lint: tools/go.mod tools/go.sum
 	CGO_ENABLED=0 $(GO) -C tools build -trimpath -ldflags='-s -w' -o bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
 .PHONY: linter
-linter: $(LINT) ## Build the pinned golangci-lint
+linter: $(GOLANGCI_LINT) ## Build the pinned golangci-lint
 
 .PHONY: format
-format: $(LINT) ## Check the formatting
-	@$(LINT) fmt --diff
+format: $(GOLANGCI_LINT) ## Check the formatting
+	@$(GOLANGCI_LINT) fmt --diff
 
 .PHONY: fix
-fix: $(LINT) ## Format every file
-	@$(LINT) fmt
+fix: $(GOLANGCI_LINT) ## Format every file
+	@$(GOLANGCI_LINT) fmt
 
 .PHONY: vet
 vet: ## go vet, also with the build tag of the fault injection
@@ -55,8 +55,8 @@ vet: ## go vet, also with the build tag of the fault injection
 	@$(GO) vet -tags faultinject ./...
 
 .PHONY: lint
-lint: $(LINT) ## Run the linters of .golangci.yml
-	@$(LINT) run ./...
+lint: $(GOLANGCI_LINT) ## Run the linters of .golangci.yml
+	@$(GOLANGCI_LINT) run ./...
 
 .PHONY: unit
 unit: ## Unit tests, with -race
