@@ -1,0 +1,82 @@
+package up
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// dieWithParent makes the kernel kill a child when the thread that started it ends, which is how
+// nothing is left behind after a kill -9 of `up` itself; see starter.
+func dieWithParent(attr *syscall.SysProcAttr) { attr.Pdeathsig = syscall.SIGKILL }
+
+// awaitExit waits until a child has ended and leaves it a zombie, so that its process group's number
+// cannot become somebody else's while what is left of the group is killed. It tells whether it has.
+func awaitExit(pid int) bool {
+	for {
+		err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+		if !errors.Is(err, unix.EINTR) {
+			return err == nil
+		}
+	}
+}
+
+// orphans are processes whose parent has ended without waiting for them: this process adopts those
+// among its descendants and ends them last, for a process may leave its group.
+type orphans struct{ before []int }
+
+// adoptOrphans begins the adoption. Children that this process has already are none of ours: they came
+// with an exec.
+func adoptOrphans() (*orphans, error) {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return nil, fmt.Errorf("adopting the processes that children leave behind: %w", err)
+	}
+	return &orphans{before: children()}, nil
+}
+
+// end kills and reaps what was adopted, and what that leaves behind in turn. It is called when every
+// child that is waited for elsewhere has been.
+func (o *orphans) end(deadline time.Time) error {
+	for {
+		left := slices.DeleteFunc(children(), func(pid int) bool { return slices.Contains(o.before, pid) })
+		if len(left) == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the processes %v, which children left behind, do not end", left)
+		}
+		for _, pid := range left {
+			_ = unix.Kill(pid, unix.SIGKILL)               // it may have ended
+			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil) // nobody asks for its status
+		}
+		time.Sleep(2 * time.Millisecond) // the kernel takes a moment
+	}
+}
+
+// children lists the processes whose parent this process is.
+func children() []int {
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return nil
+	}
+	var pids []int
+	for _, task := range tasks {
+		data, err := os.ReadFile("/proc/self/task/" + task.Name() + "/children")
+		if err != nil {
+			continue // the thread has ended, or the kernel was built without this file
+		}
+		for field := range strings.FieldsSeq(string(data)) {
+			if pid, err := strconv.Atoi(field); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}

@@ -1,0 +1,21 @@
+//go:build unix && !linux
+
+package up
+
+import (
+	"syscall"
+	"time"
+)
+
+// dieWithParent does nothing: only Linux can tie a child's life to its parent's.
+func dieWithParent(*syscall.SysProcAttr) {}
+
+// awaitExit cannot be had: what is left of a child's group is killed after the child was waited for.
+func awaitExit(int) bool { return false }
+
+// orphans are adopted on Linux only.
+type orphans struct{}
+
+func adoptOrphans() (*orphans, error) { return &orphans{}, nil }
+
+func (*orphans) end(time.Time) error { return nil }

@@ -1,0 +1,211 @@
+package up
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"countersign.dev/durable"
+)
+
+// ErrState says that a state directory cannot be used.
+var ErrState = errors.New("the state directory cannot be used")
+
+const (
+	temporaryPrefix = "countersign-up-"
+	lockName        = "up.lock"
+	// maxSocketPath is what fits into a sockaddr_un everywhere (104 characters on macOS), with its end.
+	maxSocketPath = 103
+)
+
+// state is the directory that holds everything of a run:
+//
+//	up.lock         held while `up` runs
+//	run.json        the run document, while `up` runs
+//	addresses.json  the networks that the addresses are in, for the next run
+//	ca.pem          the root certificate
+//	server/         the server's state
+//	tokens/         a join token for each instance, while `up` runs
+//	sidecars/       a directory for each instance
+type state struct {
+	dir       string // absolute
+	socket    string // the server's, which may have to be elsewhere to be short enough
+	socketDir string // made for it, empty when it is in dir
+	temporary bool
+	unlock    func() error
+}
+
+// openState makes or reuses dir, or makes a temporary directory when dir is empty, and keeps other
+// `up`s out of it.
+func openState(dir string) (_ *state, err error) {
+	s := &state{temporary: dir == ""}
+	if s.temporary {
+		removeAbandoned(os.TempDir())
+		s.dir, s.unlock, err = makeTemporary()
+	} else {
+		s.dir, s.unlock, err = claimDirectory(dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	for _, name := range []string{"server", "tokens", "sidecars"} {
+		if err := durable.MkdirAll(s.path(name), 0o700); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrState, err)
+		}
+	}
+	s.socket = s.path("server.sock")
+	if len(s.socket) > maxSocketPath {
+		if s.socketDir, err = os.MkdirTemp(shortTemporary(), temporaryPrefix); err != nil {
+			return nil, fmt.Errorf("%w: making a directory with a short name for the server's socket: %w", ErrState, err)
+		}
+		s.socket = filepath.Join(s.socketDir, "server.sock")
+	}
+	return s, nil
+}
+
+// shortTemporary is the shorter one of the places for temporary files.
+func shortTemporary() string {
+	if dir := os.TempDir(); len(dir) <= 40 {
+		return dir
+	}
+	return "/tmp"
+}
+
+// makeTemporary makes a directory and locks it before somebody's removeAbandoned gets it.
+func makeTemporary() (string, func() error, error) {
+	var last error
+	for range 10 {
+		dir, err := os.MkdirTemp("", temporaryPrefix)
+		if err != nil {
+			return "", nil, fmt.Errorf("%w: %w; set TMPDIR, or name a directory with --state", ErrState, err)
+		}
+		unlock, err := durable.Lock(filepath.Join(dir, lockName))
+		if err == nil {
+			if _, err = os.Lstat(filepath.Join(dir, lockName)); err == nil {
+				return dir, unlock, nil
+			}
+			last = errors.Join(err, unlock())
+			continue
+		}
+		last = err
+	}
+	return "", nil, fmt.Errorf("%w: %w", ErrState, last)
+}
+
+// claimDirectory makes and locks a directory that the user named.
+func claimDirectory(dir string) (string, func() error, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", nil, fmt.Errorf("%w: %w", ErrState, err)
+	}
+	if err := durable.MkdirAll(dir, 0o700); err != nil {
+		return "", nil, fmt.Errorf("%w: %w", ErrState, err)
+	}
+	unlock, err := durable.Lock(filepath.Join(dir, lockName))
+	switch {
+	case errors.Is(err, durable.ErrLocked):
+		return "", nil, fmt.Errorf("%w: another 'countersign up' runs on %s; stop it, or give another --state", ErrState, dir)
+	case err != nil:
+		return "", nil, fmt.Errorf("%w: %w", ErrState, err)
+	}
+	return dir, unlock, nil
+}
+
+// removeAbandoned removes the temporary directories of `up`s that were killed, private keys and all. A
+// directory is abandoned when it is this user's and nobody holds its lock.
+func removeAbandoned(parent string) {
+	locks, err := filepath.Glob(filepath.Join(parent, temporaryPrefix+"*", lockName))
+	if err != nil {
+		return // the pattern is bad: TMPDIR has a [ in it
+	}
+	for _, path := range locks {
+		dir := filepath.Dir(path)
+		info, err := os.Lstat(dir)
+		if err != nil || !info.IsDir() {
+			continue
+		}
+		if owner, ok := info.Sys().(*syscall.Stat_t); !ok || int(owner.Uid) != os.Getuid() {
+			continue
+		}
+		unlock, err := durable.Lock(path)
+		if err != nil {
+			continue
+		}
+		os.RemoveAll(dir)
+		_ = unlock() // the file is gone
+	}
+}
+
+// path names something in the directory.
+func (s *state) path(elements ...string) string {
+	return filepath.Join(append([]string{s.dir}, elements...)...)
+}
+
+func (s *state) documentPath() string           { return s.path("run.json") }
+func (s *state) sidecar(instance string) string { return s.path("sidecars", instance) }
+func (s *state) token(instance string) string   { return s.path("tokens", instance) }
+
+// writeToken stores a join token where the sidecar reads it.
+func (s *state) writeToken(instance, token string) error {
+	if err := durable.WriteFile(s.token(instance), []byte(token+"\n"), 0o600); err != nil {
+		return fmt.Errorf("storing the join token of %s: %w", instance, err)
+	}
+	return nil
+}
+
+// blocks are the networks of the last run on this state, none when there was none.
+func (s *state) blocks() []netip.Prefix {
+	data, err := os.ReadFile(s.path("addresses.json"))
+	if err != nil {
+		return nil
+	}
+	var blocks, usable []netip.Prefix
+	if json.Unmarshal(data, &blocks) != nil {
+		return nil // then they are chosen anew
+	}
+	for _, block := range blocks {
+		if block.Bits() == 24 && block == block.Masked() && block.Addr().Is4() && block.Addr().IsLoopback() {
+			usable = append(usable, block)
+		}
+	}
+	return usable
+}
+
+// keepBlocks remembers the networks, so that addresses stay the same from run to run where they can.
+func (s *state) keepBlocks(blocks []netip.Prefix) error {
+	if s.temporary {
+		return nil
+	}
+	data, err := json.Marshal(blocks)
+	if err != nil {
+		return fmt.Errorf("remembering the addresses: %w", err)
+	}
+	return durable.WriteFile(s.path("addresses.json"), append(data, '\n'), 0o600)
+}
+
+// close removes what has no meaning after the run: everything when the directory is temporary.
+func (s *state) close() error {
+	var errs []error
+	if s.socketDir != "" {
+		errs = append(errs, os.RemoveAll(s.socketDir))
+	}
+	if s.temporary {
+		errs = append(errs, os.RemoveAll(s.dir))
+	} else {
+		errs = append(errs, os.RemoveAll(s.documentPath()), os.RemoveAll(s.path("tokens")), os.RemoveAll(s.path("server.sock")))
+	}
+	errs = append(errs, s.unlock())
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("clearing up after the run: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,271 @@
+// Package up knows how to run a whole mesh on one machine: which processes it consists of, where they
+// are, in which order they start and stop, and when the mesh is ready.
+//
+// The processes are those of production (`countersign server`, one `countersign proxy` for each
+// instance, the applications), each a child of this one; they get addresses of their own on the
+// loopback network, so that the specification's ports stay as they are. It is a way to run and to
+// test a mesh, and isolates nothing: every process runs as the same user on the same machine.
+package up
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"countersign.dev/mesh"
+)
+
+// ErrNotStarted says that the mesh did not become ready.
+var ErrNotStarted = errors.New("the mesh did not start")
+
+// errInterrupted is why a start ends early.
+var errInterrupted = errors.New("interrupted before the mesh was ready")
+
+// Config says what to run and how.
+type Config struct {
+	// Spec is the specification at Path; the server reads Path again by itself.
+	Spec *mesh.Spec
+	Path string
+	// Executable is this program, and Flags are what each of its processes is given before the
+	// command's name.
+	Executable string
+	Flags      []string
+	// StateDir keeps the state; when it is empty the state is temporary.
+	StateDir string
+	// LogDir takes a file a process; when it is empty their lines go to Stderr, prefixed.
+	LogDir string
+	// Command runs when the mesh is ready, and the mesh ends with it. Without one the mesh runs until
+	// a signal comes.
+	Command []string
+	// JSON writes the run document to Stdout when the mesh is ready, instead of the table.
+	JSON bool
+	// StartTimeout bounds the start, and DrainTimeout how long each process may finish its work.
+	StartTimeout time.Duration
+	DrainTimeout time.Duration
+	Addresses    Addresses
+	// CA makes an unsealed certificate authority for the trust domain in a directory, or sees that the
+	// one which is there serves it.
+	CA func(dir, trustDomain string) error
+	// Signals are SIGINT, SIGTERM and SIGHUP of this process.
+	Signals <-chan os.Signal
+	// Stdin is Command's; so is Stdout when there is one. Terminal says that Stderr is one, and Colour
+	// that it may have colours.
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	Terminal       bool
+	Colour         bool
+}
+
+// Run runs the mesh until a signal comes, the command ends or ctx does, and gives the exit status: the
+// command's, 0 without one. An error wraps [ErrNotStarted], [ErrState] or [ErrPort] when the mesh did
+// not become ready. When Run returns, no process that it started runs any more.
+func Run(ctx context.Context, cfg Config) (status int, err error) {
+	r := &run{
+		cfg:     cfg,
+		console: &console{w: cfg.Stderr, terminal: cfg.Terminal, colour: cfg.Colour},
+		pid:     os.Getpid(),
+		changed: make(chan struct{}, 1),
+		hurry:   make(chan struct{}),
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	r.onSignal(func(os.Signal) { cancel(errInterrupted) })
+	defer r.listen()()
+
+	command, err := r.command()
+	if err != nil {
+		return 0, err
+	}
+	if err := r.prepare(ctx); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, r.end()) }()
+	if err := r.start(ctx); err != nil {
+		r.console.settle()
+		if errors.Is(context.Cause(ctx), errInterrupted) {
+			if command == nil {
+				return 0, nil
+			}
+			err = errInterrupted
+		}
+		return 0, fmt.Errorf("%w: %w", ErrNotStarted, err)
+	}
+	r.console.settle()
+	if err := r.announce(); err != nil {
+		return 0, err
+	}
+	watching, stopWatching := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() { r.watch(watching) })
+	defer watch.Wait()
+	defer stopWatching()
+	if command == nil {
+		<-ctx.Done()
+		return 0, nil
+	}
+	return r.runCommand(ctx, command)
+}
+
+// run is one run of a mesh.
+type run struct {
+	cfg     Config
+	console *console
+	pid     int
+	logs    *logs
+	state   *state
+	place   *placement
+	starter *starter
+	orphans *orphans
+
+	all      []*instance
+	server   *child
+	sidecars map[*instance]*child
+	apps     map[*instance]*child // of those that run; owned by start until the mesh is ready
+	control  *control
+	identity Server // how the server describes itself in the run document; the pid is not kept up
+
+	// changed has an element when a process was started since the document was written.
+	changed chan struct{}
+	// hurry is closed when the user does not want to wait for what drains.
+	hurry chan struct{}
+
+	signalMu sync.Mutex
+	signal   func(os.Signal)
+}
+
+// onSignal says what a signal means from now on.
+func (r *run) onSignal(handle func(os.Signal)) {
+	r.signalMu.Lock()
+	defer r.signalMu.Unlock()
+	r.signal = handle
+}
+
+// listen takes signals until the function that it gives is called.
+func (r *run) listen() (stop func()) {
+	done := make(chan struct{})
+	var listening sync.WaitGroup
+	listening.Go(func() {
+		for {
+			select {
+			case s := <-r.cfg.Signals:
+				r.signalMu.Lock()
+				handle := r.signal
+				r.signalMu.Unlock()
+				handle(s)
+			case <-done:
+				return
+			}
+		}
+	})
+	return func() {
+		close(done)
+		listening.Wait()
+	}
+}
+
+// prepare does what may fail before any process is started. After an error nothing is left.
+func (r *run) prepare(ctx context.Context) (err error) {
+	if r.all, err = instances(r.cfg.Spec); err != nil {
+		return err
+	}
+	if r.logs, err = r.openLogs(); err != nil {
+		return err
+	}
+	if r.state, err = openState(r.cfg.StateDir); err != nil {
+		return err
+	}
+	if r.place, err = allocate(ctx, r.cfg.Addresses, r.all, r.state.blocks()); err != nil {
+		return errors.Join(err, r.state.close())
+	}
+	if r.orphans, err = adoptOrphans(); err != nil {
+		r.place.release()
+		return errors.Join(err, r.state.close())
+	}
+	r.starter = newStarter()
+	return nil
+}
+
+func (r *run) openLogs() (*logs, error) {
+	l := &logs{console: r.console}
+	if r.cfg.LogDir == "" {
+		return l, nil
+	}
+	dir, err := filepath.Abs(r.cfg.LogDir)
+	if err != nil {
+		return nil, fmt.Errorf("the directory of the logs: %w", err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("the directory of the logs: %w; give another one with --logs", err)
+	}
+	l.dir = dir
+	return l, nil
+}
+
+// end stops every process, the callers before those whom they call and the server last, and removes
+// what is to be removed.
+func (r *run) end() error {
+	var once sync.Once
+	r.onSignal(func(os.Signal) { once.Do(func() { close(r.hurry) }) })
+	r.console.settle()
+	grace := r.cfg.DrainTimeout + 2*time.Second // a sidecar cuts off by itself before it is killed
+	for _, group := range stopOrder(r.all) {
+		var stopping sync.WaitGroup
+		for _, i := range group {
+			stopping.Go(func() {
+				if sidecar := r.sidecars[i]; sidecar != nil {
+					sidecar.stop(grace, r.hurry)
+				}
+				if app := r.apps[i]; app != nil {
+					app.stop(grace, r.hurry)
+				}
+			})
+		}
+		stopping.Wait()
+	}
+	if r.server != nil {
+		r.server.stop(grace, r.hurry)
+	}
+	r.starter.close()
+	err := r.orphans.end(time.Now().Add(5 * time.Second))
+	r.closeLogs()
+	r.place.release()
+	return errors.Join(err, r.state.close())
+}
+
+func (r *run) closeLogs() {
+	for _, set := range []map[*instance]*child{r.sidecars, r.apps, {nil: r.server}} {
+		for _, c := range set {
+			if c != nil {
+				_ = c.log.Close() // what it holds was written
+			}
+		}
+	}
+}
+
+// ours makes a command of this same program.
+func (r *run) ours(args ...string) *exec.Cmd {
+	command := exec.Command(r.cfg.Executable) //nolint:noctx // it is ended by a signal to its group
+	command.Args = append(append([]string{programName}, r.cfg.Flags...), args...)
+	command.Env = environment()
+	return command
+}
+
+// programName is how a specification and a user call this program, wherever it is.
+const programName = "countersign"
+
+// lookUp finds a program as a shell in dir would.
+func (r *run) lookUp(name, dir string) (string, error) {
+	if name == programName {
+		return r.cfg.Executable, nil
+	}
+	if filepath.Base(name) != name && !filepath.IsAbs(name) {
+		name = filepath.Join(dir, name)
+	}
+	return exec.LookPath(name)
+}
