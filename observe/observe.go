@@ -229,6 +229,12 @@ func (t *Target) finding(c Check) Finding {
 	return Finding{Workload: t.Workload.Name, Instance: t.Instance, Endpoint: t.Inbound.Name, Check: c.Name, Expected: c.Expected, Observed: c.Observed}
 }
 
+// Add puts findings in their places among those of the report.
+func (r *Report) Add(findings ...Finding) {
+	r.Findings = append(r.Findings, findings...)
+	sortFindings(r.Findings)
+}
+
 // sortFindings orders findings by place, and leaves the order of checks at one place.
 func sortFindings(findings []Finding) {
 	slices.SortStableFunc(findings, func(a, b Finding) int {

@@ -474,3 +474,16 @@ func TestNetHTTPAnswersPlaintext(t *testing.T) {
 		t.Errorf("plaintext: %+v", c)
 	}
 }
+
+// Findings of both kinds stand in one order.
+func TestReportAdd(t *testing.T) {
+	report := Report{Findings: []Finding{{Workload: "b", Instance: "b-1", Check: CheckTrust}, {Workload: "b", Instance: "b-1", Check: CheckExpiry}}}
+	report.Add(Finding{Workload: "b", Check: CheckEndpoint}, Finding{Workload: "a", Check: CheckDeclared})
+	var got []string
+	for _, f := range report.Findings {
+		got = append(got, f.Workload+" "+f.Check)
+	}
+	if diff := cmp.Diff([]string{"a declared", "b endpoint", "b trust", "b expiry"}, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
