@@ -99,24 +99,25 @@ func ReadCurrent(dir string) (map[string][]byte, error) {
 	return files, nil
 }
 
-// withCurrent resolves the link once and reads below what it pointed to. When the generation was
-// removed meanwhile because two newer ones were written, it starts again.
+// withCurrent resolves the link once and reads below what it pointed to. When the link has moved
+// meanwhile, it starts again: once it has moved twice, the generation that was being read is removed
+// file by file, and what was read may be a part of it without any error.
 func withCurrent(dir string, read func(generation string) error) error {
 	link := filepath.Join(dir, currentLink)
+	target, err := os.Readlink(link)
 	for {
-		target, err := os.Readlink(link)
 		if err != nil {
 			return fmt.Errorf("reading the current generation: %w", err)
 		}
-		err = read(filepath.Join(dir, target))
-		if err == nil {
-			return nil
-		}
-		again, linkErr := os.Readlink(link)
-		if linkErr == nil && again != target {
+		readErr := read(filepath.Join(dir, target))
+		before := target
+		if target, err = os.Readlink(link); err == nil && target != before {
 			continue
 		}
-		return fmt.Errorf("reading the current generation: %w", err)
+		if readErr != nil {
+			return fmt.Errorf("reading the current generation: %w", readErr)
+		}
+		return nil
 	}
 }
 
