@@ -29,6 +29,7 @@ type root struct {
 
 	CA      caCmd      `cmd:"" name:"ca" help:"The certificate authority: init, show, issue, list."`
 	Example exampleCmd `cmd:"" help:"The example meshes: their files and their applications."`
+	Up      upCmd      `cmd:"" help:"Run a whole mesh on this machine."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 
