@@ -42,6 +42,12 @@ func (v *value) get(name string) *value {
 	return v.index[name]
 }
 
+// isBad tells whether something was written that could not be understood.
+func (v *value) isBad() bool { return v != nil && v.bad }
+
+// isGood tells whether something was written and understood.
+func (v *value) isGood() bool { return v != nil && !v.bad }
+
 // put adds a member.
 func (v *value) put(name string, at position, child *value) {
 	if v.index == nil {
@@ -202,10 +208,11 @@ func (d decoder) mapping(v *value, n *yaml.Node) {
 	})
 	a, b := v.get(v.shape.exclusive[0]), v.get(v.shape.exclusive[1])
 	if a != nil && b != nil {
+		first, second := v.shape.exclusive[0], v.shape.exclusive[1]
 		if a.key.compare(b.key) > 0 {
-			a, b = b, a
+			a, b, first, second = b, a, second, first
 		}
-		d.add(b.at, b.path, fmt.Sprintf("stands together with %q", v.shape.exclusive[0]), fmt.Sprintf("give either %q or %q", v.shape.exclusive[0], v.shape.exclusive[1]))
+		d.add(b.at, b.path, fmt.Sprintf("stands together with %q", first), fmt.Sprintf("give either %q or %q", first, second))
 	}
 }
 
@@ -380,7 +387,7 @@ func (d decoder) wrongType(v *value, n *yaml.Node, path string) {
 	}
 	right := "write " + v.shape.article()
 	if is == "empty" {
-		right += ", or leave the key out"
+		right += ", or remove what is empty"
 	}
 	d.add(v.at, path, "is "+is, right)
 }

@@ -3,7 +3,6 @@ package mesh
 import (
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 )
@@ -92,24 +91,4 @@ func Expand(text string, lookup func(name string) (string, bool)) (string, error
 			text = after
 		}
 	}
-}
-
-// checkVariables finds what is wrong with the ${...} of a text.
-func (v *Service) checkVariables(text string, near *nearest) (wrong, right string) {
-	var names []string
-	for _, variable := range v.Variables() {
-		names = append(names, variable.Name)
-	}
-	_, err := Expand(text, func(name string) (string, bool) {
-		if slices.Contains(names, name) || wrong != "" {
-			return "", true
-		}
-		wrong = quote("${"+name+"}") + " stands for nothing"
-		right = near.right(name, names, "this service has neither ports nor calls") + ", and $${ writes ${ itself"
-		return "", true
-	})
-	if err != nil && wrong == "" {
-		return "a ${ is not closed", "close it with }, or write $${ for ${ itself"
-	}
-	return wrong, right
 }

@@ -338,7 +338,7 @@ var timeoutShape = &shape{
 var (
 	protocol   = enum("protocol", string(HTTP), string(HTTP2), string(GRPC), string(TCP))
 	tlsMode    = enum("TLS mode", string(Strict), string(Permissive), string(Off))
-	clientAuth = enum("client authentication", string(Require), string(Optional), string(None))
+	clientAuth = enum("kind of client authentication", string(Require), string(Optional), string(None))
 )
 
 func enum(name string, words ...string) *shape {

@@ -14,7 +14,7 @@ const nearestWork = 5_000_000
 
 // find gives the known name that is nearest to s, if one is near enough to be a slip.
 func (n *nearest) find(s string, known []string) (string, bool) {
-	best, bestDistance := "", 1+max(1, min(len(s), 12)/3)
+	best, bestDistance := "", 1+min(len(s), 12)/3 // in a short name every slip makes another name
 	folded := strings.ToLower(s)
 	for _, k := range known {
 		if n.work > nearestWork {

@@ -1,9 +1,6 @@
 package mesh
 
-import (
-	"fmt"
-	"strings"
-)
+import "fmt"
 
 // ParseDocuments checks and joins the documents of a specification and fills in its defaults. An
 // error is an [Errors] with everything that is wrong, or an [ErrTooLarge]. The documents' order
@@ -31,10 +28,12 @@ func ParseDocuments(documents []Document) (*Spec, error) {
 		// would be reported for nothing.
 		return nil, r.err()
 	}
-	decoder{report: r}.required(root)
+	if !root.bad {
+		decoder{report: r}.required(root)
+	}
 	b := builder{report: r, documents: documents}
 	spec := b.spec(root)
-	checker{report: r, spec: spec, root: root}.check()
+	newChecker(r, spec, root).check()
 	if err := r.err(); err != nil {
 		return nil, err
 	}
@@ -60,6 +59,7 @@ func (r *report) readAll(documents []Document) (root *value, readable bool) {
 // join adds what another document says to root. Services and gateways of all documents are put
 // together; everything else stands in one of them.
 func (r *report) join(root, other *value) {
+	root.bad = root.bad || other.bad
 	root.misspelled = append(root.misspelled, other.misspelled...)
 	for _, m := range other.members {
 		have := root.get(m.name)
@@ -83,12 +83,4 @@ func (r *report) joinDictionary(have, other *value) {
 		}
 		have.put(m.name, m.at, m.value)
 	}
-}
-
-// upperFirst is for sentences that begin with a word of the table.
-func upperFirst(s string) string {
-	if s == "" {
-		return s
-	}
-	return strings.ToUpper(s[:1]) + s[1:]
 }

@@ -3,6 +3,7 @@ package mesh
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -40,9 +41,10 @@ type shape struct {
 	keys     *shape // of a dictionary's names: a text
 	nonEmpty bool   // a list that has to have an entry
 
-	words   []string // the only texts that are possible
-	pattern string   // a regular expression for texts, as far as one can say it; Go and ECMA-262 read it alike
-	maxLen  int      // of a text, in code points
+	words    []string // the only texts that are possible
+	reserved []string // texts that are not possible because they mean something
+	pattern  string   // a regular expression for texts, as far as one can say it; Go and ECMA-262 read it alike
+	maxLen   int      // of a text, in code points
 	// check finds what words, pattern and maxLen cannot say, or says better what they can.
 	check func(string) (wrong, right string)
 
@@ -105,6 +107,9 @@ func (s *shape) article() string {
 
 // checkText finds out whether s is a text of the shape, apart from words.
 func (s *shape) checkText(text string) (wrong, right string) {
+	if slices.Contains(s.reserved, text) {
+		return fmt.Sprintf("%q is a word of allow.from", text), "choose another name"
+	}
 	if s.check != nil {
 		if wrong, right = s.check(text); wrong != "" {
 			return wrong, right

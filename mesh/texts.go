@@ -15,6 +15,7 @@ import (
 const (
 	labelPattern       = `^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`
 	dnsNamePattern     = `^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$`
+	hostPattern        = `^([A-Za-z0-9.-]+|\[?[0-9A-Fa-f:.]+\]?)$`
 	durationPattern    = `^([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+$`
 	methodPattern      = `^[A-Z][A-Z0-9_-]*$`
 	headerPattern      = "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"
@@ -30,11 +31,8 @@ const (
 // The shapes of texts.
 var (
 	workloadName = &shape{
-		kind: textKind, name: "DNS label", pattern: labelPattern, maxLen: 63,
+		kind: textKind, name: "DNS label", pattern: labelPattern, maxLen: 63, reserved: []string{FromAny, FromAnonymous},
 		check: func(s string) (string, string) {
-			if s == FromAny || s == FromAnonymous {
-				return fmt.Sprintf("%q is a word of allow.from", s), "choose another name"
-			}
 			return checkName(s, id.CheckLabel, "use a DNS label: 1 to 63 of a-z, 0-9 and -, with no - at the ends")
 		},
 	}
@@ -60,7 +58,7 @@ var (
 		},
 	}
 	hostName = &shape{
-		kind: textKind, name: "host name", maxLen: 253,
+		kind: textKind, name: "host name", maxLen: 253, pattern: hostPattern,
 		check: func(s string) (string, string) {
 			if _, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")); err == nil {
 				return "", ""
@@ -88,7 +86,7 @@ var (
 		kind: textKind, name: "header name", pattern: headerPattern, maxLen: 128,
 		check: func(s string) (string, string) {
 			if strings.EqualFold(s, "host") {
-				return "the host is not matched as a header", `use "host" beside "headers"`
+				return quote(s) + " is not matched as a header", `use "host" beside "headers"`
 			}
 			return checkPattern(s, headerPattern, "header name", "write one such as x-version")
 		},
@@ -109,17 +107,28 @@ var (
 			return checkPattern(s, environmentPattern, "name of an environment variable", "use letters, digits and _, with no digit in front")
 		},
 	}
-	written  = &shape{kind: writtenKind, name: "text", maxLen: 32 << 10}
+	written = &shape{
+		kind: writtenKind, name: "text", maxLen: 32 << 10,
+		check: checkNUL,
+	}
 	fileName = &shape{
 		kind: textKind, name: "file name", pattern: `^.+$`, maxLen: 4096,
 		check: func(s string) (string, string) {
 			if s == "" {
-				return "it is empty", "write a path, absolute or relative to this file's directory"
+				return "is empty", "write a path, absolute or relative to this file's directory"
 			}
-			return "", ""
+			return checkNUL(s)
 		},
 	}
 )
+
+// checkNUL refuses what no operating system passes on.
+func checkNUL(s string) (string, string) {
+	if strings.ContainsRune(s, 0) {
+		return "holds a NUL character", "remove it"
+	}
+	return "", ""
+}
 
 // checkName words what package id finds wrong with a name.
 func checkName(s string, check func(string) error, right string) (string, string) {

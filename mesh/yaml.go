@@ -130,7 +130,7 @@ func (r *report) syntaxError(file int, err error) {
 	if strings.Contains(wrong, "end of stream") || mark.Line == 0 {
 		mark = load.ContextMark // where it began tells more than where the text ends
 	}
-	if load.ContextMsg != "" {
+	if load.ContextMsg != "" && !strings.Contains(wrong, errTooDeep.Error()) {
 		wrong += " " + load.ContextMsg
 	}
 	right := "check indentation, quotes and brackets"
