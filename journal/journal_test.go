@@ -36,15 +36,18 @@ func newLog(t testing.TB, key *Key, n int) *Log {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { closeLog(t, l) })
 	for i := range n {
 		appendTo(t, l, i)
 	}
 	return l
+}
+
+func closeLog(t testing.TB, l *Log) {
+	t.Helper()
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 func appendTo(t testing.TB, l *Log, i int) {
@@ -144,7 +147,7 @@ func TestAppendReopenRead(t *testing.T) {
 	if l, err = Open(l.dir, again); err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	t.Cleanup(func() { closeLog(t, l) })
 	index, err := l.Append(t.Context(), Entry{Time: epoch, Type: Apply, Data: facts{"a": 1}})
 	if err != nil || index != 6 {
 		t.Fatalf("index %d, %v, want 6", index, err)
@@ -162,7 +165,10 @@ func TestAppendReopenRead(t *testing.T) {
 	if diff := cmp.Diff([]Type{Created, Issued, Issued, Issued, Issued, Issued, Apply}, types); diff != "" {
 		t.Error(diff)
 	}
-	for range l.Records() {
+	for _, err := range l.Records() {
+		if err != nil {
+			t.Error(err)
+		}
 		break // a reader may stop
 	}
 	if _, err := Verify(l.dir, key.Verifier()); err != nil {
@@ -316,7 +322,7 @@ func TestCreateAfterInterruption(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	t.Cleanup(func() { closeLog(t, l) })
 	if _, err := Verify(l.dir, other.Verifier()); err != nil {
 		t.Error(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -25,6 +26,7 @@ type Log struct {
 	verifier string
 	dropped  int64
 	unlock   func() error
+	size     atomic.Int64 // of tree, for those who do not want to wait for committing
 
 	mu     sync.Mutex // guards what follows
 	queue  []*request
@@ -204,6 +206,7 @@ func (l *Log) load(head checkpoint, file *os.File) (err error) {
 	if l.tree, l.length, err = check(head, file); err != nil {
 		return err
 	}
+	l.size.Store(l.tree.size)
 	info, err := file.Stat()
 	if err != nil {
 		return err
@@ -221,12 +224,8 @@ func (l *Log) Dropped() int64 { return l.dropped }
 // VerifierKey is the public key of the checkpoints.
 func (l *Log) VerifierKey() string { return l.verifier }
 
-// Size is how many entries the checkpoint covers.
-func (l *Log) Size() int64 {
-	l.committing.Lock()
-	defer l.committing.Unlock()
-	return l.tree.size
-}
+// Size is how many entries the checkpoint covers. It does not wait for the disk.
+func (l *Log) Size() int64 { return l.size.Load() }
 
 // Append records an entry and returns its index when it is on disk, covered by a signed checkpoint.
 // After [ErrNotRecorded] the entry may or may not be found in the journal later; the next Append
@@ -349,6 +348,7 @@ func (l *Log) publish() error {
 	durable.Step("journal.checkpoint.after")
 	l.tree, l.length = l.pending.tree, l.pending.length
 	l.pending, l.unclean = nil, false
+	l.size.Store(l.tree.size)
 	return nil
 }
 

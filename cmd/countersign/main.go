@@ -27,8 +27,12 @@ type root struct {
 	LogFormat string `help:"How log lines on standard error are written: ${enum}." enum:"text,json" default:"text" env:"COUNTERSIGN_LOG_FORMAT"`
 	LogLevel  string `help:"The least important log lines that are written: ${enum}." enum:"debug,info,warn,error" default:"info" env:"COUNTERSIGN_LOG_LEVEL"`
 
+	Audit   auditCmd   `cmd:"" help:"The journal: copy it out, check a copy."`
 	CA      caCmd      `cmd:"" name:"ca" help:"The certificate authority: init, show, issue, list."`
 	Example exampleCmd `cmd:"" help:"The example meshes: their files and their applications."`
+	Server  serverCmd  `cmd:"" help:"The control plane."`
+	Status  statusCmd  `cmd:"" help:"What each instance really serves."`
+	Token   tokenCmd   `cmd:"" help:"Join tokens."`
 	Up      upCmd      `cmd:"" help:"Run a whole mesh on this machine."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"countersign.dev/api"
+)
+
+type statusCmd struct {
+	Watch bool `help:"Show it again every second, until interrupted."`
+	adminFlags
+	outputFlag
+}
+
+// Help is what --help adds.
+func (statusCmd) Help() string {
+	return `Shows what each instance reports that it really serves: the serial of the certificate that new connections
+get, when that ends and when it was obtained, the revision of the Plan in force, who still talks plaintext to
+it, and for how long it would go on without the server. A gateway that the outside speaks plaintext to shows
+its certificate only to the services behind it; SEEN is the serial that they saw.
+
+With --output json: an array of objects, one an instance; with --watch, one array a line.
+
+Examples:
+  countersign status --socket ./state/server.sock
+  countersign up mesh.yaml -- countersign status --output json`
+}
+
+// Run shows the status.
+func (c statusCmd) Run(p *process) error {
+	admin, err := c.admin()
+	if err != nil {
+		return err
+	}
+	if !c.Watch {
+		rows, err := admin.Status(p.ctx)
+		if err != nil {
+			return answered(p, err)
+		}
+		return c.show(p.stdout, rows, time.Now())
+	}
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		rows, err := admin.Status(p.ctx)
+		if p.ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return answered(p, err)
+		}
+		if err := c.redraw(p.stdout, rows); err != nil {
+			return err
+		}
+		select {
+		case <-p.ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// redraw replaces what a terminal shows, and appends anywhere else.
+func (c statusCmd) redraw(w io.Writer, rows []api.Status) error {
+	if !c.json() {
+		separator := "\n"
+		if isTerminal(w) {
+			separator = "\x1b[H\x1b[2J" // to the upper left corner, and clear
+		}
+		if _, err := io.WriteString(w, separator); err != nil {
+			return err
+		}
+	}
+	return c.show(w, rows, time.Now())
+}
+
+func (c statusCmd) show(w io.Writer, rows []api.Status, now time.Time) error {
+	if !c.json() {
+		return writeStatus(w, rows, now)
+	}
+	// A workload without an instance is a line for people only: here every element is an instance.
+	instances := slices.DeleteFunc(slices.Clone(rows), func(s api.Status) bool { return s.Instance == "" })
+	encoder := json.NewEncoder(w)
+	if !c.Watch {
+		encoder.SetIndent("", "  ")
+	}
+	return encoder.Encode(instances)
+}
+
+// writeStatus writes the table, and below it what is wrong.
+func writeStatus(w io.Writer, rows []api.Status, now time.Time) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "WORKLOAD\tINSTANCE\tIDENTITY\tSERIAL\tEXPIRES IN\tLAST RENEWAL\tREVISION\tPLAINTEXT CALLERS\tSURVIVES WITHOUT SERVER\tSEEN")
+	var problems []string
+	for _, row := range rows {
+		fmt.Fprintln(table, strings.Join(statusColumns(row, now), "\t"))
+		if row.Error != "" {
+			name := row.Instance
+			if name == "" {
+				name = row.Workload
+			}
+			problems = append(problems, name+": "+row.Error)
+		}
+	}
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	if len(problems) == 0 {
+		return nil
+	}
+	_, err := fmt.Fprintf(w, "\n%s\n", strings.Join(problems, "\n"))
+	return err
+}
+
+func statusColumns(row api.Status, now time.Time) []string {
+	dash := func(s string) string {
+		if s == "" {
+			return "-"
+		}
+		return s
+	}
+	expires, renewed, revision, survives := "-", "-", "-", "-"
+	if !row.NotAfter.IsZero() {
+		expires = roughly(row.NotAfter.Sub(now))
+		survives = roughly(time.Duration(row.SurvivesSeconds) * time.Second)
+	}
+	if !row.LastRenewal.IsZero() {
+		renewed = roughly(now.Sub(row.LastRenewal)) + " ago"
+	}
+	if row.Revision > 0 {
+		revision = strconv.FormatUint(row.Revision, 10)
+	}
+	return []string{
+		row.Workload, dash(row.Instance), row.Identity, dash(row.Serial), expires, renewed, revision,
+		dash(strings.Join(row.PlaintextCallers, " ")), survives, dash(row.ObservedSerial),
+	}
+}
+
+// roughly is a duration in the two units that matter.
+func roughly(d time.Duration) string {
+	if d <= 0 {
+		return "0s"
+	}
+	const day = 24 * time.Hour
+	switch {
+	case d >= 2*day:
+		return fmt.Sprintf("%dd%dh", d/day, d%day/time.Hour)
+	case d >= time.Hour:
+		return fmt.Sprintf("%dh%dm", d/time.Hour, d%time.Hour/time.Minute)
+	case d >= time.Minute:
+		return fmt.Sprintf("%dm%ds", d/time.Minute, d%time.Minute/time.Second)
+	default:
+		return fmt.Sprintf("%ds", d/time.Second)
+	}
+}

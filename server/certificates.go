@@ -1,0 +1,113 @@
+package server
+
+import (
+	"context"
+	"crypto/x509"
+	"database/sql"
+	"fmt"
+	"time"
+
+	"countersign.dev/api"
+	"countersign.dev/id"
+	"countersign.dev/mtls"
+)
+
+// keepExpired is how long the store remembers a certificate after its end. The journal remembers it
+// for ever.
+const keepExpired = 30 * 24 * time.Hour
+
+// redemption says which token and key a certificate answers.
+type redemption struct {
+	token     string
+	publicKey string
+}
+
+// putCertificate stores an issued certificate, and, when it answers a redemption, that it does.
+// Storing it twice is no error.
+func (s *store) putCertificate(ctx context.Context, cert *x509.Certificate, instance string, answers *redemption) error {
+	return s.write(ctx, func(tx *sql.Tx) error {
+		if _, err := addCertificate(ctx, tx, cert, instance); err != nil {
+			return err
+		}
+		if answers == nil {
+			return nil
+		}
+		_, err := tx.ExecContext(ctx, "UPDATE redemptions SET serial = ? WHERE token = ? AND public_key = ?",
+			mtls.Serial(cert), answers.token, answers.publicKey)
+		return err
+	})
+}
+
+// addCertificates stores those of the certificates that are not stored yet, and says how many.
+func (s *store) addCertificates(ctx context.Context, certificates []ownedCertificate) (added int64, err error) {
+	err = s.write(ctx, func(tx *sql.Tx) error {
+		for _, c := range certificates {
+			n, err := addCertificate(ctx, tx, c.cert, c.instance)
+			if err != nil {
+				return err
+			}
+			added += n
+		}
+		return nil
+	})
+	return added, err
+}
+
+// ownedCertificate is a certificate and the instance that it was issued to.
+type ownedCertificate struct {
+	cert     *x509.Certificate
+	instance string
+}
+
+func addCertificate(ctx context.Context, tx *sql.Tx, cert *x509.Certificate, instance string) (added int64, err error) {
+	identity, err := id.FromCertificate(cert)
+	if err != nil {
+		return 0, err
+	}
+	result, err := tx.ExecContext(ctx, "INSERT OR IGNORE INTO certificates VALUES (?, ?, ?, ?, ?, ?)",
+		mtls.Serial(cert), identity.String(), instance, micros(cert.NotBefore), micros(cert.NotAfter), cert.Raw)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+// certificates lists what is remembered, newest first.
+func (s *store) certificates(ctx context.Context) ([]api.CertificateRecord, error) {
+	rows, err := s.db.QueryContext(ctx, "SELECT serial, identity, instance, not_before, not_after FROM certificates ORDER BY not_before DESC, serial")
+	if err != nil {
+		return nil, s.explain(err)
+	}
+	defer rows.Close()
+	records := []api.CertificateRecord{}
+	for rows.Next() {
+		var record api.CertificateRecord
+		var identity string
+		var notBefore, notAfter int64
+		if err := rows.Scan(&record.Serial, &identity, &record.Instance, &notBefore, &notAfter); err != nil {
+			return nil, s.explain(err)
+		}
+		if record.Identity, err = id.Parse(identity); err != nil {
+			return nil, fmt.Errorf("%w: certificate %s: %w", ErrDatabase, record.Serial, err)
+		}
+		record.NotBefore, record.NotAfter = fromMicros(notBefore), fromMicros(notAfter)
+		records = append(records, record)
+	}
+	return records, s.explain(rows.Err())
+}
+
+// instanceOf says which instance a certificate of an identity was issued to; "" when that is not
+// known.
+func (s *store) instanceOf(ctx context.Context, identity, serial string) (string, error) {
+	var instance string
+	err := s.db.QueryRowContext(ctx, "SELECT coalesce(max(instance), '') FROM certificates WHERE serial = ? AND identity = ?", serial, identity).Scan(&instance)
+	return instance, s.explain(err)
+}
+
+// pruneCertificates forgets certificates that ended before a time.
+func (s *store) pruneCertificates(ctx context.Context, before time.Time) error {
+	return s.write(ctx, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, "DELETE FROM certificates WHERE not_after < ?", micros(before))
+		return err
+	})
+}
