@@ -20,7 +20,7 @@ var specShape = &shape{
 				"The certificate authority is bound to it for ever.",
 		},
 		{
-			name: "certificates", shape: certificatesShape,
+			name: "certificates", shape: certificatesShape, otherwise: "the defaults below",
 			doc: "What the certificates of the workloads are like.",
 		},
 		{
@@ -181,10 +181,10 @@ var callShape = &shape{
 
 var runShape = &shape{
 	kind: mappingKind, name: "run",
-	doc: "`${APP_ADDRESS}` stands for the host and port on which the application has to listen for the service's first " +
-		"port, `${APP_ADDRESS_PORT}` for the port of that number, `${CALL_SERVICE}` for where it dials a service (in upper " +
-		"case, with `_` for every other character, and with `_PORT` behind it when the service is called on several " +
-		"ports), and `$$` for a dollar sign. Any other `${...}` is an error.",
+	doc: "In `command` and `env`, `${APP_ADDRESS}` stands for the host and port on which the application has to listen for " +
+		"the service's first port, and `${APP_ADDRESS_9080}` for its port 9080, whatever its `app` is. `${CALL_CATALOG}` stands " +
+		"for where it dials the service catalog: upper case, with `_` for every other character; when it calls several ports " +
+		"of a service, `${CALL_CATALOG_9000}` and so on instead. `$$` is a dollar sign, and any other `${...}` is an error.",
 	fields: []field{
 		{
 			name: "command", shape: &shape{kind: listKind, name: "texts", elem: written, nonEmpty: true}, required: true,

@@ -1,0 +1,8 @@
+package mesh
+
+// Internals that the tests look at.
+var (
+	MermaidText = mermaidText
+	DotText     = dotText
+	Anchor      = anchor
+)
