@@ -116,14 +116,14 @@ func (o *Observer) Observe(ctx context.Context, targets []Target) (Report, error
 	progress := o.counter()
 	steps := []func(ctx context.Context, t *Target, f *facts, j *jobs){o.hellos, o.clients, o.serials, o.expiries}
 	for i, step := range steps {
-		if i == len(steps)-1 {
-			if err := o.waitExpired(ctx); err != nil {
-				return Report{}, err
-			}
-		}
 		j := &jobs{}
 		for k := range targets {
 			step(ctx, &targets[k], &seen[k], j)
+		}
+		if i == len(steps)-1 && len(j.list) > 0 {
+			if err := o.waitExpired(ctx); err != nil {
+				return Report{}, err
+			}
 		}
 		if err := j.run(ctx, o.parallel, progress); err != nil {
 			return Report{}, err

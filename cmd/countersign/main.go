@@ -33,7 +33,9 @@ type root struct {
 	Server  serverCmd  `cmd:"" help:"The control plane."`
 	Status  statusCmd  `cmd:"" help:"What each instance really serves."`
 	Token   tokenCmd   `cmd:"" help:"Join tokens."`
+	Mesh    meshCmd    `cmd:"" help:"The specification: validate, plan, apply, schema, graph."`
 	Up      upCmd      `cmd:"" help:"Run a whole mesh on this machine."`
+	Verify  verifyCmd  `cmd:"" help:"Compare what the wire shows with the specification."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 
