@@ -243,35 +243,41 @@ func (l GatewayListener) text() string {
 
 // text is a route in one line.
 func (r GatewayRoute) text() string {
-	var parts []string
+	match := r.Match.String()
 	if r.Listener != 0 {
-		parts = append(parts, fmt.Sprintf("listener %d", r.Listener))
-	}
-	if r.Match.Host != "" {
-		parts = append(parts, "host "+r.Match.Host)
-	}
-	if len(r.Match.Methods) > 0 {
-		parts = append(parts, strings.Join(r.Match.Methods, "|"))
-	}
-	switch {
-	case r.Match.Path != "":
-		parts = append(parts, r.Match.Path)
-	case r.Match.Prefix != "":
-		parts = append(parts, strings.TrimSuffix(r.Match.Prefix, "/")+"/...")
-	}
-	for _, name := range slices.Sorted(maps.Keys(r.Match.Headers)) {
-		parts = append(parts, fmt.Sprintf("%s: %s", name, r.Match.Headers[name]))
-	}
-	if len(parts) == 0 {
-		parts = append(parts, "everything")
+		match = fmt.Sprintf("listener %d %s", r.Listener, match)
 	}
 	var to []string
 	for _, t := range r.To {
 		to = append(to, fmt.Sprintf("%s:%d*%d", t.Service, t.Port, t.Weight))
 	}
-	text := strings.Join(parts, " ") + " -> " + strings.Join(to, ", ")
+	text := match + " -> " + strings.Join(to, ", ")
 	if r.RequestTimeout != 0 {
 		text += " within " + r.RequestTimeout.String()
 	}
 	return text
+}
+
+// String is the condition in one line: "everything" when there is none.
+func (m Match) String() string {
+	var parts []string
+	if m.Host != "" {
+		parts = append(parts, "host "+m.Host)
+	}
+	if len(m.Methods) > 0 {
+		parts = append(parts, strings.Join(m.Methods, "|"))
+	}
+	switch {
+	case m.Path != "":
+		parts = append(parts, m.Path)
+	case m.Prefix != "":
+		parts = append(parts, strings.TrimSuffix(m.Prefix, "/")+"/...")
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.Headers)) {
+		parts = append(parts, fmt.Sprintf("%s: %s", name, m.Headers[name]))
+	}
+	if len(parts) == 0 {
+		return "everything"
+	}
+	return strings.Join(parts, " ")
 }
