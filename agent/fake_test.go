@@ -1,0 +1,474 @@
+package agent
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"countersign.dev/api"
+	"countersign.dev/id"
+	"countersign.dev/issue"
+	"countersign.dev/mesh"
+	"countersign.dev/mtls"
+)
+
+const testDomain = "test.internal"
+
+func mustID(t testing.TB, kind id.Kind, name string) id.ID {
+	t.Helper()
+	i, err := id.New(testDomain, kind, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+// authority is a root with an issuer below it.
+type authority struct {
+	root, issuer *x509.Certificate
+	key          *ecdsa.PrivateKey // the issuer's
+}
+
+func newAuthority(t testing.TB, name string) *authority {
+	t.Helper()
+	make := func(name string, parent *x509.Certificate, parentKey *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		template := &x509.Certificate{
+			SerialNumber: randomSerial(), Subject: pkix.Name{CommonName: name},
+			NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: time.Now().AddDate(10, 0, 0),
+			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		}
+		if parent == nil {
+			parent, parentKey = template, key
+		}
+		der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), parentKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cert, key
+	}
+	root, rootKey := make(name+" root", nil, nil)
+	issuer, key := make(name+" issuer", root, rootKey)
+	return &authority{root, issuer, key}
+}
+
+func randomSerial() *big.Int {
+	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		panic(err)
+	}
+	return n.Add(n, big.NewInt(1))
+}
+
+func (a *authority) pin() string { return mtls.Pin(a.root) }
+
+// sign issues a leaf at the time now.
+func (a *authority) sign(t testing.TB, who id.ID, names []string, public crypto.PublicKey, now time.Time, ttl time.Duration) *x509.Certificate {
+	t.Helper()
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: randomSerial(), Subject: pkix.Name{CommonName: who.Name()},
+		NotBefore: now.Add(-issue.ClockAllowance), NotAfter: now.Add(ttl),
+		URIs: []*url.URL{who.URL()}, DNSNames: names,
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}, a.issuer, public, a.key)
+	if err != nil {
+		t.Error(err)
+		return nil
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Error(err)
+	}
+	return leaf
+}
+
+func pemOf(certs ...*x509.Certificate) string {
+	var out bytes.Buffer
+	for _, cert := range certs {
+		_ = pem.Encode(&out, &pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
+	}
+	return out.String()
+}
+
+// fake is a control plane that speaks package api over TLS and HTTP/2, and does as it is told.
+type fake struct {
+	t    testing.TB
+	http *http.Server
+	done chan struct{}
+
+	mu       sync.Mutex
+	ca       *authority // signs leaves and the server's own
+	roots    []*x509.Certificate
+	self     id.ID
+	tokens   map[string]id.ID // who a token enrols; the zero ID: it is used up
+	issued   map[string]*api.Credentials
+	who      id.ID // the workload of the Plan
+	plan     *mesh.Plan
+	names    []string      // overrides the DNS names in leaves
+	mute     bool          // the watch is silent
+	junk     []byte        // sent on the watch instead of an event
+	ahead    time.Duration // this server's clock minus everybody's
+	ttl      time.Duration
+	fail     map[string]*api.Error
+	watchers map[chan struct{}]bool
+	watches  []api.WatchRequest
+	enrolls  []api.EnrollRequest
+	renewals []renewal
+	reports  []api.Report
+}
+
+// renewal is what the fake saw of one.
+type renewal struct {
+	at  time.Time
+	key string
+}
+
+const heartbeat = 5 * time.Second
+
+func newFake(t testing.TB) *fake {
+	f := &fake{
+		t: t, ca: newAuthority(t, "first"), self: mustID(t, id.Server, "countersign"), ttl: time.Hour,
+		tokens: make(map[string]id.ID), issued: make(map[string]*api.Credentials),
+		fail: make(map[string]*api.Error), watchers: make(map[chan struct{}]bool), done: make(chan struct{}),
+	}
+	f.roots = []*x509.Certificate{f.ca.root}
+	f.who = mustID(t, id.Service, "colorteller")
+	f.tokens["good-token"] = f.who
+	f.plan = testPlan(f.who, 1, time.Hour, 40*time.Minute)
+	return f
+}
+
+func testPlan(who id.ID, revision uint64, ttl, renewAfter time.Duration) *mesh.Plan {
+	return &mesh.Plan{
+		Version: mesh.PlanVersion, Mesh: "test", TrustDomain: testDomain, Revision: revision,
+		Workload: mesh.Workload{Name: who.Name(), Kind: who.Kind(), Identity: who},
+		Certificate: mesh.CertificatePlan{
+			Identity: who, DNSNames: []string{who.Name(), who.ServerName()},
+			TTL: mesh.Duration(ttl), RenewAfter: mesh.Duration(renewAfter), Key: mesh.ECDSAP256,
+		},
+	}
+}
+
+// serve answers on a listener until stop.
+func (f *fake) serve(listener net.Listener) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+api.PathEnroll, f.enroll)
+	mux.HandleFunc("POST "+api.PathRenew, f.renew)
+	mux.HandleFunc("POST "+api.PathWatch, f.watch)
+	mux.HandleFunc("POST "+api.PathReport, f.report)
+	protocols := new(http.Protocols)
+	protocols.SetHTTP2(true)
+	f.http = &http.Server{
+		Handler: mux, Protocols: protocols, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
+		TLSConfig: &tls.Config{
+			ClientAuth: tls.RequestClientCert, Time: f.now,
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return f.certificate(), nil },
+		},
+	}
+	go func() { _ = f.http.ServeTLS(listener, "", "") }()
+}
+
+func (f *fake) stop() {
+	close(f.done)
+	f.http.Close()
+}
+
+func (f *fake) now() time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.nowLocked()
+}
+
+func (f *fake) nowLocked() time.Time { return time.Now().Add(f.ahead) }
+
+// set changes the fake under its lock.
+func (f *fake) set(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
+// push changes the fake and wakes every watch.
+func (f *fake) push(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+	for c := range f.watchers {
+		wake(c)
+	}
+}
+
+func (f *fake) certificate() *tls.Certificate {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		f.t.Error(err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	leaf := f.ca.sign(f.t, f.self, nil, key.Public(), f.nowLocked(), time.Hour)
+	return &tls.Certificate{Certificate: [][]byte{leaf.Raw, f.ca.issuer.Raw, f.ca.root.Raw}, PrivateKey: key}
+}
+
+func (f *fake) answer(w http.ResponseWriter, v any) {
+	w.Header().Set("Date", f.now().UTC().Format(http.TimeFormat))
+	if err := json.NewEncoder(w).Encode(v); err != nil {
+		f.t.Error(err)
+	}
+}
+
+var statusOf = map[string]int{
+	api.CodeExpiredCert: 401, api.CodeUnauthorized: 401, api.CodeNotRecorded: 503, api.CodeUnavailable: 503,
+	api.CodeInternal: 500, api.CodeBadRequest: 400,
+}
+
+func (f *fake) refuse(w http.ResponseWriter, code string) {
+	status, ok := statusOf[code]
+	if !ok {
+		status = http.StatusForbidden
+	}
+	w.Header().Set("Date", f.now().UTC().Format(http.TimeFormat))
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(&api.Error{Code: code, Message: "the fake says " + code})
+}
+
+// begin reads a request, and refuses it when the test wants that.
+func (f *fake) begin(w http.ResponseWriter, r *http.Request, v any) bool {
+	d := json.NewDecoder(r.Body)
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		f.t.Errorf("a message that does not fit package api: %v", err)
+		f.refuse(w, api.CodeBadRequest)
+		return false
+	}
+	f.mu.Lock()
+	e := f.fail[r.URL.Path]
+	f.mu.Unlock()
+	if e != nil {
+		f.refuse(w, e.Code)
+		return false
+	}
+	return true
+}
+
+// member is who a request's certificate proves; without one it refuses.
+func (f *fake) member(w http.ResponseWriter, r *http.Request) (id.ID, bool) {
+	if len(r.TLS.PeerCertificates) == 0 {
+		f.refuse(w, api.CodeUnauthorized)
+		return id.ID{}, false
+	}
+	leaf := r.TLS.PeerCertificates[0]
+	if !f.now().Before(leaf.NotAfter) {
+		f.refuse(w, api.CodeExpiredCert)
+		return id.ID{}, false
+	}
+	f.mu.Lock()
+	bundle, err := mtls.NewBundle(testDomain, f.roots)
+	f.mu.Unlock()
+	if err != nil {
+		f.t.Error(err)
+	}
+	who, err := bundle.Verify(r.TLS.PeerCertificates, x509.ExtKeyUsageClientAuth, f.now())
+	if err != nil {
+		f.refuse(w, api.CodeUnauthorized)
+		return id.ID{}, false
+	}
+	return who, true
+}
+
+func (f *fake) credentials(who id.ID, csrPEM string) (*api.Credentials, string) {
+	csr, err := issue.ParseCSR([]byte(csrPEM))
+	if err != nil {
+		f.t.Errorf("the agent's CSR: %v", err)
+		return nil, ""
+	}
+	spki := sha256.Sum256(csr.RawSubjectPublicKeyInfo)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	names := f.names
+	if names == nil {
+		names = f.plan.Certificate.DNSNames
+	}
+	now := f.nowLocked()
+	leaf := f.ca.sign(f.t, who, names, csr.PublicKey, now, f.ttl)
+	return &api.Credentials{
+		Identity: who, Chain: pemOf(leaf, f.ca.issuer), Bundle: pemOf(f.roots...),
+		RenewAfter: f.plan.Certificate.RenewAfter, ServerTime: now,
+	}, fmt.Sprintf("%x", spki)
+}
+
+func (f *fake) enroll(w http.ResponseWriter, r *http.Request) {
+	var request api.EnrollRequest
+	if !f.begin(w, r, &request) {
+		return
+	}
+	f.mu.Lock()
+	f.enrolls = append(f.enrolls, request)
+	who, known := f.tokens[request.Token]
+	f.mu.Unlock()
+	if !known {
+		f.refuse(w, api.CodeUnknownToken)
+		return
+	}
+	fresh, key := f.credentials(who0(who, f.who), request.CSR)
+	f.mu.Lock()
+	before := f.issued[request.Token+key]
+	if before == nil && !who.IsZero() {
+		f.issued[request.Token+key], before = fresh, fresh
+		f.tokens[request.Token] = id.ID{}
+	}
+	f.mu.Unlock()
+	if before == nil {
+		f.refuse(w, api.CodeUsedToken)
+		return
+	}
+	f.answer(w, before)
+}
+
+func who0(who, or id.ID) id.ID {
+	if who.IsZero() {
+		return or
+	}
+	return who
+}
+
+func (f *fake) renew(w http.ResponseWriter, r *http.Request) {
+	var request api.RenewRequest
+	if !f.begin(w, r, &request) {
+		return
+	}
+	who, ok := f.member(w, r)
+	if !ok {
+		return
+	}
+	fresh, key := f.credentials(who, request.CSR)
+	f.mu.Lock()
+	f.renewals = append(f.renewals, renewal{time.Now(), key})
+	f.mu.Unlock()
+	f.answer(w, fresh)
+}
+
+func (f *fake) report(w http.ResponseWriter, r *http.Request) {
+	var report api.Report
+	if !f.begin(w, r, &report) {
+		return
+	}
+	if _, ok := f.member(w, r); !ok {
+		return
+	}
+	f.mu.Lock()
+	f.reports = append(f.reports, report)
+	f.mu.Unlock()
+	f.answer(w, api.ReportResponse{ServerTime: f.now()})
+}
+
+func (f *fake) watch(w http.ResponseWriter, r *http.Request) {
+	var request api.WatchRequest
+	if !f.begin(w, r, &request) {
+		return
+	}
+	if _, ok := f.member(w, r); !ok {
+		return
+	}
+	woken := make(chan struct{}, 1)
+	f.mu.Lock()
+	f.watches = append(f.watches, request)
+	f.watchers[woken] = true
+	f.mu.Unlock()
+	defer f.set(func() { delete(f.watchers, woken) })
+
+	beat := time.NewTicker(heartbeat)
+	defer beat.Stop()
+	have, haveRoots := request.Revision, ""
+	if have != 0 {
+		haveRoots = f.rootsPEM()
+	}
+	for {
+		if !f.event(w, &have, &haveRoots) {
+			return
+		}
+		select {
+		case <-beat.C:
+		case <-woken:
+		case <-r.Context().Done():
+			return
+		case <-f.done:
+			return
+		}
+	}
+}
+
+func (f *fake) rootsPEM() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return pemOf(f.roots...)
+}
+
+// event sends what differs from what the agent has.
+func (f *fake) event(w http.ResponseWriter, have *uint64, haveRoots *string) bool {
+	f.mu.Lock()
+	e := api.Event{ServerTime: f.nowLocked()}
+	if roots := pemOf(f.roots...); *have != f.plan.Revision || roots != *haveRoots {
+		e.Plan, e.Bundle = f.plan, roots
+		*have, *haveRoots = f.plan.Revision, roots
+	}
+	mute, junk := f.mute, f.junk
+	f.mu.Unlock()
+	if mute {
+		return true
+	}
+	line, err := json.Marshal(e)
+	if err != nil {
+		f.t.Error(err)
+	}
+	if junk != nil {
+		line = junk
+	}
+	if _, err := w.Write(append(line, '\n')); err != nil {
+		return false
+	}
+	w.(http.Flusher).Flush()
+	return true
+}
+
+// lastReport is the newest report, the zero one before there is any.
+func (f *fake) lastReport() api.Report {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.reports) == 0 {
+		return api.Report{}
+	}
+	return f.reports[len(f.reports)-1]
+}
+
+// renewed are the renewals until now.
+func (f *fake) renewed() []renewal {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.renewals)
+}
