@@ -165,7 +165,7 @@ func (s *Server) confirmed(w http.ResponseWriter, r *http.Request) error {
 		return fmt.Errorf("%w: timeout=%q is no duration from 0s to %s", errBadRequest, r.URL.Query().Get("timeout"), maxConfirmWait)
 	}
 	control := http.NewResponseController(w)
-	if err := control.SetWriteDeadline(time.Now().Add(timeout + writeTimeout)); err != nil {
+	if err := control.SetWriteDeadline(time.Now().Add(timeout + s.timing.write)); err != nil {
 		return fmt.Errorf("set a deadline: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), timeout)

@@ -26,6 +26,7 @@ const maxInstances = 1000
 // timing are the times by which the server works. Tests shorten them.
 type timing struct {
 	heartbeat    time.Duration // between two events of a stream on which nothing happens
+	write        time.Duration // that a peer may take to accept one event
 	grace        time.Duration // for which a lost stream is forgiven
 	restartGrace time.Duration // the same after a start of the server: everybody has to come back
 	sweep        time.Duration // between two looks at what has run out
@@ -37,6 +38,7 @@ type timing struct {
 func defaultTiming() timing {
 	return timing{
 		heartbeat:    5 * time.Second,
+		write:        10 * time.Second,
 		grace:        10 * time.Second,
 		restartGrace: 30 * time.Second,
 		sweep:        time.Second,

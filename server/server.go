@@ -240,7 +240,7 @@ func (s *Server) Run(ctx context.Context) error {
 			MaxConcurrentStreams: 32,
 			SendPingTimeout:      15 * time.Second, // a peer that has vanished is noticed
 			PingTimeout:          10 * time.Second,
-			WriteByteTimeout:     writeTimeout,
+			WriteByteTimeout:     s.timing.write,
 		},
 		// Handshakes that fail are other people's noise.
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),

@@ -13,10 +13,6 @@ import (
 	"countersign.dev/mesh"
 )
 
-// writeTimeout is how long a peer may take to accept one event. A stream whose reader is slower ends;
-// nothing is kept for it meanwhile, because the next event is made when it can be sent.
-const writeTimeout = 10 * time.Second
-
 // watch serves the stream of Plans: JSON, one text a line, flushed one by one.
 func (s *Server) watch(w http.ResponseWriter, r *http.Request) error {
 	workload, cert, err := s.member(r)
@@ -47,7 +43,8 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request) error {
 }
 
 // stream sends events until the peer, the certificate or the server ends, or another stream has taken
-// over. It returns why.
+// over. It returns why. A reader that is too slow is dropped; nothing is kept for it meanwhile,
+// because an event is made when it can be sent.
 func (s *Server) stream(ctx context.Context, w http.ResponseWriter, st *stream, workload id.ID, held uint64) error {
 	control := http.NewResponseController(w)
 	if err := control.SetReadDeadline(time.Time{}); err != nil {
@@ -96,7 +93,7 @@ func (s *Server) send(control *http.ResponseController, w http.ResponseWriter, p
 	if err != nil {
 		return fmt.Errorf("write an event: %w", err)
 	}
-	if err := control.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+	if err := control.SetWriteDeadline(time.Now().Add(s.timing.write)); err != nil {
 		return fmt.Errorf("set a deadline: %w", err)
 	}
 	if _, err := w.Write(append(line, '\n')); err != nil {
