@@ -19,9 +19,9 @@ import (
 const (
 	// pollInterval is between two looks at what is not ready yet. A look costs a few local requests.
 	pollInterval = 20 * time.Millisecond
-	// maxDeaths is how often a process may die before the mesh is ready: its restarts have taken about
-	// three seconds then.
-	maxDeaths = 6
+	// maxDeaths is how often a process may die before the mesh is ready: its restarts have taken
+	// one and a half seconds then.
+	maxDeaths = 5
 	// tokenTTL is how long a sidecar may take from the making of its token to its enrolment.
 	tokenTTL = 10 * time.Minute
 )

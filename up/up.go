@@ -66,13 +66,21 @@ type Config struct {
 // command's, 0 without one. An error wraps [ErrNotStarted], [ErrState] or [ErrPort] when the mesh did
 // not become ready. When Run returns, no process that it started runs any more.
 func Run(ctx context.Context, cfg Config) (status int, err error) {
-	r := &run{
-		cfg:     cfg,
-		console: &console{w: cfg.Stderr, terminal: cfg.Terminal, colour: cfg.Colour},
-		pid:     os.Getpid(),
-		changed: make(chan struct{}, 1),
-		hurry:   make(chan struct{}),
+	return newRun(cfg).run(ctx)
+}
+
+func newRun(cfg Config) *run {
+	return &run{
+		cfg:           cfg,
+		console:       &console{w: cfg.Stderr, terminal: cfg.Terminal, colour: cfg.Colour},
+		pid:           os.Getpid(),
+		watchInterval: watchInterval,
+		changed:       make(chan struct{}, 1),
+		hurry:         make(chan struct{}),
 	}
+}
+
+func (r *run) run(ctx context.Context) (status int, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	r.onSignal(func(os.Signal) { cancel(errInterrupted) })
@@ -117,11 +125,13 @@ type run struct {
 	cfg     Config
 	console *console
 	pid     int
-	logs    *logs
-	state   *state
-	place   *placement
-	starter *starter
-	orphans *orphans
+	// watchInterval is between two looks at a mesh that runs.
+	watchInterval time.Duration
+	logs          *logs
+	state         *state
+	place         *placement
+	starter       *starter
+	orphans       *orphans
 
 	all      []*instance
 	server   *child

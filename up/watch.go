@@ -20,7 +20,7 @@ const (
 // process is restarted or `mesh apply` changes a listener; and the join tokens, when a certificate has
 // expired, as it does while a laptop sleeps. It returns when ctx ends.
 func (r *run) watch(ctx context.Context) {
-	ticker := time.NewTicker(watchInterval)
+	ticker := time.NewTicker(r.watchInterval)
 	defer ticker.Stop()
 	renewed := map[string]time.Time{}
 	revision := uint64(0)

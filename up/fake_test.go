@@ -1,0 +1,227 @@
+package up
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"countersign.dev/api"
+	"countersign.dev/mesh"
+)
+
+// In these tests the test binary is `countersign`, and plays the server and the sidecars: they speak
+// what the real ones speak to `up`, and carry no traffic. Each writes a line into envJournal when it
+// starts and when it is told to stop.
+const (
+	envJournal = "COUNTERSIGN_UP_TEST_JOURNAL"
+	envTrouble = "COUNTERSIGN_UP_TEST_TROUBLE" // what is to go wrong
+)
+
+func trouble(what string) bool { return strings.Contains(os.Getenv(envTrouble), what) }
+
+func note(format string, args ...any) {
+	f, err := os.OpenFile(os.Getenv(envJournal), os.O_APPEND|os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		panic(err)
+	}
+	defer f.Close()
+	fmt.Fprintf(f, format+"\n", args...)
+}
+
+// fakeMain is the main function of the fake.
+func fakeMain(args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	flags := flag.NewFlagSet(args[0], flag.ContinueOnError)
+	values := map[string]*string{}
+	for _, name := range []string{"state", "mesh", "listen", "socket", "server", "ca-pin", "token-file", "instance", "admin", "drain-timeout", "address", "app-address"} {
+		values[name] = flags.String(name, "", "")
+	}
+	var binds []string
+	flags.Func("bind", "", func(bind string) error { binds = append(binds, bind); return nil })
+	flags.Bool("unsealed", false, "")
+	flags.Bool("fixed-topology", false, "")
+	if err := flags.Parse(args[1:]); err != nil {
+		return 2
+	}
+	value := func(name string) string { return *values[name] }
+	who, run := "server", fakeServer
+	if args[0] == "proxy" {
+		who = value("instance")
+		run = func(ctx context.Context, flag func(string) string) error { return fakeProxy(ctx, flag, binds) }
+	}
+	if trouble("exit " + who) {
+		fmt.Fprintln(os.Stderr, "a reason to give up")
+		return 1
+	}
+	note("start %s", who)
+	if err := run(ctx, value); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	note("stop %s", who)
+	return 0
+}
+
+// serveFake answers until ctx ends.
+func serveFake(ctx context.Context, network, address string, handler http.Handler) error {
+	listener, err := net.Listen(network, address)
+	if err != nil {
+		return err
+	}
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute}
+	context.AfterFunc(ctx, func() { server.Close() })
+	if err := server.Serve(listener); ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+func reply(w http.ResponseWriter, value any) {
+	if err := json.NewEncoder(w).Encode(value); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+}
+
+// fakeServer knows the specification and who has reported; it takes reports at /report on its address.
+func fakeServer(ctx context.Context, flag func(string) string) error {
+	documents, err := mesh.ReadDocuments(flag("mesh"))
+	if err != nil {
+		return err
+	}
+	spec, err := mesh.ParseDocuments(documents)
+	if err != nil {
+		return err
+	}
+	os.Remove(flag("socket"))
+	var mu sync.Mutex
+	reported := map[string]api.Instance{}
+	tokens := 0
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+api.PathCA, func(w http.ResponseWriter, _ *http.Request) {
+		reply(w, api.CAResponse{TrustDomain: spec.TrustDomain, Root: "ROOT", Pin: "sha256:00"})
+	})
+	mux.HandleFunc("GET "+api.PathMesh, func(w http.ResponseWriter, _ *http.Request) {
+		reply(w, api.MeshResponse{Revision: 1, Documents: documents})
+	})
+	mux.HandleFunc("POST "+api.PathTokens, func(w http.ResponseWriter, _ *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		tokens++
+		reply(w, api.TokenResponse{Token: fmt.Sprintf("token-%d", tokens)})
+	})
+	mux.HandleFunc("GET "+api.PathEndpoints, func(w http.ResponseWriter, _ *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		all := []api.Instance{}
+		for _, one := range reported {
+			all = append(all, one)
+		}
+		reply(w, all)
+	})
+	mux.HandleFunc("GET "+api.PathStatus, func(w http.ResponseWriter, _ *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		all := []api.Status{}
+		for name := range reported {
+			status := api.Status{Instance: name, NotAfter: time.Now().Add(time.Hour)}
+			if trouble("expired " + name) {
+				status.NotAfter = time.Now().Add(-time.Hour)
+			}
+			all = append(all, status)
+		}
+		reply(w, all)
+	})
+	mux.HandleFunc("POST /report", func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		var one api.Instance
+		if err := json.NewDecoder(r.Body).Decode(&one); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		plan, err := spec.Compile(one.Workload)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		for _, in := range plan.Inbound {
+			if !slices.ContainsFunc(one.Inbound, func(l api.Listening) bool { return l.Port == in.Port }) {
+				one.Inbound = append(one.Inbound, api.Listening{Port: in.Port, Address: fmt.Sprintf("%s:%d", one.Admin, in.Port)})
+			}
+		}
+		if !trouble("mute " + one.Instance) {
+			reported[one.Instance] = one
+		}
+		for u := range plan.Upstreams {
+			for _, other := range reported {
+				if other.Workload == plan.Upstreams[u].Service {
+					address := netip.MustParseAddrPort(fmt.Sprintf("%s:%d", other.Admin, plan.Upstreams[u].Port))
+					plan.Upstreams[u].Endpoints = append(plan.Upstreams[u].Endpoints, mesh.Endpoint{Instance: other.Instance, Address: address})
+				}
+			}
+		}
+		reply(w, plan)
+	})
+	reports := make(chan error, 1)
+	go func() { reports <- serveFake(ctx, "tcp", flag("listen"), mux) }()
+	err = serveFake(ctx, "unix", flag("socket"), mux)
+	return errors.Join(err, <-reports)
+}
+
+// fakeProxy reports to the server whenever it is asked how it is.
+func fakeProxy(ctx context.Context, flag func(string) string, binds []string) error {
+	instance := flag("instance")
+	var listening []api.Listening
+	for _, bind := range binds {
+		var one api.Listening
+		if n, _ := fmt.Sscanf(bind, "inbound/%d=%s", &one.Port, &one.Address); n == 2 {
+			listening = append(listening, one)
+		}
+	}
+	if _, err := os.ReadFile(flag("token-file")); err != nil {
+		return err
+	}
+	server := "http://" + strings.TrimPrefix(flag("server"), "https://")
+	report := func() (string, error) {
+		workload := instance[:strings.LastIndexByte(instance, '-')]
+		body, err := json.Marshal(api.Instance{Workload: workload, Instance: instance, Admin: flag("address"), Inbound: listening})
+		if err != nil {
+			return "", err
+		}
+		response, err := http.Post(server+"/report", "application/json", strings.NewReader(string(body)))
+		if err != nil {
+			return "", err
+		}
+		defer response.Body.Close()
+		var plan json.RawMessage
+		err = json.NewDecoder(response.Body).Decode(&plan)
+		return string(plan), err
+	}
+	mux := http.NewServeMux()
+	answer := func(w http.ResponseWriter, _ *http.Request) {
+		plan, err := report()
+		if err != nil || trouble("sick "+instance) {
+			http.Error(w, fmt.Sprint(err), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprint(w, plan)
+	}
+	mux.HandleFunc("GET /healthz", answer)
+	mux.HandleFunc("GET /plan", answer)
+	fmt.Fprintln(os.Stderr, "the sidecar of", instance, "runs in", filepath.Base(flag("state")))
+	return serveFake(ctx, "tcp", flag("admin"), mux)
+}
