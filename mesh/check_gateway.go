@@ -29,7 +29,7 @@ func (c checker) listeners(v *value, gateway *Gateway) {
 func (c checker) routes(v *value, gateway *Gateway) {
 	byPort := map[int]GatewayListener{}
 	var ports []string
-	complete := true // every listener is understood
+	complete := len(gateway.Listen) > 0 // and every listener is understood
 	for _, l := range gateway.Listen {
 		byPort[l.Port] = l
 		ports = append(ports, strconv.Itoa(l.Port))

@@ -392,8 +392,11 @@ func (d decoder) wrongType(v *value, n *yaml.Node, path string) {
 	d.add(v.at, path, "is "+is, right)
 }
 
-// join appends a key to a path; a key that is not a plain word is quoted.
+// join appends a key to a path; a key that is not a plain word, or longer than names can be, is quoted.
 func join(path, key string) string {
+	if len(key) > 63 {
+		return path + "[" + quote(key) + "]"
+	}
 	for _, r := range key {
 		if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_' {
 			return path + "[" + quote(key) + "]"

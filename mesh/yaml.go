@@ -31,21 +31,21 @@ func (r *report) parseYAML(file int, text string) *yaml.Node {
 		}),
 	)))
 	if err != nil {
-		r.syntaxError(file, err)
+		r.syntaxError(file, text, err)
 		return nil
 	}
 	var first, second yaml.Node
 	if err := loader.Load(&first); errors.Is(err, io.EOF) {
 		return nil
 	} else if err != nil {
-		r.syntaxError(file, err)
+		r.syntaxError(file, text, err)
 		return nil
 	}
 	if err := loader.Load(&second); err == nil {
 		r.add(nodePosition(file, &second), yamlPath, "a second document begins here", "write one document to a file")
 		return nil
 	} else if !errors.Is(err, io.EOF) {
-		r.syntaxError(file, err)
+		r.syntaxError(file, text, err)
 		return nil
 	}
 	root := &first
@@ -120,7 +120,7 @@ var syntaxHints = []struct{ in, hint string }{
 }
 
 // syntaxError reports what the YAML reader found.
-func (r *report) syntaxError(file int, err error) {
+func (r *report) syntaxError(file int, text string, err error) {
 	var load *yaml.LoadError
 	if !errors.As(err, &load) {
 		r.add(position{file, 1, 1}, yamlPath, oneLine(err.Error()), "write YAML")
@@ -140,7 +140,18 @@ func (r *report) syntaxError(file int, err error) {
 			break
 		}
 	}
-	r.add(position{file, max(mark.Line, 1), max(mark.Column, 1)}, yamlPath, oneLine(wrong), right)
+	at := position{file, max(mark.Line, 1), max(mark.Column, 1)}
+	if end := textEnd(file, text); at.compare(end) > 0 {
+		at = end
+	}
+	r.add(at, yamlPath, oneLine(wrong), right)
+}
+
+// textEnd is the place behind the last character that is not white space.
+func textEnd(file int, text string) position {
+	text = strings.TrimRight(text, " \t\r\n")
+	last := text[strings.LastIndexByte(text, '\n')+1:]
+	return position{file, 1 + strings.Count(text, "\n"), 1 + utf8.RuneCountInString(last)}
 }
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
