@@ -32,9 +32,23 @@ func Diff(before, after *Spec) []string {
 
 // SameTopology tells what differs between two specifications in what a mesh that already runs on this
 // machine cannot follow: its workloads, their instances, their ports and how their applications are
-// run. The lines are as [Diff]'s; none means that only policy, TLS, certificates and routing differ.
+// run. A call may come or go, but not move to another port: its application was told the first. The
+// lines are as [Diff]'s; none means that only policy, TLS, certificates and routing differ.
 func SameTopology(before, after *Spec) []string {
-	return Diff(topology(before), topology(after))
+	lines := Diff(topology(before), topology(after))
+	for _, name := range slices.Sorted(maps.Keys(before.Services)) {
+		is, ok := after.Services[name]
+		if !ok {
+			continue
+		}
+		for _, c := range before.Services[name].Calls {
+			i := slices.IndexFunc(is.Calls, func(other Call) bool { return other.Service == c.Service && other.Port == c.Port })
+			if i >= 0 && is.Calls[i].Listen != c.Listen {
+				lines = append(lines, fmt.Sprintf("~ service %s: call %s:%d listen %d -> %d", name, c.Service, c.Port, c.Listen, is.Calls[i].Listen))
+			}
+		}
+	}
+	return lines
 }
 
 // topology is a specification with only what SameTopology compares.
@@ -125,9 +139,10 @@ func (d *difference) ordered(what string, before, after []string) {
 	if slices.Equal(before, after) {
 		return
 	}
+	lines := len(d.lines)
 	d.set(what, before, after)
-	if len(d.lines) == 0 || !strings.Contains(d.lines[len(d.lines)-1], what+" ") {
-		d.add("~", what+"s in another order or number")
+	if len(d.lines) == lines {
+		d.add("~", what+": the same in another order")
 	}
 }
 

@@ -75,7 +75,8 @@ type Call struct {
 type Run struct {
 	Command []string
 	Env     map[string]string
-	Dir     string // absolute, or empty for the directory of the document
+	// Dir is the working directory: absolute when the document's directory is.
+	Dir string
 }
 
 // Gateway lets traffic from outside into the mesh.
@@ -83,7 +84,6 @@ type Gateway struct {
 	Name         string
 	Identity     id.ID
 	Certificates Certificates
-	MinTLS       TLSVersion
 	Listen       []GatewayListener
 	Routes       []GatewayRoute
 	Names        []string
