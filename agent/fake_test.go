@@ -466,6 +466,32 @@ func (f *fake) lastReport() api.Report {
 	return f.reports[len(f.reports)-1]
 }
 
+// enrolled, watched and reported count requests.
+func (f *fake) enrolled() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.enrolls)
+}
+
+func (f *fake) watched() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.watches)
+}
+
+func (f *fake) reported() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.reports)
+}
+
+// lastWatch is the newest request for a watch.
+func (f *fake) lastWatch() api.WatchRequest {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.watches[len(f.watches)-1]
+}
+
 // renewed are the renewals until now.
 func (f *fake) renewed() []renewal {
 	f.mu.Lock()

@@ -81,7 +81,7 @@ func (a *Agent) obtain(ctx context.Context) error {
 		a.mu.Unlock()
 		return nil
 	}
-	if refusesOld(err) {
+	if refusesOld(err) || (have.orphan && code(err) == api.CodeForbidden) {
 		a.askTime(ctx, err)
 		a.mu.Lock()
 		a.refusedOld = !byToken && code(err) != ""

@@ -17,24 +17,31 @@ func stateOf(chain []*x509.Certificate) tls.ConnectionState {
 	return tls.ConnectionState{HandshakeComplete: true, PeerCertificates: chain}
 }
 
+// shortLived lets certificates be renewed every 4 of 6 minutes.
+func (r *rig) shortLived() {
+	r.fake.ttl = 6 * time.Minute
+	r.fake.plan = testPlan(r.fake.who, 1, 6*time.Minute, 4*time.Minute)
+}
+
 // TestRenewsInTime follows ten renewals.
 func TestRenewsInTime(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {
+		r.shortLived()
 		r.start()
 		defer r.close()
 		after(time.Second)
 		start := time.Now()
-		after(400 * time.Minute)
+		after(40 * time.Minute)
 		renewals := r.fake.renewed()
 		if n := len(renewals); n < 10 || n > 11 {
-			t.Fatalf("%d renewals in 400 minutes of 40 each", n)
+			t.Fatalf("%d renewals in 40 minutes of 4 each", n)
 		}
 		last := start.Add(-time.Second)
 		var keys []string
 		var ages []time.Duration
 		for _, renewal := range renewals {
 			age := renewal.at.Sub(last)
-			if age < 35*time.Minute || age > 40*time.Minute+time.Second {
+			if age < 3*time.Minute+35*time.Second || age > 4*time.Minute+time.Second {
 				t.Errorf("renewed at the age of %s", age)
 			}
 			ages = append(ages, age)
@@ -45,7 +52,7 @@ func TestRenewsInTime(t *testing.T) {
 		if len(slices.Compact(keys)) != len(renewals) {
 			t.Error("a key was used again")
 		}
-		if slices.Max(ages)-slices.Min(ages) < 10*time.Second {
+		if slices.Max(ages)-slices.Min(ages) < time.Second {
 			t.Errorf("no jitter: %v", ages)
 		}
 		if n := r.agent.Gauges()["countersign.renewals_total"]; n != int64(len(renewals)) {
@@ -58,8 +65,8 @@ func TestRenewsInTime(t *testing.T) {
 		if !report.LastRenewal.Equal(last.UTC()) {
 			t.Errorf("last renewal %s, want %s", report.LastRenewal, last)
 		}
-		if r.changes != len(renewals)+1 {
-			t.Errorf("OnIdentity was called %d times", r.changes)
+		if n := r.identityChanges(); n != len(renewals)+1 {
+			t.Errorf("OnIdentity was called %d times", n)
 		}
 		stored, err := mtls.LoadIdentity(stateFiles(t, r.dir))
 		if err != nil || mtls.Serial(stored.Certificate.Leaf) != report.Serial {
@@ -73,13 +80,14 @@ func TestClockSet(t *testing.T) {
 	for name, jump := range map[string]time.Duration{"a year ahead": 365 * 24 * time.Hour, "a year back": -365 * 24 * time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, r *rig) {
+				r.shortLived()
 				r.start()
 				defer r.close()
 				after(time.Minute)
 				r.set(func() { r.wall = jump })
-				after(3 * time.Hour)
+				after(17 * time.Minute)
 				if n := len(r.fake.renewed()); n < 4 || n > 5 {
-					t.Errorf("%d renewals in 3 hours of 40 minutes each", n)
+					t.Errorf("%d renewals in 18 minutes of 4 each", n)
 				}
 				status := r.agent.Status()
 				if !strings.Contains(status.Problem, "clock") || !strings.Contains(r.fake.lastReport().Problem, "clock") ||
@@ -241,9 +249,9 @@ func TestRenewsWhenTheServerReturns(t *testing.T) {
 		r.fake.plan = testPlan(r.fake.who, 1, 168*time.Hour, 2*time.Hour)
 		r.start()
 		defer r.close()
-		after(time.Hour)
+		after(90 * time.Minute)
 		r.net.setDown(true)
-		after(10 * time.Hour)
+		after(2 * time.Hour)
 		r.net.setDown(false)
 		after(reconnectLimit + time.Second)
 		if n := len(r.fake.renewed()); n != 1 {
@@ -373,8 +381,8 @@ func TestRootRotation(t *testing.T) {
 		if !hasRoot(rootsOf(t, r.agent), second.pin()) || !hasRoot(rootsOf(t, r.agent), first.pin()) {
 			t.Error("the second root is not in the bundle")
 		}
-		if r.changes != 2 {
-			t.Errorf("OnIdentity was called %d times", r.changes)
+		if n := r.identityChanges(); n != 2 {
+			t.Errorf("OnIdentity was called %d times", n)
 		}
 		r.fake.push(func() { r.fake.ca = second }) // issues and serves from now on
 		after(41 * time.Minute)
@@ -406,7 +414,7 @@ func TestRootRotation(t *testing.T) {
 		}
 		r.run(agent)
 		after(time.Second)
-		if status := r.agent.Status(); !status.Connected || len(r.fake.enrolls) != 1 {
+		if status := r.agent.Status(); !status.Connected || r.fake.enrolled() != 1 {
 			t.Errorf("status %+v", status)
 		}
 		r.close()

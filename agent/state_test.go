@@ -54,7 +54,7 @@ func TestStateOfAnother(t *testing.T) {
 		// The refusals left it as it was, and free.
 		r.start()
 		after(time.Second)
-		if status := r.agent.Status(); !status.Connected || len(r.fake.enrolls) != 1 {
+		if status := r.agent.Status(); !status.Connected || r.fake.enrolled() != 1 {
 			t.Errorf("status %+v", status)
 		}
 		if _, err := New(r.config()); !errors.Is(err, ErrState) || !errors.Is(err, durable.ErrLocked) {
@@ -104,7 +104,7 @@ func TestDamage(t *testing.T) {
 					if err := os.WriteFile(path, change(data), 0o600); err != nil {
 						t.Fatal(err)
 					}
-					r.fake.tokens["new-token"] = r.fake.who
+					r.fake.set(func() { r.fake.tokens["new-token"] = r.fake.who })
 					r.writeToken("new-token")
 					agent, err := New(r.config())
 					if err != nil && how == "flipped" && name == "agent.json" {
@@ -166,7 +166,7 @@ func TestPendingKey(t *testing.T) {
 		}
 		r.start()
 		after(time.Minute)
-		if status := r.agent.Status(); !status.Connected || len(r.fake.enrolls) != 2 {
+		if status := r.agent.Status(); !status.Connected || r.fake.enrolled() != 2 {
 			t.Errorf("status %+v", status)
 		}
 		if _, again, _ := stateFiles(t, r.dir); !bytes.Equal(key, again) {
@@ -256,7 +256,7 @@ func TestFullDiskAtEnrolment(t *testing.T) {
 		r.run(agent)
 		defer r.close()
 		after(time.Minute)
-		if n := len(r.fake.enrolls); n != 0 {
+		if n := r.fake.enrolled(); n != 0 {
 			t.Errorf("%d requests without a stored key", n)
 		}
 		if err := os.RemoveAll(pending); err != nil {
