@@ -12,6 +12,7 @@ import (
 // meshCmd holds the commands that work on a specification.
 type meshCmd struct {
 	Validate meshValidateCmd `cmd:"" help:"Check a specification."`
+	Apply    meshApplyCmd    `cmd:"" help:"Put a specification in force on a running server."`
 	Plan     meshPlanCmd     `cmd:"" help:"Show what a specification says to each workload."`
 	Schema   meshSchemaCmd   `cmd:"" help:"Print the JSON Schema of specifications, for editors."`
 	Graph    meshGraphCmd    `cmd:"" help:"Draw who calls whom."`
