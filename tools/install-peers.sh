@@ -5,7 +5,7 @@
 set -euo pipefail
 
 # command=Debian package
-peers=(curl=curl openssl=openssl wrk=wrk h2load=nghttp2-client jq=jq)
+peers=(curl=curl openssl=openssl wrk=wrk h2load=nghttp2-client)
 # `go test -race` needs a C compiler and its headers; the product does not.
 peers+=(gcc=gcc)
 
