@@ -109,7 +109,7 @@ Examples:
 
 // Run makes the CA.
 func (c caInitCmd) Run(p *process) error {
-	trustDomain, err := c.trustDomain()
+	trustDomain, err := c.trustDomain(p)
 	if err != nil {
 		return err
 	}
@@ -156,14 +156,14 @@ func (c caInitCmd) Run(p *process) error {
 	return err
 }
 
-func (c caInitCmd) trustDomain() (string, error) {
+func (c caInitCmd) trustDomain(p *process) (string, error) {
 	switch {
 	case c.TrustDomain != "" && c.Mesh != "":
 		return "", usagef("--trust-domain and --mesh exclude one another")
 	case c.Mesh != "":
-		spec, err := mesh.Load(c.Mesh)
+		spec, err := loadSpec(p, c.Mesh)
 		if err != nil {
-			return "", usageError{err}
+			return "", err
 		}
 		return spec.TrustDomain, nil
 	case c.TrustDomain != "":

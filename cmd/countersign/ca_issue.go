@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,19 +20,26 @@ import (
 	"countersign.dev/journal"
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
+	"countersign.dev/policy"
 )
 
 // caState says where the CA is: in a state directory, or behind the socket of a running server.
 type caState struct {
-	State  string `placeholder:"DIR" help:"The server's state directory."`
-	Socket string `placeholder:"PATH" help:"The running server's socket. Default: server.sock in --state, else the server of COUNTERSIGN_RUN."`
+	State string `placeholder:"DIR" help:"The server's state directory. A server that runs on it is asked."`
+	adminFlags
 }
 
 // running finds the socket of a running server; it is empty when --state is given and no server
 // runs on it.
 func (s caState) running(ctx context.Context) (string, error) {
-	if s.Socket != "" || s.State == "" {
-		return s.socket()
+	if s.Socket != "" {
+		return s.Socket, nil
+	}
+	if s.State == "" {
+		if os.Getenv(runVariable) == "" {
+			return "", usagef("where is the CA? Give --state DIR, or the --socket PATH of a running server")
+		}
+		return s.find()
 	}
 	socket := filepath.Join(s.State, "server.sock")
 	var dialer net.Dialer
@@ -42,30 +48,6 @@ func (s caState) running(ctx context.Context) (string, error) {
 		return "", nil //nolint:nilerr // nobody answers: the state is free, or its journal's lock will tell
 	}
 	return socket, conn.Close()
-}
-
-// socket is --socket, or the one of the mesh that this command runs inside.
-func (s caState) socket() (string, error) {
-	if s.Socket != "" {
-		return s.Socket, nil
-	}
-	path := os.Getenv("COUNTERSIGN_RUN")
-	if path == "" {
-		return "", usagef("say where the CA is: --state DIR, or --socket PATH of a running server")
-	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return "", usagef("reading the file that COUNTERSIGN_RUN names: %w", err)
-	}
-	var document struct {
-		Server struct {
-			Socket string `json:"socket"`
-		} `json:"server"`
-	}
-	if err := json.Unmarshal(data, &document); err != nil || document.Server.Socket == "" {
-		return "", usagef("the file %s, which COUNTERSIGN_RUN names, does not say where a server's socket is", path)
-	}
-	return document.Server.Socket, nil
 }
 
 type caIssueCmd struct {
@@ -114,14 +96,26 @@ func (c caIssueCmd) byServer(p *process, admin *api.Admin) error {
 	if c.Mesh != "" || c.TTL != 0 {
 		return usagef("a server runs, and its specification decides: --mesh and --ttl are for a state without a server")
 	}
-	keyType := mesh.KeyType(c.Key)
-	request, key, err := c.request(p, keyType)
+	running, err := admin.Mesh(p.ctx)
+	if err != nil {
+		return answered(p, err)
+	}
+	spec, err := mesh.ParseDocuments(running.Documents)
+	if err != nil {
+		return fmt.Errorf("reading the server's specification: %w", err)
+	}
+	plan, err := c.declared(spec, "the running specification")
 	if err != nil {
 		return err
 	}
-	credentials, err := admin.Issue(p.ctx, api.IssueRequest{Workload: c.Workload, CSR: string(request)})
+	request, key, err := c.request(p, plan.Key)
 	if err != nil {
 		return err
+	}
+	defer clear(key)
+	credentials, err := admin.Issue(p.ctx, api.IssueRequest{Workload: plan.Identity.Name(), CSR: string(request)})
+	if err != nil {
+		return answered(p, err)
 	}
 	return c.deliver(p, []byte(credentials.Chain), []byte(credentials.Bundle), key)
 }
@@ -132,7 +126,7 @@ func (c caIssueCmd) byState(p *process) error {
 	if err != nil {
 		return err
 	}
-	plan, err := c.wanted(authority.TrustDomain())
+	plan, err := c.wanted(p, authority.TrustDomain())
 	if err != nil {
 		return err
 	}
@@ -140,13 +134,7 @@ func (c caIssueCmd) byState(p *process) error {
 	if err != nil {
 		return err
 	}
-	csr, err := issue.ParseCSR(request)
-	if err != nil {
-		return usageError{err}
-	}
-	if err := issue.CheckCSRNames(csr, plan.Identity, plan.DNSNames); err != nil {
-		return usageError{err}
-	}
+	defer clear(key)
 	sealer, err := c.sealer()
 	if err != nil {
 		return err
@@ -162,63 +150,88 @@ func (c caIssueCmd) byState(p *process) error {
 	if err != nil {
 		return err
 	}
-	issued, err := open.Issue(p.ctx, ca.JournalRecorder{Journal: log, By: "administrator"}, issue.Request{
-		ID: plan.Identity, DNSNames: plan.DNSNames, PublicKey: csr.PublicKey, TTL: time.Duration(plan.TTL),
-	})
+	issued, err := issueInto(p.ctx, log, open, plan, request)
 	if err := errors.Join(err, log.Close()); err != nil {
 		return err
 	}
 	return c.deliver(p, issued.ChainPEM, open.BundlePEM(), key)
 }
 
-// wanted says what the certificate is to hold: by the specification, when there is one.
-func (c caIssueCmd) wanted(trustDomain string) (mesh.CertificatePlan, error) {
-	if c.Mesh != "" {
-		return c.declared(trustDomain)
-	}
-	if trustDomain == "" {
-		return mesh.CertificatePlan{}, usagef("the CA in %s has no trust domain yet; give --mesh PATH, or start a server with it", c.State)
-	}
-	identity, err := c.identity(trustDomain)
-	if err != nil {
-		return mesh.CertificatePlan{}, err
-	}
-	plan := mesh.CertificatePlan{Identity: identity, TTL: mesh.Duration(c.TTL), Key: mesh.KeyType(c.Key)}
-	if c.TTL == 0 {
-		plan.TTL = mesh.Duration(168 * time.Hour)
-	}
-	return plan, nil
+// refusal is what the journal records of a request that was refused.
+type refusal struct {
+	Identity id.ID  `json:"identity"`
+	By       string `json:"by"`
+	Reason   string `json:"reason"`
 }
 
-// declared takes everything from the specification but what flags say.
-func (c caIssueCmd) declared(trustDomain string) (mesh.CertificatePlan, error) {
-	spec, err := mesh.Load(c.Mesh)
+// issueInto does what a server does with a request by hand: check, then issue or record the refusal.
+func issueInto(ctx context.Context, log *journal.Log, open *ca.CA, plan mesh.CertificatePlan, request []byte) (*ca.Issued, error) {
+	const by = "administrator"
+	csr, err := issue.ParseCSR(request)
+	if err == nil {
+		err = issue.CheckCSRNames(csr, plan.Identity, plan.DNSNames)
+	}
 	if err != nil {
-		return mesh.CertificatePlan{}, usageError{err}
+		_, recorded := log.Append(ctx, journal.Entry{
+			Time: time.Now(), Type: journal.IssueRefused,
+			Data: refusal{Identity: plan.Identity, By: by, Reason: err.Error()},
+		})
+		return nil, errors.Join(usageError{err}, recorded)
 	}
-	if trustDomain != spec.TrustDomain {
-		return mesh.CertificatePlan{}, usagef("%s is of the trust domain %q, and the CA in %s is the one of %q", c.Mesh, spec.TrustDomain, c.State, trustDomain)
+	issued, err := open.Issue(ctx, ca.JournalRecorder{Journal: log, By: by}, issue.Request{
+		ID: plan.Identity, DNSNames: plan.DNSNames, PublicKey: csr.PublicKey, TTL: time.Duration(plan.TTL),
+	})
+	if errors.Is(err, issue.ErrRequest) { // the life, for one
+		return nil, usageError{err}
 	}
-	name := c.Workload[strings.LastIndexByte(c.Workload, '/')+1:]
-	compiled, err := spec.Compile(name)
-	if err != nil {
-		return mesh.CertificatePlan{}, usageError{err}
+	return issued, err
+}
+
+// wanted says what a certificate without a server is to hold: by --mesh, when there is one.
+func (c caIssueCmd) wanted(p *process, trustDomain string) (mesh.CertificatePlan, error) {
+	if trustDomain == "" {
+		return mesh.CertificatePlan{}, usagef("the CA in %s has no trust domain yet: start a server with it first", c.State)
 	}
-	plan := compiled.Certificate
-	if name != c.Workload {
+	var plan mesh.CertificatePlan
+	if c.Mesh != "" {
+		spec, err := loadSpec(p, c.Mesh)
+		if err != nil {
+			return mesh.CertificatePlan{}, err
+		}
+		if trustDomain != spec.TrustDomain {
+			return mesh.CertificatePlan{}, usagef("%s is of the trust domain %q, and the CA in %s is the one of %q", c.Mesh, spec.TrustDomain, c.State, trustDomain)
+		}
+		if plan, err = c.declared(spec, c.Mesh); err != nil {
+			return mesh.CertificatePlan{}, err
+		}
+	} else {
 		identity, err := c.identity(trustDomain)
 		if err != nil {
 			return mesh.CertificatePlan{}, err
 		}
-		if identity != plan.Identity {
-			return mesh.CertificatePlan{}, usagef("%s declares %s, not %s", c.Mesh, plan.Identity, identity)
-		}
+		plan = mesh.CertificatePlan{Identity: identity, TTL: mesh.Duration(168 * time.Hour)}
 	}
 	if c.TTL != 0 {
 		plan.TTL = mesh.Duration(c.TTL)
 	}
-	if c.Key != "" {
-		plan.Key = mesh.KeyType(c.Key)
+	return plan, nil
+}
+
+// declared is what a specification says about the workload. where names it in messages.
+func (c caIssueCmd) declared(spec *mesh.Spec, where string) (mesh.CertificatePlan, error) {
+	name := c.Workload[strings.LastIndexByte(c.Workload, '/')+1:]
+	plan, err := policy.Enrollment(spec, name)
+	if err != nil {
+		return mesh.CertificatePlan{}, usagef("%s does not declare the workload %q", where, name)
+	}
+	if name != c.Workload {
+		identity, err := c.identity(spec.TrustDomain)
+		if err != nil {
+			return mesh.CertificatePlan{}, err
+		}
+		if identity != plan.Identity {
+			return mesh.CertificatePlan{}, usagef("%s declares %s, not %s", where, plan.Identity, identity)
+		}
 	}
 	return plan, nil
 }
@@ -271,7 +284,6 @@ func (c caIssueCmd) deliver(p *process, chain, bundle, key []byte) error {
 		_, err := p.stdout.Write(chain)
 		return err
 	}
-	defer clear(key)
 	err := durable.WriteGeneration(c.Out, []durable.File{
 		{Name: "key.pem", Data: key, Perm: 0o600},
 		{Name: "cert.pem", Data: chain, Perm: 0o644},

@@ -59,7 +59,11 @@ func (c caListCmd) records(p *process) ([]api.CertificateRecord, error) {
 		return nil, err
 	}
 	if socket != "" {
-		return api.NewAdmin(socket).Certificates(p.ctx)
+		records, err := api.NewAdmin(socket).Certificates(p.ctx)
+		if err != nil {
+			return nil, answered(p, err)
+		}
+		return records, nil
 	}
 	if _, err := ca.Read(c.State); err != nil {
 		return nil, err

@@ -49,13 +49,13 @@ func (c caShowCmd) find(p *process) (*shownCA, error) {
 		}
 		return showAuthority(authority)
 	}
-	socket, err := c.socket()
+	socket, err := c.running(p.ctx)
 	if err != nil {
 		return nil, err
 	}
 	response, err := api.NewAdmin(socket).CA(p.ctx)
 	if err != nil {
-		return nil, err
+		return nil, answered(p, err)
 	}
 	return showResponse(response)
 }

@@ -1,0 +1,168 @@
+//go:build unix
+
+package ca
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"countersign.dev/durable"
+	"countersign.dev/journal"
+	"countersign.dev/mtls"
+)
+
+// faultChild, when set, makes the test binary carry out one operation and end: it is the process that
+// dies. It has the form OPERATION:STATE.
+const faultChild = "CA_FAULT_CHILD"
+
+// delivered is where the child puts the certificate that it got, as an agent would.
+const delivered = "delivered.pem"
+
+// TestFaultChild is the process that dies; by itself it does nothing.
+func TestFaultChild(t *testing.T) {
+	operation, state, ok := strings.Cut(os.Getenv(faultChild), ":")
+	if !ok {
+		return
+	}
+	syscall.Umask(0)
+	switch operation {
+	case "init":
+		if _, err := Init(state, InitConfig{TrustDomain: trustDomain, Seal: Unsealed()}); err != nil {
+			t.Fatal(err)
+		}
+	case "issue":
+		issued := issueInto(t, state, Unsealed())
+		if err := durable.WriteFile(filepath.Join(state, delivered), issued.ChainPEM, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// buildFaulty builds this test with faults in it.
+func buildFaulty(t *testing.T) string {
+	t.Helper()
+	binary := filepath.Join(t.TempDir(), "ca.test")
+	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-tags", "faultinject", "-o", binary, ".")
+	if output, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building the process that dies: %v\n%s", err, output)
+	}
+	return binary
+}
+
+// runChild tells whether the child was killed by the fault.
+func runChild(t *testing.T, binary, operation, step string) bool {
+	t.Helper()
+	child := exec.CommandContext(t.Context(), binary, "-test.run", "^TestFaultChild$")
+	child.Env = append(os.Environ(), faultChild+"="+operation, "COUNTERSIGN_FAULT="+step)
+	output, err := child.CombinedOutput()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() && status.Signal() == syscall.SIGKILL {
+			return true
+		}
+	}
+	if err != nil {
+		t.Fatalf("step %s: %v\n%s", step, err, output)
+	}
+	return false
+}
+
+// TestCrashAtEveryStep kills a process at every step of making a CA and of issuing a certificate.
+func TestCrashAtEveryStep(t *testing.T) {
+	binary := buildFaulty(t)
+	t.Run("init", func(t *testing.T) { crashInit(t, binary) })
+	t.Run("issue", func(t *testing.T) { crashIssue(t, binary) })
+}
+
+// crashInit expects a whole CA or none, and that the next Init succeeds where there is none.
+func crashInit(t *testing.T, binary string) {
+	whole, none := 0, 0
+	for step := 1; ; step++ {
+		state := filepath.Join(t.TempDir(), "state")
+		died := runChild(t, binary, "init:"+state, strconv.Itoa(step))
+		_, err := Read(state)
+		switch {
+		case err == nil:
+			whole++
+		case errors.Is(err, ErrNoCA) && died:
+			none++
+			if _, err := Init(state, InitConfig{TrustDomain: trustDomain, Seal: Unsealed()}); err != nil {
+				t.Fatalf("step %d: the next init: %v", step, err)
+			}
+		default:
+			t.Fatalf("step %d: %v", step, err)
+		}
+		issueInto(t, state, Unsealed())
+		checkPrivate(t, state, true)
+		entries, err := os.ReadDir(state)
+		if err != nil || len(entries) != 3 { // ca, ca.lock, journal
+			t.Errorf("step %d: there is %v, %v", step, entries, err)
+		}
+		if !died {
+			break
+		}
+	}
+	if none < 40 || whole < 2 {
+		t.Errorf("%d crashes left none and %d a whole CA: the faults are not where they should be", none, whole)
+	}
+}
+
+// crashIssue expects that the journal verifies, and knows every certificate that somebody got, and the
+// intent of every one that was recorded.
+func crashIssue(t *testing.T, binary string) {
+	got, lost := 0, 0
+	for step := 1; ; step++ {
+		state := newState(t, Unsealed())
+		died := runChild(t, binary, "issue:"+state, strconv.Itoa(step))
+		log, err := OpenJournal(state, Unsealed())
+		if err != nil {
+			t.Fatalf("step %d: %v", step, err)
+		}
+		vkey := log.VerifierKey()
+		if err := log.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := journal.Verify(JournalDir(state), vkey); err != nil {
+			t.Errorf("step %d: %v", step, err)
+		}
+		issued, err := Certificates(journal.Records(JournalDir(state)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		intents := 0
+		for record, err := range journal.Records(JournalDir(state)) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if record.Type == journal.IssueIntent {
+				intents++
+			}
+		}
+		if len(issued) > intents {
+			t.Errorf("step %d: %d were issued, and %d were intended", step, len(issued), intents)
+		}
+		text, err := os.ReadFile(filepath.Join(state, delivered))
+		if err != nil {
+			lost++
+		} else {
+			got++
+			certs, err := mtls.ParseCertificates(text)
+			if err != nil || len(issued) != 1 || issued[0].Serial != mtls.Serial(certs[0]) {
+				t.Errorf("step %d: somebody has a certificate that the journal does not know: %v, %v", step, issued, err)
+			}
+		}
+		issueInto(t, state, Unsealed())
+		if !died {
+			break
+		}
+	}
+	if lost < 15 || got < 2 {
+		t.Errorf("%d crashes before a certificate was delivered, %d after: the faults are not where they should be", lost, got)
+	}
+}
