@@ -103,10 +103,13 @@ func (s *store) redeemed(ctx context.Context, tokenID, publicKey string, now tim
 
 // redeemable tells whether redeem would succeed now.
 func (s *store) redeemable(ctx context.Context, tokenID, publicKey string, now time.Time) error {
-	return s.write(ctx, func(tx *sql.Tx) error {
-		_, err := checkRedemption(ctx, tx, tokenID, publicKey, now)
-		return err
-	})
+	_, err := checkRedemption(ctx, s.db, tokenID, publicKey, now)
+	return s.explain(err)
+}
+
+// rowQuerier is the database, or a transaction on it.
+type rowQuerier interface {
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
 
 // redeem uses a token up, once for each public key: an agent that was killed before it could keep
@@ -129,17 +132,17 @@ func (s *store) redeem(ctx context.Context, tokenID, publicKey string, now time.
 
 // checkRedemption tells whether a public key may be certified for a token, and whether that use was
 // counted already: then it may, whatever became of the token.
-func checkRedemption(ctx context.Context, tx *sql.Tx, tokenID, publicKey string, now time.Time) (counted bool, err error) {
+func checkRedemption(ctx context.Context, q rowQuerier, tokenID, publicKey string, now time.Time) (counted bool, err error) {
 	var expires int64
 	var uses, used int
-	err = tx.QueryRowContext(ctx, "SELECT expires, uses, used FROM tokens WHERE id = ?", tokenID).Scan(&expires, &uses, &used)
+	err = q.QueryRowContext(ctx, "SELECT expires, uses, used FROM tokens WHERE id = ?", tokenID).Scan(&expires, &uses, &used)
 	if errors.Is(err, sql.ErrNoRows) {
 		return false, errUnknownToken
 	}
 	if err != nil {
 		return false, err
 	}
-	if counted, err = openRedemption(ctx, tx, tokenID, publicKey); err != nil || counted {
+	if counted, err = openRedemption(ctx, q, tokenID, publicKey); err != nil || counted {
 		return counted, err
 	}
 	switch {
@@ -153,9 +156,9 @@ func checkRedemption(ctx context.Context, tx *sql.Tx, tokenID, publicKey string,
 }
 
 // openRedemption tells whether a use was counted for a public key that has not come to a certificate.
-func openRedemption(ctx context.Context, tx *sql.Tx, tokenID, publicKey string) (bool, error) {
+func openRedemption(ctx context.Context, q rowQuerier, tokenID, publicKey string) (bool, error) {
 	var serial sql.NullString
-	err := tx.QueryRowContext(ctx, "SELECT serial FROM redemptions WHERE token = ? AND public_key = ?", tokenID, publicKey).Scan(&serial)
+	err := q.QueryRowContext(ctx, "SELECT serial FROM redemptions WHERE token = ? AND public_key = ?", tokenID, publicKey).Scan(&serial)
 	if errors.Is(err, sql.ErrNoRows) {
 		return false, nil
 	}
