@@ -4,8 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"net/url"
+	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"countersign.dev/id"
 )
@@ -23,9 +26,10 @@ const (
 	environmentPattern = `^[A-Za-z_][A-Za-z0-9_]*$`
 	pathPattern        = `^/[!-~]*$`
 	// A rule's path ends in /* or holds no asterisk; no path of a rule or route has a query.
-	rulePathPattern = `^/([!"$-)+->@-~]*(/\*)?|\*)$`
-	prefixPattern   = `^/([!"$-)+->@-~]*[!"$-)+-.0->@-~])?$`
-	exactPattern    = `^/[!"$-)+->@-~]*$`
+	// Nor does it have what applications read in several ways.
+	rulePathPattern = `^/([!"$-)+-:<->@-\[\]-~]*(/\*)?|\*)$`
+	prefixPattern   = `^/([!"$-)+-:<->@-\[\]-~]*[!"$-)+-.0-:<->@-\[\]-~])?$`
+	exactPattern    = `^/[!"$-)+-:<->@-\[\]-~]*$`
 )
 
 // The shapes of texts.
@@ -60,7 +64,11 @@ var (
 	hostName = &shape{
 		kind: textKind, name: "host name", maxLen: 253, pattern: hostPattern,
 		check: func(s string) (string, string) {
-			if _, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(s, "["), "]")); err == nil {
+			address, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(s, "["), "]"))
+			switch bracketed := strings.HasPrefix(s, "["); {
+			case err == nil && address.Is6() && !bracketed:
+				return quote(s) + " is an IPv6 address without brackets", fmt.Sprintf("write %q", "["+s+"]")
+			case err == nil && address.Is6() == bracketed:
 				return "", ""
 			}
 			return checkName(strings.ToLower(s), id.CheckDNSName, "use a DNS name or an IP address, without a port")
@@ -184,12 +192,45 @@ func checkPath(s string) (string, string) {
 	case !compiled(pathPattern).MatchString(s):
 		return quote(s) + " holds a space or a character outside ASCII", "write such characters percent-encoded"
 	}
-	for segment := range strings.SplitSeq(s, "/") {
-		if segment == "." || segment == ".." {
-			return quote(s) + " holds a dot segment, which no request's path does", "write the path without it"
+	decoded, wrong := decodePath(s)
+	if wrong != "" {
+		return quote(s) + " " + wrong, "write the path as clients and applications agree on it"
+	}
+	segments := strings.Split(decoded[1:], "/")
+	for i, segment := range segments {
+		switch {
+		case segment == "." || segment == "..":
+			return quote(s) + " holds a dot segment, which applications resolve", "write the path without it"
+		case segment == "" && i < len(segments)-1:
+			return quote(s) + " holds an empty segment, which applications leave out", "write one slash"
 		}
 	}
 	return "", ""
+}
+
+// decodePath decodes a path once. It refuses what the sidecar refuses in a request's path where a rule
+// speaks of paths, because applications differ about what it means: such a rule could never match.
+func decodePath(s string) (decoded, wrong string) {
+	if i := strings.IndexAny(s, `\;`); i >= 0 {
+		return "", fmt.Sprintf("holds the character %q", s[i])
+	}
+	decoded, err := url.PathUnescape(s)
+	switch {
+	case err != nil:
+		return "", "holds an incomplete or invalid percent-encoding"
+	case !utf8.ValidString(decoded):
+		return "", "is not UTF-8 when it is decoded"
+	}
+	for i := 0; i+2 < len(s); i++ {
+		if s[i] != '%' {
+			continue
+		}
+		c, err := strconv.ParseUint(s[i+1:i+3], 16, 8)
+		if err == nil && (c < ' ' || c == 0x7f || strings.IndexByte(`/\%;.?#`, byte(c)) >= 0) {
+			return "", fmt.Sprintf("holds the character %q percent-encoded", rune(c))
+		}
+	}
+	return decoded, ""
 }
 
 func checkRulePath(s string) (string, string) {
