@@ -211,7 +211,7 @@ func TestRequestForms(t *testing.T) {
 		})
 	}
 	// The administrator's paths are not on the agents' listener.
-	p := r.enrolled("colorteller", "colorteller-1")
+	p := r.joinAs("colorteller", "colorteller-1")
 	for _, path := range []string{api.PathStatus, api.PathApply, api.PathTokens, api.PathJournal, api.PathIssue} {
 		wantCode(t, p.post(path, struct{}{}, &struct{}{}), api.CodeNotFound)
 	}
@@ -237,7 +237,7 @@ func TestStatus(t *testing.T) {
 	if row, ok := status()["colorteller/"]; !ok || row.Error == "" {
 		t.Errorf("a workload without an instance: %+v", row)
 	}
-	teller, gateway := r.enrolled("colorteller", "colorteller-1"), r.enrolled("colorgateway", "colorgateway-1")
+	teller, gateway := r.joinAs("colorteller", "colorteller-1"), r.joinAs("colorgateway", "colorgateway-1")
 	w := teller.watch(0)
 	if row := status()["colorteller/colorteller-1"]; !strings.Contains(row.Error, "not reported") {
 		t.Errorf("an instance without a report: %+v", row)
@@ -294,7 +294,7 @@ func TestStatus(t *testing.T) {
 
 func TestEndpointsList(t *testing.T) {
 	r := newFixture(t, colorapp).start()
-	p := r.enrolled("colorteller", "colorteller-1")
+	p := r.joinAs("colorteller", "colorteller-1")
 	p.watch(0)
 	if list, err := r.admin.Endpoints(t.Context()); err != nil || len(list) != 0 {
 		t.Errorf("before a report: %+v, %v", list, err)

@@ -29,7 +29,7 @@ gateways:
 func TestApply(t *testing.T) {
 	f := newFixture(t, colorapp)
 	r := f.start()
-	w := r.enrolled("colorteller", "colorteller-1").watch(0)
+	w := r.joinAs("colorteller", "colorteller-1").watch(0)
 	before := w.plan("at once", anyPlan)
 
 	dry, err := r.tryApply(permissive, true)
@@ -101,7 +101,7 @@ func TestConfirmed(t *testing.T) {
 	if c := ask(99, time.Minute); len(c.Confirmed)+len(c.Missing) != 0 {
 		t.Errorf("nobody is connected, and %+v", c)
 	}
-	one, two := r.enrolled("colorteller", "colorteller-1"), r.enrolled("colorteller", "colorteller-2")
+	one, two := r.joinAs("colorteller", "colorteller-1"), r.joinAs("colorteller", "colorteller-2")
 	one.watch(0).plan("at once", anyPlan)
 	watchTwo := two.watch(0)
 	watchTwo.plan("at once", anyPlan)
@@ -179,7 +179,7 @@ func TestRestartKeepsWhatWasApplied(t *testing.T) {
 func TestLostDatabase(t *testing.T) {
 	f := newFixture(t, colorapp)
 	r := f.start()
-	p := r.enrolled("colorteller", "colorteller-1")
+	p := r.joinAs("colorteller", "colorteller-1")
 	revision := r.apply(t, permissive).Revision
 	r.stop()
 	f.removeDatabase()
@@ -187,7 +187,7 @@ func TestLostDatabase(t *testing.T) {
 	if got := r.Info().Revision; got <= revision {
 		t.Errorf("revision %d after %d", got, revision)
 	}
-	p.r = r
+	p.r = r.remote
 	p.connect()
 	if err := p.renew(); err != nil {
 		t.Error(err)

@@ -31,7 +31,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := f.start()
-	enrolled, stranger := r.enrolled("colorteller", "colorteller-1"), r.newPeer("colorteller-2")
+	enrolled, stranger := r.joinAs("colorteller", "colorteller-1"), r.newPeer("colorteller-2")
 	token := r.token("colorteller", 1)
 	filler := filepath.Join(f.cfg.State, "filler")
 	fill(t, filler)

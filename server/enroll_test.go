@@ -90,7 +90,7 @@ func TestEnrollWorkloadThatIsGone(t *testing.T) {
 }
 
 // apply replaces the running specification.
-func (r *running) apply(t *testing.T, spec string) *api.ApplyResponse {
+func (r *remote) apply(t *testing.T, spec string) *api.ApplyResponse {
 	t.Helper()
 	response, err := r.tryApply(spec, false)
 	if err != nil {
@@ -99,7 +99,7 @@ func (r *running) apply(t *testing.T, spec string) *api.ApplyResponse {
 	return response
 }
 
-func (r *running) tryApply(spec string, dryRun bool) (*api.ApplyResponse, error) {
+func (r *remote) tryApply(spec string, dryRun bool) (*api.ApplyResponse, error) {
 	documents := []mesh.Document{{Name: "mesh.yaml", Directory: r.f.dir, Content: spec}}
 	return r.admin.Apply(r.f.t.Context(), api.ApplyRequest{Documents: documents, DryRun: dryRun})
 }
@@ -270,7 +270,7 @@ func TestEnrolledCertificate(t *testing.T) {
 func TestRenew(t *testing.T) {
 	f := newFixture(t, colorapp)
 	r := f.start()
-	p := r.enrolled("colorteller", "colorteller-1")
+	p := r.joinAs("colorteller", "colorteller-1")
 	if err := p.renew(); err != nil {
 		t.Fatal(err)
 	}
@@ -278,7 +278,7 @@ func TestRenew(t *testing.T) {
 	wantCode(t, stranger.renew(), api.CodeUnauthorized)
 
 	// A certificate of another CA, with the right name in it.
-	foreign := newFixture(t, colorapp).start().enrolled("colorteller", "colorteller-1")
+	foreign := newFixture(t, colorapp).start().joinAs("colorteller", "colorteller-1")
 	stranger.key, stranger.chain = foreign.key, foreign.chain
 	stranger.connect()
 	wantCode(t, stranger.renew(), api.CodeForbidden)
@@ -322,7 +322,7 @@ func TestRenew(t *testing.T) {
 // TestRenewAsAnotherKind changes a service into a gateway of the same name: the old identity is gone.
 func TestRenewAsAnotherKind(t *testing.T) {
 	r := newFixture(t, colorapp).start()
-	p := r.enrolled("colorgateway", "colorgateway-1")
+	p := r.joinAs("colorgateway", "colorgateway-1")
 	r.apply(t, "mesh: colorapp\nservices:\n  colorgateway: {ports: [{port: 8080, protocol: http}]}\n")
 	wantCode(t, p.renew(), api.CodeNotDeclared)
 }

@@ -81,7 +81,7 @@ func TestSilentConnections(t *testing.T) {
 		}
 		conns = append(conns, conn)
 	}
-	p := r.enrolled("colorteller", "colorteller-1")
+	p := r.joinAs("colorteller", "colorteller-1")
 	if err := p.renew(); err != nil {
 		t.Error(err)
 	}

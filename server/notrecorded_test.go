@@ -66,7 +66,7 @@ func everythingIsDone(t *testing.T, r *running, enrolled, stranger *peer, token 
 func TestJournalGone(t *testing.T) {
 	f := newFixture(t, colorapp)
 	r := f.start()
-	enrolled, stranger := r.enrolled("colorteller", "colorteller-1"), r.newPeer("colorteller-2")
+	enrolled, stranger := r.joinAs("colorteller", "colorteller-1"), r.newPeer("colorteller-2")
 	token := r.token("colorteller", 1)
 	dir := ca.JournalDir(f.cfg.State)
 	if err := os.Rename(dir, dir+".away"); err != nil {

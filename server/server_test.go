@@ -95,12 +95,18 @@ func (f *fixture) write(spec string) {
 	}
 }
 
-// running is a server that runs.
+// remote is how a server looks from outside.
+type remote struct {
+	f     *fixture
+	info  Info
+	admin *api.Admin
+}
+
+// running is a server that runs in this process.
 type running struct {
 	*Server
-	f     *fixture
-	admin *api.Admin
-	stop  func()
+	*remote
+	stop func()
 }
 
 // start runs a server until stop or the end of the test.
@@ -120,11 +126,16 @@ func (f *fixture) start() *running {
 		}
 	})
 	f.t.Cleanup(stop)
-	return &running{Server: s, f: f, admin: api.NewAdmin(s.Info().Socket), stop: stop}
+	return &running{Server: s, remote: f.at(s.Info()), stop: stop}
+}
+
+// at is a server that describes itself so.
+func (f *fixture) at(info Info) *remote {
+	return &remote{f: f, info: info, admin: api.NewAdmin(info.Socket)}
 }
 
 // token makes a join token.
-func (r *running) token(workload string, uses int) string {
+func (r *remote) token(workload string, uses int) string {
 	r.f.t.Helper()
 	created, err := r.admin.CreateToken(r.f.t.Context(), api.TokenRequest{Workload: workload, Uses: uses})
 	if err != nil {
@@ -159,7 +170,7 @@ func (f *fixture) count(want journal.Type) int {
 
 // peer is a small agent: a key, a certificate when it has one, and an HTTP/2 client.
 type peer struct {
-	r        *running
+	r        *remote
 	instance string
 	key      crypto.Signer
 	chain    []*x509.Certificate
@@ -167,7 +178,7 @@ type peer struct {
 }
 
 // newPeer makes a peer that trusts the server by its pin.
-func (r *running) newPeer(instance string) *peer {
+func (r *remote) newPeer(instance string) *peer {
 	r.f.t.Helper()
 	key, err := mtls.GenerateKey(mesh.ECDSAP256)
 	if err != nil {
@@ -185,7 +196,7 @@ func (p *peer) connect() {
 	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP2(true)
-	pin := p.r.Info().CAPin
+	pin := p.r.info.CAPin
 	transport := &http.Transport{Protocols: protocols, TLSClientConfig: &tls.Config{
 		InsecureSkipVerify: true,
 		VerifyConnection: func(cs tls.ConnectionState) error {
@@ -228,7 +239,7 @@ func (p *peer) post(path string, in, out any) error {
 func (p *peer) send(path, contentType string, body io.Reader, out any) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, p.r.Info().URL+path, body)
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, p.r.info.URL+path, body)
 	if err != nil {
 		return err
 	}
@@ -276,8 +287,8 @@ func (p *peer) take(credentials api.Credentials) error {
 
 func (p *peer) serial() string { return mtls.Serial(p.chain[0]) }
 
-// enrolled makes a peer with a certificate.
-func (r *running) enrolled(workload, instance string) *peer {
+// joinAs makes a peer with a certificate.
+func (r *remote) joinAs(workload, instance string) *peer {
 	r.f.t.Helper()
 	p := r.newPeer(instance)
 	if err := p.enroll(r.token(workload, 1)); err != nil {
@@ -293,7 +304,7 @@ func (p *peer) report(revision uint64, listening ...api.Listening) error {
 
 func (p *peer) reportAs(report api.Report) error {
 	report.Instance, report.Serial, report.NotAfter = p.instance, p.serial(), p.chain[0].NotAfter
-	report.LastRenewal = p.r.now()
+	report.LastRenewal = time.Now()
 	var answer api.ReportResponse
 	err := p.post(api.PathReport, report, &answer)
 	if err == nil && answer.ServerTime.IsZero() {
@@ -326,7 +337,7 @@ func (p *peer) tryWatch(revision uint64) (*watching, error) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, p.r.Info().URL+api.PathWatch, bytes.NewReader(body))
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, p.r.info.URL+api.PathWatch, bytes.NewReader(body))
 	if err != nil {
 		cancel()
 		return nil, err
@@ -466,7 +477,7 @@ func (b *lockedBuffer) String() string {
 func TestLifeOfAMesh(t *testing.T) {
 	f := newFixture(t, colorapp)
 	r := f.start()
-	teller, gateway := r.enrolled("colorteller", "colorteller-1"), r.enrolled("colorgateway", "colorgateway-1")
+	teller, gateway := r.joinAs("colorteller", "colorteller-1"), r.joinAs("colorgateway", "colorgateway-1")
 	if got := teller.chain[0].URIs[0].String(); got != "spiffe://colorapp.internal/service/colorteller" {
 		t.Errorf("identity %s", got)
 	}
@@ -496,7 +507,7 @@ func TestLifeOfAMesh(t *testing.T) {
 	r.stop()
 
 	r = f.start()
-	gateway.r, teller.r = r, r
+	gateway.r, teller.r = r.remote, r.remote
 	gateway.connect()
 	w = gateway.watch(second.Revision)
 	for range 3 { // the instance that was there before is forgiven, so the Plan is the same

@@ -140,7 +140,7 @@ func TestLockedDatabase(t *testing.T) {
 func TestStorePrunes(t *testing.T) {
 	f := newFixture(t, colorapp)
 	r := f.start()
-	p := r.enrolled("colorteller", "colorteller-1")
+	p := r.joinAs("colorteller", "colorteller-1")
 	later := time.Now().Add(48 * time.Hour)
 	if err := errors.Join(r.store.pruneCertificates(t.Context(), later), r.store.pruneTokens(t.Context(), later)); err != nil {
 		t.Fatal(err)

@@ -31,7 +31,7 @@ func at(port int, address string) api.Listening { return api.Listening{Port: por
 
 func TestWatchResumes(t *testing.T) {
 	r := newFixture(t, colorapp).start()
-	gateway := r.enrolled("colorgateway", "colorgateway-1")
+	gateway := r.joinAs("colorgateway", "colorgateway-1")
 	w := gateway.watch(0)
 	plan := w.plan("at once", anyPlan)
 	if plan.Workload.Name != "colorgateway" || plan.Revision == 0 || plan.Version != mesh.PlanVersion {
@@ -60,7 +60,7 @@ func TestWatchRefusals(t *testing.T) {
 	_, err := stranger.tryWatch(0)
 	wantCode(t, err, api.CodeUnauthorized)
 	wantCode(t, stranger.post(api.PathReport, api.Report{}, &api.ReportResponse{}), api.CodeUnauthorized)
-	p := r.enrolled("colorteller", "colorteller-1")
+	p := r.joinAs("colorteller", "colorteller-1")
 	p.instance = "not a name"
 	_, err = p.tryWatch(0)
 	wantCode(t, err, api.CodeBadRequest)
@@ -72,9 +72,9 @@ func TestEndpointsComeAndGo(t *testing.T) {
 	f := newFixture(t, colorapp)
 	f.cfg.timing.grace = 200 * time.Millisecond
 	r := f.start()
-	w := r.enrolled("colorgateway", "colorgateway-1").watch(0)
+	w := r.joinAs("colorgateway", "colorgateway-1").watch(0)
 	w.plan("at once", anyPlan)
-	one, two := r.enrolled("colorteller", "colorteller-1"), r.enrolled("colorteller", "colorteller-2")
+	one, two := r.joinAs("colorteller", "colorteller-1"), r.joinAs("colorteller", "colorteller-2")
 	watchOne, watchTwo := one.watch(0), two.watch(0)
 	want := func(what, endpoints string) {
 		t.Helper()
@@ -112,8 +112,8 @@ func TestEndpointsComeAndGo(t *testing.T) {
 // TestUnusableListeners reports addresses that no peer may be told.
 func TestUnusableListeners(t *testing.T) {
 	r := newFixture(t, colorapp).start()
-	w := r.enrolled("colorgateway", "colorgateway-1").watch(0)
-	p := r.enrolled("colorteller", "colorteller-1")
+	w := r.joinAs("colorgateway", "colorgateway-1").watch(0)
+	p := r.joinAs("colorteller", "colorteller-1")
 	p.watch(0)
 	err := p.report(1, at(9080, "0.0.0.0:9080"), at(9080, "[::]:9080"), at(9080, "host:9080"), at(9080, "127.0.0.2:0"), at(9080, "224.0.0.1:9080"),
 		at(9080, "nonsense"), at(1, "127.0.0.2:1"), at(9080, "127.0.0.2:9080"), at(9080, "127.0.0.3:9080"))
@@ -126,7 +126,7 @@ func TestUnusableListeners(t *testing.T) {
 // TestWatchTakenOver opens a second stream for an instance: the first one ends.
 func TestWatchTakenOver(t *testing.T) {
 	r := newFixture(t, colorapp).start()
-	p := r.enrolled("colorgateway", "colorgateway-1")
+	p := r.joinAs("colorgateway", "colorgateway-1")
 	first := p.watch(0)
 	first.plan("at once", anyPlan)
 	second := p.watch(0)
@@ -138,14 +138,14 @@ func TestWatchTakenOver(t *testing.T) {
 // TestWatchEndsWithTheCertificate keeps a stream open longer than its certificate lives.
 func TestWatchEndsWithTheCertificate(t *testing.T) {
 	r := newFixture(t, strings.Replace(colorapp, "ttl: 1h", "ttl: 2s", 1)).start()
-	p := r.enrolled("colorgateway", "colorgateway-1")
+	p := r.joinAs("colorgateway", "colorgateway-1")
 	p.watch(0).ended()
 }
 
 // TestWatchEndsWithTheWorkload takes the workload out of the mesh.
 func TestWatchEndsWithTheWorkload(t *testing.T) {
 	r := newFixture(t, colorapp).start()
-	w := r.enrolled("colorgateway", "colorgateway-1").watch(0)
+	w := r.joinAs("colorgateway", "colorgateway-1").watch(0)
 	w.plan("at once", anyPlan)
 	r.apply(t, "mesh: colorapp\nservices:\n  colorteller: {ports: [{port: 9080, protocol: http}]}\n")
 	w.ended()
@@ -154,7 +154,7 @@ func TestWatchEndsWithTheWorkload(t *testing.T) {
 // TestWatchEndsAtShutdown stops the server while a stream is open.
 func TestWatchEndsAtShutdown(t *testing.T) {
 	r := newFixture(t, colorapp).start()
-	w := r.enrolled("colorgateway", "colorgateway-1").watch(0)
+	w := r.joinAs("colorgateway", "colorgateway-1").watch(0)
 	w.plan("at once", anyPlan)
 	stopped := make(chan struct{})
 	go func() { r.stop(); close(stopped) }()
@@ -174,7 +174,7 @@ func TestSlowReaderIsDropped(t *testing.T) {
 	f := newFixture(t, spec)
 	f.cfg.timing.write = 100 * time.Millisecond
 	r := f.start()
-	p := r.enrolled("colorgateway", "colorgateway-1")
+	p := r.joinAs("colorgateway", "colorgateway-1")
 	response := p.watchSlowly(t)
 	defer response.Body.Close()
 	connected := func() bool {
@@ -218,7 +218,7 @@ func (p *peer) watchSlowly(t *testing.T) *http.Response {
 	if err != nil {
 		t.Fatal(err)
 	}
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, p.r.Info().URL+api.PathWatch, bytes.NewReader(body))
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, p.r.info.URL+api.PathWatch, bytes.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +236,7 @@ func (p *peer) watchSlowly(t *testing.T) *http.Response {
 // TestInstancesAreBounded registers more instances than a workload may have.
 func TestInstancesAreBounded(t *testing.T) {
 	r := newFixture(t, colorapp).start()
-	p := r.enrolled("colorteller", "colorteller-1")
+	p := r.joinAs("colorteller", "colorteller-1")
 	workload, err := id.FromCertificate(p.chain[0])
 	if err != nil {
 		t.Fatal(err)
