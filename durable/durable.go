@@ -181,16 +181,21 @@ func remove(path string, how func(string) error) error {
 
 // Sweep removes what a crash in [WriteFile] has left in a directory. Only the one process that writes
 // there may call it, while it holds its [Lock]: the temporary file of another writer looks the same.
-func Sweep(dir string) error {
+func Sweep(dir string) error { return sweep(dir, "") }
+
+// sweep removes the temporary files of one target, or of all when base is empty.
+func sweep(dir, base string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return fmt.Errorf("sweeping %s: %w", dir, err)
 	}
 	for _, entry := range entries {
-		if strings.HasPrefix(entry.Name(), ".") && strings.Contains(entry.Name(), tempMark) {
-			if err := Remove(filepath.Join(dir, entry.Name())); err != nil {
-				return err
-			}
+		target, _, ok := strings.Cut(entry.Name(), tempMark)
+		if !ok || !strings.HasPrefix(target, ".") || (base != "" && target != "."+base) {
+			continue
+		}
+		if err := Remove(filepath.Join(dir, entry.Name())); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -39,7 +39,8 @@ func WriteGeneration(dir string, files []File) error {
 	if err := MkdirAll(generations, 0o700); err != nil {
 		return err
 	}
-	if err := Sweep(dir); err != nil { // a link that was not renamed
+	// A link that was not renamed; somebody may be writing another file of the directory right now.
+	if err := sweep(dir, currentLink); err != nil {
 		return err
 	}
 	current, err := currentGeneration(dir)

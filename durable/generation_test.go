@@ -118,6 +118,10 @@ func TestLeftovers(t *testing.T) {
 	if err := os.Symlink("generations/2", filepath.Join(dir, ".current"+tempMark+"00")); err != nil {
 		t.Fatal(err)
 	}
+	inFlight := ".plan.json" + tempMark + "00" // another goroutine is writing it
+	if err := os.WriteFile(filepath.Join(dir, inFlight), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if got := current(t, dir); got != "first" {
 		t.Fatalf("current is %q", got)
 	}
@@ -130,7 +134,7 @@ func TestLeftovers(t *testing.T) {
 	if got := names(t, filepath.Join(dir, "generations")); !slices.Equal(got, []string{"1", "2"}) {
 		t.Errorf("kept are %q", got)
 	}
-	if got := names(t, dir); !slices.Equal(got, []string{"current", "generations"}) {
+	if got := names(t, dir); !slices.Equal(got, []string{inFlight, "current", "generations"}) {
 		t.Errorf("the directory holds %q", got)
 	}
 }
