@@ -65,7 +65,7 @@ func (d *Document) table(path string, temporary bool) string {
 	fmt.Fprintf(&b, "\nThe mesh %q is ready.\n\n", d.Mesh)
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "WORKLOAD\tINSTANCE\tIDENTITY\tADDRESS\tTLS\tAPPLICATION\tADMIN\tPID\tAPP PID")
-	fmt.Fprintf(w, "-\tserver\t-\t%s\tstrict\t-\t%s\t%d\t-\n", d.Server.URL, d.Server.Socket, d.Server.PID)
+	fmt.Fprintf(w, "-\tserver\t-\t%s\tstrict\t-\t-\t%d\t-\n", d.Server.URL, d.Server.PID)
 	for _, one := range d.Workloads {
 		for n := range max(1, len(one.Inbound), len(one.appAddresses())) {
 			row := []string{"", "", "", "", "", "", "", "", ""}

@@ -24,7 +24,7 @@ type console struct {
 	colour   bool
 	last     string // that was waited for
 	status   string // the same as it stands on the terminal
-	width    int    // of the longest prefix so far
+	width    int    // of the longest prefix
 	prefixes int    // that were given a colour
 }
 
@@ -75,6 +75,15 @@ func (c *console) write(prefix string, line []byte) {
 	b.WriteByte('\n')
 	b.WriteString(c.status)
 	c.w.Write(b.Bytes()) //nolint:errcheck // see above
+}
+
+// reserve makes room for prefixes that come later, so that all lines are aligned.
+func (c *console) reserve(names ...string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, name := range names {
+		c.width = max(c.width, len(name))
+	}
 }
 
 // prefix is what stands before the lines of a process, in a colour of its own on a terminal.

@@ -20,6 +20,7 @@ func write(t *testing.T, s sink, text string) {
 func TestPrefixedLines(t *testing.T) {
 	text := new(buffer)
 	l := &logs{console: &console{w: text}}
+	l.console.reserve("server", "colorteller-1 app")
 	long, err := l.open("colorteller-1", "colorteller-1")
 	if err != nil {
 		t.Fatal(err)
@@ -34,7 +35,7 @@ func TestPrefixedLines(t *testing.T) {
 	if err := long.Close(); err != nil {
 		t.Fatal(err)
 	}
-	want := "colorteller-1 | first\nserver        | between\ncolorteller-1 | second\ncolorteller-1 | last\n"
+	want := "colorteller-1     | first\nserver            | between\ncolorteller-1     | second\ncolorteller-1     | last\n"
 	if diff := cmp.Diff(want, text.String()); diff != "" {
 		t.Errorf("lines (-want +got):\n%s", diff)
 	}

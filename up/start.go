@@ -185,8 +185,7 @@ func (r *run) appCommand(i *instance) (*exec.Cmd, error) {
 
 // child makes and launches a process that is kept running. What it writes goes to the log called file.
 func (r *run) child(name, file string, command func() (*exec.Cmd, error)) (*child, error) {
-	label := strings.Replace(file, ".app", " app", 1)
-	log, err := r.logs.open(label, file)
+	log, err := r.logs.open(strings.ReplaceAll(file, ".", " "), file)
 	if err != nil {
 		return nil, err
 	}

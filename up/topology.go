@@ -55,6 +55,14 @@ func instances(spec *mesh.Spec) ([]*instance, error) {
 // runs tells whether `up` starts the application.
 func (i *instance) runs() bool { return i.service != nil && i.service.Run != nil }
 
+// labels are what the instance's processes are called in front of their lines.
+func (i *instance) labels() []string {
+	if i.runs() {
+		return []string{i.name, i.name + " app"}
+	}
+	return []string{i.name}
+}
+
 // appPorts are the ports that the application listens on, in the order of the service's ports and
 // each once: two ports of a service may lead to one of the application.
 func (i *instance) appPorts() []int {

@@ -184,6 +184,9 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	if r.all, err = instances(r.cfg.Spec); err != nil {
 		return err
 	}
+	for _, i := range r.all {
+		r.console.reserve(i.labels()...)
+	}
 	if r.logs, err = r.openLogs(); err != nil {
 		return err
 	}
@@ -223,6 +226,7 @@ func (r *run) end() error {
 	var once sync.Once
 	r.onSignal(func(os.Signal) { once.Do(func() { close(r.hurry) }) })
 	r.console.settle()
+	r.console.line("%s: stopping", r.cfg.Spec.Mesh)
 	grace := r.cfg.DrainTimeout + 2*time.Second // a sidecar cuts off by itself before it is killed
 	for _, group := range stopOrder(r.all) {
 		var stopping sync.WaitGroup

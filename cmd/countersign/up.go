@@ -15,7 +15,6 @@ import (
 	"golang.org/x/term"
 
 	"countersign.dev/ca"
-	"countersign.dev/mesh"
 	"countersign.dev/up"
 )
 
@@ -55,10 +54,9 @@ func (c *upCmd) Run(p *process, cli *root, parsed *kong.Context) error {
 	if err := c.check(parsed.Args); err != nil {
 		return err
 	}
-	spec, err := mesh.Load(c.Path)
+	spec, err := loadSpec(p, c.Path)
 	if err != nil {
-		fmt.Fprintln(p.stderr, err) // each error of the specification on a line that begins with its place
-		return exitError{status: exitUsage}
+		return err
 	}
 	executable, err := os.Executable()
 	if err != nil {
