@@ -116,6 +116,17 @@ func ForgetAddresses(h http.Header, all bool) {
 	}
 }
 
+// Confusing tells whether a field's name is one that some application reads as one that says where the
+// body ends. Over HTTP/1.1 the request guard refuses it; HTTP/2 lets it through.
+func Confusing(h http.Header) bool {
+	for name := range h {
+		if name != "Content-Length" && looksLike(name, "content-length") || name != "Transfer-Encoding" && looksLike(name, "transfer-encoding") {
+			return true
+		}
+	}
+	return false
+}
+
 // SetAddress says that the request came from addr and that nothing is known of before.
 func SetAddress(h http.Header, addr netip.Addr) {
 	ForgetAddresses(h, true)

@@ -124,6 +124,14 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
+func TestConfusing(t *testing.T) {
+	for name, want := range map[string]bool{"Content-Length": false, "Content_length": true, "Transfer_encoding": true, "Content.length": true, "Content-Lengths": false} {
+		if got := Confusing(http.Header{name: {"1"}}); got != want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 func TestStripHopByHop(t *testing.T) {
 	h := http.Header{
 		"Connection": {"close, X-A", " x-client-cert ,,Accept"}, "Keep-Alive": {"1"}, "Te": {"gzip, trailers;q=1", "Trailers"},

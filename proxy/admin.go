@@ -1,0 +1,111 @@
+package proxy
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+)
+
+// appProbe bounds the TCP connect by which readiness finds out about the application.
+const appProbe = time.Second
+
+// newAdmin routes the administrator's requests. A path with another method is answered 405.
+func (p *Proxy) newAdmin() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /stats", p.stats.Handler(p.cfg.Gauges))
+	mux.Handle("GET /metrics", p.stats.Prometheus(p.cfg.Gauges))
+	mux.HandleFunc("GET /ready", p.serveReady)
+	mux.HandleFunc("GET /healthz", p.serveHealth)
+	mux.HandleFunc("GET /certs", p.serveCerts)
+	mux.HandleFunc("GET /plan", p.servePlan)
+	mux.HandleFunc("POST /drain_listeners", func(w http.ResponseWriter, _ *http.Request) {
+		p.DrainListeners()
+		fmt.Fprintln(w, "OK")
+	})
+	return mux
+}
+
+// healthProblem says why the sidecar cannot serve its application; empty when it can.
+func (p *Proxy) healthProblem() string {
+	plan := p.state.Load().plan
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.closed:
+		return "DRAINING"
+	case p.identity() == nil:
+		return "NO CERTIFICATE"
+	case p.identity().Certificate.Leaf.NotAfter.Before(p.cfg.Now()):
+		return "CERTIFICATE EXPIRED"
+	case plan == nil:
+		return "NO PLAN"
+	case len(p.outbound) != len(plan.Outbound):
+		return "OUTBOUND CLOSED"
+	}
+	return ""
+}
+
+// readyProblem says why peers cannot be served; empty when they can. It asks the application's ports by
+// TCP alone: no handshake is made for it.
+func (p *Proxy) readyProblem(ctx context.Context) string {
+	if problem := p.healthProblem(); problem != "" {
+		return problem
+	}
+	p.mu.Lock()
+	drained := p.noBinds
+	p.mu.Unlock()
+	if drained {
+		return "DRAINING"
+	}
+	for _, in := range p.state.Load().inbound {
+		if in.app == nil {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, appProbe)
+		c, err := new(net.Dialer).DialContext(ctx, "tcp", in.app.address)
+		cancel()
+		if err != nil {
+			return fmt.Sprintf("APPLICATION DOES NOT ACCEPT ON %s", in.app.address)
+		}
+		c.Close()
+	}
+	return ""
+}
+
+func (p *Proxy) serveHealth(w http.ResponseWriter, _ *http.Request) {
+	writeState(w, p.healthProblem())
+}
+
+func (p *Proxy) serveReady(w http.ResponseWriter, r *http.Request) {
+	writeState(w, p.readyProblem(r.Context()))
+}
+
+// writeState answers as Envoy does: LIVE, or 503 and why not.
+func writeState(w http.ResponseWriter, problem string) {
+	w.Header().Set("Content-Type", "text/plain; charset=UTF-8")
+	if problem != "" {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		fmt.Fprintln(w, problem)
+		return
+	}
+	fmt.Fprintln(w, "LIVE")
+}
+
+func (p *Proxy) servePlan(w http.ResponseWriter, _ *http.Request) {
+	plan := p.state.Load().plan
+	if plan == nil {
+		http.Error(w, "no plan is in force yet", http.StatusNotFound)
+		return
+	}
+	writeJSON(w, plan)
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	_ = encoder.Encode(v) // an error means that the reader has gone
+}

@@ -1,0 +1,264 @@
+// Package proxy is the built-in data plane: it carries out a mesh.Plan on the sockets of one task.
+//
+// Inbound, peers connect to a listener on the task's address; what the policy admits goes on to the
+// application on loopback in plaintext. Outbound, the application connects to a listener on loopback,
+// and its traffic goes on by mutual TLS to an instance of the service that it calls. A gateway's
+// listeners face the outside and choose an upstream by routes.
+//
+// # Whose is what
+//
+// A [Proxy] has one state at a time: the Plan in force and what was made of it (state.go). Apply
+// replaces it whole, so that every accept, request and review decides by one Plan. Sockets outlive
+// states: a listener is bound once for its port and asks the state what to do with a connection.
+//
+// Every connection is registered from accept to close (conn.go), because four things end it early: a
+// policy that does not admit it any more, a rotation after which it ages out, the end of a
+// certificate that it was proved with, and a drain.
+//
+// The package stands on net/http and crypto/tls. Everything outside sees only the methods of Proxy.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"countersign.dev/mesh"
+	"countersign.dev/mtls"
+	"countersign.dev/proxy/internal/stat"
+)
+
+// Bounds in time. They protect against peers that do not go on; nothing here depends on their exact
+// values.
+const (
+	handshakeTimeout = 10 * time.Second // of a TLS handshake, from accept to the last message
+	headTimeout      = 10 * time.Second // from a request head's first byte to its last
+	silence          = 3 * time.Second  // after which a silent client of a permissive tcp port is plaintext
+	connectTimeout   = 5 * time.Second  // of a TCP connect, and of the handshake after it
+	continueTimeout  = time.Second      // for which a body waits for "100 Continue"
+
+	// A client closes an idle connection before the server does, so that no request meets a
+	// connection that is being closed.
+	idlePeer     = 5 * time.Minute  // of connections from peers and the outside
+	idleLoopback = time.Hour        // of connections from the own application
+	idleUpstream = 90 * time.Second // of connections to peers
+	idleApp      = time.Second      // of connections to the own application: below what servers use
+
+	maxAge = time.Hour // of TCP connections, upgrades and streams after a rotation
+)
+
+// Config says what a Proxy needs to know beside its Plan.
+type Config struct {
+	// Source is the workload's identity.
+	Source mtls.Source
+	// Address is bound by the inbound listeners; never a wildcard.
+	Address netip.Addr
+	// AppAddress is where the application is and where the outbound listeners are bound, 127.0.0.1
+	// when it is not set.
+	AppAddress netip.Addr
+	// Instance is this instance's name, for the log.
+	Instance string
+	// Binds replaces addresses, for systems without loopback addresses of one's own: "inbound/PORT" and
+	// "outbound/PORT" are what is bound, "app/PORT" is where the application is. Values are "ip:port".
+	Binds map[string]string
+	// AccessLog gets a line of JSON for each request and connection; nil means none. Each line is one
+	// Write, and writes do not overlap.
+	AccessLog io.Writer
+	// Log must be set.
+	Log *slog.Logger
+	// Gauges gives further values for /stats and /metrics; it may be nil.
+	Gauges func() map[string]int64
+	// MaxAge is how long a TCP connection, an upgraded one or a stream lives on after the identity that
+	// it was proved with was replaced; one hour when it is 0. The end of a certificate ends it earlier.
+	MaxAge time.Duration
+	// Now is the clock that certificates are compared with, time.Now when it is nil.
+	Now func() time.Time
+}
+
+// ErrClosed says that the Proxy was shut down.
+var ErrClosed = errors.New("the proxy is shut down")
+
+// Proxy carries out Plans. Its methods may be called concurrently.
+type Proxy struct {
+	cfg   Config
+	log   *slog.Logger
+	stats *stat.Set
+
+	state    atomic.Pointer[state] // what is in force; never nil
+	draining atomic.Bool           // every answer ends its connection
+
+	mu       sync.Mutex        // serializes Apply, DrainListeners and Shutdown
+	inbound  map[int]*listener // guarded by mu: bound sockets by port
+	outbound map[int]*listener // guarded by mu
+	noBinds  bool              // guarded by mu: inbound sockets stay closed
+	closed   bool              // guarded by mu
+
+	ctx    context.Context // ends when everything was cut
+	cancel context.CancelFunc
+
+	conns   registry[*conn]   // from clients
+	upconns registry[*upconn] // to peers
+	tasks   sync.WaitGroup    // goroutines that are not net/http's
+
+	access  *accessLog
+	denials *limiter // bounds the log of refusals
+	faults  *limiter // bounds the log of what peers do wrong
+	callers *callers
+	totals  totals
+	admin   http.Handler
+}
+
+// totals count since the start, over all listeners.
+type totals struct {
+	requests, refused, connections atomic.Int64
+}
+
+// New makes a Proxy that serves nothing yet.
+func New(cfg Config) (*Proxy, error) {
+	switch {
+	case cfg.Source == nil:
+		return nil, errors.New("making a proxy: it has no source of an identity")
+	case cfg.Log == nil:
+		return nil, errors.New("making a proxy: it has no log")
+	case !cfg.Address.IsValid() || cfg.Address.IsUnspecified():
+		return nil, fmt.Errorf("making a proxy: %q is not an address to bind; give the task's own, for it excludes the application's on loopback only then", cfg.Address)
+	}
+	if !cfg.AppAddress.IsValid() {
+		cfg.AppAddress = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	if cfg.MaxAge <= 0 {
+		cfg.MaxAge = maxAge
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	p := &Proxy{
+		cfg:      cfg,
+		log:      cfg.Log,
+		stats:    stat.NewSet(),
+		inbound:  make(map[int]*listener),
+		outbound: make(map[int]*listener),
+		access:   newAccessLog(cfg.AccessLog),
+		denials:  newLimiter(),
+		faults:   newLimiter(),
+		callers:  newCallers(),
+	}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	p.conns.init()
+	p.upconns.init()
+	p.state.Store(new(state))
+	p.admin = p.newAdmin()
+	return p, nil
+}
+
+// Admin serves the administrator: /stats, /metrics, /ready, /healthz, /certs, /plan and
+// /drain_listeners. It is for a loopback address, for it asks nobody who he is.
+func (p *Proxy) Admin() http.Handler { return p.admin }
+
+// Apply puts a Plan in force and returns when it is. New listeners are bound first: when one cannot
+// be, nothing has changed. Listeners that the Plan does not have any more stop accepting and are
+// drained; the others are not touched. Connections, upgrades and streams that the Plan does not admit
+// are closed before Apply returns; all others live on.
+func (p *Proxy) Apply(plan *mesh.Plan) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return ErrClosed
+	}
+	next, err := p.compile(plan, p.state.Load())
+	if err != nil {
+		return fmt.Errorf("applying revision %d: %w", plan.Revision, err)
+	}
+	bound, err := p.bindMissing(next)
+	if err != nil {
+		return fmt.Errorf("applying revision %d: %w", plan.Revision, err)
+	}
+	next.activate()
+	last := p.state.Swap(next)
+	for _, l := range bound {
+		l.start()
+	}
+	p.closeRemoved(next)
+	last.release(next)
+	for c := range p.conns.all() {
+		c.review(next)
+	}
+	p.log.Info("plan in force", "revision", plan.Revision, "inbound", len(plan.Inbound), "outbound", len(plan.Outbound), "upstreams", len(plan.Upstreams))
+	return nil
+}
+
+// bindMissing binds the listeners of a state that are not bound yet, all or none.
+func (p *Proxy) bindMissing(next *state) ([]*listener, error) {
+	var bound []*listener
+	undo := func() {
+		for _, l := range bound {
+			l.socket.Close()
+		}
+	}
+	for port := range next.inbound {
+		if p.inbound[port] != nil || p.noBinds {
+			continue
+		}
+		l, err := p.bind(inboundSide, port)
+		if err != nil {
+			undo()
+			return nil, err
+		}
+		bound = append(bound, l)
+	}
+	for port := range next.outbound {
+		if p.outbound[port] != nil {
+			continue
+		}
+		l, err := p.bind(outboundSide, port)
+		if err != nil {
+			undo()
+			return nil, err
+		}
+		bound = append(bound, l)
+	}
+	for _, l := range bound {
+		p.listeners(l.side)[l.port] = l
+	}
+	return bound, nil
+}
+
+// listeners are the bound sockets of one side. The caller holds p.mu.
+func (p *Proxy) listeners(s side) map[int]*listener {
+	if s == inboundSide {
+		return p.inbound
+	}
+	return p.outbound
+}
+
+// closeRemoved closes the listeners that a state does not have. The caller holds p.mu.
+func (p *Proxy) closeRemoved(next *state) {
+	for port, l := range p.inbound {
+		if next.inbound[port] == nil {
+			delete(p.inbound, port)
+			l.stop()
+		}
+	}
+	for port, l := range p.outbound {
+		if next.outbound[port] == nil {
+			delete(p.outbound, port)
+			l.stop()
+		}
+	}
+}
+
+// identity is the workload's, or nil when there is none yet.
+func (p *Proxy) identity() *mtls.Identity {
+	identity, err := p.cfg.Source.Identity()
+	if err != nil || identity == nil || identity.Certificate.Leaf == nil {
+		return nil
+	}
+	return identity
+}

@@ -1,0 +1,129 @@
+package proxy
+
+import (
+	"iter"
+	"sync"
+	"time"
+
+	"countersign.dev/api"
+)
+
+// registry is a set of what is open.
+type registry[T comparable] struct {
+	mu      sync.Mutex
+	members map[T]struct{} // guarded by mu
+}
+
+func (r *registry[T]) init() { r.members = make(map[T]struct{}) }
+
+func (r *registry[T]) add(member T) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.members[member] = struct{}{}
+}
+
+// remove tells whether member was in the set.
+func (r *registry[T]) remove(member T) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.members[member]
+	delete(r.members, member)
+	return ok
+}
+
+// all are the members of the moment it is called; the set may change while they are looked at.
+func (r *registry[T]) all() iter.Seq[T] {
+	r.mu.Lock()
+	members := make([]T, 0, len(r.members))
+	for member := range r.members {
+		members = append(members, member)
+	}
+	r.mu.Unlock()
+	return func(yield func(T) bool) {
+		for _, member := range members {
+			if !yield(member) {
+				return
+			}
+		}
+	}
+}
+
+// maxRemembered bounds every map whose keys come from outside.
+const maxRemembered = 1000
+
+// callers remembers who called: the serial that each peer presented last, and how often each address
+// connected in plaintext.
+type callers struct {
+	mu        sync.Mutex
+	peers     map[string]api.Caller // guarded by mu, by SPIFFE ID
+	plaintext map[string]int64      // guarded by mu, by IP address
+}
+
+// otherCallers stands for the addresses beyond [maxRemembered].
+const otherCallers = "others"
+
+func newCallers() *callers {
+	return &callers{peers: make(map[string]api.Caller), plaintext: make(map[string]int64)}
+}
+
+func (c *callers) presented(peer, serial string, now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, known := c.peers[peer]; !known && len(c.peers) >= maxRemembered {
+		oldest, seen := "", now
+		for id, caller := range c.peers {
+			if !caller.Seen.After(seen) {
+				oldest, seen = id, caller.Seen
+			}
+		}
+		delete(c.peers, oldest)
+	}
+	c.peers[peer] = api.Caller{Serial: serial, Seen: now}
+}
+
+func (c *callers) spokePlaintext(address string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, known := c.plaintext[address]; !known && len(c.plaintext) >= maxRemembered {
+		address = otherCallers
+	}
+	c.plaintext[address]++
+}
+
+// limiter lets one message through for each key and interval, and counts the others.
+type limiter struct {
+	mu   sync.Mutex
+	keys map[string]*limited // guarded by mu
+}
+
+type limited struct {
+	next       time.Time
+	suppressed int64
+}
+
+// logInterval is how often the same thing is logged at most.
+const logInterval = 10 * time.Second
+
+func newLimiter() *limiter { return &limiter{keys: make(map[string]*limited)} }
+
+// allow tells whether to log, and how many messages with this key were left out before.
+func (l *limiter) allow(key string) (suppressed int64, ok bool) {
+	now := time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	entry := l.keys[key]
+	if entry == nil {
+		if len(l.keys) >= maxRemembered {
+			clear(l.keys) // a flood of keys: begin anew rather than keep them all
+		}
+		entry = new(limited)
+		l.keys[key] = entry
+	}
+	if now.Before(entry.next) {
+		entry.suppressed++
+		return 0, false
+	}
+	suppressed, entry.suppressed = entry.suppressed, 0
+	entry.next = now.Add(logInterval)
+	return suppressed, true
+}

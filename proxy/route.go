@@ -1,0 +1,159 @@
+package proxy
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"countersign.dev/mesh"
+	"countersign.dev/policy"
+	"countersign.dev/proxy/internal/header"
+)
+
+// route is a route of a gateway's listener, with its upstreams found.
+type route struct {
+	match   mesh.Match
+	prefix  string // decoded
+	path    string // decoded
+	to      []destination
+	total   int // of the weights
+	timeout time.Duration
+}
+
+type destination struct {
+	upstream *upstream
+	weight   int
+}
+
+func compileRoutes(in mesh.Inbound, next *state) ([]route, error) {
+	routes := make([]route, 0, len(in.Routes))
+	for i, r := range in.Routes {
+		compiled, err := compileRoute(r, next)
+		if err != nil {
+			return nil, fmt.Errorf("route %d: %w", i+1, err)
+		}
+		routes = append(routes, compiled)
+	}
+	if in.Protocol == mesh.TCP && len(routes) != 1 {
+		return nil, fmt.Errorf("a tcp listener has exactly one route, and this one has %d", len(routes))
+	}
+	return routes, nil
+}
+
+func compileRoute(r mesh.Route, next *state) (route, error) {
+	compiled := route{match: r.Match, timeout: time.Duration(r.RequestTimeout)}
+	for _, path := range []struct {
+		from string
+		to   *string
+	}{{r.Match.Prefix, &compiled.prefix}, {r.Match.Path, &compiled.path}} {
+		if path.from == "" {
+			continue
+		}
+		decoded, problem := policy.Canonical(path.from)
+		if problem != "" {
+			return route{}, fmt.Errorf("path %q: %s", path.from, problem)
+		}
+		*path.to = decoded
+	}
+	for _, to := range r.To {
+		upstream := next.upstreams[to.Upstream]
+		if upstream == nil {
+			return route{}, fmt.Errorf("upstream %q is not declared", to.Upstream)
+		}
+		compiled.to = append(compiled.to, destination{upstream, to.Weight})
+		compiled.total += to.Weight
+	}
+	if compiled.total <= 0 {
+		return route{}, fmt.Errorf("its weights sum to %d, so that it leads nowhere", compiled.total)
+	}
+	return compiled, nil
+}
+
+// judgesPaths tells whether the route depends on the path at all.
+func (r *route) judgesPaths() bool { return r.path != "" || r.prefix != "" && r.prefix != "/" }
+
+// takes tells whether a request matches. path is decoded, or empty when nobody judges paths.
+func (r *route) takes(req *http.Request, path string) bool {
+	m := &r.match
+	switch {
+	case r.path != "" && path != r.path,
+		r.judgesPaths() && r.prefix != "" && !below(path, r.prefix),
+		len(m.Methods) > 0 && !slices.Contains(m.Methods, req.Method),
+		m.Host != "" && !strings.EqualFold(hostOnly(req.Host), m.Host):
+		return false
+	}
+	for name, value := range m.Headers {
+		if !slices.Contains(req.Header.Values(name), value) {
+			return false
+		}
+	}
+	return true
+}
+
+// below tells whether a path is a prefix or below it, on the borders of segments.
+func below(path, prefix string) bool {
+	rest, ok := strings.CutPrefix(path, strings.TrimSuffix(prefix, "/"))
+	return ok && (rest == "" && !strings.HasSuffix(prefix, "/") || strings.HasPrefix(rest, "/"))
+}
+
+// hostOnly is the host of a Host field without its port and without the root's dot.
+func hostOnly(host string) string {
+	if i := strings.LastIndexByte(host, ':'); i >= 0 && !strings.HasSuffix(host, "]") {
+		host = host[:i]
+	}
+	return strings.TrimSuffix(host, ".")
+}
+
+// choose takes one of the upstreams by weight.
+func (r *route) choose() *upstream {
+	n := rand.IntN(r.total) //nolint:gosec // spreading load needs no secret
+	for _, d := range r.to {
+		if n -= d.weight; n < 0 {
+			return d.upstream
+		}
+	}
+	return r.to[len(r.to)-1].upstream // cannot be: the weights sum to the total
+}
+
+// serveGateway sends a request from outside to the upstream that the first route that matches chooses.
+func (x *exchange) serveGateway(in *inbound) {
+	path := ""
+	if slices.ContainsFunc(in.routes, func(r route) bool { return r.judgesPaths() }) && x.r.RequestURI != "*" {
+		var problem string
+		if path, problem = policy.Canonical(x.stream.path); problem != "" {
+			// What one route keeps for a service must not be had by another spelling.
+			x.refuse(http.StatusBadRequest, flagMalformed, "the path is ambiguous: "+problem)
+			return
+		}
+	}
+	for i := range in.routes {
+		r := &in.routes[i]
+		if !r.takes(x.r, path) {
+			continue
+		}
+		header.StripHopByHop(x.upgradeFields())
+		header.Forget(x.r.Header)
+		header.SetAddress(x.r.Header, x.c.remote.Addr())
+		if r.timeout > 0 {
+			x.timer = time.AfterFunc(r.timeout, x.timeOut)
+			defer x.timer.Stop()
+		}
+		x.forward(r.choose())
+		return
+	}
+	x.refuse(http.StatusNotFound, flagNoRoute, "no route matches this request")
+}
+
+// timeOut ends a request whose time is over: with a 504 when nothing was answered yet.
+func (x *exchange) timeOut() {
+	x.cancel(errTimeout)
+	x.mu.Lock()
+	answered := x.answered
+	x.mu.Unlock()
+	if answered { // perhaps in a write that waits for the client
+		x.stream.cut(errTimeout)
+	}
+}
