@@ -155,7 +155,7 @@ func (b builder) run(v *value) *Run {
 	directory := b.documents[v.at.file].Directory
 	run := &Run{Command: v.get("command").texts(), Dir: directory}
 	if dir := v.get("dir").str(); dir != "" {
-		run.Dir = resolve(directory, dir)
+		run.Dir, run.DirText = resolve(directory, dir), dir
 	}
 	for _, m := range members(v.get("env")) {
 		if run.Env == nil {

@@ -3,7 +3,6 @@ package mesh
 import (
 	"fmt"
 	"maps"
-	"reflect"
 	"slices"
 	"strings"
 )
@@ -163,7 +162,7 @@ func (d *difference) service(before, after *Service) {
 		d.add("+", "run")
 	case before.Run != nil && after.Run == nil:
 		d.add("-", "run")
-	case !reflect.DeepEqual(before.Run, after.Run):
+	case before.Run != nil:
 		d.run(before.Run, after.Run)
 	}
 }
@@ -177,7 +176,7 @@ func (d *difference) run(before, after *Run) {
 	if !maps.Equal(before.Env, after.Env) {
 		d.add("~", "run.env")
 	}
-	d.change("run.dir", before.Dir, after.Dir)
+	d.change("run.dir", before.DirText, after.DirText)
 }
 
 func (d *difference) ports(before, after *Service) {

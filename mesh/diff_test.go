@@ -175,7 +175,7 @@ gateways:
 				"+ service a: ports[82] tcp",
 				"~ service a: run.command",
 				"~ service a: run.env",
-				"~ service a: run.dir /spec -> /spec/app",
+				"~ service a: run.dir (none) -> app",
 				"- service b",
 				"+ service c",
 				"- gateway g",
@@ -190,7 +190,7 @@ gateways:
 				"+ service a: ports[82] tcp",
 				"~ service a: run.command",
 				"~ service a: run.env",
-				"~ service a: run.dir /spec -> /spec/app",
+				"~ service a: run.dir (none) -> app",
 				"- service b",
 				"+ service c",
 				"- gateway g",
@@ -248,5 +248,22 @@ gateways:
 				t.Errorf("%d changes there and %d back", there, back)
 			}
 		})
+	}
+}
+
+// TestSameElsewhere compares a document with its copy in another directory: it says the same, so that a
+// mesh that runs can be changed from a copy.
+func TestSameElsewhere(t *testing.T) {
+	const text = "mesh: m\nservices: {a: {run: {command: [x]}}, b: {run: {command: [x], dir: app}}}"
+	at := func(directory string) *mesh.Spec {
+		spec, err := mesh.ParseDocuments([]mesh.Document{{Name: "mesh.yaml", Directory: directory, Content: text}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return spec
+	}
+	before, after := at("/here"), at("/there")
+	if lines := append(mesh.Diff(before, after), mesh.SameTopology(before, after)...); len(lines) > 0 {
+		t.Errorf("differences: %q", lines)
 	}
 }

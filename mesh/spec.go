@@ -77,6 +77,9 @@ type Run struct {
 	Env     map[string]string
 	// Dir is the working directory: absolute when the document's directory is.
 	Dir string
+	// DirText is the directory as it is written. Specifications are compared by it: a copy of a
+	// document elsewhere says the same.
+	DirText string
 }
 
 // Gateway lets traffic from outside into the mesh.
