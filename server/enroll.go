@@ -35,6 +35,7 @@ func (s *Server) member(r *http.Request) (id.ID, *x509.Certificate, error) {
 	if kind := workload.Kind(); kind != id.Service && kind != id.Gateway {
 		return id.ID{}, nil, fmt.Errorf("%s: %w", workload, policy.ErrNoWorkload)
 	}
+	s.peers.known(r.Context())
 	return workload, chain[0], nil
 }
 

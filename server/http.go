@@ -134,8 +134,11 @@ func (s *Server) guard(method string, f func(http.ResponseWriter, *http.Request)
 // refuse answers with an error and logs it. Errors hold no secret, by the rules of this package.
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, status int, answer *api.Error, cause error) {
 	level := slog.LevelInfo
-	if status >= http.StatusInternalServerError {
+	switch {
+	case status >= http.StatusInternalServerError:
 		level = slog.LevelError
+	case status == http.StatusUnauthorized, status == http.StatusNotFound, status == http.StatusTooManyRequests:
+		level = slog.LevelDebug // what anybody can bring about as often as he likes
 	}
 	s.log.LogAttrs(r.Context(), level, "request refused", slog.String("path", r.URL.Path), slog.String("remote", r.RemoteAddr),
 		slog.Int("status", status), slog.String("code", answer.Code), slog.Any("error", cause))

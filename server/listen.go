@@ -3,6 +3,7 @@ package server
 import (
 	"container/list"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -20,55 +21,81 @@ import (
 // ErrListen says that an address or a socket cannot be listened on.
 var ErrListen = errors.New("cannot listen")
 
-// Bounds of connections. A handshake that is not done holds its place only until others need it, so
-// that a crowd that never speaks keeps nobody out.
+// Bounds of connections. One that has not shown a member's certificate yet holds its place only until
+// others need it, so that a crowd that never speaks, or speaks of nothing, keeps nobody out for long.
 const (
-	maxSilent      = 512
-	maxConnections = 16384
+	maxStrangers   = 512
+	maxConnections = 8192
 )
 
 // connections counts those of the TLS listener by [http.Server.ConnState].
 type connections struct {
-	mu     sync.Mutex
-	all    int
-	silent *list.List // of net.Conn that have not sent a request yet, the oldest first
-	places map[net.Conn]*list.Element
+	mu        sync.Mutex
+	all       int
+	strangers *list.List // of net.Conn, the oldest first
+	places    map[net.Conn]*list.Element
 }
 
 func newConnections() *connections {
-	return &connections{silent: list.New(), places: make(map[net.Conn]*list.Element)}
+	return &connections{strangers: list.New(), places: make(map[net.Conn]*list.Element)}
 }
 
-// observe closes the oldest silent connection when there are too many of them, and new ones when
-// there are too many of all.
+// observe closes the oldest stranger when there are too many of them, or of all.
 func (c *connections) observe(conn net.Conn, state http.ConnState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch state {
 	case http.StateNew:
 		c.all++
-		c.places[conn] = c.silent.PushBack(conn)
-		if c.silent.Len() > maxSilent || c.all > maxConnections {
-			oldest := c.silent.Front()
-			c.silent.Remove(oldest)
-			if stranger, ok := oldest.Value.(net.Conn); ok {
-				delete(c.places, stranger)
-				stranger.Close()
-			}
+		c.places[conn] = c.strangers.PushBack(conn)
+		if c.strangers.Len() > maxStrangers || c.all > maxConnections {
+			c.drop(c.strangers.Front())
 		}
-	case http.StateActive, http.StateIdle:
-		c.spoke(conn)
 	case http.StateClosed, http.StateHijacked:
-		c.spoke(conn)
+		c.forget(conn)
 		c.all--
+	default:
 	}
 }
 
-func (c *connections) spoke(conn net.Conn) {
+// drop closes a stranger's connection. The caller holds mu.
+func (c *connections) drop(place *list.Element) {
+	conn, ok := place.Value.(net.Conn)
+	if !ok {
+		return
+	}
+	c.forget(conn)
+	if secured, ok := conn.(*tls.Conn); ok {
+		conn = secured.NetConn() // without the farewell of TLS, which would wait for the stranger
+	}
+	conn.Close()
+}
+
+// forget takes a connection off the list of strangers. The caller holds mu.
+func (c *connections) forget(conn net.Conn) {
 	if place := c.places[conn]; place != nil {
-		c.silent.Remove(place)
+		c.strangers.Remove(place)
 		delete(c.places, conn)
 	}
+}
+
+// connectionKey finds the connection of a request in its context.
+type connectionKey struct{}
+
+// remember puts the connection into the context of its requests.
+func (c *connections) remember(ctx context.Context, conn net.Conn) context.Context {
+	return context.WithValue(ctx, connectionKey{}, conn)
+}
+
+// known notes that a request came from a member.
+func (c *connections) known(ctx context.Context) {
+	conn, ok := ctx.Value(connectionKey{}).(net.Conn)
+	if !ok {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.forget(conn)
 }
 
 // listenTLS binds the address of the agents' listener.

@@ -62,19 +62,21 @@ func TestStaleSocket(t *testing.T) {
 	}
 }
 
-// TestSilentConnections opens more connections than may be silent: the oldest are closed, and
-// somebody who speaks is served.
+// TestSilentConnections opens more connections than strangers may have: the oldest are closed, and
+// somebody who speaks is served, over a connection that stays.
 func TestSilentConnections(t *testing.T) {
 	r := newFixture(t, colorapp).start()
 	address := r.address.String()
+	w := r.joinAs("colorgateway", "colorgateway-1").watch(0)
+	w.plan("at once", anyPlan)
 	const extra = 50
-	conns := make([]net.Conn, 0, maxSilent+extra)
+	conns := make([]net.Conn, 0, maxStrangers+extra)
 	defer func() {
 		for _, conn := range conns {
 			conn.Close()
 		}
 	}()
-	for range maxSilent + extra {
+	for range maxStrangers + extra {
 		conn, err := net.DialTimeout("tcp", address, patience)
 		if err != nil {
 			t.Fatal(err)
@@ -85,6 +87,7 @@ func TestSilentConnections(t *testing.T) {
 	if err := p.renew(); err != nil {
 		t.Error(err)
 	}
+	w.next()
 	for i, conn := range conns[:extra] {
 		if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
 			t.Fatal(err)
@@ -103,23 +106,24 @@ func TestConnectionsAreCounted(t *testing.T) {
 		c.observe(server, http.StateNew)
 		return server
 	}
-	spoken := open()
-	c.observe(spoken, http.StateActive)
+	member := open()
+	c.known(c.remember(t.Context(), member))
+	c.known(t.Context()) // of another listener
 	first := open()
-	for range maxSilent {
+	for range maxStrangers {
 		open()
 	}
-	if c.silent.Len() != maxSilent || c.places[first] != nil || len(c.places) != maxSilent {
-		t.Errorf("%d silent, %d places", c.silent.Len(), len(c.places))
+	if c.strangers.Len() != maxStrangers || c.places[first] != nil || len(c.places) != maxStrangers {
+		t.Errorf("%d strangers, %d places", c.strangers.Len(), len(c.places))
 	}
 	if _, err := first.Write([]byte("x")); err == nil {
-		t.Error("the oldest silent connection is open")
+		t.Error("the oldest stranger's connection is open")
 	}
 	c.observe(first, http.StateClosed)
-	c.observe(spoken, http.StateIdle)
-	c.observe(spoken, http.StateClosed)
-	if c.all != maxSilent {
-		t.Errorf("%d are counted, want %d", c.all, maxSilent)
+	c.observe(member, http.StateIdle)
+	c.observe(member, http.StateClosed)
+	if c.all != maxStrangers {
+		t.Errorf("%d are counted, want %d", c.all, maxStrangers)
 	}
 }
 

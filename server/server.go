@@ -64,6 +64,7 @@ type Server struct {
 	registry *registry
 	leaf     *leaf
 	refused  limiter
+	peers    *connections
 
 	listener net.Listener
 	address  netip.AddrPort
@@ -82,7 +83,7 @@ type Server struct {
 // [ca.ErrOtherTrustDomain]) and of package journal ([journal.ErrLocked] when another server runs on
 // the state), [mesh.Errors], [ErrDatabase], [ErrDatabaseLocked] and [ErrListen].
 func New(ctx context.Context, cfg Config) (*Server, error) {
-	s := &Server{cfg: cfg, log: cfg.Log, now: cfg.Now, timing: cfg.timing}
+	s := &Server{cfg: cfg, log: cfg.Log, now: cfg.Now, timing: cfg.timing, peers: newConnections()}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -220,21 +221,28 @@ type Info struct {
 func (s *Server) Info() Info {
 	spec, _, revision := s.registry.running()
 	return Info{
-		URL: "https://" + s.address.String(), Socket: s.cfg.Socket, PID: os.Getpid(),
+		URL: "https://" + s.address.String(), Socket: absolute(s.cfg.Socket), PID: os.Getpid(),
 		TrustDomain: s.ca.TrustDomain(), Mesh: spec.Mesh, Revision: revision,
-		CAFile: filepath.Join(s.cfg.State, "ca", "root.pem"), CAPin: s.ca.Pin(), JournalKey: s.journal.VerifierKey(),
+		CAFile: absolute(filepath.Join(s.cfg.State, "ca", "root.pem")), CAPin: s.ca.Pin(), JournalKey: s.journal.VerifierKey(),
 	}
+}
+
+// absolute is a path for somebody in another directory.
+func absolute(path string) string {
+	if whole, err := filepath.Abs(path); err == nil {
+		return whole
+	}
+	return path
 }
 
 // Run serves until ctx ends, and then ends the streams, lets requests finish for a while, and closes
 // everything. The error is nil when it was ctx that ended it.
 func (s *Server) Run(ctx context.Context) error {
-	table := newConnections()
 	agents := &http.Server{
-		Handler: s.agentHandler(), TLSConfig: s.tlsConfig(), ConnState: table.observe,
+		Handler: s.agentHandler(), TLSConfig: s.tlsConfig(), ConnState: s.peers.observe, ConnContext: s.peers.remember,
 		ReadHeaderTimeout: 10 * time.Second, // the handshake is within it
 		WriteTimeout:      30 * time.Second,
-		IdleTimeout:       2 * time.Minute,
+		IdleTimeout:       30 * time.Second, // an agent's watch keeps its connection busy
 		MaxHeaderBytes:    16 << 10,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: 32,

@@ -60,7 +60,7 @@ func (s *Server) stream(ctx context.Context, w http.ResponseWriter, st *stream, 
 			return err
 		}
 		if first || plan.Revision != held {
-			if plan.Revision == held {
+			if plan.Revision == held || plan.Revision == 0 { // 0: it could not be stored yet, so nobody is told
 				plan = nil
 			} else {
 				held = plan.Revision

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -46,18 +47,25 @@ func (c statusCmd) Run(p *process) error {
 		}
 		return c.show(p.stdout, rows, time.Now())
 	}
+	return c.watch(p, admin)
+}
+
+// watch shows the status again and again. A server that is away for a while does not end it.
+func (c statusCmd) watch(p *process, admin *api.Admin) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	for {
+	for seen := false; ; seen = true {
 		rows, err := admin.Status(p.ctx)
-		if p.ctx.Err() != nil {
+		switch {
+		case p.ctx.Err() != nil:
 			return nil
+		case err == nil:
+			err = c.redraw(p.stdout, rows)
+		case seen && errors.Is(err, api.ErrNoServer):
+			_, err = fmt.Fprintf(p.stderr, "countersign: %v\n", err)
 		}
 		if err != nil {
 			return answered(p, err)
-		}
-		if err := c.redraw(p.stdout, rows); err != nil {
-			return err
 		}
 		select {
 		case <-p.ctx.Done():
