@@ -93,7 +93,7 @@ generate: ## Write the generated files again: the JSON Schema and the references
 
 .PHONY: soak
 soak: ## The long forms: minutes of load, thousands of rotations
-	COUNTERSIGN_SOAK=1 $(GO) test -count=1 -timeout 3h -v $$(grep -rl COUNTERSIGN_SOAK --include='*_test.go' . | xargs -n1 dirname | sort -u)
+	COUNTERSIGN_SOAK=1 $(GO) test -count=1 -timeout 3h -v $$(grep -rl --include='*_test.go' COUNTERSIGN_SOAK . | xargs -n1 dirname | sort -u)
 
 .PHONY: clean
 clean: ## Remove what was built here
