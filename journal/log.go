@@ -184,6 +184,9 @@ func open(dir string, key *Key) (*Log, error) {
 		return nil, err
 	}
 	head, _, err := readHead(dir, verifier)
+	if errors.Is(err, ErrForged) {
+		return nil, fmt.Errorf("%w; the journal belongs to another CA, or somebody has replaced it: restore both from one backup", err)
+	}
 	if err != nil {
 		return nil, err
 	}

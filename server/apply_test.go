@@ -3,6 +3,8 @@ package server
 import (
 	"encoding/json"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -245,6 +247,25 @@ func TestStartRefusals(t *testing.T) {
 		f := newFixture(t, colorapp)
 		f.cfg.Listen = "192.0.2.1:0"
 		f.refuses(ErrListen)
+	})
+	t.Run("a database of another CA", func(t *testing.T) {
+		f, other := newFixture(t, colorapp), newFixture(t, colorapp)
+		f.start().stop()
+		f.start().stop() // its journal is longer than the one of the other
+		other.start().stop()
+		text, err := os.ReadFile(filepath.Join(other.cfg.State, "server.db"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(f.cfg.State, "server.db"), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f.refuses(ErrDatabase)
+	})
+	t.Run("a journal of another CA", func(t *testing.T) {
+		f, other := newFixture(t, colorapp), newFixture(t, colorapp)
+		f.restoreJournal(other.saveJournal())
+		f.refuses(journal.ErrForged)
 	})
 	t.Run("a journal that was put back", func(t *testing.T) {
 		f := newFixture(t, colorapp)

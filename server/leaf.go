@@ -70,7 +70,7 @@ func (l *leaf) renew(ctx context.Context) error {
 			Leaf:        issued.Certificate,
 		},
 	})
-	l.s.log.InfoContext(ctx, "the server's own certificate is renewed", "serial", mtls.Serial(issued.Certificate), "notAfter", issued.Certificate.NotAfter)
+	l.s.log.InfoContext(ctx, "the server has a new certificate of its own", "serial", mtls.Serial(issued.Certificate), "notAfter", issued.Certificate.NotAfter)
 	return nil
 }
 

@@ -255,7 +255,8 @@ func (r *registry) publish(ctx context.Context) {
 	if len(c.plans) == 0 && len(c.instances) == 0 {
 		return
 	}
-	if err := r.store.save(ctx, c); err != nil {
+	// The state is everybody's: it is not lost because the one whose request changed it has gone.
+	if err := r.store.save(context.WithoutCancel(ctx), c); err != nil {
 		r.log.ErrorContext(ctx, "cannot store a change; it is tried again", "error", err)
 		return
 	}

@@ -137,6 +137,9 @@ func (s *Server) openStore(ctx context.Context) (err error) {
 		return err
 	}
 	s.closers = append(s.closers, s.store.close)
+	if err := s.store.bind(ctx, s.ca.Pin()); err != nil {
+		return err
+	}
 	return s.reconcile(ctx)
 }
 

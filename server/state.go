@@ -17,6 +17,7 @@ const (
 	metaDocuments = "documents"
 	metaFile      = "file"    // what --mesh held when it was last loaded
 	metaJournal   = "journal" // how many entries the journal had; it never has fewer
+	metaPin       = "pin"     // of the CA's root
 )
 
 // planRow is what the store keeps of a Plan: enough to tell after a restart whether it changed.
@@ -104,6 +105,21 @@ func saveInstance(ctx context.Context, tx *sql.Tx, key instanceKey, row *instanc
 		ON CONFLICT (workload, instance) DO UPDATE SET report = excluded.report, away = excluded.away`,
 		key.workload, key.instance, string(text), row.away)
 	return err
+}
+
+// bind settles once which CA a database belongs to, and refuses that of another one.
+func (s *store) bind(ctx context.Context, pin string) error {
+	bound, err := s.meta(ctx, metaPin)
+	switch {
+	case err != nil:
+		return err
+	case bound == "":
+		return s.write(ctx, func(tx *sql.Tx) error { return putMeta(ctx, tx, metaPin, pin) })
+	case bound != pin:
+		return fmt.Errorf("%w: %s belongs to another CA (%s, and here is %s); restore both from one backup, or move it away", ErrDatabase, s.path, bound, pin)
+	default:
+		return nil
+	}
 }
 
 // revision is the last one that was given out.
