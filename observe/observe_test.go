@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -309,33 +310,54 @@ func TestGateway(t *testing.T) {
 	}
 }
 
-// A renewal between the report and the handshake is no finding: the observer asks again.
-func TestSerialIsAskedAgain(t *testing.T) {
+// A renewal between the report and the handshake is no finding, nor one that is about to come: the
+// observer looks and asks again.
+func TestSettles(t *testing.T) {
 	ca := newTestCA(t)
 	s := ca.good(mesh.HTTP)
+	right := s.config.Certificates[0]
+	var old atomic.Bool
+	old.Store(true)
+	wrong := ca.leafWithKey(mustID(t, id.Service, "callee"), nil, ecdsaKey(t, elliptic.P384()))
+	s.config.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		if old.Load() {
+			return &wrong, nil
+		}
+		return &right, nil
+	}
 	made := target(t, mesh.HTTP, s.start(t), s)
-	fresh := made.Serial
 	made.Serial = "0badc0de"
 	asked := 0
 	o := ca.observer(func(c *Config) {
+		c.Settle = time.Minute
 		c.Serial = func(_ context.Context, workload, instance string) (string, error) {
 			if asked++; workload != "callee" || instance != "callee-1" {
 				t.Errorf("asked for %s %s", workload, instance)
 			}
-			if asked < 2 {
+			old.Store(asked < 2)
+			if asked < 4 {
 				return "0badc0de", nil
 			}
-			return fresh, nil
+			return serialOf(right.Leaf), nil
 		}
 	})
-	if got, report := deviations(t, o, made); len(got) > 0 {
-		t.Errorf("findings %+v", report.Findings)
+	if got, report := deviations(t, o, made); len(got) > 0 || asked != 4 {
+		t.Errorf("asked %d times, findings %+v", asked, report.Findings)
 	}
+
+	made.Serial = "0badc0de"
 	failing := ca.observer(func(c *Config) {
+		c.Settle = time.Minute
 		c.Serial = func(context.Context, string, string) (string, error) { return "", io.ErrUnexpectedEOF }
 	})
 	if _, err := failing.Observe(t.Context(), []Target{made}); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("error %v when the server fails", err)
+	}
+
+	// What does not settle is a finding all the same.
+	never := ca.observer(func(c *Config) { c.Settle = 300 * time.Millisecond })
+	if got, _ := deviations(t, never, made); !slices.Equal(got, []string{CheckSerial}) {
+		t.Errorf("deviations %v, want that of the serial", got)
 	}
 }
 

@@ -20,6 +20,9 @@ const (
 	DefaultParallel = 16
 )
 
+// settleStep is the time between two looks at a certificate that deviates.
+const settleStep = 200 * time.Millisecond
+
 // quiet is how long a tcp port that lets a caller in may stay silent before it counts as let in.
 const quiet = time.Second
 
@@ -33,8 +36,12 @@ type Config struct {
 	// Expired is a certificate of the same CA that has expired or soon will; the observer waits for
 	// it. Nil skips the checks that need it.
 	Expired *tls.Certificate
-	// Serial asks again for the serial that an instance reports, when the one in its Target is not
-	// the one that is served: it may have renewed in between. Nil believes the first report.
+	// Settle is for how long an endpoint is looked at again whose certificate deviates, because it may
+	// be about to renew: a sidecar that has just heard what its certificate has to hold first serves
+	// the one that it has, and what is served is reported a little later. 0 looks once.
+	Settle time.Duration
+	// Serial asks, while an endpoint settles, for the serial that an instance reports now. Nil
+	// believes the first report.
 	Serial func(ctx context.Context, workload, instance string) (string, error)
 	// Timeout bounds one connection, Parallel the connections at one time; 0 takes the default.
 	Timeout  time.Duration
@@ -114,7 +121,7 @@ type facts struct {
 func (o *Observer) Observe(ctx context.Context, targets []Target) (Report, error) {
 	seen := make([]facts, len(targets))
 	progress := o.counter()
-	steps := []func(ctx context.Context, t *Target, f *facts, j *jobs){o.hellos, o.clients, o.serials, o.expiries}
+	steps := []func(ctx context.Context, t *Target, f *facts, j *jobs){o.hellos, o.clients, o.settle, o.expiries}
 	for i, step := range steps {
 		j := &jobs{}
 		for k := range targets {
@@ -264,39 +271,53 @@ func (o *Observer) each(t *Target, f *facts, probe func(v uint16, i int)) {
 	}
 }
 
-// serials compares the served serial with the reported one, and when they differ looks at both again
-// for a while: a renewal is served before it is reported.
-func (o *Observer) serials(_ context.Context, t *Target, f *facts, j *jobs) {
+// settle looks again at certificates that deviate, and at the serials that are reported, until they do
+// not or the time is up.
+func (o *Observer) settle(_ context.Context, t *Target, f *facts, j *jobs) {
 	f.serial = t.Serial
-	agreed, i := f.newest()
-	if agreed == nil || o.config.Serial == nil || serialOf(agreed.PeerCertificates[0]) == t.Serial {
+	if o.config.Settle <= 0 || t.Inbound.TLS == mesh.Off || !o.unsettled(t, f) {
 		return
 	}
 	j.add(func(ctx context.Context) error {
-		deadline := time.NewTimer(o.timeout)
+		deadline := time.NewTimer(o.config.Settle)
 		defer deadline.Stop()
-		for {
-			reported, err := o.config.Serial(ctx, t.Workload.Name, t.Instance)
-			if err != nil {
-				return fmt.Errorf("asking for the serial that instance %s reports: %w", t.Instance, err)
-			}
-			f.serial = reported
-			out := o.dialTLS(ctx, t, hello{version: versions[i], suites: allSuites(), certificate: &o.config.Probe})
-			if out.agreed != nil {
-				f.version[i] = &out
-				if serialOf(out.agreed.PeerCertificates[0]) == reported {
-					return nil
-				}
-			}
+		for o.unsettled(t, f) {
 			select {
 			case <-ctx.Done():
 				return ctx.Err()
 			case <-deadline.C:
 				return nil
-			case <-time.After(200 * time.Millisecond):
+			case <-time.After(settleStep):
+			}
+			if err := o.lookAgain(ctx, t, f); err != nil {
+				return err
 			}
 		}
+		return nil
 	})
+}
+
+// unsettled tells whether the certificate deviates in what a renewal can mend.
+func (o *Observer) unsettled(t *Target, f *facts) bool {
+	agreed, _ := f.newest()
+	return agreed != nil && slices.ContainsFunc(o.judgeCertificate(t, f, agreed.PeerCertificates), func(c Check) bool { return c.Result == Deviates })
+}
+
+// lookAgain repeats the handshake with the newest version, and asks for the reported serial.
+func (o *Observer) lookAgain(ctx context.Context, t *Target, f *facts) error {
+	if o.config.Serial != nil {
+		reported, err := o.config.Serial(ctx, t.Workload.Name, t.Instance)
+		if err != nil {
+			return fmt.Errorf("asking for the serial that instance %s reports: %w", t.Instance, err)
+		}
+		f.serial = reported
+	}
+	_, i := f.newest()
+	out := o.dialTLS(ctx, t, hello{version: versions[i], suites: allSuites(), certificate: &o.config.Probe})
+	if out.agreed != nil {
+		f.version[i] = &out
+	}
+	return nil
 }
 
 // newest is what was agreed on with the newest version that is accepted, and that version's index.

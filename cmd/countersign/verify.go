@@ -28,6 +28,10 @@ const (
 	expiredTTL  = time.Second
 )
 
+// verifySettle is for how long a certificate may deviate that is about to be renewed: sidecars spread the
+// renewals that a new Plan makes due over three seconds, and a large RSA key takes its time.
+const verifySettle = 15 * time.Second
+
 type verifyCmd struct {
 	Path    string        `arg:"" optional:"" help:"The specification to compare with: a file, or a directory whose files are merged. Default: the one that the server runs."`
 	Timeout time.Duration `help:"How long all of it may take; at most 5m." default:"1m"`
@@ -145,7 +149,7 @@ func observeMesh(ctx context.Context, admin *api.Admin, spec *mesh.Spec, stderr 
 	readPublic(targets)
 	line := newProgress(stderr)
 	observer, err := observe.New(observe.Config{
-		Roots: bundle, Probe: probe, Expired: &expired, Progress: line.show,
+		Roots: bundle, Probe: probe, Expired: &expired, Settle: verifySettle, Progress: line.show,
 		Serial: func(ctx context.Context, workload, instance string) (string, error) {
 			return reportedSerial(ctx, admin, workload, instance)
 		},
