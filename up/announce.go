@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"countersign.dev/id"
 	"countersign.dev/mesh"
@@ -36,6 +37,7 @@ func (r *run) document() *Document {
 // announce says that the mesh is ready: the run document first, so that it is there when somebody
 // acts on the rest.
 func (r *run) announce() error {
+	ready := time.Since(r.begun)
 	doc := r.document()
 	if err := doc.write(r.state.documentPath()); err != nil {
 		return err
@@ -50,19 +52,19 @@ func (r *run) announce() error {
 			return fmt.Errorf("writing the run document to standard output: %w", err)
 		}
 	case len(r.cfg.Command) > 0: // standard output is the command's
-		r.console.line("%s", strings.TrimSuffix(doc.table(r.state.documentPath(), r.state.temporary), "\n"))
+		r.console.line("%s", strings.TrimSuffix(doc.table(ready, r.state.documentPath(), r.state.temporary), "\n"))
 	default:
-		if _, err := fmt.Fprint(r.cfg.Stdout, doc.table(r.state.documentPath(), r.state.temporary)); err != nil {
+		if _, err := fmt.Fprint(r.cfg.Stdout, doc.table(ready, r.state.documentPath(), r.state.temporary)); err != nil {
 			return fmt.Errorf("writing the table to standard output: %w", err)
 		}
 	}
 	return nil
 }
 
-// table describes the mesh to people. path is where the run document is.
-func (d *Document) table(path string, temporary bool) string {
+// table describes the mesh to people. It took ready to start; path is where the run document is.
+func (d *Document) table(ready time.Duration, path string, temporary bool) string {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "\nThe mesh %q is ready.\n\n", d.Mesh)
+	fmt.Fprintf(&b, "\nThe mesh %q is ready after %.1f s.\n\n", d.Mesh, ready.Seconds())
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "WORKLOAD\tINSTANCE\tIDENTITY\tADDRESS\tTLS\tAPPLICATION\tADMIN\tPID\tAPP PID")
 	fmt.Fprintf(w, "-\tserver\t-\t%s\tstrict\t-\t-\t%d\t-\n", d.Server.URL, d.Server.PID)

@@ -68,6 +68,9 @@ func fakeMain(args []string) int {
 		return 1
 	}
 	note("start %s", who)
+	if trouble("stubborn " + who) {
+		ctx = context.WithoutCancel(ctx)
+	}
 	if err := run(ctx, value); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1

@@ -329,6 +329,26 @@ func TestInterruptedStart(t *testing.T) {
 	}
 }
 
+// TestHurry: a second signal does not wait for what does not end by itself.
+func TestHurry(t *testing.T) {
+	f := newFixture(t, shopLike)
+	f.trouble("stubborn front-1")
+	f.config.JSON, f.config.DrainTimeout = true, time.Hour
+	wait := f.start()
+	doc := f.document()
+	f.signals <- syscall.SIGINT
+	eventually(t, "the gateway has stopped", func() bool { return len(f.events("stop")) == 1 })
+	f.signals <- syscall.SIGINT
+	if status, err := wait(); status != 0 || err != nil {
+		t.Errorf("Run = %d, %v; want 0", status, err)
+	}
+	for _, w := range doc.Workloads {
+		if alive(w.PID) {
+			t.Errorf("%s runs at the end", w.Instance)
+		}
+	}
+}
+
 // TestRestartIsWrittenDown: the document has the new pid, and everything else as it was.
 func TestRestartIsWrittenDown(t *testing.T) {
 	f := newFixture(t, shopLike)

@@ -90,10 +90,18 @@ func (r *run) run(ctx context.Context) (status int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	r.begun = time.Now()
 	if err := r.prepare(ctx); err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, r.end()) }()
+	defer func() {
+		ended := r.end()
+		if command == nil || err != nil {
+			err = errors.Join(err, ended)
+		} else if ended != nil { // the exit status is the command's
+			r.console.line("%v", ended)
+		}
+	}()
 	if err := r.start(ctx); err != nil {
 		r.console.settle()
 		if errors.Is(context.Cause(ctx), errInterrupted) {
@@ -125,6 +133,7 @@ type run struct {
 	cfg     Config
 	console *console
 	pid     int
+	begun   time.Time
 	// watchInterval is between two looks at a mesh that runs.
 	watchInterval time.Duration
 	logs          *logs

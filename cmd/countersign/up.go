@@ -63,7 +63,10 @@ func (c *upCmd) Run(p *process, cli *root, parsed *kong.Context) error {
 		return fmt.Errorf("finding this program: %w", err)
 	}
 	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup has it
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	defer signal.Stop(signals)
 	// Who reads our output may end before us: a write then fails instead of ending this process.
 	broken := make(chan os.Signal, 1)
