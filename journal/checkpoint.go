@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"strconv"
@@ -36,6 +37,13 @@ func openCheckpoint(signed []byte, verifier note.Verifier) (checkpoint, error) {
 	opened, err := note.Open(signed, note.VerifierList(verifier))
 	if err != nil {
 		return checkpoint{}, fmt.Errorf("%w (%s+%08x): %w", ErrForged, verifier.Name(), verifier.KeyHash(), err)
+	}
+	for _, signature := range opened.Sigs {
+		// Base64 of 68 bytes has two bits to spare. Package note ignores them, so that a signature would
+		// have four spellings, and a changed byte would go unnoticed.
+		if _, err := base64.StdEncoding.Strict().DecodeString(signature.Base64); err != nil {
+			return checkpoint{}, fmt.Errorf("%w: its signature is not in canonical base64", ErrForged)
+		}
 	}
 	lines := strings.Split(opened.Text, "\n")
 	if len(lines) < 4 {

@@ -96,7 +96,7 @@ func create(dir string, key *Key, now time.Time, data any) (*Log, error) {
 	if !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("look for a journal: %w", err)
 	}
-	exists, err := Exists(dir)
+	begun, err := exists(dir)
 	if err != nil {
 		return nil, fmt.Errorf("look for a journal: %w", err)
 	}
@@ -104,7 +104,7 @@ func create(dir string, key *Key, now time.Time, data any) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	if exists {
+	if begun {
 		// One line without a checkpoint is what an interrupted creation leaves; more is a loss.
 		if err := onlyCreation(dir); err != nil {
 			return nil, err
@@ -158,9 +158,9 @@ func onlyCreation(dir string) error {
 // or not the same is [ErrTruncated] or [ErrAltered]; what lies beyond is dropped, see [Log.Dropped].
 // A journal of another key is [ErrForged].
 func Open(dir string, key *Key) (*Log, error) {
-	if exists, err := Exists(dir); err != nil {
+	if begun, err := exists(dir); err != nil {
 		return nil, fmt.Errorf("open the journal: %w", err)
-	} else if !exists {
+	} else if !begun {
 		return nil, fmt.Errorf("%w in %s", ErrNoJournal, dir)
 	}
 	unlock, err := lock(dir)

@@ -9,6 +9,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/mod/sumdb/note"
 
@@ -127,8 +128,8 @@ func readSmall(path string) ([]byte, error) {
 	return text, nil
 }
 
-// Exists tells whether a directory holds a journal, whole or not.
-func Exists(dir string) (bool, error) {
+// exists tells whether a directory holds a journal, whole or not.
+func exists(dir string) (bool, error) {
 	_, err := os.Lstat(filepath.Join(dir, checkpointFile))
 	if errors.Is(err, os.ErrNotExist) {
 		info, err := os.Lstat(filepath.Join(dir, entriesFile))
@@ -178,9 +179,10 @@ func Records(dir string) iter.Seq2[Record, error] {
 }
 
 // Verify checks a journal or a copy of one against a verifier key: the signature of the checkpoint,
-// and that the entries are exactly those that it was made for. Nil means that not one byte of them
-// differs. A malformed key is [ErrKey]; everything else that is wrong with the copy is [ErrForged],
-// [ErrTruncated], [ErrAltered] or [ErrNoJournal].
+// that the entries are exactly those that it was made for, and that the key in the directory, if it
+// is there, is the given one. Nil means that not one byte differs. A malformed key is [ErrKey];
+// everything else that is wrong with the copy is [ErrForged], [ErrTruncated], [ErrAltered] or
+// [ErrNoJournal].
 func Verify(dir, vkey string) (size int64, err error) {
 	verifier, err := parseVerifier(vkey)
 	if err != nil {
@@ -188,6 +190,9 @@ func Verify(dir, vkey string) (size int64, err error) {
 	}
 	head, _, err := readHead(dir, verifier)
 	if err != nil {
+		return 0, err
+	}
+	if err := checkKeyFile(dir, strings.TrimSpace(vkey)); err != nil {
 		return 0, err
 	}
 	file, err := os.Open(filepath.Join(dir, entriesFile))
@@ -199,6 +204,23 @@ func Verify(dir, vkey string) (size int64, err error) {
 	}
 	defer file.Close()
 	return head.size, verify(head, file)
+}
+
+// checkKeyFile refuses a copy beside which another key lies: somebody may take that one for the right
+// one the next time. A copy without it is whole.
+func checkKeyFile(dir, vkey string) error {
+	path := filepath.Join(dir, keyFile)
+	text, err := readSmall(path)
+	if errors.Is(err, ErrNoJournal) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if string(text) != vkey+"\n" {
+		return fmt.Errorf("%w: %s holds another key than the given one", ErrAltered, path)
+	}
+	return nil
 }
 
 // verify checks that r holds the entries of a checkpoint and nothing else.

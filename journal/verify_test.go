@@ -14,14 +14,14 @@ import (
 	"golang.org/x/mod/sumdb/note"
 )
 
-// TestVerifyFindsEveryFlippedByte flips each byte of the entries and of the checkpoint in turn.
+// TestVerifyFindsEveryFlippedByte flips each byte of each of the three files in turn.
 func TestVerifyFindsEveryFlippedByte(t *testing.T) {
 	key := newKey(t)
 	dir := exported(t, key, 3)
 	if size, err := Verify(dir, key.Verifier()); err != nil || size != 4 {
 		t.Fatalf("untouched: size %d, %v", size, err)
 	}
-	for _, name := range []string{entriesFile, checkpointFile} {
+	for _, name := range []string{entriesFile, checkpointFile, keyFile} {
 		path := filepath.Join(dir, name)
 		text, err := os.ReadFile(path)
 		if err != nil {
@@ -40,6 +40,42 @@ func TestVerifyFindsEveryFlippedByte(t *testing.T) {
 		if err := os.WriteFile(path, text, 0o600); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestSignatureHasOneSpelling tries every other last digit of the signature's base64: three of them
+// differ in bits that decoding drops, and are signatures that verify.
+func TestSignatureHasOneSpelling(t *testing.T) {
+	key := newKey(t)
+	dir := exported(t, key, 1)
+	path := filepath.Join(dir, checkpointFile)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	verifier, err := note.NewVerifier(key.Verifier())
+	if err != nil {
+		t.Fatal(err)
+	}
+	last, same := len(text)-len("=\n")-1, 0
+	for _, digit := range []byte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/") {
+		changed := bytes.Clone(text)
+		changed[last] = digit
+		if digit == text[last] {
+			continue
+		}
+		if _, err := note.Open(changed, note.VerifierList(verifier)); err == nil {
+			same++
+		}
+		if err := os.WriteFile(path, changed, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Verify(dir, key.Verifier()); !errors.Is(err, ErrForged) {
+			t.Errorf("%q in the place of %q: %v, want ErrForged", digit, text[last], err)
+		}
+	}
+	if same != 3 {
+		t.Errorf("package note takes %d other spellings, not 3: the test proves less than it says", same)
 	}
 }
 
