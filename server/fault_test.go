@@ -127,13 +127,13 @@ func (v *visit) join(r *remote) error {
 // the journal verifies, it knows every certificate that anybody has, and the token still works for
 // the key that it was used with, and for no other.
 //
-// COUNTERSIGN_SOAK=1 tries every step, otherwise every third.
+// COUNTERSIGN_SOAK=1 tries every step, otherwise every fifth.
 func TestKilledAtEveryStep(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it starts many processes")
 	}
 	binary := faultyBinary(t)
-	stride := 3
+	stride := 5
 	if os.Getenv("COUNTERSIGN_SOAK") != "" {
 		stride = 1
 	}
