@@ -28,6 +28,10 @@ var (
 // an X.520 organizationName, in which the trust domain is repeated (RFC 5280, ub-organization-name).
 const MaxTrustDomain = 64
 
+// maxID is longer than any ID can be: what is not one is repeated in errors, and whoever presents a
+// certificate chooses it.
+const maxID = 256
+
 // Kind is the first path segment of a SPIFFE ID and the OU of the certificate's subject.
 type Kind string
 
@@ -70,6 +74,9 @@ func New(trustDomain string, kind Kind, name string) (ID, error) {
 // Parse reads a SPIFFE ID in its URI form. It accepts only the canonical spelling: what it accepts,
 // String gives back unchanged.
 func Parse(s string) (ID, error) {
+	if len(s) > maxID {
+		return ID{}, fmt.Errorf("%w: it has %d bytes, and at most %d are possible", ErrID, len(s), maxID)
+	}
 	rest, ok := strings.CutPrefix(s, "spiffe://")
 	if !ok {
 		return ID{}, fmt.Errorf("%w: %q does not start with spiffe://", ErrID, s)

@@ -68,6 +68,15 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// TestErrorsAreShort parses what a stranger's certificate may hold.
+func TestErrorsAreShort(t *testing.T) {
+	for _, text := range []string{strings.Repeat("x", 1<<20), "spiffe://a/service/" + strings.Repeat("x", 1<<20)} {
+		if _, err := Parse(text); !errors.Is(err, ErrID) || len(err.Error()) > 500 {
+			t.Errorf("an error of %d bytes", len(err.Error()))
+		}
+	}
+}
+
 func TestParts(t *testing.T) {
 	i, err := New("colorapp.internal", Gateway, "front")
 	if err != nil {
