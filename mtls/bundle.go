@@ -23,6 +23,9 @@ const (
 	// maxChain is the greatest number of certificates that a peer may present: a leaf, three issuers
 	// and a root are more than any hierarchy here has. Verification tries combinations of them.
 	maxChain = 5
+	// maxCertificate is the greatest size of one of them in bytes: a hundred long names fit in. What it
+	// holds is repeated in errors, and strangers choose it.
+	maxCertificate = 32 << 10
 )
 
 // ErrBundle says that something is not a trust bundle.
@@ -80,6 +83,8 @@ func ParseCertificates(data []byte) ([]*x509.Certificate, error) {
 	if len(data) > MaxBundle {
 		return nil, fmt.Errorf("the PEM text has %d bytes, and at most %d are read", len(data), MaxBundle)
 	}
+	// pem.Decode passes over a block that it cannot read; a root must not disappear that way.
+	begun := bytes.Count(data, []byte("-----BEGIN "))
 	var certs []*x509.Certificate
 	for {
 		block, rest := pem.Decode(data)
@@ -99,8 +104,8 @@ func ParseCertificates(data []byte) ([]*x509.Certificate, error) {
 	if len(certs) == 0 {
 		return nil, errors.New("the PEM text has no certificate")
 	}
-	if bytes.Contains(data, []byte("-----BEGIN ")) {
-		return nil, fmt.Errorf("the PEM text is damaged after certificate %d", len(certs))
+	if begun != len(certs) {
+		return nil, fmt.Errorf("the PEM text is damaged: %d blocks begin, and %d certificates can be read; fetch it again", begun, len(certs))
 	}
 	return certs, nil
 }
@@ -143,6 +148,11 @@ func (b *Bundle) Verify(chain []*x509.Certificate, usage x509.ExtKeyUsage, now t
 func (b *Bundle) verify(leaf *x509.Certificate, chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) (id.ID, error) {
 	if len(chain) > maxChain {
 		return id.ID{}, fmt.Errorf("it came with %d certificates, and at most %d are looked at", len(chain), maxChain)
+	}
+	for i, cert := range chain {
+		if len(cert.Raw) > maxCertificate {
+			return id.ID{}, fmt.Errorf("certificate %d of its chain has %d bytes, and at most %d are looked at", i+1, len(cert.Raw), maxCertificate)
+		}
 	}
 	if now.After(leaf.NotAfter) {
 		return id.ID{}, fmt.Errorf("%w on %s", ErrExpired, leaf.NotAfter.UTC().Format(time.RFC3339))

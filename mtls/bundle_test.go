@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"math/big"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -53,6 +54,7 @@ func TestBundleRefuses(t *testing.T) {
 		"a leaf":          block("CERTIFICATE", leaf.Raw),
 		"a key":           append(bytes.Clone(good), block("PRIVATE KEY", []byte{1})...),
 		"damaged":         block("CERTIFICATE", a.root.Raw[:50]),
+		"damaged first":   append(bytes.Replace(good, []byte("\n"), []byte("\n!"), 1), good...),
 		"damaged at last": append(bytes.Clone(good), good[:len(good)/2]...),
 		"too long":        append(bytes.Clone(good), make([]byte, MaxBundle)...),
 	} {
@@ -68,6 +70,58 @@ func TestBundleRefuses(t *testing.T) {
 func TestVerifyNothing(t *testing.T) {
 	if _, err := bundle(t, newAuthority(t, "a")).Verify(nil, x509.ExtKeyUsageClientAuth, start); !errors.Is(err, ErrNoCertificate) {
 		t.Error(err)
+	}
+}
+
+// TestErrorsAreBounded presents what a stranger may choose, in a size that would fill a log.
+func TestErrorsAreBounded(t *testing.T) {
+	a := newAuthority(t, "a")
+	who, key := member(t, id.Service, "colorteller"), testKey(t, mesh.ECDSAP256, "leaf")
+	for name, size := range map[string]int{"looked at": 10_000, "too large": 100_000} {
+		long := strings.Repeat("x", size)
+		leaf := a.forge(t, who, key, func(c *x509.Certificate) {
+			c.Subject.CommonName = long
+			c.URIs = []*url.URL{{Scheme: "spiffe", Host: trustDomain, Path: "/service/" + long}}
+		})
+		_, err := bundle(t, a).Verify([]*x509.Certificate{leaf, a.issuing}, x509.ExtKeyUsageClientAuth, start)
+		if !errors.Is(err, ErrUntrusted) || len(err.Error()) > 500 {
+			t.Errorf("%s: an error of %d bytes, want a short ErrUntrusted", name, len(err.Error()))
+		}
+	}
+}
+
+// TestVerifyPinned is somebody on his first day: he knows a pin, and the server sends its root along.
+func TestVerifyPinned(t *testing.T) {
+	a, stranger := newAuthority(t, "a"), newAuthority(t, "stranger")
+	server, key := member(t, id.Server, "countersign"), testKey(t, mesh.ECDSAP256, "leaf")
+	leaf := a.certify(t, server, key, time.Hour)
+	cases := map[string]struct {
+		chain []*x509.Certificate
+		pin   string
+		want  error
+	}{
+		"the control plane":     {[]*x509.Certificate{leaf, a.issuing, a.root}, Pin(a.root), nil},
+		"nothing":               {nil, Pin(a.root), ErrNoCertificate},
+		"without the root":      {[]*x509.Certificate{leaf, a.issuing}, Pin(a.root), ErrUntrusted},
+		"another pin":           {[]*x509.Certificate{leaf, a.issuing, a.root}, Pin(stranger.root), ErrUntrusted},
+		"the pin of the issuer": {[]*x509.Certificate{leaf, a.root}, Pin(a.issuing), ErrUntrusted},
+		"the pin of the leaf":   {[]*x509.Certificate{leaf, a.issuing, a.root}, Pin(leaf), ErrUntrusted},
+		"the right root beside": {[]*x509.Certificate{stranger.certify(t, server, key, time.Hour), stranger.issuing, a.root}, Pin(a.root), ErrUntrusted},
+		"no identity":           {[]*x509.Certificate{a.forge(t, server, key, func(c *x509.Certificate) { c.URIs = nil }), a.issuing, a.root}, Pin(a.root), ErrUntrusted},
+	}
+	for name, c := range cases {
+		peer, b, err := VerifyPinned(c.pin, c.chain, x509.ExtKeyUsageServerAuth, start)
+		switch {
+		case c.want == nil && (err != nil || peer != server || b.Digest() != bundle(t, a).Digest()):
+			t.Errorf("%s: %v, %v, %v", name, peer, b, err)
+		case c.want != nil && (!errors.Is(err, c.want) || !peer.IsZero() || b != nil):
+			t.Errorf("%s: %v, %v, %v; want %v", name, peer, b, err, c.want)
+		}
+	}
+	for _, pin := range []string{"", "sha256:", strings.ToUpper(Pin(a.root)), Pin(a.root)[7:], Pin(a.root) + "00", "sha1:" + Pin(a.root)[7:]} {
+		if _, _, err := VerifyPinned(pin, cases["the control plane"].chain, x509.ExtKeyUsageServerAuth, start); err == nil {
+			t.Errorf("the pin %q was accepted", pin)
+		}
 	}
 }
 

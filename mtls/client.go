@@ -117,29 +117,3 @@ func (c *Client) verify(cs tls.ConnectionState) error {
 	}
 	return nil
 }
-
-// PinnedConfig is the configuration of a client that knows only the pin of the root that the server's
-// chain has to end in (see [VerifyPinned]), and that the server is the control plane of some trust
-// domain. It presents no certificate and resumes nothing. serverName is sent as SNI and may be empty.
-func PinnedConfig(pin, serverName string, protos []string, now func() time.Time) (*tls.Config, error) {
-	if err := CheckPin(pin); err != nil {
-		return nil, err
-	}
-	if now == nil {
-		now = time.Now
-	}
-	config := baseConfig(tls.VersionTLS12, protos, now)
-	config.ServerName = serverName
-	config.InsecureSkipVerify = true
-	config.VerifyConnection = func(cs tls.ConnectionState) error {
-		peer, _, err := VerifyPinned(pin, cs.PeerCertificates, x509.ExtKeyUsageServerAuth, now())
-		if err != nil {
-			return err
-		}
-		if peer.Kind() != id.Server {
-			return fmt.Errorf("%w: the control plane was expected, and %s answered", ErrWrongIdentity, peer)
-		}
-		return nil
-	}
-	return config, nil
-}

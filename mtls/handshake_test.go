@@ -266,46 +266,6 @@ func TestNothingToObey(t *testing.T) {
 	}
 }
 
-// TestPinnedConfig is a client on its first day: it knows a pin, and the server sends its root along.
-func TestPinnedConfig(t *testing.T) {
-	p := newPair(t)
-	server, key := member(t, id.Server, "countersign"), testKey(t, mesh.ECDSAP256, "leaf countersign")
-	leaf := p.a.certify(t, server, key, time.Hour)
-	stranger := newAuthority(t, "stranger")
-	cases := map[string]struct {
-		identity *Identity
-		pin      string
-		want     error
-	}{
-		"the control plane":      {assemble(server, key, bundle(t, p.a), leaf, p.a.issuing, p.a.root), Pin(p.a.root), nil},
-		"without the root":       {assemble(server, key, bundle(t, p.a), leaf, p.a.issuing), Pin(p.a.root), ErrUntrusted},
-		"another pin":            {assemble(server, key, bundle(t, p.a), leaf, p.a.issuing, p.a.root), Pin(stranger.root), ErrUntrusted},
-		"the pin of the issuer":  {assemble(server, key, bundle(t, p.a), leaf, p.a.root), Pin(p.a.issuing), ErrUntrusted},
-		"the pin of the leaf":    {assemble(server, key, bundle(t, p.a), leaf, p.a.issuing, p.a.root), Pin(leaf), ErrUntrusted},
-		"the right root beside":  {assemble(server, key, bundle(t, p.a), stranger.certify(t, server, key, time.Hour), stranger.issuing, p.a.root), Pin(p.a.root), ErrUntrusted},
-		"a service in its place": {assemble(p.serverID, testKey(t, mesh.ECDSAP256, "leaf colorteller"), bundle(t, p.a), p.a.certify(t, p.serverID, testKey(t, mesh.ECDSAP256, "leaf colorteller"), time.Hour), p.a.issuing, p.a.root), Pin(p.a.root), ErrWrongIdentity},
-	}
-	for name, c := range cases {
-		t.Run(name, func(t *testing.T) {
-			config, err := PinnedConfig(c.pin, "", nil, p.a.clock.now)
-			if err != nil {
-				t.Fatal(err)
-			}
-			o := connect(t, NewServer(NewStatic(c.identity), ServerOptions{ClientAuth: mesh.Optional, Now: p.a.clock.now}).Config(), config)
-			if c.want == nil {
-				o.ok(t)
-			} else if !errors.Is(o.clientErr, c.want) {
-				t.Errorf("client: %v, want %v", o.clientErr, c.want)
-			}
-		})
-	}
-	for _, pin := range []string{"", "sha256:", strings.ToUpper(Pin(p.a.root)), Pin(p.a.root)[7:], Pin(p.a.root) + "00", "sha1:" + Pin(p.a.root)[7:]} {
-		if _, err := PinnedConfig(pin, "", nil, nil); err == nil {
-			t.Errorf("the pin %q was accepted", pin)
-		}
-	}
-}
-
 func TestHandshakeError(t *testing.T) {
 	if HandshakeError(nil) != nil {
 		t.Error("nil became an error")

@@ -173,9 +173,20 @@ func identityOf(src Source) (*Identity, error) {
 	return identity, nil
 }
 
+// describe names a certificate in an error. Anybody may present one, of a size that would fill a log,
+// so that what it says of itself is cut short.
 func describe(cert *x509.Certificate) string {
+	serial := shortened(Serial(cert))
 	if peer, err := id.FromCertificate(cert); err == nil {
-		return fmt.Sprintf("serial %s, %s", Serial(cert), peer)
+		return fmt.Sprintf("serial %s, %s", serial, peer)
 	}
-	return fmt.Sprintf("serial %s, subject %q", Serial(cert), cert.Subject.String())
+	return fmt.Sprintf("serial %s, subject %q", serial, shortened(cert.Subject.String()))
+}
+
+func shortened(s string) string {
+	const most = 120
+	if len(s) <= most {
+		return s
+	}
+	return s[:most] + "..."
 }
