@@ -41,7 +41,7 @@ func stride() int {
 	if soak {
 		return 1
 	}
-	return 7
+	return 11
 }
 
 // maxSteps bounds the search for the last step.

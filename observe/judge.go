@@ -45,9 +45,9 @@ func (o *Observer) judge(t *Target, f *facts) Observation {
 		}
 	}
 	seen.Checks = append(seen.Checks, o.judgeClients(t, f)...)
-	for i, address := range t.Bypass {
-		check := Check{CheckBypass, "nobody answers at " + address, "nobody answers", Pass}
-		if f.bypass[i].ending != unreachable {
+	for i, closed := range t.Closed {
+		check := Check{closed.Check, "nobody answers at " + closed.Address, "nobody answers", Pass}
+		if f.closed[i].ending != unreachable {
 			check.Observed, check.Result = "accepts connections", Deviates
 		}
 		seen.Checks = append(seen.Checks, check)

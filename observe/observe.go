@@ -43,9 +43,15 @@ type Target struct {
 	// PublicProblem says why then.
 	Public        *x509.Certificate
 	PublicProblem string
-	// Bypass are addresses at which the instance's application must not answer: its own ports on the
-	// address that the sidecar's listeners are bound to.
-	Bypass []string
+	// Closed are addresses at which nobody may answer. They belong to the instance, and are looked at
+	// with the first of its targets that they concern.
+	Closed []Closed
+}
+
+// Closed is an address at which nobody may answer.
+type Closed struct {
+	Check   string // CheckBypass or CheckExposed
+	Address string // host:port
 }
 
 // Finding is a deviation of what was observed from what is declared.
@@ -130,6 +136,7 @@ const (
 	CheckPlaintext     = "plaintext"          // a client that does not speak TLS
 	CheckPolicy        = "policy"             // an identity that nobody allowed: the observer's own
 	CheckBypass        = "bypass"             // the application is not reachable past the sidecar
+	CheckExposed       = "exposed"            // what the application dials is not reachable by others
 )
 
 // Targets joins what is declared with the instances that are registered. What does not join is a
@@ -190,8 +197,11 @@ func instanceTargets(plan *mesh.Plan, instance api.Instance) ([]Target, []Findin
 		address := instance.Inbound[i].Address
 		targets = append(targets, Target{
 			Workload: plan.Workload, Instance: instance.Instance, Address: address, Inbound: inbound,
-			Certificate: plan.Certificate, Serial: instance.Serial, Bypass: bypass(plan, inbound, address),
+			Certificate: plan.Certificate, Serial: instance.Serial,
 		})
+	}
+	if len(targets) > 0 {
+		targets[0].Closed = closed(plan, targets[0].Inbound, targets[0].Address)
 	}
 	for _, l := range instance.Inbound {
 		if !declared[l.Port] {
@@ -204,21 +214,34 @@ func instanceTargets(plan *mesh.Plan, instance api.Instance) ([]Target, []Findin
 	return targets, findings
 }
 
-// bypass says where the application behind a listener must not answer: at its own port on the
-// listener's address. There is no such place when the application's port is a listener's as well (the
-// two exclude each other on one address), and none can be told where listeners are bound to other
-// ports than the declared ones, as on systems without loopback addresses of one's own.
-func bypass(plan *mesh.Plan, inbound mesh.Inbound, address string) []string {
+// closed says where nobody may answer at the address of the sidecar's listeners: at the application's
+// ports, for that would be past the sidecar, and at those that the application dials, for who reaches
+// them speaks in its name. A port that is a listener's as well is no such place: the two exclude each
+// other on one address. None can be told where listeners are bound to other ports than the declared
+// ones, as on systems without loopback addresses of one's own.
+func closed(plan *mesh.Plan, inbound mesh.Inbound, address string) []Closed {
 	at, err := netip.ParseAddrPort(address)
-	if err != nil || int(at.Port()) != inbound.Port || inbound.App == 0 {
+	if err != nil || int(at.Port()) != inbound.Port {
 		return nil
 	}
-	for _, other := range plan.Inbound {
-		if other.Port == inbound.App {
-			return nil
+	known := map[int]bool{0: true} // a gateway has no application
+	for _, listener := range plan.Inbound {
+		known[listener.Port] = true
+	}
+	var all []Closed
+	add := func(check string, port int) {
+		if !known[port] {
+			known[port] = true
+			all = append(all, Closed{check, net.JoinHostPort(at.Addr().String(), strconv.Itoa(port))})
 		}
 	}
-	return []string{net.JoinHostPort(at.Addr().String(), strconv.Itoa(inbound.App))}
+	for _, listener := range plan.Inbound {
+		add(CheckBypass, listener.App)
+	}
+	for _, call := range plan.Outbound {
+		add(CheckExposed, call.Listen)
+	}
+	return all
 }
 
 // gateway tells whether the target faces the outside.

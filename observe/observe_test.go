@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -272,8 +273,12 @@ func TestBypass(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	made.Bypass = []string{application.Addr().String()}
+	made.Closed = []Closed{{CheckBypass, application.Addr().String()}}
 	if got, _ := deviations(t, ca.observer(nil), made); !slices.Equal(got, []string{CheckBypass}) {
+		t.Errorf("deviations %v", got)
+	}
+	made.Closed[0].Check = CheckExposed
+	if got, _ := deviations(t, ca.observer(nil), made); !slices.Equal(got, []string{CheckExposed}) {
 		t.Errorf("deviations %v", got)
 	}
 	application.Close()
@@ -447,6 +452,7 @@ func TestTargets(t *testing.T) {
 		plan("a", mesh.Inbound{Name: "0.0.0.0_9090", Port: 9090, App: 9090}),
 		plan("absent", mesh.Inbound{Port: 1}),
 	}
+	plans[0].Outbound = []mesh.Outbound{{Listen: 9100}, {Listen: 9081}, {Listen: 8080}}
 	instances := []api.Instance{
 		{Workload: "b", Instance: "b-2", Serial: "aa", Inbound: []api.Listening{{Port: 9081, Address: "127.0.0.3:9081"}, {Port: 9080, Address: "127.0.0.3:9080"}}},
 		{Workload: "b", Instance: "b-1", Inbound: []api.Listening{{Port: 9080, Address: "127.0.0.2:40001"}, {Port: 7, Address: "127.0.0.2:7"}}},
@@ -456,9 +462,13 @@ func TestTargets(t *testing.T) {
 	targets, findings := Targets(plans, instances)
 	var got []string
 	for _, target := range targets {
-		got = append(got, target.Instance+" "+target.Address+" "+strings.Join(target.Bypass, ","))
+		got = append(got, fmt.Sprint(target.Instance, " ", target.Address, " ", target.Closed))
 	}
-	if diff := cmp.Diff([]string{"a-1 127.0.0.4:9090 ", "b-1 127.0.0.2:40001 ", "b-2 127.0.0.3:9080 127.0.0.3:8080", "b-2 127.0.0.3:9081 "}, got); diff != "" {
+	want := []string{
+		"a-1 127.0.0.4:9090 []", "b-1 127.0.0.2:40001 []",
+		"b-2 127.0.0.3:9080 [{bypass 127.0.0.3:8080} {exposed 127.0.0.3:9100}]", "b-2 127.0.0.3:9081 []",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("targets (-want +got):\n%s", diff)
 	}
 	got = nil

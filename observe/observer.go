@@ -108,7 +108,7 @@ type facts struct {
 	version  perVersion // the handshake with each version
 	weak     *outcome   // TLS 1.2 with nothing but weak ciphers
 	plain    *outcome
-	bypass   []*outcome // by Target.Bypass
+	closed   []*outcome // by Target.Closed
 	none     perVersion // clients, by the accepted versions
 	stranger perVersion
 	expired  perVersion
@@ -198,17 +198,17 @@ func (o *Observer) hellos(_ context.Context, t *Target, f *facts, j *jobs) {
 		f.plain = &out
 		return nil
 	})
-	f.bypass = make([]*outcome, len(t.Bypass))
-	for i, address := range t.Bypass {
+	f.closed = make([]*outcome, len(t.Closed))
+	for i, closed := range t.Closed {
 		j.add(func(ctx context.Context) error {
 			ctx, cancel := context.WithTimeout(ctx, o.timeout)
 			defer cancel()
-			conn, out := dial(ctx, address)
+			conn, out := dial(ctx, closed.Address)
 			if conn != nil {
 				out.ending = answered
 				conn.Close()
 			}
-			f.bypass[i] = &out
+			f.closed[i] = &out
 			return nil
 		})
 	}
@@ -275,7 +275,7 @@ func (o *Observer) each(t *Target, f *facts, probe func(v uint16, i int)) {
 // not or the time is up.
 func (o *Observer) settle(_ context.Context, t *Target, f *facts, j *jobs) {
 	f.serial = t.Serial
-	if o.config.Settle <= 0 || t.Inbound.TLS == mesh.Off || !o.unsettled(t, f) {
+	if o.config.Settle <= 0 || t.Inbound.TLS == mesh.Off || t.Inbound.Certificate != nil || !o.unsettled(t, f) {
 		return
 	}
 	j.add(func(ctx context.Context) error {

@@ -30,7 +30,7 @@ const (
 
 // verifySettle is for how long a certificate may deviate that is about to be renewed: sidecars spread the
 // renewals that a new Plan makes due over three seconds, and a large RSA key takes its time.
-const verifySettle = 15 * time.Second
+const verifySettle = 10 * time.Second
 
 type verifyCmd struct {
 	Path    string        `arg:"" optional:"" help:"The specification to compare with: a file, or a directory whose files are merged. Default: the one that the server runs."`
@@ -83,10 +83,15 @@ func (c *verifyCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
+	running, err := runningSpec(ctx, admin)
+	if err != nil {
+		return because(ctx, answered(p, err))
+	}
 	if spec == nil {
-		if spec, err = runningSpec(ctx, admin); err != nil {
-			return because(ctx, answered(p, err))
-		}
+		spec = running
+	} else if n := len(mesh.Diff(running, spec)); n > 0 {
+		// Not all of it shows on the wire: whom a policy allows, for one.
+		fmt.Fprintf(p.stderr, "countersign: the running specification differs from %s in %s; 'countersign mesh apply --dry-run %s' lists what would change\n", c.Path, count(n, "place"), c.Path)
 	}
 	report, err := observeMesh(ctx, admin, spec, p.stderr)
 	if err != nil {
