@@ -58,21 +58,8 @@ func WriteGeneration(dir string, files []File) error {
 	if err := swap(dir, current+1); err != nil {
 		return fmt.Errorf("writing a generation in %s: %w", dir, err)
 	}
-	return removeAllBut(generations, current+1)
-}
-
-// ReadGeneration reads one file of the current generation. It is fs.ErrNotExist when there is none
-// yet. Two calls may see two generations; [ReadCurrent] reads a whole one.
-func ReadGeneration(dir, name string) ([]byte, error) {
-	if err := checkName(name); err != nil {
-		return nil, fmt.Errorf("reading from the generation in %s: %w", dir, err)
-	}
-	var data []byte
-	err := withCurrent(dir, func(generation string) (err error) {
-		data, err = os.ReadFile(filepath.Join(generation, name))
-		return err
-	})
-	return data, err
+	_ = removeAllBut(generations, current+1) // the new files are in place; the next call removes what is left, or says why it cannot
+	return nil
 }
 
 // ReadCurrent reads every file of the current generation, all of the same one. It is fs.ErrNotExist
