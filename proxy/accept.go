@@ -138,7 +138,7 @@ func (p *Proxy) handshake(c *conn, in *inbound) (net.Conn, bool) {
 	// What is presented is what is newest when the client's first message arrives. A renewal between
 	// here and there makes the connection's bounds narrower than they had to be.
 	own, serial := p.ownLeaf(in)
-	c.SetDeadline(time.Now().Add(handshakeTimeout))
+	c.SetDeadline(time.Now().Add(p.handshakePatience))
 	t := tls.Server(c, in.tls.Config())
 	if err := t.HandshakeContext(p.ctx); err != nil {
 		p.handshakeFailed(c, in, mtls.HandshakeError(err))

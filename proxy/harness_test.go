@@ -196,11 +196,14 @@ func newNode(t testing.TB, ca *authority, kind id.Kind, name string, app map[int
 			t.Error(err)
 		}
 		if t.Failed() {
-			t.Logf("log of %s:\n%s\naccess log:\n%s", name, n.log.String(), n.access.String())
+			t.Logf("log of %s:\n%s\naccess log:\n%s", name, tail(n.log.String()), tail(n.access.String()))
 		}
 	})
 	return n
 }
+
+// tail is the end of a long text.
+func tail(text string) string { return text[max(0, len(text)-3000):] }
 
 // plan begins a Plan of the node.
 func (n *node) plan() *mesh.Plan {

@@ -113,6 +113,8 @@ type Proxy struct {
 	callers *callers
 	totals  totals
 	admin   http.Handler
+
+	handshakePatience time.Duration // handshakeTimeout, but in tests
 }
 
 // totals count since the start, over all listeners.
@@ -127,7 +129,7 @@ func New(cfg Config) (*Proxy, error) {
 		return nil, errors.New("making a proxy: it has no source of an identity")
 	case cfg.Log == nil:
 		return nil, errors.New("making a proxy: it has no log")
-	case !cfg.Address.IsValid() || cfg.Address.IsUnspecified():
+	case !cfg.Address.IsValid() || cfg.Address.Unmap().IsUnspecified():
 		return nil, fmt.Errorf("making a proxy: %q is not an address to bind; give the task's own, for it excludes the application's on loopback only then", cfg.Address)
 	}
 	if !cfg.AppAddress.IsValid() {
@@ -149,6 +151,8 @@ func New(cfg Config) (*Proxy, error) {
 		denials:  newLimiter(),
 		faults:   newLimiter(),
 		callers:  newCallers(),
+
+		handshakePatience: handshakeTimeout,
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.conns.init()

@@ -18,8 +18,9 @@ type spliced struct {
 // when it returns.
 //
 // client and server read and write; endClient and endServer end the direction to each; abort breaks
-// both.
-func splice(client, server io.ReadWriter, endClient, endServer func() error, abort func()) spliced {
+// both. early, which may be nil, is called as soon as the server has ended without a byte while the
+// client has not.
+func splice(client, server io.ReadWriter, endClient, endServer func() error, abort, early func()) spliced {
 	type direction struct {
 		n   int64
 		err error
@@ -41,7 +42,9 @@ func splice(client, server io.ReadWriter, endClient, endServer func() error, abo
 	case up := <-toServer:
 		toServer <- up // the client ended first
 	default:
-		s.early = out == 0
+		if s.early = out == 0; s.early && early != nil {
+			early()
+		}
 	}
 	if err == nil {
 		err = endClient()
@@ -80,9 +83,9 @@ func copyBytes(to io.Writer, from io.Reader) (int64, error) {
 }
 
 // spliceConns is splice for two connections.
-func spliceConns(client, server net.Conn, abort func()) spliced {
+func spliceConns(client, server net.Conn, abort, early func()) spliced {
 	s := splice(client, server,
-		func() error { return endOf(client) }, func() error { return endOf(server) }, abort)
+		func() error { return endOf(client) }, func() error { return endOf(server) }, abort, early)
 	client.Close()
 	server.Close()
 	return s

@@ -35,7 +35,7 @@ func (p *Proxy) serveTCP(c *conn, wire net.Conn, in *inbound) {
 		p.access.write(entry)
 		return
 	}
-	p.passTCP(c, wire, server, func() { reset(server); server.Close() }, &entry)
+	p.passTCP(c, wire, server, func() { reset(server); server.Close() }, nil, &entry)
 }
 
 // serveOutboundTCP connects the application to an instance of what it calls.
@@ -62,13 +62,14 @@ func (p *Proxy) connectTCP(c *conn, wire net.Conn, u *upstream, entry *accessEnt
 	if !c.secure {
 		entry.TLS, entry.PeerSerial, entry.OwnSerial = up.tlsVersion(), up.peerSerial, up.ownSerial
 	}
-	if p.passTCP(c, wire, server, up.abort, entry).early {
+	early := func() {
 		// How a peer refuses a connection of bytes; crypto/tls saw its handshake succeed.
 		if suppressed, ok := p.faults.allow("early " + entry.Upstream); ok {
 			p.log.Warn("closed by the peer before the first byte; does its policy admit this workload?",
 				"upstream", u.plan.Name, "endpoint", entry.Upstream, "instance", up.e.instance, "suppressed", suppressed)
 		}
 	}
+	p.passTCP(c, wire, server, up.abort, early, entry)
 }
 
 // connect makes a connection to an instance, trying one after the other.
@@ -95,12 +96,12 @@ func (u *upstream) connect(ctx context.Context, entry *accessEntry) (net.Conn, *
 }
 
 // passTCP copies until both sides have ended, and logs the connection.
-func (p *Proxy) passTCP(c *conn, wire, server net.Conn, abortServer func(), entry *accessEntry) spliced {
+func (p *Proxy) passTCP(c *conn, wire, server net.Conn, abortServer, early func(), entry *accessEntry) {
 	// Whoever cuts the client's side ends the copying, and that the server's.
 	result := spliceConns(wire, server, func() {
 		c.abort()
 		abortServer()
-	})
+	}, early)
 	entry.BytesIn, entry.BytesOut = result.in, result.out
 	entry.Seconds = time.Since(c.started).Seconds()
 	switch {
@@ -110,5 +111,4 @@ func (p *Proxy) passTCP(c *conn, wire, server net.Conn, abortServer func(), entr
 		entry.Flag = flagCut
 	}
 	p.access.write(*entry)
-	return result
 }

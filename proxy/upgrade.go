@@ -47,7 +47,7 @@ func (x *exchange) switchProtocols(res *http.Response, asked string) {
 	if half, ok := server.(interface{ CloseWrite() error }); ok {
 		endServer = half.CloseWrite
 	}
-	result := splice(readWriter{buffered, client}, server, func() error { return endOf(client) }, endServer, abort)
+	result := splice(readWriter{buffered, client}, server, func() error { return endOf(client) }, endServer, abort, nil)
 	client.Close()
 	server.Close()
 	x.sent = result.out
