@@ -99,7 +99,16 @@ func reply(w http.ResponseWriter, value any) {
 	}
 }
 
-// fakeServer knows the specification and who has reported; it takes reports at /report on its address.
+// fakeControl is the fake server: it knows the specification and who has reported.
+type fakeControl struct {
+	spec *mesh.Spec
+
+	mu       sync.Mutex
+	reported map[string]api.Instance // by name
+	tokens   int
+}
+
+// fakeServer answers as an administrator's socket does, and takes reports at /report on its address.
 func fakeServer(ctx context.Context, flag func(string) string) error {
 	documents, err := mesh.ReadDocuments(flag("mesh"))
 	if err != nil {
@@ -109,10 +118,7 @@ func fakeServer(ctx context.Context, flag func(string) string) error {
 	if err != nil {
 		return err
 	}
-	os.Remove(flag("socket"))
-	var mu sync.Mutex
-	reported := map[string]api.Instance{}
-	tokens := 0
+	f := &fakeControl{spec: spec, reported: map[string]api.Instance{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+api.PathCA, func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, api.CAResponse{TrustDomain: spec.TrustDomain, Root: "ROOT", Pin: "sha256:00"})
@@ -120,69 +126,79 @@ func fakeServer(ctx context.Context, flag func(string) string) error {
 	mux.HandleFunc("GET "+api.PathMesh, func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, api.MeshResponse{Revision: 1, Documents: documents})
 	})
-	mux.HandleFunc("POST "+api.PathTokens, func(w http.ResponseWriter, _ *http.Request) {
-		mu.Lock()
-		defer mu.Unlock()
-		tokens++
-		reply(w, api.TokenResponse{Token: fmt.Sprintf("token-%d", tokens)})
-	})
-	mux.HandleFunc("GET "+api.PathEndpoints, func(w http.ResponseWriter, _ *http.Request) {
-		mu.Lock()
-		defer mu.Unlock()
-		all := []api.Instance{}
-		for _, one := range reported {
-			all = append(all, one)
-		}
-		reply(w, all)
-	})
-	mux.HandleFunc("GET "+api.PathStatus, func(w http.ResponseWriter, _ *http.Request) {
-		mu.Lock()
-		defer mu.Unlock()
-		all := []api.Status{}
-		for name := range reported {
-			status := api.Status{Instance: name, NotAfter: time.Now().Add(time.Hour)}
-			if trouble("expired " + name) {
-				status.NotAfter = time.Now().Add(-time.Hour)
-			}
-			all = append(all, status)
-		}
-		reply(w, all)
-	})
-	mux.HandleFunc("POST /report", func(w http.ResponseWriter, r *http.Request) {
-		mu.Lock()
-		defer mu.Unlock()
-		var one api.Instance
-		if err := json.NewDecoder(r.Body).Decode(&one); err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
-		}
-		plan, err := spec.Compile(one.Workload)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
-		}
-		for _, in := range plan.Inbound {
-			if !slices.ContainsFunc(one.Inbound, func(l api.Listening) bool { return l.Port == in.Port }) {
-				one.Inbound = append(one.Inbound, api.Listening{Port: in.Port, Address: fmt.Sprintf("%s:%d", one.Admin, in.Port)})
-			}
-		}
-		if !trouble("mute " + one.Instance) {
-			reported[one.Instance] = one
-		}
-		for u := range plan.Upstreams {
-			for _, other := range reported {
-				if other.Workload == plan.Upstreams[u].Service {
-					address := netip.MustParseAddrPort(fmt.Sprintf("%s:%d", other.Admin, plan.Upstreams[u].Port))
-					plan.Upstreams[u].Endpoints = append(plan.Upstreams[u].Endpoints, mesh.Endpoint{Instance: other.Instance, Address: address})
-				}
-			}
-		}
-		reply(w, plan)
-	})
+	mux.HandleFunc("POST "+api.PathTokens, f.token)
+	mux.HandleFunc("GET "+api.PathEndpoints, f.endpoints)
+	mux.HandleFunc("GET "+api.PathStatus, f.status)
+	mux.HandleFunc("POST /report", f.report)
+	os.Remove(flag("socket"))
 	reports := make(chan error, 1)
 	go func() { reports <- serveFake(ctx, "tcp", flag("listen"), mux) }()
 	err = serveFake(ctx, "unix", flag("socket"), mux)
 	return errors.Join(err, <-reports)
+}
+
+func (f *fakeControl) token(w http.ResponseWriter, _ *http.Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.tokens++
+	reply(w, api.TokenResponse{Token: fmt.Sprintf("token-%d", f.tokens)})
+}
+
+func (f *fakeControl) endpoints(w http.ResponseWriter, _ *http.Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := []api.Instance{}
+	for _, one := range f.reported {
+		all = append(all, one)
+	}
+	reply(w, all)
+}
+
+func (f *fakeControl) status(w http.ResponseWriter, _ *http.Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	all := []api.Status{}
+	for name := range f.reported {
+		status := api.Status{Instance: name, NotAfter: time.Now().Add(time.Hour)}
+		if trouble("expired " + name) {
+			status.NotAfter = time.Now().Add(-time.Hour)
+		}
+		all = append(all, status)
+	}
+	reply(w, all)
+}
+
+// report takes down where an instance listens, and answers its Plan with the endpoints known so far.
+func (f *fakeControl) report(w http.ResponseWriter, r *http.Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var one api.Instance
+	if err := json.NewDecoder(r.Body).Decode(&one); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	plan, err := f.spec.Compile(one.Workload)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	for _, in := range plan.Inbound {
+		if !slices.ContainsFunc(one.Inbound, func(l api.Listening) bool { return l.Port == in.Port }) {
+			one.Inbound = append(one.Inbound, api.Listening{Port: in.Port, Address: fmt.Sprintf("%s:%d", one.Admin, in.Port)})
+		}
+	}
+	if !trouble("mute " + one.Instance) {
+		f.reported[one.Instance] = one
+	}
+	for u := range plan.Upstreams {
+		for _, other := range f.reported {
+			if other.Workload == plan.Upstreams[u].Service {
+				address := netip.MustParseAddrPort(fmt.Sprintf("%s:%d", other.Admin, plan.Upstreams[u].Port))
+				plan.Upstreams[u].Endpoints = append(plan.Upstreams[u].Endpoints, mesh.Endpoint{Instance: other.Instance, Address: address})
+			}
+		}
+	}
+	reply(w, plan)
 }
 
 // fakeProxy reports to the server whenever it is asked how it is.
