@@ -161,37 +161,37 @@ func TestUnprocessed(t *testing.T) {
 
 // TestOneDialForAll checks that requests that arrive together share a dial and its failure.
 func TestOneDialForAll(t *testing.T) {
-	release := make(chan struct{})
-	var mu sync.Mutex
-	dials := 0
-	pool := newPool(t.Context(), func(context.Context, func()) (net.Conn, *upconn, error) {
-		mu.Lock()
-		dials++
-		mu.Unlock()
-		<-release
-		return nil, nil, errConnect
-	})
-	var group sync.WaitGroup
-	for range 20 {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		dials := 0
+		pool := newPool(t.Context(), func(context.Context, func()) (net.Conn, *upconn, error) {
+			dials++
+			<-release
+			return nil, nil, errConnect
+		})
+		var group sync.WaitGroup
+		for range 20 {
+			group.Go(func() {
+				if _, err := pool.get(t.Context()); !errors.Is(err, errConnect) {
+					t.Errorf("error %v", err)
+				}
+			})
+		}
+		given, giveUp := context.WithCancel(t.Context())
 		group.Go(func() {
-			if _, err := pool.get(t.Context()); !errors.Is(err, errConnect) {
-				t.Errorf("error %v", err)
+			if _, err := pool.get(given); !errors.Is(err, context.Canceled) {
+				t.Errorf("who does not wait: error %v", err)
 			}
 		})
-	}
-	eventually(t, "the dial", func() bool { mu.Lock(); defer mu.Unlock(); return dials == 1 })
-	given, giveUp := context.WithCancel(t.Context())
-	group.Go(func() {
-		if _, err := pool.get(given); !errors.Is(err, context.Canceled) {
-			t.Errorf("who does not wait: error %v", err)
+		synctest.Wait() // all wait for the dial
+		giveUp()
+		synctest.Wait()
+		close(release)
+		group.Wait()
+		if dials != 1 {
+			t.Errorf("%d dials for requests that arrive together", dials)
 		}
 	})
-	giveUp()
-	close(release)
-	group.Wait()
-	if dials > 3 { // a straggler may come after the first dial has failed
-		t.Errorf("%d dials for requests that arrive together", dials)
-	}
 }
 
 func TestLife(t *testing.T) {
