@@ -1,24 +1,37 @@
 #!/usr/bin/env bash
 # Runs make targets one after the other, goes on after a failure, and ends with a table of what each
-# took: steps.sh TARGET...
+# took, in seconds on the clock and of all processors: steps.sh TARGET...
 set -uo pipefail
 make=${MAKE:-make}
+clock=$(mktemp)
+trap 'rm -f "$clock"' EXIT
 
-summary=() failed=0 start=$SECONDS
+# cpu sets $used to the processor seconds that the children have used so far.
+cpu() {
+	times >"$clock"
+	used=$(awk -F '[ ms]+' 'NR == 2 { printf "%d", 60 * ($1 + $3) + $2 + $4 }' "$clock")
+}
+
+# row LABEL RESULT SECONDS CPU-SECONDS
+row() { printf '%-10s %-6s %5d s %6d s CPU' "$@"; }
+
+summary=() failed=0
 for step in "$@"; do
 	echo "=== $step"
 	began=$SECONDS
-	if "$make" --no-print-directory "$step" </dev/null; then
-		result=ok
-	else
+	cpu
+	before=$used
+	result=ok
+	if ! "$make" --no-print-directory "$step" </dev/null; then
 		result=FAILED
 		failed=1
 	fi
-	line=$(printf '%-12s %-6s %5d s' "$step" "$result" $((SECONDS - began)))
-	echo "--- $line"
-	summary+=("$line")
+	cpu
+	summary+=("$(row "$step" "$result" $((SECONDS - began)) $((used - before)))")
+	echo "--- ${summary[-1]}"
 done
 echo
 printf '%s\n' "${summary[@]}"
-printf '%-12s %-6s %5d s\n' all "$([ "$failed" -eq 0 ] && echo ok || echo FAILED)" $((SECONDS - start))
+row all "$([ "$failed" -eq 0 ] && echo ok || echo FAILED)" "$SECONDS" "$used"
+echo
 exit "$failed"
