@@ -174,21 +174,46 @@ func (a *Authority) BindTrustDomain(trustDomain string) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	switch a.config.TrustDomain {
-	case trustDomain:
+	if a.config.TrustDomain == trustDomain {
 		return nil
-	case "":
-	default:
-		return fmt.Errorf("%w: the CA in %s is the one of %q, and %q was asked for; use another --state",
-			ErrOtherTrustDomain, a.state, a.config.TrustDomain, trustDomain)
 	}
-	bound := a.config
-	bound.TrustDomain = trustDomain
-	if err := writeConfig(filepath.Join(a.state, caDir), bound); err != nil {
-		return fmt.Errorf("binding the CA: %w", err)
+	bound, err := bindOnDisk(a.state, trustDomain)
+	if err != nil {
+		return err
 	}
 	a.config = bound
 	return nil
+}
+
+// bindOnDisk writes the trust domain into ca.json, the only file of a CA that is ever changed. It looks
+// again at what is there, with the lock held: another process may have been quicker.
+func bindOnDisk(state, trustDomain string) (config, error) {
+	unlock, err := durable.Lock(filepath.Join(state, lockFile))
+	if err != nil {
+		return config{}, fmt.Errorf("binding the CA: %w", err)
+	}
+	defer func() { _ = unlock() }() // nothing is written through the lock's file
+	dir := filepath.Join(state, caDir)
+	if err := durable.Sweep(dir); err != nil {
+		return config{}, fmt.Errorf("binding the CA: %w", err)
+	}
+	bound, err := readConfig(filepath.Join(dir, configFile))
+	if err != nil {
+		return config{}, err
+	}
+	switch bound.TrustDomain {
+	case trustDomain:
+		return bound, nil
+	case "":
+		bound.TrustDomain = trustDomain
+		if err := writeConfig(dir, bound); err != nil {
+			return config{}, fmt.Errorf("binding the CA: %w", err)
+		}
+		return bound, nil
+	default:
+		return config{}, fmt.Errorf("%w: the CA in %s is the one of %q, and %q was asked for; use another --state",
+			ErrOtherTrustDomain, state, bound.TrustDomain, trustDomain)
+	}
 }
 
 // CA is an authority that can issue: the issuing key is open. It is safe for concurrent use.
@@ -215,9 +240,6 @@ func OpenClock(state string, seal Sealer, now func() time.Time) (*CA, error) {
 		return nil, err
 	}
 	dir := filepath.Join(state, caDir)
-	if err := durable.Sweep(dir); err != nil {
-		return nil, err
-	}
 	if !now().Before(authority.issuer.NotAfter) {
 		return nil, fmt.Errorf("opening the CA in %s: %w: its certificate expired on %s; make another CA in another --state",
 			state, issue.ErrIssuer, authority.issuer.NotAfter.UTC().Format(time.RFC3339))

@@ -425,16 +425,34 @@ func TestKeyTypesOfTheCA(t *testing.T) {
 	}
 }
 
-func TestSweepsLeftovers(t *testing.T) {
-	state := newState(t, Unsealed())
+// TestInterruptedBinding puts there what a crash in between leaves, and binds again.
+func TestInterruptedBinding(t *testing.T) {
+	state := t.TempDir()
+	if _, err := Init(state, InitConfig{Seal: Unsealed()}); err != nil {
+		t.Fatal(err)
+	}
 	leftover := filepath.Join(state, "ca", ".ca.json.countersign-tmp-00ff")
 	if err := os.WriteFile(leftover, []byte("half"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(state, Unsealed()); err != nil {
+	first, err := Read(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := Read(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := first.BindTrustDomain(trustDomain); err != nil {
 		t.Fatal(err)
 	}
 	if found, err := present(leftover); found || err != nil {
 		t.Errorf("it is left: %v", err)
+	}
+	if err := second.BindTrustDomain("other.internal"); !errors.Is(err, ErrOtherTrustDomain) {
+		t.Errorf("somebody who read before it was bound: %v, want ErrOtherTrustDomain", err)
+	}
+	if again, err := Read(state); err != nil || again.TrustDomain() != trustDomain {
+		t.Errorf("it was bound again: %v", err)
 	}
 }

@@ -3,6 +3,7 @@ package ca
 import (
 	"bytes"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -145,5 +146,32 @@ func TestNewerFormat(t *testing.T) {
 	})
 	if _, err := Open(state, Unsealed()); err == nil || !strings.Contains(err.Error(), "version is 2") {
 		t.Error(err)
+	}
+}
+
+// TestUnsealedKeysAreForTheOwner widens the mode of a key that nothing else protects.
+func TestUnsealedKeysAreForTheOwner(t *testing.T) {
+	state := newState(t, Unsealed())
+	for name, open := range map[string]func() error{
+		issuerKey:  func() error { _, err := Open(state, Unsealed()); return err },
+		journalKey: func() error { _, err := OpenJournal(state, Unsealed()); return err },
+	} {
+		path := filepath.Join(state, caDir, name)
+		for _, mode := range []fs.FileMode{0o640, 0o604} {
+			if err := os.Chmod(path, mode); err != nil {
+				t.Fatal(err)
+			}
+			if err := open(); err == nil || !strings.Contains(err.Error(), "chmod 600 "+path) {
+				t.Errorf("%s with the mode %04o: %v", name, mode, err)
+			}
+		}
+	}
+	seal := newKeyFile(t)
+	sealed := newState(t, seal)
+	if err := os.Chmod(filepath.Join(sealed, caDir, issuerKey), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(sealed, seal); err != nil {
+		t.Errorf("a sealed key: %v", err)
 	}
 }

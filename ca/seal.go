@@ -8,11 +8,13 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"filippo.io/age"
 	"filippo.io/age/armor"
 
+	"countersign.dev/durable"
 	"countersign.dev/mtls"
 )
 
@@ -63,6 +65,7 @@ func KeyFile(path string) (Sealer, error) {
 }
 
 // GenerateKeyFile makes a file with a new age identity, mode 0600. A file that exists is fs.ErrExist.
+// The file survives a crash before anything can be sealed with it.
 func GenerateKeyFile(path string) error {
 	identity, err := age.GenerateX25519Identity()
 	if err != nil {
@@ -78,6 +81,9 @@ func GenerateKeyFile(path string) error {
 	}
 	if closeErr := f.Close(); err == nil {
 		err = closeErr
+	}
+	if err == nil {
+		err = durable.SyncDir(filepath.Dir(path))
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("making a key file: %w", err), os.Remove(path))
@@ -227,6 +233,11 @@ func readSealed(path string, seal Sealer, method string) ([]byte, error) {
 	if method != seal.Method() {
 		return nil, fmt.Errorf("%s: %w: give --%s, not --%s", path, ErrSealed, method, seal.Method())
 	}
+	if method == MethodUnsealed {
+		if err := privateFile(path); err != nil {
+			return nil, err
+		}
+	}
 	data, err := readFile(path, maxFile)
 	if err != nil {
 		return nil, err
@@ -252,7 +263,19 @@ func readKey(path string, seal Sealer, method string) (crypto.Signer, error) {
 	return key, nil
 }
 
-// privateDir refuses a directory that others may write to or look into.
+// privateFile refuses a file whose mode is all that protects it, and does not: a backup was restored
+// without modes, perhaps. That it is there is for readFile to say.
+func privateFile(path string) error {
+	info, err := os.Stat(path)
+	if err == nil && info.Mode().Perm()&0o077 != 0 {
+		return fmt.Errorf("%s is not sealed, and may be read by others (mode %04o): `chmod 600 %s`, and if somebody may have read it, make another CA in another --state",
+			path, info.Mode().Perm(), path)
+	}
+	return nil
+}
+
+// privateDir refuses a directory that others may write to: they could put a CA of their own there. They
+// may look into it; what is private in it has directories of its own.
 func privateDir(dir string) error {
 	info, err := os.Stat(dir)
 	if errors.Is(err, fs.ErrNotExist) {
