@@ -206,6 +206,7 @@ func TestLife(t *testing.T) {
 		time.Sleep(6 * time.Second)
 		l.shorten(start.Add(7*time.Second), time.Time{}) // it has retired: not again
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if retired != 5*time.Second || cut != 20*time.Second {
 			t.Errorf("retired after %s, cut after %s", retired, cut)
 		}
