@@ -69,7 +69,7 @@ unit: ## Unit tests, with -race
 
 .PHONY: scripts
 scripts: ## The command's tests: every command line in testdata, and the generated CLI reference
-	@$(RACE) -timeout 10m ./cmd/...
+	@$(RACE) -timeout 15m ./cmd/...
 
 .PHONY: whole
 whole: ## Integration tests: whole meshes, real peers
