@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -31,10 +33,25 @@ func (r *run) command() (*exec.Cmd, error) {
 	return command, nil
 }
 
+// withProgram lets a script find this program by its name, after whatever else it finds.
+func (r *run) withProgram(env []string) []string {
+	directory, name := filepath.Split(r.cfg.Executable)
+	if name != programName || directory == "" {
+		return env
+	}
+	for i, entry := range env {
+		if path, ok := strings.CutPrefix(entry, "PATH="); ok {
+			env[i] = "PATH=" + path + string(filepath.ListSeparator) + filepath.Clean(directory)
+			return env
+		}
+	}
+	return append(env, "PATH="+filepath.Clean(directory))
+}
+
 // runCommand runs the command to its end and gives its exit status: 128 and the signal's number when
 // one ended it. Signals of ours become its own.
 func (r *run) runCommand(ctx context.Context, command *exec.Cmd) (int, error) {
-	command.Env = append(environment(), EnvRun+"="+r.state.documentPath())
+	command.Env = append(r.withProgram(environment()), EnvRun+"="+r.state.documentPath())
 	restore := foreground(command)
 	defer restore()
 	if err := r.starter.start(command); err != nil {

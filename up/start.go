@@ -50,12 +50,7 @@ func (r *run) start(ctx context.Context) error {
 // startServer starts the control plane and waits for its answer.
 func (r *run) startServer(ctx context.Context) error {
 	r.console.progress("%s: starting the server on %s", r.cfg.Spec.Mesh, r.place.server)
-	args := []string{
-		"server", "--state", r.state.path("server"), "--mesh", r.cfg.Path, "--listen", r.place.server.String(),
-		"--socket", r.state.socket, "--unsealed", "--fixed-topology",
-	}
-	var err error
-	if r.server, err = r.child("server", "server", func() (*exec.Cmd, error) { return r.ours(args...), nil }); err != nil {
+	if err := r.addServer(); err != nil {
 		return err
 	}
 	r.control = newControl(r.state.socket)
@@ -71,6 +66,25 @@ func (r *run) startServer(ctx context.Context) error {
 			return r.late(ctx, fmt.Sprintf("the server does not answer on its socket: %v%s", err, r.lastLines(r.server)))
 		}
 	}
+}
+
+// addServer starts the control plane's process. A restarted one goes on with what it has in its state:
+// the file may have been edited meanwhile, and what runs does not follow it.
+func (r *run) addServer() error {
+	args := []string{
+		"server", "--state", r.state.path("server"), "--listen", r.place.server.String(),
+		"--socket", r.state.socket, "--unsealed", "--fixed-topology",
+	}
+	first := true
+	var err error
+	r.server, err = r.child("server", "server", func() (*exec.Cmd, error) {
+		if first {
+			first = false
+			return r.ours(append(args, "--mesh", r.cfg.Path)...), nil
+		}
+		return r.ours(args...), nil
+	})
+	return err
 }
 
 // meet takes down who the server is and what it runs: a kept state may hold what `mesh apply` has
