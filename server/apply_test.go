@@ -133,7 +133,12 @@ func TestConfirmed(t *testing.T) {
 	}
 	// Who leaves is not waited for.
 	watchTwo.close()
-	eventually(t, "that only one is asked", func() bool { return len(ask(revision+1, 0).Missing) == 1 })
+	eventually(t, "that only one is asked", func() bool { return len(ask(revision, 0).Confirmed) == 1 })
+	// Revisions go on where nothing changes for a workload, which is not told of them: to have its
+	// last Plan in force is to obey them.
+	if c := ask(revision+1, time.Minute); len(c.Confirmed) != 1 || len(c.Missing) != 0 {
+		t.Errorf("a revision that changes nothing: %+v", c)
+	}
 	for _, query := range []string{"", "?revision=x&timeout=1s", "?revision=1&timeout=x", "?revision=1&timeout=-1s", "?revision=1&timeout=1000h"} {
 		response, err := adminGet(t, r, api.PathConfirmed+query)
 		if err != nil || response != api.CodeBadRequest {

@@ -206,7 +206,7 @@ func (r *registry) gone(i *instance, now time.Time) bool {
 	}
 }
 
-// confirmed says which connected instances have a revision in force, and gives the channel that is
+// confirmed says which connected instances obey a revision, and gives the channel that is
 // closed when that may have changed.
 func (r *registry) confirmed(revision uint64) (api.Confirmation, <-chan struct{}) {
 	r.mu.Lock()
@@ -216,7 +216,9 @@ func (r *registry) confirmed(revision uint64) (api.Confirmation, <-chan struct{}
 		for name, i := range instances {
 			switch {
 			case i.stream == nil || r.base[workload] == nil || i.report.Draining:
-			case i.report.Revision >= revision:
+			// A workload that nothing has changed for since is not told of a revision: its last Plan says
+			// the same.
+			case i.report.Revision >= min(revision, r.plans[workload].Revision):
 				c.Confirmed = append(c.Confirmed, name)
 			default:
 				c.Missing = append(c.Missing, name)
