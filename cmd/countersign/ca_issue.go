@@ -164,27 +164,27 @@ type refusal struct {
 	Reason   string `json:"reason"`
 }
 
-// issueInto does what a server does with a request by hand: check, then issue or record the refusal.
+// issueInto does what a server does with a request by hand: check and issue, or record the refusal.
 func issueInto(ctx context.Context, log *journal.Log, open *ca.CA, plan mesh.CertificatePlan, request []byte) (*ca.Issued, error) {
 	const by = "administrator"
 	csr, err := issue.ParseCSR(request)
 	if err == nil {
 		err = issue.CheckCSRNames(csr, plan.Identity, plan.DNSNames)
 	}
-	if err != nil {
-		_, recorded := log.Append(ctx, journal.Entry{
-			Time: time.Now(), Type: journal.IssueRefused,
-			Data: refusal{Identity: plan.Identity, By: by, Reason: err.Error()},
+	if err == nil {
+		var issued *ca.Issued
+		issued, err = open.Issue(ctx, ca.JournalRecorder{Journal: log, By: by}, issue.Request{
+			ID: plan.Identity, DNSNames: plan.DNSNames, PublicKey: csr.PublicKey, TTL: time.Duration(plan.TTL),
 		})
-		return nil, errors.Join(usageError{err}, recorded)
+		if !errors.Is(err, issue.ErrRequest) { // the life, for one
+			return issued, err
+		}
 	}
-	issued, err := open.Issue(ctx, ca.JournalRecorder{Journal: log, By: by}, issue.Request{
-		ID: plan.Identity, DNSNames: plan.DNSNames, PublicKey: csr.PublicKey, TTL: time.Duration(plan.TTL),
+	_, recorded := log.Append(ctx, journal.Entry{
+		Time: time.Now(), Type: journal.IssueRefused,
+		Data: refusal{Identity: plan.Identity, By: by, Reason: err.Error()},
 	})
-	if errors.Is(err, issue.ErrRequest) { // the life, for one
-		return nil, usageError{err}
-	}
-	return issued, err
+	return nil, errors.Join(usageError{err}, recorded)
 }
 
 // wanted says what a certificate without a server is to hold: by --mesh, when there is one.
