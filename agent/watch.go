@@ -178,12 +178,11 @@ func (a *Agent) apply(ctx context.Context, plan *mesh.Plan) error {
 	}
 	a.mu.Unlock()
 	a.setProblem(problemPlan, "")
-	a.log.InfoContext(ctx, "a Plan is in force", "revision", plan.Revision)
 	wake(a.wakeReport)
-
 	a.saving.Lock()
 	defer a.saving.Unlock()
 	a.savePlan(plan)
+	a.log.DebugContext(ctx, "a Plan is in force, and kept", "revision", plan.Revision)
 	return nil
 }
 

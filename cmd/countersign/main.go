@@ -30,6 +30,7 @@ type root struct {
 	Audit   auditCmd   `cmd:"" help:"The journal: copy it out, check a copy."`
 	CA      caCmd      `cmd:"" name:"ca" help:"The certificate authority: init, show, issue, list."`
 	Example exampleCmd `cmd:"" help:"The example meshes: their files and their applications."`
+	Proxy   proxyCmd   `cmd:"" help:"The sidecar of one instance."`
 	Server  serverCmd  `cmd:"" help:"The control plane."`
 	Status  statusCmd  `cmd:"" help:"What each instance really serves."`
 	Token   tokenCmd   `cmd:"" help:"Join tokens."`
