@@ -2,7 +2,6 @@ package integration
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -152,22 +151,7 @@ func TestSidecarCrashes(t *testing.T) {
 	}
 }
 
-// launchSidecar starts a sidecar of the lone service.
-func (c *control) launchSidecar(t *testing.T, program, token, state string, environment ...string) (command *exec.Cmd, ended chan error, out *logBuffer) {
-	t.Helper()
-	out, ended = &logBuffer{}, make(chan error, 1)
-	command = exec.CommandContext(context.Background(), program, "proxy", "--server", "https://"+c.address, "--ca-pin", c.pin, "--token-file", token,
-		"--state", state, "--instance", "one", "--address", "127.0.0.1", "--app-address", "127.0.0.2", "--admin", "127.0.0.1:0")
-	command.Env = append(os.Environ(), environment...)
-	command.Stdout, command.Stderr = out, out
-	if err := command.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() { ended <- command.Wait() }()
-	return command, ended, out
-}
-
-// serials of the state of a sidecar.
+// stateSerial is the serial of the certificate in a sidecar's state; empty when there is none.
 func stateSerial(state string) string {
 	data, err := os.ReadFile(filepath.Join(state, "current", "cert.pem"))
 	if err != nil {
@@ -183,7 +167,7 @@ func stateSerial(state string) string {
 // crash runs a sidecar that kills itself at a step, or ends it when it has renewed twice.
 func (c *control) crash(t *testing.T, program string, step int, token, state string) (log string, killed bool) {
 	t.Helper()
-	command, ended, out := c.launchSidecar(t, program, token, state, "COUNTERSIGN_FAULT="+strconv.Itoa(step))
+	command, ended, out := c.launchSidecar(t, program, token, state, []string{"COUNTERSIGN_FAULT=" + strconv.Itoa(step)})
 	serials := map[string]bool{}
 	await(t, "the sidecar dies or renews", func() (bool, string) {
 		select {
@@ -209,7 +193,7 @@ func (c *control) crash(t *testing.T, program string, step int, token, state str
 // serves tells whether a sidecar starts from a state and connects to the server.
 func (c *control) serves(t *testing.T, token, state string) bool {
 	t.Helper()
-	command, ended, out := c.launchSidecar(t, binary, token, state)
+	command, ended, out := c.launchSidecar(t, binary, token, state, nil)
 	died := false
 	await(t, "the sidecar connects", func() (bool, string) {
 		select {

@@ -197,23 +197,43 @@ func freeAddress(t *testing.T) string {
 	return listener.Addr().String()
 }
 
-// sidecar runs `countersign proxy` until it ends by itself or the time is over, and tells which.
-func (c *control) sidecar(t *testing.T, token, state, pin string, args ...string) (status int, log string, ended bool) {
+// sidecar runs `countersign proxy` until it ends by itself or enough is true of what it has written,
+// and tells which. Nil is never enough.
+func (c *control) sidecar(t *testing.T, token, state string, enough func(log string) bool, args ...string) (status int, log string, ended bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-	defer cancel()
-	args = append([]string{"proxy", "--server", "https://" + c.address, "--ca-pin", pin, "--token-file", token, "--state", state, "--instance", "one", "--address", "127.0.0.1", "--app-address", "127.0.0.2", "--admin", freeAddress(t)}, args...)
-	var out bytes.Buffer
-	command := exec.CommandContext(ctx, binary, args...)
-	command.Stdout, command.Stderr = &out, &out
-	command.Cancel = func() error { return command.Process.Signal(syscall.SIGTERM) }
-	command.WaitDelay = patience
-	err := command.Run()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) && ctx.Err() == nil {
+	command, end, out := c.launchSidecar(t, binary, token, state, nil, args...)
+	await(t, "the sidecar ends, or has done enough", func() (bool, string) {
+		select {
+		case err := <-end:
+			end <- err
+			ended = true
+			return true, ""
+		default:
+			return enough != nil && enough(out.String()), out.String()
+		}
+	})
+	_ = command.Process.Signal(syscall.SIGTERM) // it may have ended
+	_ = gone(end)
+	return command.ProcessState.ExitCode(), out.String(), ended
+}
+
+// launchSidecar starts a sidecar of the lone service; further arguments replace those before.
+func (c *control) launchSidecar(t *testing.T, program, token, state string, environment []string, further ...string) (command *exec.Cmd, ended chan error, out *logBuffer) {
+	t.Helper()
+	out, ended = &logBuffer{}, make(chan error, 1)
+	args := []string{
+		"proxy", "--server", "https://" + c.address, "--ca-pin", c.pin, "--token-file", token,
+		"--state", state, "--instance", "one", "--address", "127.0.0.1", "--app-address", "127.0.0.2", "--admin", "127.0.0.1:0",
+	}
+	command = exec.CommandContext(context.Background(), program, append(args, further...)...)
+	command.Env = append(os.Environ(), environment...)
+	command.Stdout, command.Stderr = out, out
+	if err := command.Start(); err != nil {
 		t.Fatal(err)
 	}
-	return command.ProcessState.ExitCode(), out.String(), ctx.Err() == nil
+	go func() { ended <- command.Wait() }()
+	t.Cleanup(func() { _ = command.Process.Kill() }) // it may have ended
+	return command, ended, out
 }
 
 const loneService = `mesh: lone
@@ -234,7 +254,7 @@ func TestEnrolmentIsRefused(t *testing.T) {
 	}
 	used := server.token(t, "alone")
 	first := t.TempDir()
-	if _, log, ended := server.sidecar(t, used, first, server.pin); ended {
+	if _, log, ended := server.sidecar(t, used, first, func(string) bool { return stateSerial(first) != "" }); ended {
 		t.Fatalf("a sidecar with a good token ended: %s", log)
 	}
 	for _, name := range []string{"cert.pem", "key.pem", "ca.pem"} {
@@ -256,9 +276,9 @@ func TestEnrolmentIsRefused(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			state := t.TempDir()
-			status, log, ended := server.sidecar(t, test.token, state, test.pin)
-			if !ended || status == 0 {
-				t.Fatalf("it goes on (status %d): %s", status, log)
+			status, log, _ := server.sidecar(t, test.token, state, nil, "--ca-pin", test.pin)
+			if status == 0 {
+				t.Errorf("it ends with 0: %s", log)
 			}
 			if !strings.Contains(strings.ToLower(log), test.says) {
 				t.Errorf("it does not speak of %q: %s", test.says, log)
@@ -273,9 +293,9 @@ func TestEnrolmentIsRefused(t *testing.T) {
 		})
 	}
 	t.Run("the state of another workload", func(t *testing.T) {
-		status, log, ended := server.sidecar(t, server.token(t, "other"), first, server.pin, "--instance", "two")
-		if !ended || status == 0 {
-			t.Errorf("it goes on (status %d): %s", status, log)
+		status, log, _ := server.sidecar(t, server.token(t, "other"), first, nil, "--instance", "two")
+		if status == 0 {
+			t.Errorf("it ends with 0: %s", log)
 		}
 	})
 	t.Run("the state of another CA", func(t *testing.T) {
@@ -285,18 +305,18 @@ func TestEnrolmentIsRefused(t *testing.T) {
 			t.Fatal(foreign.log.String())
 		}
 		before := stateSerial(first)
-		status, log, ended := foreign.sidecar(t, foreign.token(t, "alone"), first, foreign.pin)
-		if !ended || status == 0 {
-			t.Errorf("it goes on (status %d): %s", status, log)
+		status, log, _ := foreign.sidecar(t, foreign.token(t, "alone"), first, nil)
+		if status == 0 {
+			t.Errorf("it ends with 0: %s", log)
 		}
 		if after := stateSerial(first); after != before {
 			t.Errorf("the certificate of the other CA was replaced: %s -> %s", before, after)
 		}
 	})
 	t.Run("server away", func(t *testing.T) {
-		away := &control{address: freeAddress(t)}
-		if _, log, ended := away.sidecar(t, server.token(t, "alone"), t.TempDir(), server.pin); ended || !strings.Contains(log, "refused") {
-			t.Errorf("ended %v: %s", ended, log)
+		away := &control{address: freeAddress(t), pin: server.pin}
+		if _, log, ended := away.sidecar(t, server.token(t, "alone"), t.TempDir(), says("connection refused")); ended {
+			t.Errorf("it does not go on trying: %s", log)
 		}
 	})
 }
@@ -337,10 +357,15 @@ func TestPortInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	_, log, _ := server.sidecar(t, server.token(t, "alone"), t.TempDir(), server.pin)
-	if !strings.Contains(log, "address already in use") || !strings.Contains(log, fmt.Sprint(number)) {
-		t.Errorf("the sidecar says nothing of the port: %s", log)
+	_, log, ended := server.sidecar(t, server.token(t, "alone"), t.TempDir(), says("address already in use"))
+	if ended || !strings.Contains(log, fmt.Sprint(number)) {
+		t.Errorf("ended %v: %s", ended, log)
 	}
+}
+
+// says tells whether a log holds a text.
+func says(text string) func(log string) bool {
+	return func(log string) bool { return strings.Contains(log, text) }
 }
 
 // When the disk is full nothing is issued and the API says so; with space again all goes on, and the
