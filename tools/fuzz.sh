@@ -36,7 +36,8 @@ for target in "${targets[@]}"; do
 		break
 	done
 	if [ "$status" -eq 0 ]; then
-		sed -n 's/^fuzz: elapsed: .* execs: \([0-9]*\).*/\1/p' "$log" | tail -1 | sed 's/$/ inputs/'
+		inputs=$(sed -n 's/^fuzz: elapsed: .* execs: \([0-9]*\).*/\1 inputs/p' "$log" | tail -1)
+		echo "${inputs:-the seeds, and no time for more}"
 	else
 		echo FAILED
 		cat "$log"
