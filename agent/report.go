@@ -121,6 +121,10 @@ func (a *Agent) reportLoop(ctx context.Context) error {
 	}
 }
 
+// ReportSoon sends the next report without waiting for its time: the data plane has news. It does not
+// block.
+func (a *Agent) ReportSoon() { wake(a.wakeReport) }
+
 // sendReport tells the server once what is served.
 func (a *Agent) sendReport(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)

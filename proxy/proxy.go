@@ -75,6 +75,10 @@ type Config struct {
 	Log *slog.Logger
 	// Gauges gives further values for /stats and /metrics; it may be nil.
 	Gauges func() map[string]int64
+	// Changed is called when what Report gives has got news that should not wait: a caller that was not
+	// met before, or one with another certificate. It may be nil; it must
+	// neither block nor call the Proxy.
+	Changed func()
 	// MaxAge is how long a TCP connection, an upgraded one or a stream lives on after the identity that
 	// it was proved with was replaced; one hour when it is 0. The end of a certificate ends it earlier.
 	MaxAge time.Duration
@@ -141,6 +145,9 @@ func New(cfg Config) (*Proxy, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.Changed == nil {
+		cfg.Changed = func() {}
+	}
 	p := &Proxy{
 		cfg:      cfg,
 		log:      cfg.Log,
@@ -150,7 +157,7 @@ func New(cfg Config) (*Proxy, error) {
 		access:   newAccessLog(cfg.AccessLog),
 		denials:  newLimiter(),
 		faults:   newLimiter(),
-		callers:  newCallers(),
+		callers:  newCallers(cfg.Changed),
 
 		handshakePatience: handshakeTimeout,
 	}

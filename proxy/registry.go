@@ -54,6 +54,8 @@ const maxRemembered = 1000
 // callers remembers who called: the serial that each peer presented last, and how often each address
 // connected in plaintext.
 type callers struct {
+	changed func() // called when somebody is met for the first time, or with another serial
+
 	mu        sync.Mutex
 	peers     map[string]api.Caller // guarded by mu, by SPIFFE ID
 	plaintext map[string]int64      // guarded by mu, by IP address
@@ -62,14 +64,18 @@ type callers struct {
 // otherCallers stands for the addresses beyond [maxRemembered].
 const otherCallers = "others"
 
-func newCallers() *callers {
-	return &callers{peers: make(map[string]api.Caller), plaintext: make(map[string]int64)}
+func newCallers(changed func()) *callers {
+	return &callers{changed: changed, peers: make(map[string]api.Caller), plaintext: make(map[string]int64)}
 }
 
 func (c *callers) presented(peer, serial string, now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, known := c.peers[peer]; !known && len(c.peers) >= maxRemembered {
+	before, known := c.peers[peer]
+	if before.Serial != serial {
+		defer c.changed()
+	}
+	if !known && len(c.peers) >= maxRemembered {
 		oldest, seen := "", now
 		for id, caller := range c.peers {
 			if !caller.Seen.After(seen) {
@@ -84,8 +90,12 @@ func (c *callers) presented(peer, serial string, now time.Time) {
 func (c *callers) spokePlaintext(address string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, known := c.plaintext[address]; !known && len(c.plaintext) >= maxRemembered {
-		address = otherCallers
+	if _, known := c.plaintext[address]; !known {
+		if len(c.plaintext) >= maxRemembered {
+			address = otherCallers
+		} else {
+			defer c.changed()
+		}
 	}
 	c.plaintext[address]++
 }

@@ -184,6 +184,7 @@ func (c proxyCmd) newSidecar(p *process, settings *proxySettings, access io.Writ
 	s.data, err = proxy.New(proxy.Config{
 		Source: s.link, Address: settings.address, AppAddress: settings.appAddress, Instance: c.Instance, Binds: settings.binds,
 		AccessLog: access, Log: p.log, Gauges: s.link.Gauges, Now: s.link.Now,
+		Changed: s.link.ReportSoon,
 	})
 	if err != nil {
 		return nil, errors.Join(err, s.link.Close())
@@ -267,6 +268,7 @@ func (s *sidecar) run(ctx context.Context) error {
 	}
 	stopAgent()
 	<-agentEnded
+	s.log.InfoContext(ctx, "stopped")
 	if errors.Is(err, agent.ErrToken) {
 		return usageError{err}
 	}
