@@ -137,7 +137,7 @@ func (p *Proxy) sniff(c *conn, in *inbound) (sniff.Verdict, bool) {
 func (p *Proxy) handshake(c *conn, in *inbound) (net.Conn, bool) {
 	// What is presented is what is newest when the client's first message arrives. A renewal between
 	// here and there makes the connection's bounds narrower than they had to be.
-	own, serial := p.ownLeaf(in)
+	own, bundle := p.ownLeaf(in)
 	c.SetDeadline(time.Now().Add(p.handshakePatience))
 	t := tls.Server(c, in.tls.Config())
 	if err := t.HandshakeContext(p.ctx); err != nil {
@@ -146,9 +146,10 @@ func (p *Proxy) handshake(c *conn, in *inbound) (net.Conn, bool) {
 	}
 	c.SetDeadline(time.Time{})
 	cs := t.ConnectionState()
-	c.secure, c.version, c.ownSerial = true, cs.Version, serial
+	c.secure, c.version = true, cs.Version
 	certs := []*x509.Certificate{}
 	if own != nil {
+		c.ownSerial, c.bundle = mtls.Serial(own), bundle
 		certs = append(certs, own)
 	}
 	if peer, ok := mtls.PeerID(cs); ok {
@@ -170,14 +171,14 @@ func (p *Proxy) handshake(c *conn, in *inbound) (net.Conn, bool) {
 	return t, true
 }
 
-// ownLeaf is the certificate that a listener presents.
-func (p *Proxy) ownLeaf(in *inbound) (*x509.Certificate, string) {
+// ownLeaf is the certificate that a listener presents, and the digest of the bundle that it verifies
+// with, which is empty where it verifies nobody.
+func (p *Proxy) ownLeaf(in *inbound) (leaf *x509.Certificate, bundle string) {
 	if files, ok := in.tls.(*fileServer); ok {
-		leaf := files.leaf()
-		return leaf, mtls.Serial(leaf)
+		return files.leaf(), ""
 	}
 	if identity := p.identity(); identity != nil {
-		return identity.Certificate.Leaf, mtls.Serial(identity.Certificate.Leaf)
+		return identity.Certificate.Leaf, identity.Bundle.Digest()
 	}
 	return nil, ""
 }

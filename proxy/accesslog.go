@@ -10,23 +10,25 @@ import (
 // accessEntry is one line of the access log. It holds no header's value, no body and no query: they may
 // hold secrets.
 type accessEntry struct {
-	Time       time.Time `json:"time"` // of the request's head or of the accept
-	Listener   string    `json:"listener"`
-	Direction  string    `json:"direction"` // inbound or outbound
-	Protocol   string    `json:"protocol"`  // HTTP/1.1, HTTP/2.0, tcp, or what was upgraded to
-	Remote     string    `json:"remote"`
-	Caller     string    `json:"caller,omitempty"`     // SPIFFE ID; empty is anonymous
-	PeerSerial string    `json:"peerSerial,omitempty"` // of the far end of the mutual TLS
-	OwnSerial  string    `json:"ownSerial,omitempty"`
-	TLS        string    `json:"tls,omitempty"`
-	Method     string    `json:"method,omitempty"`
-	Path       string    `json:"path,omitempty"` // as it was sent, without the query
-	Status     int       `json:"status,omitempty"`
-	BytesIn    int64     `json:"bytesIn"` // of the body, or of the connection
-	BytesOut   int64     `json:"bytesOut"`
-	Seconds    float64   `json:"seconds"`
-	Upstream   string    `json:"upstream,omitempty"` // host:port that it went to
-	Flag       string    `json:"flag,omitempty"`     // why it did not end as it should
+	Time      time.Time `json:"time"` // of the request's head or of the accept
+	Listener  string    `json:"listener"`
+	Direction string    `json:"direction"` // inbound or outbound
+	Protocol  string    `json:"protocol"`  // HTTP/1.1, HTTP/2.0, tcp, or what was upgraded to
+	Remote    string    `json:"remote"`
+	Caller    string    `json:"caller,omitempty"` // SPIFFE ID; empty is anonymous
+	// The next three are of the connection by TLS: the client's, or where that is in plaintext (from the
+	// application, or at a gateway) the one to the upstream.
+	PeerSerial string  `json:"peerSerial,omitempty"`
+	OwnSerial  string  `json:"ownSerial,omitempty"`
+	TLS        string  `json:"tls,omitempty"`
+	Method     string  `json:"method,omitempty"`
+	Path       string  `json:"path,omitempty"` // as it was sent, without the query
+	Status     int     `json:"status,omitempty"`
+	BytesIn    int64   `json:"bytesIn"` // of the body, or of the connection
+	BytesOut   int64   `json:"bytesOut"`
+	Seconds    float64 `json:"seconds"`
+	Upstream   string  `json:"upstream,omitempty"` // host:port that it went to
+	Flag       string  `json:"flag,omitempty"`     // why it did not end as it should
 }
 
 // The flags of [accessEntry].

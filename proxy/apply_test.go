@@ -3,6 +3,7 @@ package proxy
 import (
 	"bufio"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -563,6 +564,39 @@ func TestNoConnectionOutlivesACertificate(t *testing.T) {
 		own := p.ca.issue(id.Service, "front", 3*time.Second)
 		p.caller.source.identity.Store(own)
 		end(t, dialOutbound(t, p), own.Certificate.Leaf.NotAfter)
+	})
+}
+
+// TestBundleChange checks that connections age out, too, when only what peers are verified with changes.
+func TestBundleChange(t *testing.T) {
+	p := newPair(t, mesh.HTTP, echoApp(t, false))
+	client := clientFor(t, false)
+	do(t, client, newRequest(t, "GET", p.url, nil))
+	first := p.callee.stat("listener.0.0.0.0_9080.downstream_cx_total")
+	for _, n := range []*node{p.caller, p.callee} {
+		identity := *n.source.identity.Load()
+		bundle, err := mtls.NewBundle(trustDomain, []*x509.Certificate{p.ca.root, newAuthority(t).root})
+		if err != nil {
+			t.Fatal(err)
+		}
+		identity.Bundle = bundle
+		n.source.identity.Store(&identity)
+		n.IdentityChanged()
+		for c := range n.conns.all() {
+			c.life.shorten(time.Now(), time.Time{}) // not to wait for the jitter
+		}
+		for u := range n.upconns.all() {
+			u.life.mu.Lock()
+			soon := time.Until(u.life.retireAt) <= renewalWindow
+			u.life.mu.Unlock()
+			if !soon {
+				t.Error("a connection to a peer does not retire")
+			}
+		}
+	}
+	eventually(t, "a new connection", func() bool {
+		do(t, client, newRequest(t, "GET", p.url, nil))
+		return p.callee.stat("listener.0.0.0.0_9080.downstream_cx_total") > first
 	})
 }
 

@@ -45,6 +45,7 @@ type conn struct {
 	peerFields *header.Peer
 	peerSerial string
 	ownSerial  string
+	bundle     string      // the digest of what the peer was verified with
 	guard      *guard.Conn // of HTTP/1.1
 
 	requests atomic.Int64 // of HTTP/1.1, which come one after the other

@@ -26,6 +26,7 @@ type upconn struct {
 	version    uint16      // 0 in plaintext
 	peerSerial string
 	ownSerial  string
+	bundle     string // the digest of what the peer was verified with
 }
 
 // Close implements net.Conn; the connection is not registered any more then.
@@ -117,7 +118,7 @@ func (u *upconn) handshake(ctx context.Context, client *mtls.Client) (*tls.Conn,
 	certs := []*x509.Certificate{leaf}
 	if identity != nil {
 		certs = append(certs, identity.Certificate.Leaf)
-		u.ownSerial = mtls.Serial(identity.Certificate.Leaf)
+		u.ownSerial, u.bundle = mtls.Serial(identity.Certificate.Leaf), identity.Bundle.Digest()
 	}
 	retireAt, cutAt, ok := bounds(p.cfg.Now(), clientRetires, certs...)
 	if !ok {

@@ -118,34 +118,39 @@ func (p *Proxy) IdentityChanged() {
 	if identity == nil {
 		return
 	}
-	serial := mtls.Serial(identity.Certificate.Leaf)
+	serial, bundle := mtls.Serial(identity.Certificate.Leaf), identity.Bundle.Digest()
 	now := time.Now()
+	older := 0
 	for c := range p.conns.all() {
-		c.age(now, serial)
+		if c.age(now, serial, bundle) {
+			older++
+		}
 	}
 	for u := range p.upconns.all() {
-		if u.proved.Load() && u.ownSerial != serial {
+		if u.proved.Load() && (u.ownSerial != serial || u.bundle != bundle) {
+			older++
 			window := min(renewalWindow, u.life.left()/4)
 			u.life.shorten(soon(window/2), soon(p.cfg.MaxAge/10).Add(p.cfg.MaxAge*9/10))
 		}
 	}
-	p.log.Info("identity changed; older connections age out", "serial", serial, "notAfter", identity.Certificate.Leaf.NotAfter)
+	p.log.Info("identity in force", "serial", serial, "notAfter", identity.Certificate.Leaf.NotAfter, "olderConnections", older)
 }
 
-// age lets a connection retire that was proved with another leaf than the one of the serial.
-func (c *conn) age(now time.Time, serial string) {
+// age lets a connection retire that was proved with another leaf or bundle, and tells whether it was.
+// One that was proved with a gateway's files is no concern of a rotation.
+func (c *conn) age(now time.Time, serial, bundle string) bool {
 	c.mu.Lock()
-	kind, foreign := c.kind, c.kind != opening && c.secure && c.ownSerial != serial
+	kind := c.kind
 	c.mu.Unlock()
-	if !foreign || c.hasFiles() {
-		return
+	if kind == opening || !c.secure || c.bundle == "" || c.ownSerial == serial && c.bundle == bundle {
+		return false
 	}
 	maxAge := c.l.p.cfg.MaxAge
 	end := soon(maxAge / 10).Add(maxAge * 9 / 10)
 	window := min(renewalWindow, c.life.left()/4)
 	if kind == carryTCP {
 		c.life.shorten(time.Time{}, end)
-		return
+		return true
 	}
 	c.life.shorten(soon(window), time.Time{})
 	// A connection of requests lives on while it is not used: its next answer ends it. Streams that run
@@ -157,14 +162,5 @@ func (c *conn) age(now time.Time, serial string) {
 			}
 		}
 	})
-}
-
-// hasFiles tells whether the listener presents a certificate of its own, which no rotation concerns.
-func (c *conn) hasFiles() bool {
-	in := c.l.p.state.Load().inbound[c.l.port]
-	if in == nil {
-		return false
-	}
-	_, ok := in.tls.(*fileServer)
-	return ok
+	return true
 }

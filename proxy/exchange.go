@@ -37,6 +37,8 @@ type exchange struct {
 	src  *source // the request's body; nil when it has none
 	sent int64   // bytes of the answer's body
 
+	patient time.Time // when a write was bounded last
+
 	mu       sync.Mutex
 	answered bool // guarded by mu: the answer's head was written
 	over     bool // guarded by mu: the entry was logged

@@ -10,12 +10,16 @@ import (
 	"net/textproto"
 	"net/url"
 	"strings"
+	"time"
 
+	"countersign.dev/mesh"
 	"countersign.dev/proxy/internal/header"
 )
 
 // target is where requests go: the own application or an upstream.
 type target interface {
+	// switches tells whether it can be asked to switch to another protocol: HTTP/1.1 can.
+	switches() bool
 	// send sends a request, as often as it is safe, and gives the answer with what is to be called when
 	// that was read.
 	send(x *exchange, out *http.Request) (*http.Response, func(), error)
@@ -62,6 +66,7 @@ func (x *exchange) outgoing() *http.Request {
 			out.Trailer[name] = nil
 		}
 		header.Forget(out.Trailer)
+		header.ForgetAddresses(out.Trailer, true)
 		out.ContentLength = -1 // HTTP/1.1 has trailers only in the chunked coding
 	}
 	x.src = newSource(r.Body, func() {
@@ -101,7 +106,7 @@ func (x *exchange) traced() context.Context {
 // forward sends the request to t and the answer back. The request's header has been stripped and set.
 func (x *exchange) forward(t target) {
 	protocol := ""
-	if x.isUpgrade() {
+	if x.isUpgrade() && t.switches() {
 		protocol = x.entry.Protocol
 		x.r.Header["Connection"] = []string{"Upgrade"}
 		x.r.Header["Upgrade"] = []string{protocol}
@@ -198,6 +203,7 @@ func (x *exchange) copyBody(res *http.Response) {
 	for {
 		n, err := res.Body.Read(buffer[:])
 		if n > 0 {
+			x.patience()
 			written, werr := x.w.Write(buffer[:n])
 			x.sent += int64(written)
 			if werr == nil && x.sent != res.ContentLength { // the last piece goes out with the end
@@ -223,11 +229,29 @@ func (x *exchange) copyBody(res *http.Response) {
 	}
 }
 
+// writePatience is how long a client may take to take one piece of an answer.
+const writePatience = 5 * time.Minute
+
+// patience bounds the next write to a client of HTTP/1.1 that has stopped reading. (HTTP/2 has its own
+// bound for the connection.) net/http removes the deadline when the request is over.
+func (x *exchange) patience() {
+	if now := time.Now(); x.r.ProtoMajor == 1 && now.Sub(x.patient) > time.Second {
+		x.patient = now
+		_ = x.control.SetWriteDeadline(now.Add(writePatience)) // the write says what is wrong
+	}
+}
+
 func copyFields(to, from http.Header) {
 	for name, values := range from {
 		to[name] = values
 	}
 }
+
+// switches implements target.
+func (a *app) switches() bool { return a.h1 != nil }
+
+// switches implements target.
+func (u *upstream) switches() bool { return u.plan.Protocol == mesh.HTTP }
 
 // send implements target: one try, but for what net/http repeats safely by itself, and for requests
 // that an application speaking HTTP/2 has not begun with.
@@ -347,7 +371,7 @@ func (u *upstream) send(x *exchange, out *http.Request) (*http.Response, func(),
 
 // send sends a request to one endpoint.
 func (e *endpoint) send(x *exchange, out *http.Request) (*http.Response, func(), error) {
-	upgrade := x.isUpgrade()
+	upgrade := x.isUpgrade() && e.up.switches()
 	transport := e.h1
 	if upgrade && e.upgrades != nil {
 		transport = e.upgrades

@@ -394,3 +394,17 @@ func TestRefusedUpgradeIsAnAnswer(t *testing.T) {
 		t.Error("what followed the request for an upgrade was answered")
 	}
 }
+
+// TestUpgradeToWhatCannot asks an application that speaks HTTP/2 for a WebSocket: it gets the request
+// without the wish.
+func TestUpgradeToWhatCannot(t *testing.T) {
+	p := newPair(t, mesh.HTTP2, serveApp(t, true, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusTeapot)
+	})))
+	r := newRequest(t, "GET", p.url, nil)
+	r.Header.Set("Connection", "Upgrade")
+	r.Header.Set("Upgrade", "websocket")
+	if got := do(t, clientFor(t, false), r); got.status != http.StatusTeapot || !got.close {
+		t.Errorf("%+v", got)
+	}
+}
