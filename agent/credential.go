@@ -128,7 +128,7 @@ func (a *Agent) enroll(ctx context.Context) error {
 func (a *Agent) explainRefusal(err error) error {
 	switch code(err) {
 	case api.CodeUnknownToken, api.CodeUsedToken, api.CodeExpiredToken, api.CodeForbidden, api.CodeUnauthorized:
-		return fmt.Errorf("%w: %w (%s); make a new token at the server with 'countersign token create SERVICE' and write it to %s",
+		return fmt.Errorf("%w: %w (%s); a new token from 'countersign token create SERVICE' at the server goes into %s",
 			ErrRefused, err, code(err), a.cfg.TokenFile)
 	case api.CodeNotDeclared:
 		return fmt.Errorf("%w: %w; declare the workload in the specification and apply it ('countersign mesh apply'), or use the token of a declared one in %s",
