@@ -61,7 +61,7 @@ func NewIssuing(public crypto.PublicKey, root *x509.Certificate, rootKey crypto.
 }
 
 func authorityTemplate(role string, public crypto.PublicKey, cfg AuthorityConfig) (*x509.Certificate, error) {
-	if err := CheckPublicKey(public); err != nil {
+	if err := checkPublicKey(public); err != nil {
 		return nil, err
 	}
 	if cfg.Life < time.Second {

@@ -61,7 +61,7 @@ func ParseCSR(text []byte) (*x509.CertificateRequest, error) {
 		return nil, fmt.Errorf("%w: %w", ErrBadCSR, err)
 	}
 	// The key first: verifying with a monstrous one is work that a stranger could order.
-	if err := CheckPublicKey(csr.PublicKey); err != nil {
+	if err := checkPublicKey(csr.PublicKey); err != nil {
 		return nil, err
 	}
 	switch csr.SignatureAlgorithm {
@@ -77,9 +77,9 @@ func ParseCSR(text []byte) (*x509.CertificateRequest, error) {
 	return csr, nil
 }
 
-// CheckPublicKey tells whether a key is one that is certified: ECDSA on P-256 or P-384, Ed25519, RSA
+// checkPublicKey tells whether a key is one that is certified: ECDSA on P-256 or P-384, Ed25519, RSA
 // of 2048 to 4096 bits. The error is [ErrWeakKey] and names what was found.
-func CheckPublicKey(key crypto.PublicKey) error {
+func checkPublicKey(key crypto.PublicKey) error {
 	const right = "make an ECDSA key on P-256 or P-384, an Ed25519 key, or an RSA key of 2048 to 4096 bits"
 	switch public := key.(type) {
 	case *ecdsa.PublicKey:

@@ -128,7 +128,7 @@ func TestCheckPublicKey(t *testing.T) {
 		"nothing":         {nil, "<nil>"},
 	}
 	for name, c := range cases {
-		err := CheckPublicKey(c.key)
+		err := checkPublicKey(c.key)
 		switch {
 		case c.want == "" && err != nil:
 			t.Errorf("%s: %v", name, err)

@@ -122,7 +122,7 @@ func (p *Profile) check(req Request) ([]string, error) {
 			return nil, fmt.Errorf("%q is not an address that somebody can be reached at", ip)
 		}
 	}
-	if err := CheckPublicKey(req.PublicKey); err != nil {
+	if err := checkPublicKey(req.PublicKey); err != nil {
 		return nil, err
 	}
 	return fullNames(req)

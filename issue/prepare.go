@@ -47,7 +47,7 @@ func NewIssuer(cert *x509.Certificate, key crypto.Signer, profile *Profile, now 
 	case !samePublicKey(cert.PublicKey, key.Public()):
 		return nil, fmt.Errorf("%w: the key does not belong to %q", ErrIssuer, cert.Subject)
 	}
-	if err := CheckPublicKey(cert.PublicKey); err != nil {
+	if err := checkPublicKey(cert.PublicKey); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrIssuer, err)
 	}
 	rehearsal, err := rehearsalKey(cert.PublicKey)
