@@ -100,8 +100,9 @@ func (a *Agent) enroll(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	want := a.wanted()
 	a.saving.Lock()
-	key, err := a.state.pendingKey(a.wanted().keyType())
+	key, err := a.state.pendingKey(want.keyType())
 	a.saving.Unlock()
 	if err != nil {
 		return err
@@ -116,7 +117,7 @@ func (a *Agent) enroll(ctx context.Context) error {
 	if err != nil {
 		return a.explainRefusal(err)
 	}
-	if err := a.accept(credentials, key, chain); err != nil {
+	if err := a.accept(credentials, key, chain, want); err != nil {
 		return err
 	}
 	a.log.InfoContext(ctx, "enrolled", "identity", credentials.Identity.String(), "instance", a.cfg.Instance,
@@ -142,7 +143,8 @@ func (a *Agent) explainRefusal(err error) error {
 
 // renew asks once for the next certificate, with a fresh key.
 func (a *Agent) renew(ctx context.Context) error {
-	key, err := mtls.GenerateKey(a.wanted().keyType())
+	want := a.wanted()
+	key, err := mtls.GenerateKey(want.keyType())
 	if err != nil {
 		return err
 	}
@@ -156,7 +158,7 @@ func (a *Agent) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := a.accept(credentials, key, chain); err != nil {
+	if err := a.accept(credentials, key, chain, want); err != nil {
 		return err
 	}
 	a.log.InfoContext(ctx, "renewed the certificate", "identity", credentials.Identity.String(),
@@ -165,8 +167,8 @@ func (a *Agent) renew(ctx context.Context) error {
 }
 
 // accept checks what the server issued for key and puts it into use. chain is what the server itself
-// has shown on that connection.
-func (a *Agent) accept(credentials *api.Credentials, key crypto.Signer, chain []*x509.Certificate) error {
+// has shown on that connection, want what the Plan said when the key was made.
+func (a *Agent) accept(credentials *api.Credentials, key crypto.Signer, chain []*x509.Certificate, want wanted) error {
 	if credentials.ServerTime.IsZero() {
 		return fmt.Errorf("%w: it has no serverTime", ErrCredentials)
 	}
@@ -191,7 +193,7 @@ func (a *Agent) accept(credentials *api.Credentials, key crypto.Signer, chain []
 	fresh := &held{identity: identity, lease: lease{
 		obtained: time.Now(), issued: credentials.ServerTime, notAfter: leaf.NotAfter, jitter: random(),
 	}}
-	a.install(fresh, time.Duration(credentials.RenewAfter))
+	a.install(fresh, time.Duration(credentials.RenewAfter), want)
 	return nil
 }
 
@@ -226,14 +228,14 @@ func (a *Agent) newIdentity(credentials *api.Credentials, certs []*x509.Certific
 
 // install puts a certificate into use. When the disk does not take it, it serves from memory all the
 // same (the old one would end sooner), and the write is tried again. The caller holds saving.
-func (a *Agent) install(fresh *held, renewAfter time.Duration) {
+func (a *Agent) install(fresh *held, renewAfter time.Duration, want wanted) {
 	a.save(fresh)
 	a.mu.Lock()
 	a.held = fresh
 	a.everValid, a.refusedOld, a.damage = true, false, nil
 	a.soonAt, a.retryAt = time.Time{}, time.Time{}
 	a.renewAfter = renewAfter
-	a.tried = wantedOf(a.plan)
+	a.tried = want
 	drop := a.dropWatch
 	a.mu.Unlock()
 	a.setProblem(problemCertificate, "")

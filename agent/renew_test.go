@@ -360,6 +360,9 @@ func TestCertificateThatNeverFits(t *testing.T) {
 		if n := len(r.fake.renewed()); n > 1 {
 			t.Errorf("%d renewals in half an hour", n)
 		}
+		if p := r.fake.lastReport().Problem; !strings.Contains(p, "other names or another kind of key") {
+			t.Errorf("problem %q", p)
+		}
 		after(15 * time.Minute)
 		if n := len(r.fake.renewed()); n < 1 || n > 2 {
 			t.Errorf("%d renewals: the usual one did not come", n)

@@ -2,6 +2,8 @@ package agent
 
 import (
 	"bytes"
+	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -9,8 +11,10 @@ import (
 	"testing"
 	"time"
 
+	"countersign.dev/api"
 	"countersign.dev/durable"
 	"countersign.dev/id"
+	"countersign.dev/mesh"
 	"countersign.dev/mtls"
 )
 
@@ -361,6 +365,51 @@ func FuzzToken(f *testing.F) {
 		}
 		if token == "" || len(token) > maxToken || strings.ContainsFunc(token, notTokenRune) {
 			t.Fatalf("token %q", token)
+		}
+	})
+}
+
+// FuzzCredentials gives an agent answers that nobody has thought of: none of them is put into use
+// unless it is a certificate for the agent's own key.
+func FuzzCredentials(f *testing.F) {
+	r := &rig{t: f, fake: &fake{ca: newAuthority(f, "first")}, net: newPipeNet(), dir: filepath.Join(f.TempDir(), "state"), logs: &logBuffer{}}
+	agent, err := New(r.config())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { _ = agent.Close() })
+	key, err := mtls.GenerateKey(mesh.ECDSAP256)
+	if err != nil {
+		f.Fatal(err)
+	}
+	ca, now := r.fake.ca, time.Now()
+	who := mustID(f, id.Service, "a")
+	self := ca.sign(f, mustID(f, id.Server, "countersign"), nil, key.Public(), now, time.Hour)
+	good := api.Credentials{
+		Identity: who, Chain: pemOf(ca.sign(f, who, nil, key.Public(), now, time.Hour), ca.issuer), Bundle: pemOf(ca.root), ServerTime: now,
+	}
+	seed, err := json.Marshal(good)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(seed)
+	good.Bundle = pemOf(newAuthority(f, "second").root)
+	if seed, err = json.Marshal(good); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(seed)
+	f.Add([]byte(`{"serverTime":"2026-01-01T00:00:00Z","chain":"-----BEGIN CERTIFICATE-----"}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var credentials api.Credentials
+		if json.Unmarshal(data, &credentials) != nil {
+			return
+		}
+		err := agent.accept(&credentials, key, []*x509.Certificate{self, ca.issuer, ca.root}, wanted{})
+		if err != nil && !errors.Is(err, ErrCredentials) && !errors.Is(err, ErrOtherState) {
+			t.Fatalf("an error that nobody can tell: %v", err)
+		}
+		if err == nil && agent.ID() != who {
+			t.Fatalf("in use: %s", agent.ID())
 		}
 	})
 }
