@@ -11,6 +11,7 @@ import (
 // hold secrets.
 type accessEntry struct {
 	Time      time.Time `json:"time"` // of the request's head or of the accept
+	Instance  string    `json:"instance,omitempty"`
 	Listener  string    `json:"listener"`
 	Direction string    `json:"direction"` // inbound or outbound
 	Protocol  string    `json:"protocol"`  // HTTP/1.1, HTTP/2.0, tcp, or what was upgraded to
@@ -52,17 +53,20 @@ const statusClientGone = 499
 
 // accessLog writes entries, one at a time.
 type accessLog struct {
-	mu sync.Mutex
-	w  io.Writer // nil: off
+	instance string
+	mu       sync.Mutex
+	w        io.Writer // nil: off
 }
 
-func newAccessLog(w io.Writer) *accessLog { return &accessLog{w: w} }
+func newAccessLog(w io.Writer, instance string) *accessLog {
+	return &accessLog{w: w, instance: instance}
+}
 
 func (a *accessLog) write(e accessEntry) {
 	if a.w == nil {
 		return
 	}
-	e.Time = e.Time.UTC()
+	e.Time, e.Instance = e.Time.UTC(), a.instance
 	line, err := json.Marshal(e)
 	if err != nil {
 		return // cannot be: it is made of texts and numbers

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -71,6 +72,7 @@ func (l *listener) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.counts.RqTotal.Add(1)
 	}
 	c.open(x.stream)
+	defer x.recovered()
 	defer x.finish()
 	if problem := x.headProblem(path); problem != "" {
 		x.refuse(http.StatusBadRequest, flagMalformed, problem)
@@ -117,6 +119,18 @@ func rawPath(target string) string {
 	}
 	path, _, _ := strings.Cut(target, "?")
 	return path
+}
+
+// recovered tells the administrator of a mistake in this program; the request has ended with it.
+func (x *exchange) recovered() {
+	v := recover()
+	if v == nil {
+		return
+	}
+	if err, ok := v.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
+		x.p.log.Error("serving a request panicked", "listener", x.entry.Listener, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+	}
+	panic(http.ErrAbortHandler)
 }
 
 // finish is the end of every request, however it came.

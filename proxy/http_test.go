@@ -408,3 +408,63 @@ func TestUpgradeToWhatCannot(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// TestUpstreamWithoutTLS calls a service that declares its port off.
+func TestUpstreamWithoutTLS(t *testing.T) {
+	for _, protocol := range []mesh.Protocol{mesh.HTTP, mesh.HTTP2} {
+		app := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Upgrade") != "" {
+				websocket.Handler(func(c *websocket.Conn) { echo(c, c) }).ServeHTTP(w, r)
+				return
+			}
+			fmt.Fprint(w, r.Proto, r.Header["X-Client-Cert"])
+		})
+		p := newPair(t, protocol, serveApp(t, protocol == mesh.HTTP2, app))
+		plan := p.allow(protocol, 2, mesh.FromAnonymous)
+		plan.Inbound[0].TLS = mesh.Off
+		p.callee.apply(plan)
+		plan = p.caller.plan()
+		u := upstreamOf([]*node{p.callee}, 9080, protocol)
+		u.TLS = false
+		plan.Upstreams, plan.Outbound = []mesh.Upstream{u}, []mesh.Outbound{outboundPort(9100, u)}
+		p.caller.apply(plan)
+		got := do(t, clientFor(t, false), newRequest(t, "GET", p.url, nil))
+		if want := map[mesh.Protocol]string{mesh.HTTP: "HTTP/1.1[]", mesh.HTTP2: "HTTP/2.0[]"}[protocol]; got.body != want {
+			t.Errorf("%s: %+v, want %q", protocol, got, want)
+		}
+		if n := p.callee.stat("listener.0.0.0.0_9080.plaintext_cx_total"); n != 1 {
+			t.Errorf("%s: %d plaintext connections", protocol, n)
+		}
+		if protocol != mesh.HTTP {
+			continue
+		}
+		c, err := websocket.Dial(strings.Replace(p.url, "http://", "ws://", 1), "", "http://localhost")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := websocket.Message.Send(c, "x"); err != nil {
+			t.Fatal(err)
+		}
+		var message string
+		if err := websocket.Message.Receive(c, &message); err != nil || message != "x" {
+			t.Errorf("%q, %v", message, err)
+		}
+		c.Close()
+	}
+}
+
+// BenchmarkRequest measures a request by both sidecars and mutual TLS:
+//
+//	go test ./proxy -run '^$' -bench Request -benchmem
+func BenchmarkRequest(b *testing.B) {
+	p := newPair(b, mesh.HTTP, serveApp(b, false, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Write(make([]byte, 128))
+	})), func(c *Config) { c.AccessLog = nil })
+	client := clientFor(b, false)
+	b.ResetTimer()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			do(b, client, newRequest(b, "GET", p.url, nil))
+		}
+	})
+}

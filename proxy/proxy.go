@@ -63,7 +63,7 @@ type Config struct {
 	// AppAddress is where the application is and where the outbound listeners are bound, 127.0.0.1
 	// when it is not set.
 	AppAddress netip.Addr
-	// Instance is this instance's name, for the log.
+	// Instance is this instance's name, for the access log.
 	Instance string
 	// Binds replaces addresses, for systems without loopback addresses of one's own: "inbound/PORT" and
 	// "outbound/PORT" are what is bound, "app/PORT" is where the application is. Values are "ip:port".
@@ -154,7 +154,7 @@ func New(cfg Config) (*Proxy, error) {
 		stats:    stat.NewSet(),
 		inbound:  make(map[int]*listener),
 		outbound: make(map[int]*listener),
-		access:   newAccessLog(cfg.AccessLog),
+		access:   newAccessLog(cfg.AccessLog, cfg.Instance),
 		denials:  newLimiter(),
 		faults:   newLimiter(),
 		callers:  newCallers(cfg.Changed),
