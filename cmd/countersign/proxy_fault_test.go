@@ -7,7 +7,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,7 +28,9 @@ const faultSpec = `mesh: faults
 certificates: {ttl: 1h, renewAfter: 300ms}
 services:
   a:
-    ports: [{port: 9080, protocol: tcp}]
+    ports:
+      - {port: 9080, protocol: tcp}
+      - {port: 9081, protocol: tcp, tls: off}
 `
 
 // faultPatience is how long a process may take for what it has to do.
@@ -199,10 +203,11 @@ func (l *faultLab) token(t *testing.T) string {
 }
 
 // sidecar starts one, which dies at the given step when that is not empty.
-func (l *faultLab) sidecar(t *testing.T, state, token, step string) *faultChild {
+func (l *faultLab) sidecar(t *testing.T, state, token, step string, more ...string) *faultChild {
 	t.Helper()
-	return l.run(t, []string{"COUNTERSIGN_FAULT=" + step}, "proxy", "--server", l.url, "--ca-pin", l.pin, "--token-file", token,
-		"--state", state, "--instance", "a-1", "--address", l.address, "--drain-timeout", "0s", "--log-level", "debug")
+	args := []string{"proxy", "--server", l.url, "--ca-pin", l.pin, "--token-file", token,
+		"--state", state, "--instance", "a-1", "--address", l.address, "--drain-timeout", "0s", "--log-level", "debug"}
+	return l.run(t, []string{"COUNTERSIGN_FAULT=" + step}, append(args, more...)...)
 }
 
 // checkStored proves that a state directory holds a certificate, its key and its roots.
@@ -226,14 +231,15 @@ const (
 	saysRenewed  = `msg="renewed the certificate"`
 )
 
-// TestProxyKilledAtEachStep is about SIGKILL between any two writes.
-func TestProxyKilledAtEachStep(t *testing.T) {
+// TestProxyProcess sends signals to sidecars: SIGKILL between any two writes, and those that drain.
+func TestProxyProcess(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it starts some two hundred processes")
 	}
 	l := newFaultLab(t)
-	t.Run("enrolment", l.killInEnrolment)
-	t.Run("renewal", l.killInRenewal)
+	t.Run("killed in enrolment", l.killInEnrolment)
+	t.Run("killed in renewal", l.killInRenewal)
+	t.Run("drained", l.drain)
 }
 
 // killInEnrolment kills a sidecar at each step of its first start, one after the other; the
@@ -288,5 +294,93 @@ func (l *faultLab) killInRenewal(t *testing.T) {
 			t.Logf("killed at each of %d steps", step-1)
 			return
 		}
+	}
+}
+
+// drain ends sidecars through which a connection runs.
+func (l *faultLab) drain(t *testing.T) {
+	application, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer application.Close()
+	// through makes a connection to the application through a sidecar, and proves that it carries.
+	through := func() (client, server net.Conn) {
+		t.Helper()
+		client, err := net.Dial("tcp", l.address+":9081")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { client.Close() })
+		if server, err = application.Accept(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { server.Close() })
+		carries(t, client, server)
+		return client, server
+	}
+	start := func(timeout string) *faultChild {
+		t.Helper()
+		c := l.sidecar(t, filepath.Join(t.TempDir(), "state"), l.token(t), "", "--drain-timeout", timeout,
+			"--bind", "app/9081="+application.Addr().String())
+		if !c.says(t, saysInForce) {
+			t.Fatalf("the sidecar does not start:\n%s", c.output())
+		}
+		return c
+	}
+	wait := func(c *faultChild, status int, text string) {
+		t.Helper()
+		select {
+		case <-c.ended:
+		case <-time.After(faultPatience):
+			t.Fatalf("it does not end:\n%s", c.output())
+		}
+		if got := c.command.ProcessState.ExitCode(); got != status || !strings.Contains(c.output(), text) {
+			t.Errorf("exit status %d, want %d and %q:\n%s", got, status, text, c.output())
+		}
+	}
+	signal := func(c *faultChild, s syscall.Signal) {
+		t.Helper()
+		if err := c.command.Process.Signal(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	finishing := start("1h")
+	client, server := through()
+	signal(finishing, syscall.SIGTERM)
+	finishing.says(t, "msg=draining")
+	carries(t, client, server)
+	client.Close()
+	server.Close()
+	wait(finishing, 0, "msg=stopped")
+
+	impatient := start("1h")
+	through()
+	signal(impatient, syscall.SIGTERM)
+	impatient.says(t, "msg=draining")
+	signal(impatient, syscall.SIGINT)
+	wait(impatient, 1, "ended at a second signal")
+
+	cut := start("100ms")
+	client, _ = through()
+	signal(cut, syscall.SIGTERM)
+	wait(cut, 0, "not everything was finished in time")
+	if _, err := client.Read(make([]byte, 1)); err == nil {
+		t.Error("the connection lives on")
+	}
+}
+
+// carries proves that what one end says arrives at the other.
+func carries(t *testing.T, from, to net.Conn) {
+	t.Helper()
+	if _, err := from.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if err := to.SetReadDeadline(time.Now().Add(faultPatience)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(to, make([]byte, 1)); err != nil {
+		t.Fatal(err)
 	}
 }
