@@ -146,7 +146,7 @@ func TestShop(t *testing.T) {
 func TestQuote(t *testing.T) {
 	front, _ := shop(t)
 	questions, write := io.Pipe()
-	t.Cleanup(func() { write.Close() }) //nolint:errcheck // a pipe's Close never fails
+	t.Cleanup(func() { write.Close() })
 	ask := func(name string) {
 		if _, err := io.WriteString(write, name+"\n"); err != nil {
 			t.Errorf("asking for %s: %v", name, err)
