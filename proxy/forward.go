@@ -371,12 +371,14 @@ func (u *upstream) send(x *exchange, out *http.Request) (*http.Response, func(),
 
 // send sends a request to one endpoint.
 func (e *endpoint) send(x *exchange, out *http.Request) (*http.Response, func(), error) {
-	upgrade := x.isUpgrade() && e.up.switches()
+	// A client that waits for "100 Continue" waits for the application's word. net/http's HTTP/2 server
+	// gives its own and keeps the field from us, so such a request takes a connection of HTTP/1.1.
+	alone := (x.isUpgrade() || out.Header.Get("Expect") != "") && e.up.switches()
 	transport := e.h1
-	if upgrade && e.upgrades != nil {
-		transport = e.upgrades
+	if alone && e.alone != nil {
+		transport = e.alone
 	}
-	if transport == nil || !upgrade && e.h1 == nil {
+	if transport == nil || !alone && e.h1 == nil {
 		return e.h2.send(x, out)
 	}
 	ctx := context.WithValue(out.Context(), upconnKey{}, func(up *upconn) { x.through(up) })

@@ -201,6 +201,24 @@ func TestExpectContinue(t *testing.T) {
 	}
 }
 
+// TestExpectThroughTheMesh checks that the promise to take a body is the application's, two sidecars
+// away.
+func TestExpectThroughTheMesh(t *testing.T) {
+	p := newPair(t, mesh.HTTP, serveApp(t, false, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusExpectationFailed)
+	})))
+	c, err := net.Dial("tcp", p.caller.outboundAddress(9100))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	send(t, c, "POST /no HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+	if got := receive(t, bufio.NewReader(c)); got.status != http.StatusExpectationFailed {
+		t.Errorf("%+v", got)
+	}
+}
+
 // TestExpectReachesTheApplication checks that an application may refuse a body before it is sent. (By
 // HTTP/2 it cannot: net/http's server keeps the field to itself, and promises as soon as we read.)
 func TestExpectReachesTheApplication(t *testing.T) {

@@ -43,12 +43,12 @@ type endpoint struct {
 
 	active atomic.Int64 // requests and connections that it has now
 
-	h2       *pool           // requests by HTTP/2
-	h1       *http.Transport // requests by HTTP/1.1, in plaintext
-	upgrades *http.Transport // upgrades by HTTP/1.1 over TLS: a connection each
-	http2    *mtls.Client    // the same three, as TLS clients: sessions are kept for each
-	http1    *mtls.Client
-	tcp      *mtls.Client
+	h2    *pool           // requests by HTTP/2
+	h1    *http.Transport // requests by HTTP/1.1, in plaintext
+	alone *http.Transport // upgrades and expectations, by HTTP/1.1 over TLS: a connection each
+	http2 *mtls.Client    // the same three, as TLS clients: sessions are kept for each
+	http1 *mtls.Client
+	tcp   *mtls.Client
 
 	mu       sync.Mutex
 	failures int       // guarded by mu: connects that failed since the last that did not
@@ -118,8 +118,8 @@ func (u *upstream) newEndpoint(plan mesh.Endpoint) *endpoint {
 	e.h2 = newPool(u.p.ctx, e.dialHTTP2)
 	if u.plan.TLS {
 		e.http2, e.http1 = client("h2"), client("http/1.1")
-		e.upgrades = http1Transport(e.dialHTTP1)
-		e.upgrades.DisableKeepAlives = true
+		e.alone = http1Transport(e.dialHTTP1)
+		e.alone.DisableKeepAlives = true
 	} else {
 		e.h1 = http1Transport(e.dialPlain)
 		e.h1.IdleConnTimeout = idleUpstream
