@@ -141,6 +141,7 @@ func (p *Proxy) handshake(c *conn, in *inbound) (net.Conn, bool) {
 	c.SetDeadline(time.Now().Add(p.handshakePatience))
 	t := tls.Server(c, in.tls.Config())
 	if err := t.HandshakeContext(p.ctx); err != nil {
+		answerPlaintext(err)
 		p.handshakeFailed(c, in, mtls.HandshakeError(err))
 		return nil, false
 	}
@@ -169,6 +170,17 @@ func (p *Proxy) handshake(c *conn, in *inbound) (net.Conn, bool) {
 		c.life.begin(retireAt, cutAt, func() { c.aged.Store(true) }, c.abort)
 	}
 	return t, true
+}
+
+// unexpectedMessage is the alert of that name, fatal, as a record (RFC 8446 sections 5.1 and 6.2).
+var unexpectedMessage = []byte{21, 3, 1, 0, 2, 2, 10}
+
+// answerPlaintext tells a client that speaks no TLS that this port does. crypto/tls says nothing then,
+// and a close alone could as well be an application's.
+func answerPlaintext(err error) {
+	if record, ok := errors.AsType[tls.RecordHeaderError](err); ok && record.Conn != nil {
+		_, _ = record.Conn.Write(unexpectedMessage) // the deadline of the handshake holds
+	}
 }
 
 // ownLeaf is the certificate that a listener presents, and the digest of the bundle that it verifies

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -379,4 +380,26 @@ func tlsDial(t testing.TB, address string, config *tls.Config) *tls.Conn {
 	t.Cleanup(func() { c.Close() })
 	c.SetDeadline(time.Now().Add(20 * time.Second))
 	return c.(*tls.Conn)
+}
+
+// TestPlaintextToStrict checks that a client which speaks no TLS is told so, by an alert and nothing of
+// the application.
+func TestPlaintextToStrict(t *testing.T) {
+	for _, protocol := range []mesh.Protocol{mesh.HTTP, mesh.TCP} {
+		n := newNode(t, newAuthority(t), id.Service, "back", map[int]string{9080: "127.0.0.1:1"})
+		plan := n.plan()
+		plan.Inbound = []mesh.Inbound{inboundPort(9080, protocol, mesh.FromAny)}
+		n.apply(plan)
+		c, err := net.Dial("tcp", n.inboundAddress(9080))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		send(t, c, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		got, err := io.ReadAll(c)
+		if want := string(unexpectedMessage); string(got) != want || err != nil && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%s: %q, %v; want the alert %q", protocol, got, err, want)
+		}
+	}
 }
