@@ -130,10 +130,13 @@ type fake struct {
 	issued   map[string]*api.Credentials
 	who      id.ID // the workload of the Plan
 	plan     *mesh.Plan
-	names    []string      // overrides the DNS names in leaves
-	mute     bool          // the watch is silent
-	junk     []byte        // sent on the watch instead of an event
-	ahead    time.Duration // this server's clock minus everybody's
+	names    []string // overrides the DNS names in leaves
+	mangle   func(*api.Credentials)
+	instead  http.HandlerFunc // answers every request
+	strict   bool             // ends a handshake with an expired certificate by an alert
+	mute     bool             // the watch is silent
+	junk     []byte           // sent on the watch instead of an event
+	ahead    time.Duration    // this server's clock minus everybody's
 	ttl      time.Duration
 	fail     map[string]*api.Error
 	watchers map[chan struct{}]bool
@@ -185,13 +188,32 @@ func (f *fake) serve(listener net.Listener) {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP2(true)
 	f.http = &http.Server{
-		Handler: mux, Protocols: protocols, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			f.mu.Lock()
+			instead := f.instead
+			f.mu.Unlock()
+			if instead != nil {
+				instead(w, r)
+				return
+			}
+			mux.ServeHTTP(w, r)
+		}), Protocols: protocols, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
 		TLSConfig: &tls.Config{
-			ClientAuth: tls.RequestClientCert, Time: f.now,
+			ClientAuth: tls.RequestClientCert, Time: f.now, VerifyConnection: f.handshake,
 			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return f.certificate(), nil },
 		},
 	}
 	go func() { _ = f.http.ServeTLS(listener, "", "") }()
+}
+
+// handshake refuses expired certificates while strict is set.
+func (f *fake) handshake(cs tls.ConnectionState) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.strict && len(cs.PeerCertificates) > 0 && !f.nowLocked().Before(cs.PeerCertificates[0].NotAfter) {
+		return mtls.ErrExpired
+	}
+	return nil
 }
 
 func (f *fake) stop() {
@@ -316,10 +338,14 @@ func (f *fake) credentials(who id.ID, csrPEM string) (*api.Credentials, string) 
 	}
 	now := f.nowLocked()
 	leaf := f.ca.sign(f.t, who, names, csr.PublicKey, now, f.ttl)
-	return &api.Credentials{
+	credentials := &api.Credentials{
 		Identity: who, Chain: pemOf(leaf, f.ca.issuer), Bundle: pemOf(f.roots...),
 		RenewAfter: f.plan.Certificate.RenewAfter, ServerTime: now,
-	}, fmt.Sprintf("%x", spki)
+	}
+	if f.mangle != nil {
+		f.mangle(credentials)
+	}
+	return credentials, fmt.Sprintf("%x", spki)
 }
 
 func (f *fake) enroll(w http.ResponseWriter, r *http.Request) {

@@ -205,8 +205,10 @@ func (l *faultLab) token(t *testing.T) string {
 // sidecar starts one, which dies at the given step when that is not empty.
 func (l *faultLab) sidecar(t *testing.T, state, token, step string, more ...string) *faultChild {
 	t.Helper()
-	args := []string{"proxy", "--server", l.url, "--ca-pin", l.pin, "--token-file", token,
-		"--state", state, "--instance", "a-1", "--address", l.address, "--drain-timeout", "0s", "--log-level", "debug"}
+	args := []string{
+		"proxy", "--server", l.url, "--ca-pin", l.pin, "--token-file", token,
+		"--state", state, "--instance", "a-1", "--address", l.address, "--drain-timeout", "0s", "--log-level", "debug",
+	}
 	return l.run(t, []string{"COUNTERSIGN_FAULT=" + step}, append(args, more...)...)
 }
 
