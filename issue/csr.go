@@ -123,6 +123,8 @@ var (
 // for them expects them, and would find out only when a peer refuses.
 func CheckCSRNames(csr *x509.CertificateRequest, identity id.ID, dnsNames []string) error {
 	allowed := append([]string{identity.Name(), identity.ServerName()}, dnsNames...)
+	slices.Sort(allowed)
+	allowed = slices.Compact(allowed)
 	for _, uri := range csr.URIs {
 		if uri.String() != identity.String() {
 			return fmt.Errorf("%w: the URI %q, where only %s is possible", ErrNameMismatch, uri, identity)

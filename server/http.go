@@ -201,7 +201,10 @@ func describeJSON(err error) string {
 		return fmt.Sprintf("the body is not JSON (at byte %d)", e.Offset)
 	}
 	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		return fmt.Sprintf("the field %q has the wrong type; %s is wanted", e.Field, e.Type)
+		if e.Field == "" {
+			return "the body is not a JSON object"
+		}
+		return fmt.Sprintf("the field %q has the wrong type: it holds a JSON %s", e.Field, e.Value)
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return "the body ends too early"

@@ -229,11 +229,20 @@ func (r *run) openLogs() (*logs, error) {
 	return l, nil
 }
 
+// sameSignal is the time in which a repeated signal is the first one's echo: timeout(1) and some
+// supervisors send the same signal to the process and to its group.
+const sameSignal = 200 * time.Millisecond
+
 // end stops every process, the callers before those whom they call and the server last, and removes
 // what is to be removed.
 func (r *run) end() error {
 	var once sync.Once
-	r.onSignal(func(os.Signal) { once.Do(func() { close(r.hurry) }) })
+	began := time.Now()
+	r.onSignal(func(os.Signal) {
+		if time.Since(began) > sameSignal {
+			once.Do(func() { close(r.hurry) })
+		}
+	})
 	r.console.settle()
 	r.console.line("%s: stopping", r.cfg.Spec.Mesh)
 	grace := r.cfg.DrainTimeout + 2*time.Second // a sidecar cuts off by itself before it is killed

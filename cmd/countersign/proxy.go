@@ -281,13 +281,19 @@ const (
 	// settle is the time in which the server's word reaches the peers: until then they may still
 	// choose this instance, and are served.
 	settle = 500 * time.Millisecond
+	// sameSignal is the time in which a repeated signal is the first one's echo.
+	sameSignal = 200 * time.Millisecond
 )
 
 // drained ends the data plane in good order, or at once at a second signal.
 func (s *sidecar) drained(ctx context.Context) error {
 	second := make(chan os.Signal, 1)
-	signal.Notify(second, syscall.SIGINT, syscall.SIGTERM)
-	defer signal.Stop(second)
+	// timeout(1) and some supervisors send the same signal to the process and to its group: that is one.
+	listen := time.AfterFunc(sameSignal, func() { signal.Notify(second, syscall.SIGINT, syscall.SIGTERM) })
+	defer func() {
+		listen.Stop()
+		signal.Stop(second)
+	}()
 	ctx, cancel := context.WithTimeout(ctx, s.drain)
 	defer cancel()
 	s.log.InfoContext(ctx, "draining", "timeout", s.drain)

@@ -360,8 +360,16 @@ func (l *faultLab) drain(t *testing.T) {
 	impatient := start("1h")
 	through()
 	signal(impatient, syscall.SIGTERM)
+	signal(impatient, syscall.SIGTERM) // the echo of the first, as timeout(1) sends it
 	impatient.says(t, "msg=draining")
-	signal(impatient, syscall.SIGINT)
+	for insisting := true; insisting; {
+		_ = impatient.command.Process.Signal(syscall.SIGINT) // fails when it has ended
+		select {
+		case <-impatient.ended:
+			insisting = false
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 	wait(impatient, 1, "ended at a second signal")
 
 	cut := start("100ms")
