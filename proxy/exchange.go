@@ -99,8 +99,8 @@ func (x *exchange) headProblem(path string) string {
 		return fmt.Sprintf("it has more than %d header fields", guard.MaxFields)
 	case header.Confusing(x.r.Header):
 		return "a field's name is read by some as one that says where the body ends"
-	case strings.ContainsFunc(path, func(r rune) bool { return r <= 0x20 || r >= 0x7f || r == '#' }):
-		return "its path has a character that stands in no URL" // as the guard has it for HTTP/1.1
+	case strings.ContainsFunc(x.r.RequestURI, func(r rune) bool { return r <= 0x20 || r >= 0x7f || r == '#' }):
+		return "its target has a character that stands in no URL" // as the guard has it for HTTP/1.1
 	case strings.HasPrefix(path, "//") && x.r.URL.EscapedPath() != path:
 		return "its path cannot be sent on as it is" // see target
 	}

@@ -357,10 +357,17 @@ func TestSmuggling(t *testing.T) {
 			t.Errorf("HTTP/2 with %s: status %d", name, got.status)
 		}
 	}
+	for _, query := range []string{"x HTTP/1.0", "x#y", "x\u00e4"} { // HTTP/1.1 would have another request line
+		r := newRequest(t, "GET", "https://"+s.inboundAddress(9080), nil)
+		r.URL.RawQuery = query
+		if got := do(t, h2, r); got.status != 400 {
+			t.Errorf("HTTP/2 with the query %q: status %d", query, got.status)
+		}
+	}
 	if s.reached.Load() != 0 {
 		t.Errorf("the application was reached %d times", s.reached.Load())
 	}
-	if n := s.stat("http.0.0.0.0_9080.downstream_rq_4xx"); n != 9 {
-		t.Errorf("%d of class 4xx, want 9", n)
+	if n := s.stat("http.0.0.0.0_9080.downstream_rq_4xx"); n != 12 {
+		t.Errorf("%d of class 4xx, want 12", n)
 	}
 }
