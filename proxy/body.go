@@ -26,7 +26,7 @@ const (
 // attempt has failed, and a client that waits for an answer sends nothing that would end the read.
 type source struct {
 	body     io.ReadCloser
-	trailers func() // called once, before the body's end is told to anybody
+	trailers func() // called before an attempt is told of the body's end, by who reads that attempt
 	read     int64  // guarded by mu: from the client
 
 	mu      sync.Mutex
@@ -89,10 +89,10 @@ func (a *attempt) Read(p []byte) (int, error) {
 		s.base = a.offset
 	}
 	s.cond.Broadcast()
-	if n == 0 && len(p) > 0 {
-		return 0, s.err
-	}
 	if s.err != nil && a.offset == s.base+int64(len(s.kept)) {
+		// Here and not where the end was read: another attempt may be about to name the trailers in its
+		// head, and they are in one map.
+		s.trailers()
 		return n, s.err
 	}
 	return n, nil
@@ -123,9 +123,6 @@ func (s *source) pump() {
 			return
 		}
 		n, err := s.body.Read(buffer[:])
-		if err != nil {
-			s.trailers()
-		}
 		s.mu.Lock()
 		s.kept = append(s.kept, buffer[:n]...)
 		s.read += int64(n)

@@ -272,6 +272,10 @@ func TestSourceStartsAgain(t *testing.T) {
 	}
 	body.pieces <- "two"
 	close(body.pieces)
+	eventually(t, "the body is read to its end", func() bool { _, whole, _ := s.state(); return whole })
+	if ended {
+		t.Error("trailers are there while an attempt may still name them")
+	}
 	if all, err := io.ReadAll(second); err != nil || string(all) != "one two" || !ended {
 		t.Errorf("%q, %v, trailers %v", all, err, ended)
 	}
