@@ -325,10 +325,16 @@ func (p *pool) send(x *exchange, out *http.Request) (*http.Response, func(), err
 }
 
 // remoteRefusal gives errConnect to the error of a peer that has refused the handshake after the fact,
-// as servers do in TLS 1.3: it has read nothing of any request.
+// as servers do in TLS 1.3: it has read nothing of any request. Only alerts about the certificate say so;
+// others (a bad record, for one, which anybody on the way can bring about) may come when a request is
+// under way.
 func remoteRefusal(err error) error {
 	var op *net.OpError
-	if errors.As(err, &op) && op.Op == "remote error" {
+	if !errors.As(err, &op) || op.Op != "remote error" {
+		return err
+	}
+	// crypto/tls has no type for the other side's alerts; a test pins their texts.
+	if text := op.Err.Error(); strings.Contains(text, "certificate") || strings.HasSuffix(text, "access denied") {
 		return errors.Join(errConnect, errRefused, err)
 	}
 	return err

@@ -2,7 +2,9 @@ package proxy
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -156,6 +158,22 @@ func TestUnprocessed(t *testing.T) {
 	}
 	if unprocessed(nil) || unprocessed(errors.New("anything")) {
 		t.Error("anything is taken for unprocessed")
+	}
+}
+
+// TestRemoteRefusal is about alerts after a handshake: which say that nothing of a request was read.
+func TestRemoteRefusal(t *testing.T) {
+	for alert, refused := range map[tls.AlertError]bool{
+		42: true, 43: true, 44: true, 45: true, 46: true, 48: true, 49: true, 116: true, // about the certificate
+		10: false, 20: false, 22: false, 50: false, 80: false, // about what was sent, or about the server
+	} {
+		err := fmt.Errorf("http2: %w", &net.OpError{Op: "remote error", Err: alert})
+		if got := remoteRefusal(err); errors.Is(got, errConnect) != refused || !errors.Is(got, err) {
+			t.Errorf("alert %v: %v", alert, got)
+		}
+	}
+	if err := errors.New("anything"); remoteRefusal(err) != err { //nolint:errorlint // it has to be the same
+		t.Error("anything is taken for a refusal")
 	}
 }
 
