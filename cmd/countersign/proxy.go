@@ -214,7 +214,7 @@ func (s *sidecar) serveAdmin(ctx context.Context, address netip.AddrPort) (strin
 		return "", fmt.Errorf("--admin: %w; another process has it, perhaps another sidecar", err)
 	}
 	s.admin = &http.Server{
-		Handler:           loopbackHost(s.data.Admin()),
+		Handler:           notForPages(s.data.Admin()),
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
@@ -226,9 +226,10 @@ func (s *sidecar) serveAdmin(ctx context.Context, address netip.AddrPort) (strin
 	return listener.Addr().String(), nil
 }
 
-// loopbackHost refuses requests that were made for another host's name: a web page whose name was
-// pointed at 127.0.0.1 must not read or drain a sidecar through somebody's browser.
-func loopbackHost(next http.Handler) http.Handler {
+// notForPages refuses what a web page makes somebody's browser ask for: under another host's name,
+// which may have been pointed at 127.0.0.1, or, where something is changed, from another origin.
+func notForPages(next http.Handler) http.Handler {
+	next = http.NewCrossOriginProtection().Handler(next)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host := r.Host
 		if name, _, err := net.SplitHostPort(host); err == nil {

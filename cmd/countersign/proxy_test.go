@@ -79,7 +79,7 @@ func TestProxyCommandLine(t *testing.T) {
 
 // TestAdminHost is about browsers: a web page must not reach the admin listener under its own name.
 func TestAdminHost(t *testing.T) {
-	handler := loopbackHost(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) }))
+	handler := notForPages(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) }))
 	for host, want := range map[string]int{
 		"127.0.0.1:9901": 200, "127.9.8.7": 200, "localhost:9901": 200, "localhost": 200, "[::1]:9901": 200,
 		"rebound.example.com:9901": 403, "10.0.0.1:9901": 403, "": 403, "localhost.example.com": 403, "0.0.0.0:9901": 403,
@@ -90,6 +90,24 @@ func TestAdminHost(t *testing.T) {
 		handler.ServeHTTP(recorder, request)
 		if recorder.Code != want {
 			t.Errorf("Host %q: %d, want %d", host, recorder.Code, want)
+		}
+	}
+	for name, tt := range map[string]struct {
+		method, field, value string
+		want                 int
+	}{
+		"a page's form":       {"POST", "Sec-Fetch-Site", "cross-site", 403},
+		"an old browser's":    {"POST", "Origin", "http://example.com", 403},
+		"no browser":          {"POST", "Accept", "*/*", 200},
+		"a link to /stats":    {"GET", "Sec-Fetch-Site", "cross-site", 200},
+		"typed in by someone": {"GET", "Sec-Fetch-Site", "none", 200},
+	} {
+		request := httptest.NewRequest(tt.method, "http://127.0.0.1:9901/drain_listeners", nil)
+		request.Header.Set(tt.field, tt.value)
+		recorder := httptest.NewRecorder()
+		handler.ServeHTTP(recorder, request)
+		if recorder.Code != tt.want {
+			t.Errorf("%s: %d, want %d", name, recorder.Code, tt.want)
 		}
 	}
 }
