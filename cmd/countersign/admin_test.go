@@ -29,6 +29,9 @@ func fakeServer(t *testing.T, answers map[string]any) (socket string) {
 	}
 	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
+		if wait, err := time.ParseDuration(r.URL.Query().Get("timeout")); err == nil && wait > 10*time.Minute {
+			t.Errorf("the server would refuse to wait for %s", wait)
+		}
 		answer, ok := answers[r.URL.Path]
 		if refusal, isError := answer.(*api.Error); isError || !ok {
 			w.WriteHeader(http.StatusInternalServerError)
@@ -72,7 +75,7 @@ func TestApplyNotConfirmed(t *testing.T) {
 		t.Errorf("status %d, stdout %q, %v", status, stdout, err)
 	}
 	answers[api.PathConfirmed] = api.Confirmation{Revision: 7, Confirmed: []string{"a-1", "a-2"}}
-	status, stdout, stderr = command(t, "mesh", "apply", path, "--socket", socket)
+	status, stdout, stderr = command(t, "mesh", "apply", path, "--socket", socket, "--timeout", "1h")
 	if status != exitOK || stdout != "+ service a\nrevision 7 is in force at 2 sidecars\n" || stderr != "" {
 		t.Errorf("status %d, stdout %q, stderr %q", status, stdout, stderr)
 	}

@@ -118,6 +118,9 @@ func (c meshApplyCmd) conclude(p *process, result applyResult) error {
 	return nil
 }
 
+// longestWait is for how long one question waits; the server answers none that would wait for hours.
+const longestWait = time.Minute
+
 // wait asks until everybody has confirmed or the time is over. On a terminal a line tells who is
 // waited for.
 func (c meshApplyCmd) wait(p *process, admin *api.Admin, revision uint64) (*api.Confirmation, error) {
@@ -126,7 +129,7 @@ func (c meshApplyCmd) wait(p *process, admin *api.Admin, revision uint64) (*api.
 	shown := false
 	for {
 		left := max(0, time.Until(deadline))
-		step := left
+		step := min(left, longestWait)
 		if terminal {
 			step = min(left, time.Second)
 		}
