@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -156,19 +157,9 @@ func checkConfig(cfg Config) error {
 	return nil
 }
 
-// CheckInstance tells whether a text may name an instance: 1 to 253 letters, digits, dots, hyphens
-// and underscores, which is what host names, task ids and the names that `up` gives are made of.
-func CheckInstance(s string) error {
-	if s == "" || len(s) > 253 {
-		return fmt.Errorf("a name has 1 to 253 characters, and this has %d", len(s))
-	}
-	for _, r := range s {
-		if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '.' && r != '-' && r != '_' {
-			return fmt.Errorf("%q has the character %q; only letters, digits, '.', '-' and '_' are possible", s, r)
-		}
-	}
-	return nil
-}
+// CheckInstance tells whether a text may name an instance: as the server has it, a DNS name in either
+// case, which is what host names, task ids and the names that `up` gives are.
+func CheckInstance(s string) error { return id.CheckDNSName(strings.ToLower(s)) }
 
 // restore takes what the state directory held. How old the certificate is can only be read from the
 // machine's clock for now; the first word of the server corrects it.

@@ -416,6 +416,8 @@ func TestNewRefusesSettings(t *testing.T) {
 		"no state":      func(c *Config) { c.StateDir = "" },
 		"no instance":   func(c *Config) { c.Instance = "" },
 		"odd instance":  func(c *Config) { c.Instance = "a b" },
+		"underscore":    func(c *Config) { c.Instance = "a_b" }, // the server would refuse it, with each try
+		"no name":       func(c *Config) { c.Instance = ".." },
 		"long instance": func(c *Config) { c.Instance = strings.Repeat("a", 254) },
 		"no OnPlan":     func(c *Config) { c.OnPlan = nil },
 	}
