@@ -74,14 +74,15 @@ func (l *leaf) renew(ctx context.Context) error {
 	return nil
 }
 
+// left is how long the certificate lives on. There is one: a server does not start without.
+func (l *leaf) left() time.Duration {
+	return l.held.Load().Certificate.Leaf.NotAfter.Sub(l.s.now())
+}
+
 // keep renews the certificate when half of its life is over, until ctx ends.
 func (l *leaf) keep(ctx context.Context) {
 	for {
-		wait := leafRetry
-		if held := l.held.Load(); held != nil {
-			// NotBefore is set back and not part of the life.
-			wait = held.Certificate.Leaf.NotAfter.Sub(l.s.now()) / 2
-		}
+		wait := l.left() / 2 // NotBefore is set back and not part of the life
 		for {
 			timer := time.NewTimer(wait)
 			select {
@@ -95,7 +96,8 @@ func (l *leaf) keep(ctx context.Context) {
 				break
 			}
 			l.s.log.ErrorContext(ctx, "cannot renew the server's own certificate; it is tried again", "error", err)
-			wait = min(leafRetry, max(time.Second, wait/2))
+			// Each try may cost the journal an entry: there is a hurry only when the end is near.
+			wait = min(leafRetry, max(time.Second, l.left()/2))
 		}
 	}
 }
