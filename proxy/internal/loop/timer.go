@@ -1,0 +1,121 @@
+package loop
+
+import (
+	"container/heap"
+	"time"
+)
+
+// slack is how much later than asked a timer may run: timers that are close to each other share one
+// wake-up.
+const slack = 10 * time.Millisecond
+
+// Timer runs a callback on its loop at a time. To move the time to later costs nothing, which is what
+// happens at every request: the entry in the heap is moved only when its old time comes.
+type Timer struct {
+	l     *Loop
+	f     func()
+	when  time.Time // zero: not set
+	at    time.Time // when the heap thinks it is
+	index int       // in the heap, -1 when it is not there
+}
+
+// NewTimer makes a timer that is not set.
+func (l *Loop) NewTimer(f func()) *Timer { return &Timer{l: l, f: f, index: -1} }
+
+// After makes a timer that runs f after d.
+func (l *Loop) After(d time.Duration, f func()) *Timer {
+	t := l.NewTimer(f)
+	t.Reset(d)
+	return t
+}
+
+// Reset sets the timer to d from now.
+func (t *Timer) Reset(d time.Duration) {
+	t.when = t.l.now.Add(d)
+	if t.index >= 0 && !t.when.Before(t.at) {
+		return
+	}
+	t.at = t.when
+	if t.index >= 0 {
+		heap.Fix(&t.l.timers, t.index)
+	} else {
+		heap.Push(&t.l.timers, t)
+	}
+	t.l.timers.arm()
+}
+
+// Stop unsets the timer. A stopped timer may be set again.
+func (t *Timer) Stop() {
+	t.when = time.Time{}
+	if t.index >= 0 {
+		heap.Remove(&t.l.timers, t.index)
+	}
+}
+
+// timers is a heap by time, and the one timer of the runtime that wakes the loop for its first.
+type timers struct {
+	loop  *Loop
+	heap  []*Timer
+	alarm *time.Timer
+	armed time.Time // when alarm goes off; zero when it does not
+}
+
+// arm makes sure that the loop wakes for the first timer.
+func (ts *timers) arm() {
+	if len(ts.heap) == 0 {
+		return // an alarm that is still armed goes off once for nothing
+	}
+	first := ts.heap[0].at
+	if !ts.armed.IsZero() && !first.Before(ts.armed) {
+		return
+	}
+	ts.armed = first
+	d := max(first.Sub(ts.loop.now), 0) + slack/2
+	if ts.alarm == nil {
+		ts.alarm = time.AfterFunc(d, func() { ts.loop.Post(ts.run) })
+		return
+	}
+	ts.alarm.Reset(d)
+}
+
+// run calls what is due.
+func (ts *timers) run() {
+	ts.armed = time.Time{}
+	due := ts.loop.now.Add(slack)
+	for len(ts.heap) > 0 && !ts.heap[0].at.After(due) {
+		t := ts.heap[0]
+		if t.when.After(due) { // was moved to later
+			t.at = t.when
+			heap.Fix(ts, 0)
+			continue
+		}
+		heap.Pop(ts)
+		t.when = time.Time{}
+		t.f()
+	}
+	ts.arm()
+}
+
+// Len, Less, Swap, Push and Pop implement heap.Interface.
+func (ts *timers) Len() int           { return len(ts.heap) }
+func (ts *timers) Less(i, j int) bool { return ts.heap[i].at.Before(ts.heap[j].at) }
+
+func (ts *timers) Swap(i, j int) {
+	ts.heap[i], ts.heap[j] = ts.heap[j], ts.heap[i]
+	ts.heap[i].index, ts.heap[j].index = i, j
+}
+
+func (ts *timers) Push(x any) {
+	t := x.(*Timer)
+	t.index = len(ts.heap)
+	ts.heap = append(ts.heap, t)
+}
+
+func (ts *timers) Pop() any {
+	n := len(ts.heap) - 1
+	t := ts.heap[n]
+	ts.heap[n] = nil
+	ts.heap = ts.heap[:n]
+	t.index = -1
+	return t
+}

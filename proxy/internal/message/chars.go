@@ -1,0 +1,100 @@
+package message
+
+// Classes of characters, as tables: each byte of each head is looked up in one of them.
+var (
+	tokenChar  [256]bool // RFC 9110 section 5.6.2, tchar
+	valueChar  [256]bool // field-vchar, SP, HTAB: section 5.5
+	targetChar [256]bool // visible ASCII but "#", '"', "<", ">", "\", "^", "`", "{", "|", "}": RFC 3986
+	hostChar   [256]bool // reg-name, IP literals and port, without userinfo and percent-encoding
+	toLower    [256]byte
+)
+
+func init() {
+	for i := range 256 {
+		c := byte(i)
+		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
+		digit := c >= '0' && c <= '9'
+		toLower[i] = c
+		if c >= 'A' && c <= 'Z' {
+			toLower[i] = c + 'a' - 'A'
+		}
+		tokenChar[i] = letter || digit
+		valueChar[i] = c >= 0x20 && c != 0x7f || c == '\t'
+		targetChar[i] = c > 0x20 && c < 0x7f
+		hostChar[i] = letter || digit
+	}
+	for _, c := range []byte("!#$%&'*+-.^_`|~") {
+		tokenChar[c] = true
+	}
+	// Browsers send some characters raw that RFC 3986 wants encoded: | ^ ` { } stay, as every
+	// reader takes them literally. These are refused because readers differ:
+	for _, c := range []byte("#\"<>\\") {
+		targetChar[c] = false
+	}
+	for _, c := range []byte("-._~:[]!$&'()*+,;=") {
+		hostChar[c] = true
+	}
+}
+
+// IsToken tells whether s is a token: a method or a field's name.
+func IsToken[T string | []byte](s T) bool {
+	for i := range len(s) {
+		if !tokenChar[s[i]] {
+			return false
+		}
+	}
+	return len(s) > 0
+}
+
+// IsValue tells whether s may be a field's value: no control characters, no white space around it.
+func IsValue[T string | []byte](s T) bool {
+	for i := range len(s) {
+		if !valueChar[s[i]] {
+			return false
+		}
+	}
+	return len(s) == 0 || s[0] > ' ' && s[len(s)-1] > ' '
+}
+
+// IsTarget tells whether s is a request target in origin form whose percent-encodings are whole.
+func IsTarget[T string | []byte](s T) bool {
+	if len(s) == 0 || s[0] != '/' {
+		return false
+	}
+	for i := 0; i < len(s); i++ {
+		if !targetChar[s[i]] {
+			return false
+		}
+		if s[i] == '%' && (i+2 >= len(s) || !isHex(s[i+1]) || !isHex(s[i+2])) {
+			return false
+		}
+	}
+	return true
+}
+
+// IsAuthority tells whether s is host[:port] as the Host field has it.
+func IsAuthority[T string | []byte](s T) bool {
+	for i := range len(s) {
+		if !hostChar[s[i]] {
+			return false
+		}
+	}
+	return len(s) > 0
+}
+
+// EqualFold compares without regard to the case of ASCII letters.
+func EqualFold[A, B string | []byte](a A, b B) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range len(a) {
+		if toLower[a[i]] != toLower[b[i]] {
+			return false
+		}
+	}
+	return true
+}
+
+func isHex(c byte) bool {
+	return c >= '0' && c <= '9' || c >= 'a' && c <= 'f' || c >= 'A' && c <= 'F'
+}

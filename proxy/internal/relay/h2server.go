@@ -1,0 +1,195 @@
+package relay
+
+import (
+	"golang.org/x/net/http2"
+
+	"countersign.dev/proxy/internal/h2"
+	"countersign.dev/proxy/internal/loop"
+	"countersign.dev/proxy/internal/message"
+)
+
+// h2Server is a connection on which HTTP/2 requests come in.
+type h2Server struct {
+	w    *Worker
+	c    *loop.Conn
+	h    *h2.Conn
+	peer *Peer
+	idle *loop.Timer
+}
+
+// h2Front is the end of an exchange that is a stream of an h2Server.
+type h2Front struct {
+	s  *h2Server
+	st *h2.Stream
+	x  Exchange
+}
+
+func (w *Worker) newH2Server(c *loop.Conn, p *Peer) *h2Server {
+	s := &h2Server{w: w, c: c, peer: p}
+	cfg := w.limits.front
+	if !p.ID.IsZero() {
+		cfg = w.limits.member
+	}
+	cfg.Intern, cfg.Events, cfg.Dirty, cfg.Bulk = &w.intern, s.event, s.dirty, s.bulk
+	s.h = h2.New(cfg)
+	s.idle = w.loop.NewTimer(s.tooIdle)
+	s.idle.Reset(w.limits.Idle)
+	s.dirty()
+	return s
+}
+
+func (s *h2Server) tooIdle() {
+	if s.h.Streams() == 0 {
+		s.leave()
+		s.w.loop.After(s.w.limits.Head, s.c.Close)
+	}
+}
+
+// leave begins a graceful end.
+func (s *h2Server) leave() {
+	if !s.h.Leaving() {
+		s.h.Leave()
+		s.settle()
+	}
+}
+
+// dirty asks for a flush at the end of the round.
+func (s *h2Server) dirty() { s.w.flushLater(s) }
+
+// send passes output to the connection.
+func (s *h2Server) send() {
+	if out := s.h.Output(); len(out) > 0 {
+		s.c.Write(out)
+		s.h.Sent()
+	}
+	s.settle()
+}
+
+func (s *h2Server) settle() {
+	switch {
+	case s.c.Dead():
+	case s.h.Left() || s.h.Err() != nil:
+		if out := s.h.Output(); len(out) > 0 {
+			s.c.Write(out)
+			s.h.Sent()
+		}
+		s.c.CloseAfterFlush()
+	default:
+		s.h.SetCongested(s.c.Congested())
+	}
+}
+
+// bulk passes output and a large piece of content to the connection now.
+func (s *h2Server) bulk(p []byte) {
+	s.c.Write(s.h.Output())
+	s.h.Sent()
+	s.c.Write(p)
+	if s.c.Congested() {
+		s.h.SetCongested(true)
+	}
+}
+
+// Data implements loop.Handler.
+func (s *h2Server) Data(p []byte) {
+	_ = s.h.Feed(p) // the error is kept, and settle closes
+	s.settle()
+}
+
+// End implements loop.Handler.
+func (s *h2Server) End() { s.c.Close() }
+
+// Drained implements loop.Handler.
+func (s *h2Server) Drained() {
+	s.h.SetCongested(false)
+	s.send()
+}
+
+// Closed implements loop.Handler.
+func (s *h2Server) Closed(error) {
+	s.h.Close()
+	s.idle.Stop()
+	s.w.gone(s)
+}
+
+func (s *h2Server) event(e *h2.Event) {
+	if e.Kind == h2.Headers {
+		f := &h2Front{s: s, st: e.Stream}
+		e.Stream.Owner = f
+		s.w.begin(&f.x, s.peer, f, e.Head, e.End)
+		return
+	}
+	f, ok := ownerOf(e)
+	if !ok {
+		return
+	}
+	switch e.Kind {
+	case h2.Data:
+		f.x.requestBody(e.Data, e.End)
+	case h2.Trailers:
+		f.x.requestTrailers(e.Fields)
+	case h2.Reset:
+		f.x.frontGone()
+	case h2.Writable:
+		f.x.frontDrained()
+	case h2.Headers, h2.GoingAway:
+	}
+}
+
+func ownerOf(e *h2.Event) (*h2Front, bool) {
+	if e.Stream == nil {
+		return nil, false
+	}
+	f, ok := e.Stream.Owner.(*h2Front)
+	return f, ok
+}
+
+// respond implements front.
+func (f *h2Front) respond(h *message.Head, end bool) {
+	if h.Status == 101 { // RFC 8441 section 4: a tunnel is opened by any 2xx
+		if f.x.head.Upgrade == "" {
+			f.x.fail(502, FlagReset, "the upstream changed to a protocol that nobody asked for")
+			return
+		}
+		f.st.Respond(&message.Head{Status: 200, ContentLength: message.Unknown, Fields: h.Fields}, false)
+		return
+	}
+	f.st.Respond(h, end)
+	if end {
+		f.done()
+	}
+	if f.s.w.leaving(f.s.peer) {
+		f.s.leave()
+	}
+}
+
+// write implements half.
+func (f *h2Front) write(p []byte, end bool) {
+	f.st.Write(p, end)
+	if end {
+		f.done()
+	}
+}
+
+// finish implements half.
+func (f *h2Front) finish(trailers []message.Field) {
+	f.st.End(trailers)
+	f.done()
+}
+
+// done is the end of a response. When the request is not whole, the rest of it is not wanted (RFC 9113
+// section 8.1).
+func (f *h2Front) done() {
+	if !f.x.reqDone && !f.st.Gone() && f.st.Queued() == 0 {
+		f.st.Reset(http2.ErrCodeNo)
+	}
+	f.s.idle.Reset(f.s.w.limits.Idle)
+}
+
+// congested implements half.
+func (f *h2Front) congested() bool { return f.st.Queued() > 0 }
+
+// consumed implements half.
+func (f *h2Front) consumed(n int) { f.st.Consumed(n) }
+
+// abort implements half.
+func (f *h2Front) abort() { f.st.Reset(http2.ErrCodeInternal) }
