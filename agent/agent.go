@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -93,6 +94,8 @@ type Agent struct {
 
 	// Each holds one token: something changed for the goroutine that waits.
 	wakeRenew, wakeApply, wakeReport chan struct{}
+
+	news atomic.Bool // the data plane has news, and a report of it is about to be sent
 }
 
 // held is a certificate in use. It is not changed after it was made.

@@ -395,6 +395,24 @@ func TestGauges(t *testing.T) {
 	})
 }
 
+// TestNewsIsReportedTogether has more news than is worth a report each.
+func TestNewsIsReportedTogether(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.start()
+		defer r.close()
+		after(time.Minute)
+		before := r.fake.reported()
+		for range 1000 { // in a second
+			r.agent.ReportSoon()
+			after(time.Millisecond)
+		}
+		after(newsGap)
+		if n := r.fake.reported() - before; n < 10 || n > 30 {
+			t.Errorf("%d reports of a second's news", n)
+		}
+	})
+}
+
 func TestNewRefusesSettings(t *testing.T) {
 	r := &rig{t: t, fake: &fake{ca: newAuthority(t, "first")}, net: newPipeNet(), dir: t.TempDir(), logs: &logBuffer{}}
 	parse := func(s string) *url.URL {

@@ -16,6 +16,9 @@ import (
 const (
 	// reportInterval is the time between reports when nothing changes.
 	reportInterval = 2 * time.Second
+	// newsGap is how long the data plane's news wait for more: where two instances of a caller connect by
+	// turns, each with a serial of its own, there is news with every connection.
+	newsGap = 50 * time.Millisecond
 	// reportTimeout bounds one report: a late one is worth less than the next.
 	reportTimeout = 5 * time.Second
 	// saveInterval is the time between tries to write what a full disk has not taken.
@@ -123,7 +126,14 @@ func (a *Agent) reportLoop(ctx context.Context) error {
 
 // ReportSoon sends the next report without waiting for its time: the data plane has news. It does not
 // block.
-func (a *Agent) ReportSoon() { wake(a.wakeReport) }
+func (a *Agent) ReportSoon() {
+	if a.news.CompareAndSwap(false, true) {
+		time.AfterFunc(newsGap, func() {
+			a.news.Store(false)
+			wake(a.wakeReport)
+		})
+	}
+}
 
 // sendReport tells the server once what is served.
 func (a *Agent) sendReport(ctx context.Context) error {
