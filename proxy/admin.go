@@ -106,6 +106,7 @@ func (p *Proxy) servePlan(w http.ResponseWriter, _ *http.Request) {
 func writeJSON(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	encoder := json.NewEncoder(w)
+	encoder.SetEscapeHTML(false) // it is no page: "<inline>" is to be read as such
 	encoder.SetIndent("", "  ")
 	_ = encoder.Encode(v) // an error means that the reader has gone
 }

@@ -292,7 +292,7 @@ func TestNotStarted(t *testing.T) {
 			}
 			f.config.Command = []string{"touch", filepath.Join(f.temp, "ran")}
 			if test.late {
-				f.config.StartTimeout = 700 * time.Millisecond
+				f.config.StartTimeout = 3 * time.Second // what else is wrong has to show before, on a slow machine too
 			}
 			_, err := f.start()()
 			if !errors.Is(err, ErrNotStarted) {

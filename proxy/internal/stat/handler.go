@@ -88,8 +88,12 @@ func (c collector) Collect(metrics chan<- prometheus.Metric) {
 	}
 	if c.gauges != nil {
 		for name, value := range c.gauges() {
-			desc := prometheus.NewDesc("countersign_"+promName(name), "The value "+name+" of /stats.", nil, nil)
-			metrics <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(value))
+			kind := prometheus.GaugeValue
+			if strings.HasSuffix(name, "_total") {
+				kind = prometheus.CounterValue
+			}
+			desc := prometheus.NewDesc("countersign_"+strings.TrimPrefix(promName(name), "countersign_"), "The value "+name+" of /stats.", nil, nil)
+			metrics <- prometheus.MustNewConstMetric(desc, kind, float64(value))
 		}
 	}
 }

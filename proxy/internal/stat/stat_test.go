@@ -151,3 +151,21 @@ func TestConcurrentUse(t *testing.T) {
 		t.Errorf("%d", got)
 	}
 }
+
+// TestPrometheusGauges checks the names of what the agent adds: one prefix, and counters as counters.
+func TestPrometheusGauges(t *testing.T) {
+	s := NewSet()
+	w := httptest.NewRecorder()
+	gauges := func() map[string]int64 {
+		return map[string]int64{"countersign.renewals_total": 2, "control_plane.connected_state": 1}
+	}
+	s.Prometheus(gauges).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	for _, want := range []string{
+		"# TYPE countersign_renewals_total counter", "countersign_renewals_total 2",
+		"# TYPE countersign_control_plane_connected_state gauge", "countersign_control_plane_connected_state 1",
+	} {
+		if !strings.Contains(w.Body.String(), want+"\n") {
+			t.Errorf("no line %q in\n%s", want, w.Body)
+		}
+	}
+}
