@@ -1,16 +1,13 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 
 	"countersign.dev/api"
+	"countersign.dev/up"
 )
-
-// runVariable is the environment variable by which a command that `up` runs finds its mesh.
-const runVariable = "COUNTERSIGN_RUN"
 
 // adminFlags say which server an administrative command speaks to.
 type adminFlags struct {
@@ -31,24 +28,16 @@ func (f adminFlags) find() (string, error) {
 	if f.Socket != "" {
 		return f.Socket, nil
 	}
-	path := os.Getenv(runVariable)
+	path := os.Getenv(up.EnvRun)
 	if path == "" {
 		return "", usagef("which server? Give its --socket PATH (it is server.sock in the server's state), or run this inside `countersign up PATH -- COMMAND`")
 	}
-	text, err := os.ReadFile(path)
+	document, err := up.ReadDocument(path)
 	if err != nil {
-		return "", usagef("read the file that %s names: %w", runVariable, err)
-	}
-	var document struct {
-		Server struct {
-			Socket string `json:"socket"`
-		} `json:"server"`
-	}
-	if err := json.Unmarshal(text, &document); err != nil {
-		return "", usagef("the file %s, which %s names, is not the document of a running mesh: %w", path, runVariable, err)
+		return "", usagef("reading what %s names: %w", up.EnvRun, err)
 	}
 	if document.Server.Socket == "" {
-		return "", usagef("the file %s, which %s names, does not say where the server's socket is", path, runVariable)
+		return "", usagef("the file %s, which %s names, does not say where the server's socket is", path, up.EnvRun)
 	}
 	return document.Server.Socket, nil
 }

@@ -21,6 +21,7 @@ import (
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
 	"countersign.dev/policy"
+	"countersign.dev/up"
 )
 
 // caState says where the CA is: in a state directory, or behind the socket of a running server.
@@ -36,7 +37,7 @@ func (s caState) running(ctx context.Context) (string, error) {
 		return s.Socket, nil
 	}
 	if s.State == "" {
-		if os.Getenv(runVariable) == "" {
+		if os.Getenv(up.EnvRun) == "" {
 			return "", usagef("where is the CA? Give --state DIR, or the --socket PATH of a running server")
 		}
 		return s.find()
