@@ -255,9 +255,10 @@ func (d *dialing) event(mask uint32) {
 	d.over = true
 	_ = unix.SetsockoptInt(d.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	c := d.l.newConn(&fdSocket{d.p, d.fd}, localOf(d.fd), d.to)
+	c.hup = mask&(unix.EPOLLRDHUP|unix.EPOLLHUP) != 0
 	d.p.items[d.fd] = c
 	d.done(c, nil)
-	c.readable() // the edge may have been consumed already
+	c.readable() // this event was the edge of what has come already
 }
 
 func (d *dialing) cancel() {
