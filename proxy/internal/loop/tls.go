@@ -110,6 +110,7 @@ func (t *tlsState) complete(err error) {
 			err = c.err
 		}
 		if !c.dead {
+			t.refusePlaintext(err)
 			c.push() // the alert
 			c.end(err)
 		}
@@ -128,6 +129,19 @@ func (t *tlsState) complete(err error) {
 	t.first = true
 	c.requeue()
 	c.mark() // and content may wait for the handshake
+}
+
+// notTLS is the fatal alert unexpected_message in a record of its own (RFC 8446 sections 5.1 and 6.2).
+var notTLS = []byte{21, 3, 1, 0, 2, 2, 10}
+
+// refusePlaintext answers a peer whose first bytes were no TLS. crypto/tls sends nothing then, so that
+// its caller may talk to it in plaintext; here the peer may be TLS of a kind that Go does not know, and
+// a tool that was pointed at the wrong port says more about an alert than about a connection that ends.
+func (t *tlsState) refusePlaintext(err error) {
+	var first tls.RecordHeaderError
+	if errors.As(err, &first) && first.Conn != nil { // with Conn nil an alert was sent
+		t.c.out, t.c.at = t.c.l.grow(t.c.out, t.c.at, notTLS)
+	}
 }
 
 // left tells whether ciphertext waits that the socket has given before.
