@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"time"
 )
 
 // Handler is what happens to a connection. Its methods are called on the loop's goroutine.
@@ -51,6 +52,10 @@ type Conn struct {
 	out []byte // bytes for the socket that it has not taken
 	at  int    // where in out the unsent part starts
 	tls *tlsState
+
+	since   time.Time // when the socket last took something, while it takes nothing
+	read    int64     // bytes that the handler got
+	written int64     // bytes that the handler wrote
 
 	err      error
 	dirty    bool // in l.dirty
@@ -116,6 +121,17 @@ func (c *Conn) Congested() bool {
 	return c.blocked
 }
 
+// Blocked tells since when the socket has taken nothing of what waits for it; ok is false while it
+// takes what it is given. Without epoll one write goes on unseen, on its goroutine: only what comes
+// after it counts.
+func (c *Conn) Blocked() (since time.Time, ok bool) { return c.since, c.blocked && !c.dead }
+
+// BytesRead is how many bytes the handler was given, decrypted where there is TLS.
+func (c *Conn) BytesRead() int64 { return c.read }
+
+// BytesWritten is how many bytes were given to [Conn.Write], whether they are sent already or not.
+func (c *Conn) BytesWritten() int64 { return c.written }
+
 // Dead tells whether the connection was closed or broke; Closed comes at the end of the round.
 func (c *Conn) Dead() bool { return c.dead }
 
@@ -139,8 +155,11 @@ func (c *Conn) requeue() {
 
 // Write sends p at the end of the round, or queues it. p is not kept. Errors come as Closed.
 func (c *Conn) Write(p []byte) {
+	if c.dead || c.finish || len(p) == 0 {
+		return
+	}
+	c.written += int64(len(p))
 	switch {
-	case c.dead || c.finish || len(p) == 0:
 	case c.tls != nil:
 		c.tls.write(p)
 	case len(p) >= bulkSize:
@@ -172,7 +191,7 @@ func (c *Conn) writeRaw(p []byte) {
 		if p = p[n:]; len(p) == 0 {
 			return
 		}
-		c.blocked, c.full = true, true
+		c.block(n)
 	}
 	if !c.dead {
 		c.out, c.at = c.l.grow(c.out, c.at, p)
@@ -187,7 +206,7 @@ func (c *Conn) push() {
 		c.at += n
 		switch {
 		case errors.Is(err, errAgain) || err == nil && c.at < len(c.out):
-			c.blocked, c.full = true, true
+			c.block(n)
 		case err != nil:
 			c.fail(err)
 			return
@@ -195,6 +214,15 @@ func (c *Conn) push() {
 	}
 	if c.at == len(c.out) {
 		c.out, c.at = c.l.release(c.out), 0
+		c.since = time.Time{}
+	}
+}
+
+// block is called when the socket took only n bytes of what it was given.
+func (c *Conn) block(n int) {
+	c.blocked, c.full = true, true
+	if n > 0 || c.since.IsZero() {
+		c.since = c.l.now
 	}
 }
 
@@ -284,6 +312,12 @@ func (c *Conn) deliver(p []byte) {
 		c.tls.feed(p)
 		return
 	}
+	c.data(p)
+}
+
+// data hands bytes to the handler.
+func (c *Conn) data(p []byte) {
+	c.read += int64(len(p))
 	c.handler.Data(p)
 }
 

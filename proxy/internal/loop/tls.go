@@ -191,7 +191,7 @@ func (t *tlsState) decrypt() {
 		buf := c.l.plainBuffer()
 		n, err := t.fill(buf)
 		if n > 0 {
-			c.handler.Data(buf[:n])
+			c.data(buf[:n])
 		}
 		switch {
 		case err == nil:
