@@ -79,6 +79,7 @@ func (c *Conn) settingsFrame(f *http2.SettingsFrame) error {
 	if !c.gotFirst && f.IsAck() {
 		return c.fail(http2.ErrCodeProtocol, "the first frame is not SETTINGS but its acknowledgement")
 	}
+	first := !c.gotFirst
 	c.gotFirst = true
 	if f.IsAck() {
 		return c.spend(1, "acknowledgements of SETTINGS")
@@ -95,6 +96,9 @@ func (c *Conn) settingsFrame(f *http2.SettingsFrame) error {
 		return failed
 	}
 	c.write(c.fr.WriteSettingsAck())
+	if first && c.cfg.Ready != nil {
+		c.cfg.Ready()
+	}
 	c.pump()
 	return c.spend(1, "SETTINGS frames")
 }
@@ -124,6 +128,9 @@ func (c *Conn) setting(s http2.Setting) error {
 	case http2.SettingMaxFrameSize:
 		c.frameSize = min(int(s.Val), writeFrame)
 	case http2.SettingEnableConnectProtocol:
+		if c.extended && s.Val == 0 { // RFC 8441 section 3
+			return c.fail(http2.ErrCodeProtocol, "a server took back that it takes extended CONNECT")
+		}
 		c.extended = s.Val == 1
 	case http2.SettingEnablePush:
 		if c.cfg.Client && s.Val == 1 {
@@ -202,6 +209,13 @@ func (c *Conn) goAwayFrame(f *http2.GoAwayFrame) error {
 		c.emit(Event{Kind: GoingAway, Code: f.ErrCode})
 	}
 	return c.spend(1, "GOAWAY frames")
+}
+
+// Ping asks the peer for a sign of life.
+func (c *Conn) Ping() {
+	if c.dead == nil {
+		c.write(c.fr.WritePing(false, [8]byte{}))
+	}
 }
 
 // Leave ends a server's connection gracefully (RFC 9113 section 6.8). The first call warns: requests

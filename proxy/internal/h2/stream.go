@@ -1,6 +1,9 @@
 package h2
 
 import (
+	"iter"
+	"maps"
+
 	"golang.org/x/net/http2"
 
 	"countersign.dev/proxy/internal/message"
@@ -33,6 +36,9 @@ type Stream struct {
 	trailers []message.Field
 	waiting  bool // in c.blocked
 }
+
+// All are the connection's open streams, in no order.
+func (c *Conn) All() iter.Seq[*Stream] { return maps.Values(c.streams) }
 
 // ID is the stream's number on the wire.
 func (s *Stream) ID() uint32 { return s.id }
