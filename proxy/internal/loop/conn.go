@@ -58,6 +58,7 @@ type Conn struct {
 	written int64     // bytes that the handler wrote
 
 	err      error
+	after    func() // after Closed
 	dirty    bool // in l.dirty
 	queued   bool // in l.again
 	paused   bool // the handler wants nothing now
@@ -84,6 +85,9 @@ func (c *Conn) Loop() *Loop { return c.l }
 
 // Handle sets the handler; a connection may change hands.
 func (c *Conn) Handle(h Handler) { c.handler = h }
+
+// AfterClosed sets what is called once the connection is closed, after its handler was told.
+func (c *Conn) AfterClosed(f func()) { c.after = f }
 
 // LocalAddr and RemoteAddr are the two ends.
 func (c *Conn) LocalAddr() netip.AddrPort { return c.local }

@@ -63,15 +63,20 @@ func (g *Group) Listen(ctx context.Context, addr netip.AddrPort, take func(*Conn
 	if err != nil {
 		return nil, err
 	}
+	return g.Serve(ln.(*net.TCPListener), take, failed)
+}
+
+// Serve is Listen for a socket that is bound already; it takes it over.
+func (g *Group) Serve(tcp *net.TCPListener, take func(*Conn), failed func(error)) (*Listener, error) {
 	if failed == nil {
 		failed = func(error) {}
 	}
-	tcp := ln.(*net.TCPListener)
 	bound := tcp.Addr().(*net.TCPAddr).AddrPort()
 	lis := &Listener{addr: netip.AddrPortFrom(bound.Addr().Unmap(), bound.Port()), home: g.pick()}
+	var err error
 	lis.shut, err = lis.home.poller.listen(g, lis, tcp, take, failed)
 	if err != nil {
-		return nil, fmt.Errorf("listening on %s: %w", addr, err)
+		return nil, fmt.Errorf("listening on %s: %w", bound, err)
 	}
 	return lis, nil
 }

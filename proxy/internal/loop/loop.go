@@ -201,6 +201,9 @@ func (l *Loop) flush() {
 		_ = c.sock.close(c.reset)
 		l.open.Add(-1)
 		c.handler.Closed(c.err)
+		if c.after != nil {
+			c.after()
+		}
 	}
 	clear(l.closed)
 	l.closed = l.closed[:0]
