@@ -43,6 +43,9 @@ type Config struct {
 	// Events takes what happens, during calls of Feed and of the methods that send. It may call back
 	// into the Conn.
 	Events func(*Event)
+	// Ready, when it is not nil, is called once, when the peer's first SETTINGS came: how many streams it
+	// takes and whether extended CONNECT is known from then on.
+	Ready func()
 	// Dirty is called when output begins to wait in [Conn.Output].
 	Dirty func()
 	// Bulk, when it is not nil, writes what waits in Output followed by p, now and without keeping p.

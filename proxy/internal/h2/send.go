@@ -20,21 +20,38 @@ const quantum = 32 << 10
 // ErrNoStream says that the peer lets no further stream be opened now.
 var ErrNoStream = errors.New("no further HTTP/2 stream can be opened now")
 
+// ErrNoConnectProtocol says that the server takes no extended CONNECT (RFC 8441 section 3): send the
+// request over an HTTP/1.1 connection.
+var ErrNoConnectProtocol = errors.New("the HTTP/2 server takes no extended CONNECT")
+
+// ErrNoSettings says that it is not known yet whether the server takes extended CONNECT: try again when
+// [Config.Ready] was called.
+var ErrNoSettings = errors.New("the HTTP/2 server's SETTINGS have not come yet")
+
 // CanOpen tells whether a client may open a stream now.
 func (c *Conn) CanOpen() bool {
 	return c.dead == nil && !c.goneAway && c.leaving == staying && uint64(len(c.streams)) < uint64(c.maxPeer) && c.last < maxWindow-2
 }
 
-// CanConnect tells whether the server takes extended CONNECT. It is known when the first event came.
-func (c *Conn) CanConnect() bool { return c.extended }
+// ExtendedConnect tells whether the server takes extended CONNECT (RFC 8441). It is false until
+// [Conn.Ready].
+func (c *Conn) ExtendedConnect() bool { return c.extended }
 
 // Ready tells whether the peer's SETTINGS came.
 func (c *Conn) Ready() bool { return c.gotFirst }
 
-// Open sends a request; owner becomes the stream's. Without content to follow, end is set.
+// Open sends a request; owner becomes the stream's. Without content to follow, end is set. It fails
+// with [ErrNoStream], and a head with an Upgrade, which is sent as an extended CONNECT, with
+// [ErrNoConnectProtocol] too, or with [ErrNoSettings] when there is a [Config.Ready] to say when to try
+// again. A failure changes nothing.
 func (c *Conn) Open(h *message.Head, end bool, owner any) (*Stream, error) {
-	if !c.CanOpen() {
+	switch {
+	case !c.CanOpen():
 		return nil, ErrNoStream
+	case h.Upgrade != "" && !c.gotFirst && c.cfg.Ready != nil:
+		return nil, ErrNoSettings
+	case h.Upgrade != "" && c.gotFirst && !c.extended:
+		return nil, ErrNoConnectProtocol
 	}
 	if c.last == 0 {
 		c.last = 1
