@@ -49,7 +49,8 @@ type Loop struct {
 
 	// What follows belongs to the loop's goroutine.
 	spare  []func()
-	finals []func()
+	finals []func() // what Finally was told, and what was run last: two lists that take turns
+	lasts  []func()
 	dirty  []*Conn
 	again  []*Conn
 	closed []*Conn
@@ -184,10 +185,12 @@ func (l *Loop) takeInbox() {
 func (l *Loop) flush() {
 	for len(l.finals) > 0 {
 		finals := l.finals
-		l.finals = nil
+		l.finals = l.lasts[:0]
 		for _, f := range finals {
 			f()
 		}
+		clear(finals)
+		l.lasts = finals
 	}
 	for i := 0; i < len(l.dirty); i++ {
 		c := l.dirty[i]

@@ -21,6 +21,7 @@ type epoll struct {
 	event  int // an eventfd by which other goroutines wake the loop
 	items  []ready
 	events [256]unix.EpollEvent
+	found  int // how many of events the last poll filled in
 }
 
 // ready is what an event is told to.
@@ -78,13 +79,13 @@ func (p *epoll) wait(round func(ready func()) bool) error {
 	if err != nil {
 		return err
 	}
+	dispatch := p.dispatch // one closure for all rounds
 	return raw.Read(func(uintptr) bool {
 		for {
-			n := p.poll()
-			if n == 0 {
+			if p.found = p.poll(); p.found == 0 {
 				return false
 			}
-			if !round(func() { p.dispatch(n) }) {
+			if !round(dispatch) {
 				return true
 			}
 		}
@@ -100,8 +101,8 @@ func (p *epoll) poll() int {
 	return int(n)
 }
 
-func (p *epoll) dispatch(n int) {
-	for i := range n {
+func (p *epoll) dispatch() {
+	for i := range p.found {
 		ev := p.events[i]
 		if r := p.items[ev.Fd]; r != nil {
 			r.event(ev.Events)

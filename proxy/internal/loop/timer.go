@@ -9,8 +9,9 @@ import (
 // wake-up.
 const slack = 10 * time.Millisecond
 
-// Timer runs a callback on its loop at a time. To move the time to later costs nothing, which is what
-// happens at every request: the entry in the heap is moved only when its old time comes.
+// Timer runs a callback on its loop at a time. To move the time to later costs nothing, and to stop
+// the timer next to nothing, which is what happens at every request: the entry in the heap is looked at
+// when its old time comes.
 type Timer struct {
 	l     *Loop
 	f     func()
@@ -31,31 +32,45 @@ func (l *Loop) After(d time.Duration, f func()) *Timer {
 
 // Reset sets the timer to d from now.
 func (t *Timer) Reset(d time.Duration) {
+	ts := &t.l.timers
+	if t.index >= 0 && t.when.IsZero() {
+		ts.idle--
+	}
 	t.when = t.l.now.Add(d)
 	if t.index >= 0 && !t.when.Before(t.at) {
 		return
 	}
 	t.at = t.when
 	if t.index >= 0 {
-		heap.Fix(&t.l.timers, t.index)
+		heap.Fix(ts, t.index)
 	} else {
-		heap.Push(&t.l.timers, t)
+		heap.Push(ts, t)
 	}
-	t.l.timers.arm()
+	ts.arm()
 }
 
 // Stop unsets the timer. A stopped timer may be set again.
 func (t *Timer) Stop() {
+	if t.when.IsZero() {
+		return
+	}
 	t.when = time.Time{}
 	if t.index >= 0 {
-		heap.Remove(&t.l.timers, t.index)
+		ts := &t.l.timers
+		if ts.idle++; ts.idle > minSweep && ts.idle > len(ts.heap)/2 {
+			ts.sweep()
+		}
 	}
 }
+
+// minSweep is the number of stopped timers that the heap may hold however few others there are.
+const minSweep = 64
 
 // timers is a heap by time, and the one timer of the runtime that wakes the loop for its first.
 type timers struct {
 	loop  *Loop
 	heap  []*Timer
+	idle  int // timers in heap that were stopped
 	alarm *time.Timer
 	armed time.Time // when alarm goes off; zero when it does not
 }
@@ -78,12 +93,33 @@ func (ts *timers) arm() {
 	ts.alarm.Reset(d)
 }
 
+// sweep takes the stopped timers out, which are the better part.
+func (ts *timers) sweep() {
+	kept := ts.heap[:0]
+	for _, t := range ts.heap {
+		if t.when.IsZero() {
+			t.index = -1
+			continue
+		}
+		t.index = len(kept)
+		kept = append(kept, t)
+	}
+	clear(ts.heap[len(kept):])
+	ts.heap, ts.idle = kept, 0
+	heap.Init(ts)
+}
+
 // run calls what is due.
 func (ts *timers) run() {
 	ts.armed = time.Time{}
 	due := ts.loop.now.Add(slack)
 	for len(ts.heap) > 0 && !ts.heap[0].at.After(due) {
 		t := ts.heap[0]
+		if t.when.IsZero() { // was stopped
+			heap.Pop(ts)
+			ts.idle--
+			continue
+		}
 		if t.when.After(due) { // was moved to later
 			t.at = t.when
 			heap.Fix(ts, 0)
