@@ -132,7 +132,7 @@ type parser struct {
 
 	hosts      int
 	hostValue  string
-	connection []string // values of Connection fields, for the rare one that names other fields
+	connection string // what Connection says, in lower case
 	upgrade    string
 	keepAlive  bool
 }
@@ -300,7 +300,11 @@ func (p *parser) framing(name string, value []byte) (bool, error) {
 		}
 		h.Chunked = true
 	case "connection":
-		p.connection = append(p.connection, strings.ToLower(string(value)))
+		if option := p.in.Name(value); p.connection == "" {
+			p.connection = option
+		} else {
+			p.connection += "," + option
+		}
 	case "upgrade":
 		if p.upgrade != "" {
 			return true, bad("there are several Upgrade fields")
@@ -377,19 +381,18 @@ func (p *parser) finish() error {
 func (p *parser) options() {
 	h := p.h
 	upgrade := false
-	for _, value := range p.connection {
-		for token := range strings.SplitSeq(value, ",") {
-			switch token = strings.Trim(token, " \t"); token {
-			case "close":
-				h.Close = true
-			case "keep-alive":
-				p.keepAlive = true
-			case "upgrade":
-				upgrade = true
-			case "":
-			default:
-				h.Remove(func(name string) bool { return name == token })
-			}
+	for rest, token := p.connection, ""; rest != ""; {
+		token, rest, _ = strings.Cut(rest, ",")
+		switch token = strings.Trim(token, " \t"); token {
+		case "close":
+			h.Close = true
+		case "keep-alive":
+			p.keepAlive = true
+		case "upgrade":
+			upgrade = true
+		case "":
+		default:
+			h.Remove(func(name string) bool { return name == token })
 		}
 	}
 	if h.Minor == 0 && !p.keepAlive {

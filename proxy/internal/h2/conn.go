@@ -121,8 +121,8 @@ type Conn struct {
 	preface   int    // bytes of the client's preface that are still to come
 	part      []byte // a frame that is not whole yet
 	data      dataFrame
-	block     *block // a header block that is not whole yet
-	gotFirst  bool   // the peer's SETTINGS came
+	block     block // a header block that is not whole yet
+	gotFirst  bool  // the peer's SETTINGS came
 	fr        *http2.Framer
 	rd        bytes.Reader
 	dec       *hpack.Decoder
@@ -132,6 +132,7 @@ type Conn struct {
 	unsaid    int // bytes of the connection's window to give back
 	enc       *hpack.Encoder
 	encoded   bytes.Buffer
+	digits    [20]byte // of a Content-Length
 	event     Event
 	budget    budget
 	maxPeer   uint32 // streams that the peer lets us open
@@ -277,7 +278,7 @@ func (c *Conn) end(err error) {
 		c.drop(s)
 		c.emit(Event{Kind: Reset, Stream: s, Code: http2.ErrCodeInternal})
 	}
-	c.part, c.block = nil, nil
+	c.part, c.block = nil, block{}
 }
 
 func (c *Conn) emit(e Event) {

@@ -1,8 +1,6 @@
 package h2
 
 import (
-	"encoding/binary"
-
 	"golang.org/x/net/http2"
 
 	"countersign.dev/proxy/internal/message"
@@ -24,10 +22,10 @@ func (c *Conn) startData(p []byte) (used int, taken bool, err error) {
 	}
 	n := int(p[0])<<16 | int(p[1])<<8 | int(p[2])
 	flags := http2.Flags(p[4])
-	streamID := binary.BigEndian.Uint32(p[5:]) & maxWindow
+	streamID := streamOf(p)
 	used = frameHeader
 	switch {
-	case c.block != nil || !c.gotFirst:
+	case c.block.stream != 0 || !c.gotFirst:
 		return 0, true, c.fail(http2.ErrCodeProtocol, "a DATA frame stands where it may not")
 	case streamID == 0:
 		return 0, true, c.fail(http2.ErrCodeProtocol, "a DATA frame has no stream")

@@ -12,8 +12,14 @@ func (c *Conn) frame(p []byte) error {
 	if !c.gotFirst && kind != http2.FrameSettings {
 		return c.fail(http2.ErrCodeProtocol, "the first frame is not SETTINGS")
 	}
-	if c.block != nil && kind != http2.FrameContinuation {
+	if c.block.stream != 0 && kind != http2.FrameContinuation {
 		return c.fail(http2.ErrCodeProtocol, "a header block is interrupted")
+	}
+	switch kind {
+	case http2.FrameHeaders:
+		return c.headersFrame(p)
+	case http2.FrameContinuation:
+		return c.continuationFrame(p)
 	}
 	c.rd.Reset(p)
 	f, err := c.fr.ReadFrame()
@@ -21,10 +27,6 @@ func (c *Conn) frame(p []byte) error {
 		return c.badFrame(err)
 	}
 	switch f := f.(type) {
-	case *http2.HeadersFrame:
-		return c.headersFrame(f)
-	case *http2.ContinuationFrame:
-		return c.continuationFrame(f)
 	case *http2.SettingsFrame:
 		return c.settingsFrame(f)
 	case *http2.WindowUpdateFrame:

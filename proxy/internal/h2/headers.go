@@ -1,6 +1,7 @@
 package h2
 
 import (
+	"encoding/binary"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,11 +16,11 @@ import (
 // default size.
 const maxFragments = 16
 
-// block is a header block of which CONTINUATION frames are still to come. The fragments are decoded as
-// they come; only their sizes are kept.
+// block is a header block. Its fragments are decoded as they come; only their sizes are kept while
+// CONTINUATION frames are still to come.
 type block struct {
-	stream    uint32
-	end       bool // END_STREAM
+	stream    uint32 // 0: there is none
+	end       bool   // END_STREAM
 	size      int
 	fragments int
 }
@@ -47,27 +48,50 @@ func (d *decoded) reset() {
 	d.fields, d.size = d.fields[:0], 0
 }
 
-func (c *Conn) headersFrame(f *http2.HeadersFrame) error {
-	if !c.cfg.Client && f.StreamID%2 == 0 {
+// headersFrame reads a whole HEADERS frame (RFC 9113 section 6.2). Every request has one: the Framer
+// would allocate for it.
+func (c *Conn) headersFrame(p []byte) error {
+	flags, streamID := http2.Flags(p[4]), streamOf(p)
+	p = p[frameHeader:]
+	switch {
+	case streamID == 0:
+		return c.fail(http2.ErrCodeProtocol, "a HEADERS frame has no stream")
+	case !c.cfg.Client && streamID%2 == 0:
 		return c.fail(http2.ErrCodeProtocol, "a client used an even stream number")
 	}
-	c.decoded.reset()
-	c.block = &block{stream: f.StreamID, end: f.StreamEnded()}
-	if f.HasPriority() && f.Priority.StreamDep == f.StreamID {
+	padding, priority := 0, 0
+	if flags.Has(http2.FlagHeadersPadded) {
+		if len(p) == 0 {
+			return c.fail(http2.ErrCodeFrameSize, "a padded frame has no length of padding")
+		}
+		padding, p = int(p[0]), p[1:]
+	}
+	if flags.Has(http2.FlagHeadersPriority) {
+		priority = 5
+	}
+	if len(p) < priority+padding {
+		return c.fail(http2.ErrCodeProtocol, "the padding is longer than the frame")
+	}
+	if priority > 0 && binary.BigEndian.Uint32(p)&maxWindow == streamID {
 		return c.fail(http2.ErrCodeProtocol, "a stream depends on itself")
 	}
-	return c.fragment(f.HeaderBlockFragment(), f.HeadersEnded())
+	c.decoded.reset()
+	c.block = block{stream: streamID, end: flags.Has(http2.FlagHeadersEndStream)}
+	return c.fragment(p[priority:len(p)-padding], flags.Has(http2.FlagHeadersEndHeaders))
 }
 
-func (c *Conn) continuationFrame(f *http2.ContinuationFrame) error {
-	if c.block == nil || c.block.stream != f.StreamID {
+// streamOf is the stream in a frame's header.
+func streamOf(p []byte) uint32 { return binary.BigEndian.Uint32(p[5:]) & maxWindow }
+
+func (c *Conn) continuationFrame(p []byte) error {
+	if c.block.stream == 0 || c.block.stream != streamOf(p) {
 		return c.fail(http2.ErrCodeProtocol, "CONTINUATION came without a header block")
 	}
-	return c.fragment(f.HeaderBlockFragment(), f.HeadersEnded())
+	return c.fragment(p[frameHeader:], http2.Flags(p[4]).Has(http2.FlagContinuationEndHeaders))
 }
 
 func (c *Conn) fragment(p []byte, last bool) error {
-	b := c.block
+	b := &c.block
 	b.size += len(p)
 	b.fragments++
 	if b.size > message.MaxHead || b.fragments > maxFragments {
@@ -82,15 +106,16 @@ func (c *Conn) fragment(p []byte, last bool) error {
 	if err := c.dec.Close(); err != nil {
 		return c.fail(http2.ErrCodeCompression, "a header block is truncated")
 	}
-	c.block = nil
+	whole := *b
+	c.block = block{}
 	if c.cfg.Client {
-		return c.response(b)
+		return c.response(whole)
 	}
-	return c.request(b)
+	return c.request(whole)
 }
 
 // request takes a header block at a server: a new stream, or the trailers of an open one.
-func (c *Conn) request(b *block) error {
+func (c *Conn) request(b block) error {
 	if s := c.streams[b.stream]; s != nil {
 		return c.trailersOf(s, b)
 	}
@@ -142,7 +167,7 @@ func (c *Conn) refuse(s *Stream, status int) error {
 }
 
 // response takes a header block at a client.
-func (c *Conn) response(b *block) error {
+func (c *Conn) response(b block) error {
 	s := c.streams[b.stream]
 	if s == nil {
 		if c.idle(b.stream) {
@@ -183,7 +208,7 @@ func (c *Conn) response(b *block) error {
 }
 
 // trailersOf takes a header block that ends a stream.
-func (c *Conn) trailersOf(s *Stream, b *block) error {
+func (c *Conn) trailersOf(s *Stream, b block) error {
 	if s.remoteClosed {
 		return c.strayFrame(s.id, s)
 	}

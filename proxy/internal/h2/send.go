@@ -119,7 +119,7 @@ func statusText(status int) string {
 // rest encodes what is not a pseudo-header field.
 func (c *Conn) rest(h *message.Head) {
 	if h.ContentLength != message.Unknown {
-		c.field("content-length", c.cfg.Intern.String(strconv.AppendInt(nil, h.ContentLength, 10)))
+		c.field("content-length", c.cfg.Intern.String(strconv.AppendInt(c.digits[:0], h.ContentLength, 10)))
 	}
 	if h.Trailer != "" {
 		c.field("trailer", h.Trailer)
@@ -142,14 +142,21 @@ func (c *Conn) field(name, value string) {
 
 // writeBlock sends what was encoded, in as many frames as it takes.
 func (c *Conn) writeBlock(streamID uint32, end bool) {
-	p := c.encoded.Bytes()
-	n := min(len(p), min(c.frameSize, initFrame))
-	c.write(c.fr.WriteHeaders(http2.HeadersFrameParam{
-		StreamID: streamID, BlockFragment: p[:n], EndStream: end, EndHeaders: n == len(p),
-	}))
-	for p = p[n:]; len(p) > 0; p = p[n:] {
-		n = min(len(p), initFrame)
-		c.write(c.fr.WriteContinuation(streamID, n == len(p), p[:n]))
+	kind, flags := http2.FrameHeaders, http2.Flags(0)
+	if end {
+		flags = http2.FlagHeadersEndStream
+	}
+	for p := c.encoded.Bytes(); ; {
+		n := min(len(p), initFrame)
+		if n == len(p) {
+			flags |= http2.FlagHeadersEndHeaders
+		}
+		c.frameHeader(kind, flags, streamID, n)
+		c.out = append(c.out, p[:n]...)
+		if p = p[n:]; len(p) == 0 {
+			return
+		}
+		kind, flags = http2.FrameContinuation, 0
 	}
 }
 
@@ -232,19 +239,23 @@ func (s *Stream) send(p []byte, end bool) {
 	}
 }
 
-// frameData writes one DATA frame; a large one without a copy.
-func (c *Conn) frameData(streamID uint32, p []byte, end bool) {
-	flags := byte(0)
-	if end {
-		flags = byte(http2.FlagDataEndStream)
-	}
-	n := len(p)
+// frameHeader writes the header of a frame of n bytes, which follow.
+func (c *Conn) frameHeader(kind http2.FrameType, flags http2.Flags, streamID uint32, n int) {
 	header := [frameHeader]byte{
-		byte(n >> 16), byte(n >> 8), byte(n), byte(http2.FrameData), flags,
+		byte(n >> 16), byte(n >> 8), byte(n), byte(kind), byte(flags),
 		byte(streamID >> 24), byte(streamID >> 16), byte(streamID >> 8), byte(streamID),
 	}
 	_, _ = (*output)(c).Write(header[:])
-	if n >= bulk && c.cfg.Bulk != nil {
+}
+
+// frameData writes one DATA frame; a large one without a copy.
+func (c *Conn) frameData(streamID uint32, p []byte, end bool) {
+	flags := http2.Flags(0)
+	if end {
+		flags = http2.FlagDataEndStream
+	}
+	c.frameHeader(http2.FrameData, flags, streamID, len(p))
+	if len(p) >= bulk && c.cfg.Bulk != nil {
 		c.cfg.Bulk(p)
 		return
 	}
