@@ -38,6 +38,9 @@ func TestRequest(t *testing.T) {
 		{"chunked", "POST / HTTP/1.1\nTransfer-Encoding: Chunked\nTE: trailers\nTrailer: X" + tail, message.Head{Method: "POST", Scheme: "http", Authority: "a.test", Target: "/", Chunked: true, Body: true, Trailers: true, Trailer: "X"}},
 		{"upgrade", "GET / HTTP/1.1\nConnection: keep-alive, Upgrade\nUpgrade: WebSocket" + tail, message.Head{Method: "GET", Scheme: "http", Authority: "a.test", Target: "/", Upgrade: "websocket"}},
 		{"upgrade without connection", "GET / HTTP/1.1\nUpgrade: websocket" + tail, message.Head{Method: "GET", Scheme: "http", Authority: "a.test", Target: "/"}},
+		{"several trailer fields", "POST / HTTP/1.1\nTransfer-Encoding: chunked\nTrailer: X, Host,\nTrailer: b d, Y" + tail, message.Head{Method: "POST", Scheme: "http", Authority: "a.test", Target: "/", Chunked: true, Body: true, Trailer: "X, Y"}},
+		{"h2c is no upgrade", "GET / HTTP/1.1\nConnection: Upgrade, HTTP2-Settings\nUpgrade: websocket, H2C\nHTTP2-Settings: AAMAAABk" + tail, message.Head{Method: "GET", Scheme: "http", Authority: "a.test", Target: "/"}},
+		{"expect in 1.0", "PUT / HTTP/1.0\nExpect: 100-continue\nContent-Length: 1" + tail, message.Head{Method: "PUT", Scheme: "http", Authority: "a.test", Target: "/", Close: true, ContentLength: 1, Body: true}},
 		{"expect", "PUT / HTTP/1.1\nExpect: 100-Continue\nContent-Length: 1" + tail, message.Head{Method: "PUT", Scheme: "http", Authority: "a.test", Target: "/", Expect: true, ContentLength: 1, Body: true}},
 		{
 			"fields", "GET / HTTP/1.1\nX-A:  b c\t\nx-b:\nX-A: d" + tail,
@@ -137,6 +140,10 @@ func TestRequestRefused(t *testing.T) {
 		"method with a colon":         {line("GE:T / HTTP/1.1"), 400},
 		"asterisk with GET":           {line("GET * HTTP/1.1"), 400},
 		"CONNECT without a port":      {line("CONNECT a HTTP/1.1"), 400},
+		"CONNECT with an empty port":  {line("CONNECT a: HTTP/1.1"), 400},
+		"CONNECT to [::1]":            {line("CONNECT [::1] HTTP/1.1"), 400},
+		"host with two ports":         {crlfed("GET / HTTP/1.1\nHost: a:1:2\n\n"), 400},
+		"too many options":            {get("Connection: " + strings.Repeat("a,", 101)), 400},
 		"CONNECT with a body":         {crlfed("CONNECT a:1 HTTP/1.1\nHost: a:1\nContent-Length: 0\n\n"), 400},
 		"two upgrades":                {get("Upgrade: a\nUpgrade: b"), 400},
 		"a foreign expectation":       {get("Expect: 200-ok"), 417},
@@ -172,6 +179,7 @@ func TestResponse(t *testing.T) {
 		{name: "304 keeps the length", in: "HTTP/1.1 304 Not Modified\nContent-Length: 9\n\n", want: message.Head{Status: 304, ContentLength: 9, Minor: 1}},
 		{name: "101", in: "HTTP/1.1 101 Switching Protocols\nConnection: upgrade\nUpgrade: websocket\n\n", want: message.Head{Status: 101, ContentLength: -1, Upgrade: "websocket", Minor: 1}},
 		{name: "connect", method: "CONNECT", in: "HTTP/1.1 200 OK\n\n", want: message.Head{Status: 200, ContentLength: -1, Minor: 1}},
+		{name: "connect with a length", method: "CONNECT", in: "HTTP/1.1 200 OK\nContent-Length: 5\n\n", want: message.Head{Status: 200, ContentLength: -1, Minor: 1}},
 		{name: "100 with a body", in: "HTTP/1.1 100 Continue\nContent-Length: 5\n\n", refused: true},
 		{name: "204 with a body", in: "HTTP/1.1 204 No Content\nTransfer-Encoding: chunked\n\n", refused: true},
 		{name: "two digits", in: "HTTP/1.1 20 OK\n\n", refused: true},
@@ -298,6 +306,12 @@ func TestWrite(t *testing.T) {
 	want = "HTTP/1.1 200 OK\nConnection: close\nContent-Length: 0\n\n"
 	if got := string(AppendResponse(nil, &resp)); got != crlfed(want) {
 		t.Errorf("response: %q, want %q", got, crlfed(want))
+	}
+	for _, status := range []int{103, 204} {
+		resp = message.Head{Status: status, ContentLength: 5, Chunked: true}
+		if got := string(AppendResponse(nil, &resp)); !strings.HasSuffix(got, "\r\n\r\n") || strings.Contains(got, ":") {
+			t.Errorf("%d is framed: %q", status, got)
+		}
 	}
 	body := AppendLastChunk(append(AppendChunkSize(nil, 26), "abcdefghijklmnopqrstuvwxyz\r\n"...), []message.Field{{Name: "x-t", Value: "v"}})
 	if want := crlfed("1a\nabcdefghijklmnopqrstuvwxyz\n0\nX-T: v\n\n"); string(body) != want {

@@ -65,7 +65,8 @@ func (r *Reader) Response(b []byte, h *message.Head, method string) (int, error)
 	case h.Status < 200, h.Status == 204, h.Status == 304, method == "HEAD":
 		h.Body = false
 	case method == "CONNECT" && h.Status < 300:
-		h.Body = false
+		// RFC 9110 section 9.3.6: what follows is the tunnel, whatever the fields say.
+		h.Body, h.Chunked, h.ContentLength = false, false, message.Unknown
 	default:
 		h.Body = true
 	}
@@ -189,7 +190,7 @@ func (p *parser) target(t []byte) error {
 	h.Scheme = "http"
 	switch {
 	case h.Method == "CONNECT":
-		if !message.IsAuthority(t) || bytes.LastIndexByte(t, ':') < 1 {
+		if !message.IsHostPort(t) {
 			return bad("the target of CONNECT is not HOST:PORT")
 		}
 		h.Authority = p.in.String(t)
@@ -313,7 +314,7 @@ func (p *parser) framing(name string, value []byte) (bool, error) {
 	case "te":
 		h.Trailers = h.Trailers || hasToken(strings.ToLower(string(value)), "trailers")
 	case "trailer":
-		h.Trailer = string(value)
+		h.Trailer = p.announced(h.Trailer, value)
 	case "expect":
 		if p.request {
 			if !message.EqualFold(value, "100-continue") {
@@ -329,6 +330,23 @@ func (p *parser) framing(name string, value []byte) (bool, error) {
 		return false, nil
 	}
 	return true, nil
+}
+
+// announced adds to the names of trailers those that may be sent on: one that frames or routes a message
+// would be dropped from the trailers, and makes some readers refuse the whole.
+func (p *parser) announced(before string, value []byte) string {
+	names := []byte(before)
+	for name := range bytes.SplitSeq(value, []byte{','}) {
+		name = bytes.Trim(name, " \t")
+		if !message.IsToken(name) || message.BadTrailer(p.in.Name(name)) {
+			continue
+		}
+		if len(names) > 0 {
+			names = append(names, ", "...)
+		}
+		names = append(names, name...)
+	}
+	return string(names)
 }
 
 // length reads a Content-Length: digits only, at most 18, so that it fits.
@@ -354,9 +372,10 @@ func (p *parser) finish() error {
 	if h.Chunked && h.Minor == 0 {
 		return bad("there is a Transfer-Encoding in HTTP/1.0")
 	}
-	p.options()
+	if err := p.options(); err != nil {
+		return err
+	}
 	if !p.request {
-		h.Upgrade = p.upgrade
 		if h.Status != 101 {
 			h.Upgrade = ""
 		}
@@ -370,17 +389,25 @@ func (p *parser) finish() error {
 		}
 		return nil
 	}
+	h.Expect = h.Expect && h.Minor == 1 // RFC 9110 section 10.1.1
 	h.Body = h.Chunked || h.ContentLength != message.Unknown
+	if hasToken(h.Upgrade, "h2c") {
+		// A tunnel of requests that nobody here would see. To ignore it is allowed: RFC 9110 section 7.8.
+		h.Upgrade = ""
+	}
 	if h.Method == "CONNECT" && h.Body {
 		return bad("a CONNECT request has a body")
 	}
 	return p.host()
 }
 
+// maxOptions bounds the names in Connection fields: each is looked for among all fields.
+const maxOptions = 100
+
 // options reads what Connection says of this connection and of other fields.
-func (p *parser) options() {
+func (p *parser) options() error {
 	h := p.h
-	upgrade := false
+	upgrade, options := false, 0
 	for rest, token := p.connection, ""; rest != ""; {
 		token, rest, _ = strings.Cut(rest, ",")
 		switch token = strings.Trim(token, " \t"); token {
@@ -394,16 +421,17 @@ func (p *parser) options() {
 		default:
 			h.Remove(func(name string) bool { return name == token })
 		}
+		if options++; options > maxOptions {
+			return bad("the Connection fields name too many others")
+		}
 	}
 	if h.Minor == 0 && !p.keepAlive {
 		h.Close = true
 	}
-	if !upgrade || h.Minor == 0 {
-		p.upgrade = ""
-	}
-	if p.request {
+	if upgrade && h.Minor == 1 {
 		h.Upgrade = p.upgrade
 	}
+	return nil
 }
 
 // host checks the Host field against the target (RFC 9112 sections 3.2 and 3.3).

@@ -30,7 +30,8 @@ func AppendRequest(b []byte, h *message.Head) []byte {
 	return appendRest(b, h)
 }
 
-// AppendResponse appends a response's head to b.
+// AppendResponse appends a response's head to b. Framing follows h, but for 1xx and 204, which have none
+// whatever h says (RFC 9112 section 6).
 func AppendResponse(b []byte, h *message.Head) []byte {
 	b = append(b, "HTTP/1.1 "...)
 	b = strconv.AppendInt(b, int64(h.Status), 10)
@@ -38,6 +39,9 @@ func AppendResponse(b []byte, h *message.Head) []byte {
 	b = append(b, http.StatusText(h.Status)...)
 	b = append(b, '\r', '\n')
 	b = appendConnection(b, h, false)
+	if h.Status < 200 || h.Status == 204 {
+		return appendFields(b, h)
+	}
 	return appendRest(b, h)
 }
 
@@ -82,6 +86,10 @@ func appendRest(b []byte, h *message.Head) []byte {
 		b = append(b, h.Trailer...)
 		b = append(b, '\r', '\n')
 	}
+	return appendFields(b, h)
+}
+
+func appendFields(b []byte, h *message.Head) []byte {
 	for i := range h.Fields {
 		b = appendField(b, h.Fields[i])
 	}

@@ -301,7 +301,7 @@ func requestHead(fields []hpack.HeaderField, h *message.Head, extended bool) boo
 		return false
 	}
 	if h.Method == "CONNECT" && !p.has(hasProtocol) {
-		return p.has(hasAuthority) && !p.has(hasScheme) && !p.has(hasPath) && strings.LastIndexByte(h.Authority, ':') > 0
+		return p.has(hasAuthority) && !p.has(hasScheme) && !p.has(hasPath) && message.IsHostPort(h.Authority)
 	}
 	if p.has(hasProtocol) {
 		if !extended || h.Method != "CONNECT" || !message.IsToken(p.protocol) || !p.has(hasAuthority) {

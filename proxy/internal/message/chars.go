@@ -5,7 +5,7 @@ var (
 	tokenChar  [256]bool // RFC 9110 section 5.6.2, tchar
 	valueChar  [256]bool // field-vchar, SP, HTAB: section 5.5
 	targetChar [256]bool // visible ASCII but "#", '"', "<", ">", "\", "^", "`", "{", "|", "}": RFC 3986
-	hostChar   [256]bool // reg-name, IP literals and port, without userinfo and percent-encoding
+	hostChar   [256]bool // reg-name without percent-encoding: RFC 3986 section 3.2.2
 	toLower    [256]byte
 )
 
@@ -31,7 +31,7 @@ func init() {
 	for _, c := range []byte("#\"<>\\") {
 		targetChar[c] = false
 	}
-	for _, c := range []byte("-._~:[]!$&'()*+,;=") {
+	for _, c := range []byte("-._~!$&'()*+,;=") {
 		hostChar[c] = true
 	}
 }
@@ -72,14 +72,51 @@ func IsTarget[T string | []byte](s T) bool {
 	return true
 }
 
-// IsAuthority tells whether s is host[:port] as the Host field has it.
+// IsAuthority tells whether s is HOST or HOST:PORT, as the Host field has it (RFC 9110 section 7.2). The
+// host is a name, an IPv4 address or an IPv6 address in brackets; user information, percent-encoding and
+// an empty port are refused, for readers differ about them.
 func IsAuthority[T string | []byte](s T) bool {
-	for i := range len(s) {
-		if !hostChar[s[i]] {
+	host := hostEnd(s)
+	return host > 0 && (host == len(s) || isPort(s[host:]))
+}
+
+// IsHostPort tells whether s is HOST:PORT: the target of a CONNECT.
+func IsHostPort[T string | []byte](s T) bool {
+	host := hostEnd(s)
+	return host > 0 && host < len(s) && isPort(s[host:])
+}
+
+// hostEnd is where the host at the start of s ends, 0 when there is none.
+func hostEnd[T string | []byte](s T) int {
+	if len(s) == 0 || s[0] != '[' {
+		i := 0
+		for i < len(s) && hostChar[s[i]] {
+			i++
+		}
+		return i
+	}
+	for i := 1; i < len(s); i++ {
+		switch c := s[i]; {
+		case c == ']' && i > 2:
+			return i + 1
+		case !isHex(c) && c != ':' && c != '.':
+			return 0
+		}
+	}
+	return 0
+}
+
+// isPort tells whether s is a colon and a port.
+func isPort[T string | []byte](s T) bool {
+	if len(s) < 2 || len(s) > 6 || s[0] != ':' {
+		return false
+	}
+	for i := 1; i < len(s); i++ {
+		if s[i] < '0' || s[i] > '9' {
 			return false
 		}
 	}
-	return len(s) > 0
+	return true
 }
 
 // EqualFold compares without regard to the case of ASCII letters.
