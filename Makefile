@@ -100,6 +100,15 @@ generate: ## Write the generated files again: the JSON Schema and the references
 soak: ## The long forms: minutes of load, thousands of rotations
 	COUNTERSIGN_SOAK=1 $(GO) test -count=1 -timeout 3h -v $$(grep -rl --include='*_test.go' COUNTERSIGN_SOAK . | xargs -n1 dirname | sort -u)
 
+.PHONY: bench
+bench: ## Measure the sidecars beside NGINX and others, and write docs/performance.md; BENCH="--only ROW,... --runs N"
+	@tools/install-peers.sh bench
+	$(GO) run ./bench $(BENCH)
+
+.PHONY: bench-quick
+bench-quick: ## The short form of bench: one run a row, beside NGINX only; writes nothing
+	$(GO) run ./bench --runs 1 --duration 2s --setups ours $(BENCH)
+
 .PHONY: clean
 clean: ## Remove what was built here
 	rm -rf bin tools/bin

@@ -46,12 +46,16 @@ var layer = map[string]int{
 	// The program, which wires them, and the tests of the whole.
 	"cmd/countersign": 4,
 	"integration":     4,
+	// What the whole costs, beside its peers.
+	"bench":     4,
+	"bench/pgo": 4,
 	"":                4,
 }
 
 // sideways are the imports inside a layer that are meant: IDs are the word that everything is said in.
 var sideways = map[string][]string{
-	"mesh": {"id"},
+	"mesh":      {"id"},
+	"bench/pgo": {"bench/internal/load", "bench/internal/rig"}, // two programs of one subject
 }
 
 // never are imports that a package's own promise excludes.

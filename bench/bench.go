@@ -1,0 +1,228 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"time"
+
+	"countersign.dev/bench/internal/proc"
+	"countersign.dev/bench/internal/rig"
+	"countersign.dev/bench/internal/tally"
+)
+
+// bench is one invocation.
+type bench struct {
+	options
+	log     *slog.Logger
+	command string
+	rig     *rig.Rig
+	setups  []*rig.Setup
+	chains  map[string]*rig.Chain // that are up, by setup
+	results tally.Results
+}
+
+// measure runs all rows.
+func (b *bench) measure(ctx context.Context, chosen []row) error {
+	b.chains = make(map[string]*rig.Chain)
+	if err := b.findSetups(ctx, chosen); err != nil {
+		return err
+	}
+	for _, r := range chosen {
+		if err := b.measureRow(ctx, r); err != nil {
+			return fmt.Errorf("row %s: %w", r.name, err)
+		}
+	}
+	return nil
+}
+
+// findSetups looks which of the setups are there.
+func (b *bench) findSetups(ctx context.Context, chosen []row) error {
+	ours, err := b.rig.Product(ctx, rig.Ours, "")
+	if err != nil {
+		return err
+	}
+	nginx, err := b.rig.NGINX(ctx)
+	if err != nil {
+		return fmt.Errorf("the baseline: %w", err)
+	}
+	b.setups = []*rig.Setup{nginx, ours}
+	return nil
+}
+
+// setup finds a setup by name; nil: it is not there.
+func (b *bench) setup(name string) *rig.Setup {
+	for _, s := range b.setups {
+		if s.Name == name {
+			return s
+		}
+	}
+	return nil
+}
+
+// chain is the chain of a setup that all rows share; it is started when it is needed first.
+func (b *bench) chain(ctx context.Context, s *rig.Setup) (*rig.Chain, error) {
+	if c := b.chains[s.Name]; c != nil {
+		return c, nil
+	}
+	b.log.InfoContext(ctx, "starting", "setup", s.Name)
+	c, err := s.Start(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("starting %s: %w", s.Name, err)
+	}
+	b.chains[s.Name] = c
+	return c, nil
+}
+
+// measureRow measures all setups in one row.
+func (b *bench) measureRow(ctx context.Context, r row) error {
+	var others []*rig.Setup
+	for _, s := range b.setups {
+		if s.Name == rig.Baseline || !b.wanted(r, s.Name) {
+			continue
+		}
+		c, err := b.chain(ctx, s)
+		if err != nil {
+			return err
+		}
+		if r.has == nil || r.has(c) {
+			others = append(others, s)
+		}
+	}
+	if len(others) == 0 {
+		return nil
+	}
+	baseline := b.setup(rig.Baseline)
+	series := make(map[string]*tally.Series)
+	before, err := b.once(ctx, r, baseline)
+	if err != nil {
+		return err
+	}
+	all := tally.Series{Runs: []tally.Sample{before}}
+	for run := range b.Runs {
+		for _, s := range others {
+			sample, err := b.once(ctx, r, s)
+			if err != nil {
+				return err
+			}
+			after, err := b.once(ctx, r, baseline)
+			if err != nil {
+				return err
+			}
+			if series[s.Name] == nil {
+				series[s.Name] = &tally.Series{}
+			}
+			series[s.Name].Add(sample, before, after)
+			all.Runs = append(all.Runs, after)
+			before = after
+			b.progress(ctx, r, s.Name, run, *series[s.Name])
+		}
+	}
+	result := tally.Row{Name: r.name, Title: r.title, Metrics: r.metrics, Baseline: all, Setups: series}
+	b.results.Put(result)
+	return nil
+}
+
+// wanted tells whether a setup is measured in a row.
+func (b *bench) wanted(r row, name string) bool {
+	if len(r.only) > 0 {
+		return slices.Contains(r.only, name)
+	}
+	return len(b.Setups) == 0 || slices.Contains(b.Setups, name)
+}
+
+// progress says what the last run came to.
+func (b *bench) progress(ctx context.Context, r row, setup string, run int, s tally.Series) {
+	attributes := []slog.Attr{slog.String("row", r.name), slog.String("setup", setup), slog.Int("run", run+1)}
+	last := tally.Series{Runs: s.Runs[run:], Before: s.Before[run:], After: s.After[run:]}
+	for _, m := range r.metrics {
+		for _, ratio := range last.Ratios(m.Name) {
+			attributes = append(attributes, slog.String(m.Name, fmt.Sprintf("%.2f", ratio)))
+		}
+	}
+	b.log.LogAttrs(ctx, slog.LevelInfo, "ratio to the baseline beside it", attributes...)
+}
+
+// once makes one run, again when the machine had other work. Of several that all were disturbed the
+// quietest counts.
+func (b *bench) once(ctx context.Context, r row, s *rig.Setup) (tally.Sample, error) {
+	var best tally.Sample
+	quietest := 0.0
+	for attempt := range b.Repeats + 1 {
+		if err := b.quiet(ctx); err != nil {
+			return nil, err
+		}
+		sample, others, err := b.attempt(ctx, r, s)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", s.Name, err)
+		}
+		if best == nil || others < quietest {
+			best, quietest = sample, others
+		}
+		if others <= b.Other {
+			return best, nil
+		}
+		if attempt < b.Repeats {
+			b.results.Repeated++
+			b.log.WarnContext(ctx, "others worked on this machine; the run is repeated", "row", r.name, "setup", s.Name, "share", fmt.Sprintf("%.2f", others))
+		}
+	}
+	b.results.Disturbed++
+	b.log.WarnContext(ctx, "others worked on this machine in every run; the quietest counts", "row", r.name, "setup", s.Name, "share", fmt.Sprintf("%.2f", quietest))
+	return best, nil
+}
+
+// attempt makes one run and tells which share of the processors others used meanwhile.
+func (b *bench) attempt(ctx context.Context, r row, s *rig.Setup) (sample tally.Sample, others float64, err error) {
+	var c *rig.Chain
+	if r.fresh {
+		if c, err = s.Start(ctx); c != nil {
+			defer func() { err = errors.Join(err, c.Stop()) }()
+		}
+	} else {
+		c, err = b.chain(ctx, s)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	watch, err := proc.NewWatch(os.Getpid())
+	if err != nil {
+		return nil, 0, err
+	}
+	sample, err = r.run(ctx, b, c)
+	if ctx.Err() != nil {
+		return nil, 0, ctx.Err()
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	others, err = watch.Foreign()
+	return sample, others, err
+}
+
+// quiet waits until others leave the machine alone, but not for ever.
+func (b *bench) quiet(ctx context.Context) error {
+	const (
+		look    = 250 * time.Millisecond
+		longest = 20 * time.Second
+	)
+	for began := time.Now(); time.Since(began) < longest; {
+		watch, err := proc.NewWatch(os.Getpid())
+		if err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(look):
+		}
+		others, err := watch.Foreign()
+		if err != nil || others <= b.Other {
+			return err
+		}
+	}
+	return nil // the run itself will say how bad it is
+}

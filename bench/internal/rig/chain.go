@@ -1,0 +1,73 @@
+package rig
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"time"
+
+	"countersign.dev/bench/internal/proc"
+)
+
+// Chain is a pair of sidecars that is measured: an application's request goes to the connecting one
+// in plaintext, by mutual TLS to the receiving one, and to the origin in plaintext.
+type Chain struct {
+	Name string
+	// Where applications connect in plaintext; "" where the chain has no such port.
+	HTTP, GRPC, TCP string
+	// Where the receiving sidecar takes mutual TLS.
+	PeerHTTP, PeerTCP string
+
+	Connecting, Receiving []*Child
+	others                []*Child // the control plane
+	closers               []func()
+}
+
+// CPU is the processor time that both sidecars have used so far.
+func (c *Chain) CPU() (connecting, receiving time.Duration, err error) {
+	connecting, err1 := proc.CPU(pids(c.Connecting)...)
+	receiving, err2 := proc.CPU(pids(c.Receiving)...)
+	return connecting, receiving, errors.Join(err1, err2)
+}
+
+// Memory is what each of the sidecars holds.
+func (c *Chain) Memory() (connecting, receiving proc.Memory, err error) {
+	connecting, err1 := proc.MemoryOf(pids(c.Connecting)...)
+	receiving, err2 := proc.MemoryOf(pids(c.Receiving)...)
+	return connecting, receiving, errors.Join(err1, err2)
+}
+
+func pids(children []*Child) []int {
+	numbers := make([]int, len(children))
+	for i, c := range children {
+		numbers[i] = c.PID()
+	}
+	return numbers
+}
+
+// Stop ends the chain's processes.
+func (c *Chain) Stop() error {
+	var errs []error
+	for _, group := range [][]*Child{c.Connecting, c.Receiving, c.others} {
+		for _, child := range group {
+			errs = append(errs, child.Stop())
+		}
+	}
+	for _, closer := range c.closers {
+		closer()
+	}
+	return errors.Join(errs...)
+}
+
+// Setup is a way to build a chain.
+type Setup struct {
+	Name string
+	// Title says what it is, with its version.
+	Title string
+	// Start builds the chain.
+	Start func(ctx context.Context) (*Chain, error)
+	// Connect builds the connecting half alone. Its TCP port leads to an endpoint of this process, which
+	// proves to be the server, echoes, and gives no session tickets, so that every handshake is a full
+	// one; it offers the groups, or crypto/tls's own. Nil: there is no such half.
+	Connect func(ctx context.Context, offered ...tls.CurveID) (*Chain, error)
+}

@@ -1,0 +1,102 @@
+package rig
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// The setups of the product.
+const (
+	Ours       = "ours"
+	OursX25519 = "ours-x25519"
+	MixedOut   = "ours-nginx" // our sidecar calls, NGINX receives
+	MixedIn    = "nginx-ours" // NGINX calls, our sidecar receives
+)
+
+// Product is the product between its own sidecars, with the TLS groups that a specification names, or
+// with its own ("").
+func (r *Rig) Product(ctx context.Context, name, groups string) (*Setup, error) {
+	version, err := r.Countersign(ctx, "version")
+	if err != nil {
+		return nil, err
+	}
+	return &Setup{
+		Name: name, Title: strings.TrimSpace(version),
+		Start: func(ctx context.Context) (*Chain, error) {
+			m, err := r.StartMesh(ctx, name, groups)
+			return chainOf(m), err
+		},
+		Connect: func(ctx context.Context, offered ...tls.CurveID) (*Chain, error) {
+			m, err := r.StartMesh(ctx, name+"-connecting", groups)
+			if err == nil {
+				err = m.Behead()
+			}
+			if err != nil {
+				return chainOf(m), err
+			}
+			return &m.Chain, r.endpoint(ctx, &m.Chain, offered)
+		},
+	}, nil
+}
+
+func chainOf(m *Mesh) *Chain {
+	if m == nil {
+		return nil
+	}
+	return &m.Chain
+}
+
+// Mixed is one sidecar of the product and one NGINX, connecting or receiving.
+func (r *Rig) Mixed(name string) *Setup {
+	start := r.oursToNGINX
+	if name == MixedIn {
+		start = r.nginxToOurs
+	}
+	return &Setup{Name: name, Title: fmt.Sprintf("one side each: %s", name), Start: start}
+}
+
+// oursToNGINX is a mesh whose receiving sidecar was replaced: the connecting one still dials where it
+// was, and finds NGINX there with the certificate of the same service.
+func (r *Rig) oursToNGINX(ctx context.Context) (*Chain, error) {
+	m, err := r.StartMesh(ctx, MixedOut, "")
+	if err != nil {
+		return chainOf(m), err
+	}
+	if err := m.Behead(); err != nil {
+		return &m.Chain, err
+	}
+	e, err := r.endpoints()
+	if err != nil {
+		return &m.Chain, err
+	}
+	e.PeerHTTP, e.PeerTCP = m.PeerHTTP, m.PeerTCP
+	m.GRPC = ""
+	return &m.Chain, r.nginxReceiving(ctx, &m.Chain, e)
+}
+
+// nginxToOurs is a mesh whose receiving sidecar is called by NGINX with the certificate of the
+// connecting service.
+func (r *Rig) nginxToOurs(ctx context.Context) (*Chain, error) {
+	m, err := r.StartMesh(ctx, MixedIn, "")
+	if err != nil {
+		return chainOf(m), err
+	}
+	err = nil
+	for _, child := range m.Connecting {
+		err = errors.Join(err, child.Stop())
+	}
+	if err != nil {
+		return &m.Chain, err
+	}
+	e, err := r.endpoints()
+	if err != nil {
+		return &m.Chain, err
+	}
+	e.PeerHTTP, e.PeerTCP = m.PeerHTTP, m.PeerTCP
+	err = r.nginxConnecting(ctx, &m.Chain, e)
+	m.GRPC = "" // there is no peer for it
+	return &m.Chain, err
+}
