@@ -1,11 +1,7 @@
 package h1
 
 import (
-	"bufio"
-	"bytes"
 	"fmt"
-	"io"
-	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -316,79 +312,6 @@ func TestWrite(t *testing.T) {
 	body := AppendLastChunk(append(AppendChunkSize(nil, 26), "abcdefghijklmnopqrstuvwxyz\r\n"...), []message.Field{{Name: "x-t", Value: "v"}})
 	if want := crlfed("1a\nabcdefghijklmnopqrstuvwxyz\n0\nX-T: v\n\n"); string(body) != want {
 		t.Errorf("chunks %q, want %q", body, want)
-	}
-}
-
-// FuzzRequest compares with net/http: what is accepted here is read there in the same way, and what
-// is written for it is read there and here in the same way again.
-func FuzzRequest(f *testing.F) {
-	for _, seed := range []string{
-		"GET /a?b HTTP/1.1\nHost: a\nX-A: b\n\n",
-		"POST / HTTP/1.1\nHost: a\nContent-Length: 3\n\nabc",
-		"POST http://a/ HTTP/1.1\nHost: a\nTransfer-Encoding: chunked\n\n3;x\nabc\n0\nX-T: v\n\n",
-		"GET / HTTP/1.0\nConnection: keep-alive\n\n",
-		"CONNECT a:1 HTTP/1.1\nHost: a:1\n\n",
-		"OPTIONS * HTTP/1.1\nHost: a\nConnection: x\nX: y\n\n",
-	} {
-		f.Add([]byte(crlfed(seed)))
-	}
-	f.Fuzz(func(t *testing.T, in []byte) {
-		var h message.Head
-		intern := &message.Interner{}
-		n, err := (&Reader{Intern: intern}).Request(in, &h)
-		if n == 0 || err != nil {
-			return
-		}
-		body := NewBody(&h, true, intern)
-		content, used, err := readAll(&body, in[n:], 1<<20)
-		if err != nil || !body.Done() {
-			return
-		}
-		compare(t, in[:n+used], &h, content)
-		out := AppendRequest(nil, &h)
-		if h.Chunked {
-			if len(content) > 0 {
-				out = append(append(AppendChunkSize(out, len(content)), content...), "\r\n"...)
-			}
-			out = AppendLastChunk(out, body.Trailers())
-		} else {
-			out = append(out, content...)
-		}
-		if h.Authority != "" {
-			compare(t, out, &h, content)
-		}
-	})
-}
-
-// compare reads one message with net/http.
-func compare(t *testing.T, wire []byte, h *message.Head, content []byte) {
-	t.Helper()
-	rest := bufio.NewReader(bytes.NewReader(wire))
-	req, err := http.ReadRequest(rest)
-	if err != nil {
-		// net/http refuses more than we do only in what it says of URLs; that is no second reading.
-		if strings.Contains(err.Error(), "parse ") || strings.Contains(err.Error(), "malformed Host") || strings.Contains(err.Error(), "invalid method") {
-			return
-		}
-		t.Fatalf("net/http refuses what is accepted: %v\n%q", err, wire)
-	}
-	if req.Method != h.Method || req.Method != "CONNECT" && !strings.HasSuffix(req.RequestURI, h.Target) && h.Target != "/" && !strings.HasPrefix(h.Target, "/?") {
-		t.Fatalf("net/http reads %s %s\n%q", req.Method, req.RequestURI, wire)
-	}
-	got, err := io.ReadAll(req.Body)
-	if err != nil {
-		t.Fatalf("net/http cannot read the body: %v\n%q", err, wire)
-	}
-	if !bytes.Equal(got, content) {
-		t.Fatalf("net/http reads the body %q, not %q\n%q", got, content, wire)
-	}
-	if left, _ := io.ReadAll(rest); len(left) > 0 {
-		t.Fatalf("net/http leaves %q\n%q", left, wire)
-	}
-	for _, f := range h.Fields {
-		if !slices.Contains(req.Header.Values(f.Name), f.Value) {
-			t.Fatalf("net/http does not see %s: %q\n%q", f.Name, f.Value, wire)
-		}
 	}
 }
 

@@ -372,6 +372,9 @@ func (p *parser) finish() error {
 	if h.Chunked && h.Minor == 0 {
 		return bad("there is a Transfer-Encoding in HTTP/1.0")
 	}
+	if !h.Chunked {
+		h.Trailer = "" // only chunks can be followed by trailers
+	}
 	if err := p.options(); err != nil {
 		return err
 	}

@@ -17,7 +17,8 @@ func TestCharacters(t *testing.T) {
 		{"value", IsValue[string], []string{"", "a b\tc", "ä"}, []string{" a", "a ", "a\x00b", "a\nb", "\x7f"}},
 		{"target", IsTarget[string], []string{"/", "/a?b=%2F|{}", "/a;b"}, []string{"", "a", "/a b", "/%2", "/%zz", "/#", `/\`, "/ä", "/\x00"}},
 		{
-			"authority", IsAuthority[string], []string{"a", "a.test:80", "127.0.0.1:65535", "[::1]", "[::1]:80", "a_b-c"},
+			"authority", IsAuthority[string],
+			[]string{"a", "a.test:80", "127.0.0.1:65535", "[::1]", "[::1]:80", "a_b-c"},
 			[]string{"", "u@a", "a/b", "a b", "a%41", "a:", ":80", "a:80:81", "a:x", "a:123456", "[::1", "::1", "a]", "a[b]", "[]", "[::1]80", "[::1%25lo]", "[v1.a]"},
 		},
 		{"host and port", IsHostPort[string], []string{"a:1", "[::1]:80"}, []string{"", "a", "a:", ":1", "[::1]", "a:1:2"}},
