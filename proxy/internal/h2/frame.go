@@ -15,10 +15,10 @@ func (c *Conn) frame(p []byte) error {
 	if c.block.stream != 0 && kind != http2.FrameContinuation {
 		return c.fail(http2.ErrCodeProtocol, "a header block is interrupted")
 	}
-	switch kind {
-	case http2.FrameHeaders:
+	if kind == http2.FrameHeaders {
 		return c.headersFrame(p)
-	case http2.FrameContinuation:
+	}
+	if kind == http2.FrameContinuation {
 		return c.continuationFrame(p)
 	}
 	c.rd.Reset(p)

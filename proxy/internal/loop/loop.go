@@ -52,6 +52,7 @@ type Loop struct {
 	finals []func() // what Finally was told, and what was run last: two lists that take turns
 	lasts  []func()
 	dirty  []*Conn
+	spoken int // connections that were written in this round
 	again  []*Conn
 	closed []*Conn
 	timers timers
@@ -149,7 +150,7 @@ func (l *Loop) Stalls() int64 { return l.stalls.Load() }
 // round handles what is ready, then what was posted and what asked for another turn, and writes at
 // the end. It is false when the loop is to end.
 func (l *Loop) round(ready func()) bool {
-	l.now = time.Now()
+	l.now, l.spoken = time.Now(), 0
 	ready()
 	l.takeInbox()
 	again := l.again
@@ -197,6 +198,7 @@ func (l *Loop) flush() {
 		c.dirty = false
 		c.flush()
 	}
+	l.spoken += len(l.dirty)
 	clear(l.dirty)
 	l.dirty = l.dirty[:0]
 	for i := 0; i < len(l.closed); i++ {
