@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"countersign.dev/bench/internal/proc"
@@ -22,12 +23,14 @@ type bench struct {
 	rig     *rig.Rig
 	setups  []*rig.Setup
 	chains  map[string]*rig.Chain // that are up, by setup
+	halves  map[string]*rig.Chain // connecting halves that are up, by setup and groups
+	failed  bool                  // something that should have figures has none
 	results tally.Results
 }
 
 // measure runs all rows.
 func (b *bench) measure(ctx context.Context, chosen []row) error {
-	b.chains = make(map[string]*rig.Chain)
+	b.chains, b.halves = make(map[string]*rig.Chain), make(map[string]*rig.Chain)
 	if err := b.findSetups(ctx, chosen); err != nil {
 		return err
 	}
@@ -49,7 +52,7 @@ func (b *bench) findSetups(ctx context.Context, chosen []row) error {
 	if err != nil {
 		return fmt.Errorf("the baseline: %w", err)
 	}
-	b.setups = []*rig.Setup{nginx, ours}
+	b.setups = []*rig.Setup{nginx, ours, b.rig.Mixed(rig.MixedOut), b.rig.Mixed(rig.MixedIn)}
 	return nil
 }
 
@@ -77,8 +80,54 @@ func (b *bench) chain(ctx context.Context, s *rig.Setup) (*rig.Chain, error) {
 	return c, nil
 }
 
-// measureRow measures all setups in one row.
+// measureRow measures all setups in one row. A setup that fails is left out of the rest of the row, and the
+// results say so.
 func (b *bench) measureRow(ctx context.Context, r row) error {
+	others, err := b.competitors(ctx, r)
+	if err != nil || len(others) == 0 {
+		return err
+	}
+	baseline := b.setup(rig.Baseline)
+	before, err := b.once(ctx, r, baseline)
+	if err != nil {
+		return b.leaveOut(ctx, r, baseline, err)
+	}
+	result := tally.Row{
+		Name: r.name, Title: r.title, Metrics: r.metrics, Setups: make(map[string]*tally.Series), Baseline: tally.Series{Runs: []tally.Sample{before}},
+		Date: time.Now().UTC().Format(time.DateOnly), Version: b.setup(rig.Ours).Title, Command: b.command,
+	}
+	for run := range b.Runs {
+		for i, s := range others {
+			if s == nil || run >= b.runs(r, s) {
+				continue
+			}
+			sample, err := b.once(ctx, r, s)
+			if err != nil {
+				if err := b.leaveOut(ctx, r, s, err); err != nil {
+					return err
+				}
+				others[i] = nil
+				continue
+			}
+			after, err := b.once(ctx, r, baseline)
+			if err != nil {
+				return b.leaveOut(ctx, r, baseline, err)
+			}
+			if result.Setups[s.Name] == nil {
+				result.Setups[s.Name] = &tally.Series{}
+			}
+			result.Setups[s.Name].Add(sample, before, after)
+			result.Baseline.Runs = append(result.Baseline.Runs, after)
+			before = after
+			b.progress(ctx, r, s.Name, *result.Setups[s.Name])
+		}
+	}
+	b.results.Put(result)
+	return nil
+}
+
+// competitors are the setups that a row is measured of, beside the baseline.
+func (b *bench) competitors(ctx context.Context, r row) ([]*rig.Setup, error) {
 	var others []*rig.Setup
 	for _, s := range b.setups {
 		if s.Name == rig.Baseline || !b.wanted(r, s.Name) {
@@ -86,44 +135,41 @@ func (b *bench) measureRow(ctx context.Context, r row) error {
 		}
 		c, err := b.chain(ctx, s)
 		if err != nil {
-			return err
+			if err := b.leaveOut(ctx, r, s, err); err != nil {
+				return nil, err
+			}
+			continue
 		}
-		if r.has == nil || r.has(c) {
+		if r.has(c) {
 			others = append(others, s)
 		}
 	}
-	if len(others) == 0 {
-		return nil
+	return others, nil
+}
+
+// leaveOut notes that a setup has no figures in a row. It fails only when everything is to end.
+func (b *bench) leaveOut(ctx context.Context, r row, s *rig.Setup, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
 	}
-	baseline := b.setup(rig.Baseline)
-	series := make(map[string]*tally.Series)
-	before, err := b.once(ctx, r, baseline)
-	if err != nil {
-		return err
-	}
-	all := tally.Series{Runs: []tally.Sample{before}}
-	for run := range b.Runs {
-		for _, s := range others {
-			sample, err := b.once(ctx, r, s)
-			if err != nil {
-				return err
-			}
-			after, err := b.once(ctx, r, baseline)
-			if err != nil {
-				return err
-			}
-			if series[s.Name] == nil {
-				series[s.Name] = &tally.Series{}
-			}
-			series[s.Name].Add(sample, before, after)
-			all.Runs = append(all.Runs, after)
-			before = after
-			b.progress(ctx, r, s.Name, run, *series[s.Name])
-		}
-	}
-	result := tally.Row{Name: r.name, Title: r.title, Metrics: r.metrics, Baseline: all, Setups: series}
-	b.results.Put(result)
+	b.failed = true
+	b.log.ErrorContext(ctx, "left out", "row", r.name, "setup", s.Name, "error", err)
+	text, _, _ := strings.Cut(err.Error(), "\n")
+	b.results.Missing = append(b.results.Missing, fmt.Sprintf("%s in %s: %s", s.Name, r.name, text))
 	return nil
+}
+
+// runs is how often a setup runs in a row.
+func (b *bench) runs(r row, s *rig.Setup) int {
+	const slow = 2
+	n := b.Runs
+	if len(r.only) == 0 && s.Name != rig.Ours {
+		n = min(n, b.PeerRuns)
+	}
+	if r.fresh {
+		n = min(n, slow)
+	}
+	return n
 }
 
 // wanted tells whether a setup is measured in a row.
@@ -131,11 +177,15 @@ func (b *bench) wanted(r row, name string) bool {
 	if len(r.only) > 0 {
 		return slices.Contains(r.only, name)
 	}
+	if name == rig.MixedOut || name == rig.MixedIn {
+		return false
+	}
 	return len(b.Setups) == 0 || slices.Contains(b.Setups, name)
 }
 
 // progress says what the last run came to.
-func (b *bench) progress(ctx context.Context, r row, setup string, run int, s tally.Series) {
+func (b *bench) progress(ctx context.Context, r row, setup string, s tally.Series) {
+	run := len(s.Runs) - 1
 	attributes := []slog.Attr{slog.String("row", r.name), slog.String("setup", setup), slog.Int("run", run+1)}
 	last := tally.Series{Runs: s.Runs[run:], Before: s.Before[run:], After: s.After[run:]}
 	for _, m := range r.metrics {

@@ -33,6 +33,7 @@ type options struct {
 	Only       []string      `placeholder:"ROW" help:"Only these rows."`
 	Setups     []string      `placeholder:"SETUP" help:"Only these setups, beside the baseline. Default: all that are there."`
 	Runs       int           `default:"5" help:"Runs of each setup and row; the baseline has one more for each. Default: ${default}."`
+	PeerRuns   int           `default:"2" help:"The same of setups that are neither ours nor the baseline; never more than --runs. Default: ${default}."`
 	Duration   time.Duration `default:"5s" help:"Of a run of load, in whole seconds. Default: ${default}."`
 	Settle     time.Duration `default:"10s" help:"How long memory may settle before it is read, and how long rest is watched. Default: ${default}."`
 	Other      float64       `default:"0.1" placeholder:"SHARE" help:"A run is repeated when others used more than this share of the processors. Default: ${default}."`

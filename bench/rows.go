@@ -5,7 +5,6 @@ import (
 	"errors"
 	"time"
 
-	"countersign.dev/bench/internal/load"
 	"countersign.dev/bench/internal/rig"
 	"countersign.dev/bench/internal/tally"
 )
@@ -14,11 +13,12 @@ import (
 type row struct {
 	name, title string
 	metrics     []tally.Metric
-	// fresh rows want processes that have done nothing yet, for each run.
+	// fresh rows want processes that have done nothing yet, for each run, and are slow: they are run
+	// twice at most.
 	fresh bool
-	// only restricts the row to some setups; empty: to those that are measured by default.
+	// only restricts the row to setups that no other row measures; empty: all but those.
 	only []string
-	// has tells whether a chain has what the row needs; nil: every chain has.
+	// has tells whether a chain has what the row needs.
 	has func(*rig.Chain) bool
 	run func(context.Context, *bench, *rig.Chain) (tally.Sample, error)
 }
@@ -30,58 +30,63 @@ var (
 	p50           = tally.Metric{Name: "p50", Title: "p50", Unit: "ms", Lower: true}
 	p99           = tally.Metric{Name: "p99", Title: "p99", Unit: "ms", Lower: true}
 	throughput    = tally.Metric{Name: "throughput", Title: "throughput", Unit: "MiB/s"}
+	receivingCPU  = tally.Metric{Name: "cpu_receiving", Title: "CPU per connection, receiving sidecar", Unit: "µs", Lower: true}
+	bothCPU       = tally.Metric{Name: "cpu_both", Title: "CPU per connection, both sidecars", Unit: "µs", Lower: true}
 )
 
-func hasHTTP(c *rig.Chain) bool { return c.HTTP != "" }
+// requestMetrics are those of a load of requests.
+func requestMetrics(more ...tally.Metric) []tally.Metric {
+	return append([]tally.Metric{cpuPerRequest, perSecond, p50, p99}, more...)
+}
+
+func hasHTTP(c *rig.Chain) bool     { return c.HTTP != "" }
+func hasGRPC(c *rig.Chain) bool     { return c.GRPC != "" }
+func hasTCP(c *rig.Chain) bool      { return c.TCP != "" }
+func hasReceiver(c *rig.Chain) bool { return c.PeerHTTP != "" || c.PeerTCP != "" }
 
 // rows are all rows, in the order of the tables.
 func rows() []row {
-	var all []row
-	for _, r := range []struct {
-		name, title, path string
-		connections       int
-	}{
-		{"http-128-c1", "128 B, 1 connection", rig.PathSmall, 1},
-		{"http-128-c64", "128 B, 64 connections", rig.PathSmall, 64},
-		{"http-128-c512", "128 B, 512 connections", rig.PathSmall, 512},
-		{"http-16k-c64", "16 KiB, 64 connections", rig.PathMiddle, 64},
-		{"http-1m-c4", "1 MiB, 4 connections", rig.PathLarge, 4},
-	} {
-		metrics := []tally.Metric{cpuPerRequest, perSecond, p50, p99}
-		if r.path == rig.PathLarge {
-			metrics = append(metrics, throughput)
-		}
-		all = append(all, row{name: r.name, title: r.title, metrics: metrics, has: hasHTTP, run: requests(r.path, r.connections)})
-	}
-	return all
-}
-
-// requests is a run of wrk through a chain.
-func requests(path string, connections int) func(context.Context, *bench, *rig.Chain) (tally.Sample, error) {
-	return func(ctx context.Context, b *bench, c *rig.Chain) (tally.Sample, error) {
-		wrk := load.Wrk{URL: "http://" + c.HTTP + path, Connections: connections}
-		var result load.Result
-		cpu, err := used(c, func() error {
-			var err error
-			result, err = wrk.Run(ctx, b.Duration)
-			return err
-		})
-		if err != nil {
-			return nil, err
-		}
-		sample := requestSample(result, cpu)
-		sample["throughput"] = float64(result.Bytes) / (1 << 20) / result.Elapsed.Seconds()
-		return sample, nil
-	}
-}
-
-// requestSample is what every load of requests measures.
-func requestSample(r load.Result, cpu time.Duration) tally.Sample {
-	return tally.Sample{
-		"cpu":  micros(cpu) / float64(r.Requests),
-		"rate": r.PerSecond(),
-		"p50":  millis(r.P50),
-		"p99":  millis(r.P99),
+	return []row{
+		{name: "http-128-c1", title: "HTTP, 128 B, 1 connection", metrics: requestMetrics(), has: hasHTTP, run: requests(rig.PathSmall, 1)},
+		{name: "http-128-c64", title: "HTTP, 128 B, 64 connections", metrics: requestMetrics(), has: hasHTTP, run: requests(rig.PathSmall, 64)},
+		{name: "http-128-c512", title: "HTTP, 128 B, 512 connections", metrics: requestMetrics(), has: hasHTTP, run: requests(rig.PathSmall, 512)},
+		{name: "http-16k-c64", title: "HTTP, 16 KiB, 64 connections", metrics: requestMetrics(throughput), has: hasHTTP, run: requests(rig.PathMiddle, 64)},
+		{name: "http-1m-c4", title: "HTTP, 1 MiB, 4 connections", metrics: requestMetrics(throughput), has: hasHTTP, run: requests(rig.PathLarge, 4)},
+		{
+			name: "beside-1m", title: "HTTP, 128 B on 8 connections beside four streams of 1 MiB", has: hasHTTP, run: beside,
+			metrics: []tally.Metric{p99, p50, perSecond, throughput},
+		},
+		{
+			name: "mixed-128-c64", title: "one of ours and one NGINX, 128 B, 64 connections", metrics: requestMetrics(), has: hasHTTP,
+			only: []string{rig.MixedOut, rig.MixedIn}, run: requests(rig.PathSmall, 64),
+		},
+		{name: "grpc-unary", title: "gRPC, unary, 128 B, 16 connections with 4 calls each", metrics: requestMetrics(), has: hasGRPC, run: calls},
+		{
+			name: "tcp-bulk", title: "TCP, 4 connections as fast as it goes", has: hasTCP, run: bulk,
+			metrics: []tally.Metric{throughput, {Name: "cpu", Title: "CPU per GiB, both sidecars", Unit: "ms", Lower: true}},
+		},
+		{
+			name: "handshake-full", title: "new mTLS connections, full handshakes, X25519 on both sides", has: hasReceiver, run: fullHandshakes(x25519...),
+			metrics: []tally.Metric{receivingCPU, bothCPU},
+		},
+		{
+			name: "handshake-default", title: "the same with the default groups of each", has: hasReceiver, run: fullHandshakes(),
+			metrics: []tally.Metric{receivingCPU, bothCPU},
+		},
+		{
+			name: "handshake-resumed", title: "new mTLS connections, resumed sessions", has: hasReceiver, run: resumedHandshakes,
+			metrics: []tally.Metric{receivingCPU, bothCPU},
+		},
+		{name: "idle", title: "memory and CPU of those who wait", metrics: idleMetrics(), fresh: true, has: hasReceiver, run: idle},
+		{
+			name: "reconnect", title: "peers that come back all at once", fresh: true, has: func(c *rig.Chain) bool { return c.PeerHTTP != "" && c.HTTP != "" },
+			run: reconnect, metrics: []tally.Metric{
+				{Name: "peak", Title: "peak memory, receiving sidecar", Unit: "MiB", Lower: true},
+				{Name: "back", Title: "until all are back", Unit: "s", Lower: true},
+				{Name: "p99", Title: "p99 of small requests beside it", Unit: "ms", Lower: true},
+				{Name: "retries", Title: "attempts that failed", Unit: "", Lower: true},
+			},
+		},
 	}
 }
 
@@ -103,3 +108,4 @@ func usedBySide(c *rig.Chain, something func() error) (connecting, receiving tim
 
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+func mebi(bytes int64) float64       { return float64(bytes) / (1 << 20) }

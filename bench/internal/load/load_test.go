@@ -37,6 +37,11 @@ func TestParseWrk(t *testing.T) {
 			Result{Requests: 204000, Failed: 740, Bytes: 62044241, Elapsed: 5010 * time.Millisecond, P50: 1460 * time.Microsecond, P99: 812 * time.Microsecond},
 			true,
 		},
+		"seconds, with a space after them": {
+			strings.Replace(wrkGood, "812.00us", "4.14s ", 1),
+			Result{Requests: 204730, Bytes: 62044241, Elapsed: 5010 * time.Millisecond, P50: 1460 * time.Microsecond, P99: 4140 * time.Millisecond},
+			true,
+		},
 		"without --latency": {strings.Replace(wrkGood, "99%  812", "98%  812", 1), Result{}, false},
 		"without a total":   {strings.Replace(wrkGood, "requests in", "requests of", 1), Result{}, false},
 		"a strange time":    {strings.Replace(wrkGood, "in 5.01s", "in 5.01y", 1), Result{}, false},

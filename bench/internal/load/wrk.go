@@ -66,7 +66,7 @@ func (w Wrk) While(ctx context.Context, something func() error) (Result, error) 
 
 var (
 	wrkTotal   = regexp.MustCompile(`(?m)^\s*(\d+) requests in (\S+), (\S+) read$`)
-	wrkLatency = regexp.MustCompile(`(?m)^\s*(50|99)%\s+(\S+)$`)
+	wrkLatency = regexp.MustCompile(`(?m)^\s*(50|99)%\s+(\S+)[ ]*$`)
 	wrkErrors  = regexp.MustCompile(`(?m)^\s*Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)$`)
 	wrkStatus  = regexp.MustCompile(`(?m)^\s*Non-2xx or 3xx responses: (\d+)$`)
 )

@@ -12,7 +12,10 @@ import (
 // Chain is a pair of sidecars that is measured: an application's request goes to the connecting one
 // in plaintext, by mutual TLS to the receiving one, and to the origin in plaintext.
 type Chain struct {
-	Name string
+	Setup string // its name
+	// PassThrough tells that HTTP is carried as TCP: each connection of an application is one between the
+	// sidecars, too.
+	PassThrough bool
 	// Where applications connect in plaintext; "" where the chain has no such port.
 	HTTP, GRPC, TCP string
 	// Where the receiving sidecar takes mutual TLS.

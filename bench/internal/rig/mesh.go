@@ -56,7 +56,7 @@ func (r *Rig) StartMesh(ctx context.Context, name, groups string) (*Mesh, error)
 	if err != nil {
 		return nil, err
 	}
-	m := &Mesh{Chain: Chain{Name: name}}
+	m := &Mesh{Chain: Chain{Setup: name}}
 	socket, url, pin, err := r.startControl(ctx, m, dir, groups)
 	if err != nil {
 		return m, err
@@ -104,7 +104,7 @@ func (r *Rig) startControl(ctx context.Context, m *Mesh, dir, groups string) (so
 	if err := copyTree(r.caState(), state); err != nil {
 		return "", "", "", fmt.Errorf("copying the authority: %w", err)
 	}
-	m.control, err = r.start(ctx, m.Name+"-server", r.Binary, "server", "--log-level", "warn", "--state", state, "--mesh", spec,
+	m.control, err = r.start(ctx, m.Setup+"-server", r.Binary, "server", "--log-level", "warn", "--state", state, "--mesh", spec,
 		"--listen", "127.0.0.1:0", "--unsealed", "--output", "json")
 	if err != nil {
 		return "", "", "", err

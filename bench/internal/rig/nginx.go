@@ -78,7 +78,7 @@ func (r *Rig) startNGINX(ctx context.Context) (*Chain, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Chain{Name: Baseline}
+	c := &Chain{Setup: Baseline}
 	return c, errors.Join(r.nginxReceiving(ctx, c, e), r.nginxConnecting(ctx, c, e))
 }
 
@@ -136,7 +136,7 @@ func (r *Rig) connecting(name string, half func(context.Context, *Chain, endpoin
 		if err != nil {
 			return nil, err
 		}
-		c := &Chain{Name: name + "-connecting", PeerTCP: e.PeerTCP}
+		c := &Chain{Setup: name + "-connecting", PeerTCP: e.PeerTCP}
 		return c, errors.Join(r.endpoint(ctx, c, offered), half(ctx, c, e))
 	}
 }
