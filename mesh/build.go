@@ -28,6 +28,7 @@ func (b builder) spec(root *value) *Spec {
 		Mesh:        root.get("mesh").str(),
 		TrustDomain: root.get("trustDomain").str(),
 		MinTLS:      TLSVersion(textOr(root.get("minTLS"), string(TLS12))),
+		TLSGroups:   groupsOr(root.get("tlsGroups"), DefaultTLSGroups()),
 		Services:    map[string]*Service{},
 		Gateways:    map[string]*Gateway{},
 	}
@@ -128,6 +129,7 @@ func port(s *Spec, service, v *value) Port {
 		TLS:        TLSMode(textOr(firstOf("tls", v, service), string(Strict))),
 		ClientAuth: ClientAuth(textOr(firstOf("clientAuth", v, service), string(Require))),
 		MinTLS:     TLSVersion(textOr(v.get("minTLS"), string(s.MinTLS))),
+		TLSGroups:  groupsOr(v.get("tlsGroups"), s.TLSGroups),
 	}
 	if v.get("app") == nil {
 		p.App = p.Port
@@ -176,9 +178,10 @@ func (b builder) gateway(s *Spec, name string, v *value) *Gateway {
 	}
 	for _, l := range v.get("listen").list() {
 		listener := GatewayListener{
-			Port:     int(l.get("port").int()),
-			Protocol: Protocol(l.get("protocol").str()),
-			MinTLS:   TLSVersion(textOr(l.get("minTLS"), string(s.MinTLS))),
+			Port:      int(l.get("port").int()),
+			Protocol:  Protocol(l.get("protocol").str()),
+			MinTLS:    TLSVersion(textOr(l.get("minTLS"), string(s.MinTLS))),
+			TLSGroups: groupsOr(l.get("tlsGroups"), s.TLSGroups),
 		}
 		if c := l.get("certificate"); c != nil {
 			directory := b.documents[c.at.file].Directory

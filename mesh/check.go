@@ -51,6 +51,7 @@ func (c checker) check() {
 	c.workloadNames()
 	c.dnsNames()
 	c.certificates(c.root.get("certificates"), c.spec.Certificates, c.spec.Certificates)
+	c.checkGroups(c.root, c.spec.TLSGroups, c.spec.MinTLS)
 	for _, m := range members(c.root.get("services")) {
 		service := c.spec.Services[m.name]
 		c.certificates(m.value.get("certificates"), service.Certificates, c.spec.Certificates)
@@ -159,9 +160,9 @@ func (c checker) inbound(v *value, service *Service) {
 		written := v.get("ports").item(i)
 		if p.TLS == Off {
 			c.nobodyToAsk(written.get("clientAuth"))
-			if minTLS := written.get("minTLS"); minTLS.isGood() {
-				c.wrong(minTLS, "is without effect where tls is off", "remove it")
-			}
+			c.withoutTLS(written, "is without effect where tls is off", "remove it")
+		} else {
+			c.checkGroups(written, p.TLSGroups, p.MinTLS)
 		}
 		if p.Port == 0 {
 			continue
@@ -171,6 +172,15 @@ func (c checker) inbound(v *value, service *Service) {
 			continue
 		}
 		first[p.Port] = i
+	}
+}
+
+// withoutTLS reports what is written about TLS where there is none.
+func (c checker) withoutTLS(v *value, wrong, right string) {
+	for _, name := range []string{"minTLS", "tlsGroups"} {
+		if written := v.get(name); written.isGood() {
+			c.wrong(written, wrong, right)
+		}
 	}
 }
 

@@ -11,8 +11,11 @@ func (c checker) listeners(v *value, gateway *Gateway) {
 	first := map[int]int{}
 	for i, l := range gateway.Listen {
 		written := v.get("listen").item(i)
-		if minTLS := written.get("minTLS"); minTLS.isGood() && !written.bad && l.Certificate == nil {
-			c.wrong(minTLS, "is without effect on a listener without a certificate", "remove it, or give a certificate")
+		switch {
+		case l.Certificate != nil:
+			c.checkGroups(written, l.TLSGroups, l.MinTLS)
+		case !written.isBad():
+			c.withoutTLS(written, "is without effect on a listener without a certificate", "remove it, or give a certificate")
 		}
 		if l.Port == 0 {
 			continue

@@ -75,6 +75,7 @@ func (s *Spec) compileService(v *Service) *Plan {
 			TLS:        p.TLS,
 			ClientAuth: p.ClientAuth,
 			MinTLS:     p.MinTLS,
+			TLSGroups:  p.TLSGroups,
 			Rules:      s.rules(v, p),
 		})
 	}
@@ -104,6 +105,7 @@ func (s *Spec) compileGateway(g *Gateway) *Plan {
 			TLS:         Off,
 			ClientAuth:  None,
 			MinTLS:      l.MinTLS,
+			TLSGroups:   l.TLSGroups,
 			Rules:       []Rule{{From: []string{FromAnonymous}}},
 			Certificate: l.Certificate,
 		}
@@ -149,6 +151,7 @@ func (s *Spec) upstream(service string, port int) Upstream {
 		ServerName: called.Identity.ServerName(),
 		TLS:        p.TLS != Off,
 		MinTLS:     p.MinTLS,
+		TLSGroups:  p.TLSGroups,
 		Endpoints:  []Endpoint{},
 	}
 }

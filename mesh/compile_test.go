@@ -85,6 +85,7 @@ func TestInherit(t *testing.T) {
 	p := plan(t, `
 mesh: m
 minTLS: "1.3"
+tlsGroups: [X25519MLKEM768]
 services:
   a:
     tls: permissive
@@ -92,14 +93,15 @@ services:
     allow: [{from: any}]
     ports:
       - {port: 1, protocol: http}
-      - {port: 2, protocol: http, tls: strict, clientAuth: require, minTLS: "1.2", allow: [{from: a}], app: 20}
+      - {port: 2, protocol: http, tls: strict, clientAuth: require, minTLS: "1.2", tlsGroups: [x25519, secp256r1], allow: [{from: a}], app: 20}
       - {port: 3, protocol: http, tls: off, allow: []}
 `, "a")
 	a := "spiffe://m.internal/service/a"
+	hybrid := []mesh.TLSGroup{mesh.X25519MLKEM768}
 	want := []mesh.Inbound{
-		{Name: "0.0.0.0_1", Port: 1, Protocol: mesh.HTTP, App: 1, TLS: mesh.Permissive, ClientAuth: mesh.Optional, MinTLS: mesh.TLS13, Rules: []mesh.Rule{{From: []string{"any"}}}},
-		{Name: "0.0.0.0_2", Port: 2, Protocol: mesh.HTTP, App: 20, TLS: mesh.Strict, ClientAuth: mesh.Require, MinTLS: mesh.TLS12, Rules: []mesh.Rule{{From: []string{a}}}},
-		{Name: "0.0.0.0_3", Port: 3, Protocol: mesh.HTTP, App: 3, TLS: mesh.Off, ClientAuth: mesh.None, MinTLS: mesh.TLS13, Rules: []mesh.Rule{}},
+		{Name: "0.0.0.0_1", Port: 1, Protocol: mesh.HTTP, App: 1, TLS: mesh.Permissive, ClientAuth: mesh.Optional, MinTLS: mesh.TLS13, TLSGroups: hybrid, Rules: []mesh.Rule{{From: []string{"any"}}}},
+		{Name: "0.0.0.0_2", Port: 2, Protocol: mesh.HTTP, App: 20, TLS: mesh.Strict, ClientAuth: mesh.Require, MinTLS: mesh.TLS12, TLSGroups: []mesh.TLSGroup{mesh.X25519, mesh.Secp256r1}, Rules: []mesh.Rule{{From: []string{a}}}},
+		{Name: "0.0.0.0_3", Port: 3, Protocol: mesh.HTTP, App: 3, TLS: mesh.Off, ClientAuth: mesh.None, MinTLS: mesh.TLS13, TLSGroups: hybrid, Rules: []mesh.Rule{}},
 	}
 	if diff := cmp.Diff(want, p.Inbound); diff != "" {
 		t.Errorf("inbound (-want +got):\n%s", diff)
@@ -145,7 +147,7 @@ services:
   a:
     calls: [{service: z, port: 1}, {service: b}, {service: z, port: 2, listen: 20}]
   b: {tls: off, ports: [{port: 9, protocol: tcp}]}
-  z: {ports: [{port: 1, protocol: grpc, minTLS: "1.3"}, {port: 2, protocol: http2, tls: permissive}]}
+  z: {ports: [{port: 1, protocol: grpc, minTLS: "1.3", tlsGroups: [secp256r1]}, {port: 2, protocol: http2, tls: permissive}]}
 `, "a")
 	outbound := []mesh.Outbound{
 		{Name: "127.0.0.1_1", Listen: 1, Protocol: mesh.GRPC, Upstream: "z_1"},
@@ -157,12 +159,12 @@ services:
 	}
 	var got []string
 	for _, u := range p.Upstreams {
-		got = append(got, fmt.Sprint(u.Name, u.Service, u.Port, u.Protocol, u.Identity, u.ServerName, u.TLS, u.MinTLS, u.Endpoints))
+		got = append(got, fmt.Sprint(u.Name, u.Service, u.Port, u.Protocol, u.Identity, u.ServerName, u.TLS, u.MinTLS, u.TLSGroups, u.Endpoints))
 	}
 	want := []string{
-		fmt.Sprint("b_9", "b", 9, "tcp", "spiffe://m.internal/service/b", "b.m.internal", false, "1.2", "[]"),
-		fmt.Sprint("z_1", "z", 1, "grpc", "spiffe://m.internal/service/z", "z.m.internal", true, "1.3", "[]"),
-		fmt.Sprint("z_2", "z", 2, "http2", "spiffe://m.internal/service/z", "z.m.internal", true, "1.2", "[]"),
+		fmt.Sprint("b_9", "b", 9, "tcp", "spiffe://m.internal/service/b", "b.m.internal", false, "1.2", mesh.DefaultTLSGroups(), " []"),
+		fmt.Sprint("z_1", "z", 1, "grpc", "spiffe://m.internal/service/z", "z.m.internal", true, "1.3", "[secp256r1] []"),
+		fmt.Sprint("z_2", "z", 2, "http2", "spiffe://m.internal/service/z", "z.m.internal", true, "1.2", mesh.DefaultTLSGroups(), " []"),
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("upstreams (-want +got):\n%s", diff)
@@ -179,7 +181,7 @@ gateways:
   g:
     listen:
       - {port: 80, protocol: http}
-      - {port: 443, protocol: http2, minTLS: "1.3", certificate: {cert: g.pem, key: /keys/g.pem}}
+      - {port: 443, protocol: http2, minTLS: "1.3", tlsGroups: [x25519], certificate: {cert: g.pem, key: /keys/g.pem}}
       - {port: 5, protocol: tcp}
     routes:
       - {match: {listener: 443, prefix: /a}, to: [{service: a, port: 1}]}
@@ -189,14 +191,14 @@ gateways:
 	anonymous := []mesh.Rule{{From: []string{"anonymous"}}}
 	everything := mesh.Route{To: []mesh.Destination{{Upstream: "a_1", Weight: 3}}, RequestTimeout: mesh.Duration(time.Second)}
 	want := []mesh.Inbound{
-		{Name: "0.0.0.0_80", Port: 80, Protocol: mesh.HTTP, TLS: mesh.Off, ClientAuth: mesh.None, MinTLS: mesh.TLS12, Rules: anonymous, Routes: []mesh.Route{everything}},
+		{Name: "0.0.0.0_80", Port: 80, Protocol: mesh.HTTP, TLS: mesh.Off, ClientAuth: mesh.None, MinTLS: mesh.TLS12, TLSGroups: mesh.DefaultTLSGroups(), Rules: anonymous, Routes: []mesh.Route{everything}},
 		{
-			Name: "0.0.0.0_443", Port: 443, Protocol: mesh.HTTP2, TLS: mesh.Strict, ClientAuth: mesh.None, MinTLS: mesh.TLS13, Rules: anonymous,
+			Name: "0.0.0.0_443", Port: 443, Protocol: mesh.HTTP2, TLS: mesh.Strict, ClientAuth: mesh.None, MinTLS: mesh.TLS13, TLSGroups: []mesh.TLSGroup{mesh.X25519}, Rules: anonymous,
 			Certificate: &mesh.CertificateFiles{Cert: "/spec/g.pem", Key: "/keys/g.pem"},
 			Routes:      []mesh.Route{{Match: mesh.Match{Prefix: "/a"}, To: []mesh.Destination{{Upstream: "a_1", Weight: 1}}}, everything},
 		},
 		{
-			Name: "0.0.0.0_5", Port: 5, Protocol: mesh.TCP, TLS: mesh.Off, ClientAuth: mesh.None, MinTLS: mesh.TLS12, Rules: anonymous,
+			Name: "0.0.0.0_5", Port: 5, Protocol: mesh.TCP, TLS: mesh.Off, ClientAuth: mesh.None, MinTLS: mesh.TLS12, TLSGroups: mesh.DefaultTLSGroups(), Rules: anonymous,
 			Routes: []mesh.Route{{To: []mesh.Destination{{Upstream: "a_2", Weight: 1}}}},
 		},
 	}

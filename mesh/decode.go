@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"go.yaml.in/yaml/v4"
 )
@@ -190,6 +191,34 @@ func (d decoder) list(v *value, n *yaml.Node) {
 		v.bad = true
 		d.add(v.at, v.path, "is an empty list", "give at least one entry, or leave the key out where it is not required")
 	}
+	if v.shape.ranked {
+		d.ranked(v)
+	}
+}
+
+// ranked checks the entries of a list against the order that they have to stand in. One that is wrong
+// makes the list wrong.
+func (d decoder) ranked(v *value) {
+	first := map[string]int{} // by entry, where it stands
+	last := -1                // which of the words came last
+	for i, item := range v.items {
+		if item.bad {
+			v.bad = true
+			continue
+		}
+		rank := slices.Index(v.shape.elem.words, item.text)
+		switch j, again := first[item.text]; {
+		case again:
+			d.add(item.at, item.path, fmt.Sprintf("%q stands at [%d] already", item.text, j), "remove one of the two")
+		case rank < last:
+			d.add(item.at, item.path, fmt.Sprintf("%q stands behind %q, and is preferred to it wherever it stands", item.text, v.shape.elem.words[last]),
+				"write "+strings.Join(v.shape.inOrder(v.items), ", "))
+		default:
+			first[item.text], last = i, rank
+			continue
+		}
+		v.bad = true
+	}
 }
 
 // mapping reads the members of a mapping; every key has to be in the table.
@@ -362,7 +391,11 @@ func (d decoder) text(s *shape, text string) (wrong, right string) {
 			return "", ""
 		}
 	}
-	return quote(text) + " is not a " + s.name, d.nearest.right(text, s.words, "")
+	wrong = quote(text) + " is not a " + s.name
+	if meant, ok := s.spellings[text]; ok {
+		return wrong, fmt.Sprintf("did you mean %q?", meant)
+	}
+	return wrong, d.nearest.right(text, s.words, "")
 }
 
 // wrongType reports a value of another kind than its shape's.

@@ -15,6 +15,7 @@ func Diff(before, after *Spec) []string {
 	d.change("mesh", before.Mesh, after.Mesh)
 	d.change("trustDomain", before.TrustDomain, after.TrustDomain)
 	d.change("minTLS", before.MinTLS, after.MinTLS)
+	d.change("tlsGroups", joined(before.TLSGroups), joined(after.TLSGroups))
 	d.certificates("certificates", before.Certificates, after.Certificates)
 	for _, name := range names(before.Services, after.Services) {
 		d.within("service "+name, before.Services[name] != nil, after.Services[name] != nil, func(d *difference) {
@@ -192,6 +193,7 @@ func (d *difference) ports(before, after *Service) {
 		d.change(what+".tls", was.TLS, is.TLS)
 		d.change(what+".clientAuth", was.ClientAuth, is.ClientAuth)
 		d.change(what+".minTLS", was.MinTLS, is.MinTLS)
+		d.change(what+".tlsGroups", joined(was.TLSGroups), joined(is.TLSGroups))
 		switch {
 		case was.Allow == nil && is.Allow != nil:
 			d.add("~", what+".allow the graph -> "+allowText(is.Allow))
@@ -250,7 +252,7 @@ func (c Call) text() string {
 func (l GatewayListener) text() string {
 	text := fmt.Sprintf("%d %s", l.Port, l.Protocol)
 	if l.Certificate != nil {
-		text += fmt.Sprintf(" with TLS %s from %s and %s", l.MinTLS, l.Certificate.Cert, l.Certificate.Key)
+		text += fmt.Sprintf(" with TLS %s by %s from %s and %s", l.MinTLS, joined(l.TLSGroups), l.Certificate.Cert, l.Certificate.Key)
 	}
 	return text
 }

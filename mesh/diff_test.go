@@ -43,6 +43,7 @@ func TestDiff(t *testing.T) {
 trustDomain: m.internal
 mesh: m
 minTLS: "1.2"
+tlsGroups: [X25519MLKEM768, x25519, secp256r1, secp384r1]
 certificates: {ttl: 168h, renewAfter: 120h}
 gateways:
   g:
@@ -68,12 +69,13 @@ services:
 			`
 mesh: m
 minTLS: "1.3"
+tlsGroups: [X25519MLKEM768, x25519]
 certificates: {ttl: 1h, renewAfter: 20m, key: ed25519}
 services:
   a:
     ports:
       - {port: 80, protocol: http, tls: permissive, clientAuth: optional, allow: []}
-      - {port: 81, protocol: http, minTLS: "1.2"}
+      - {port: 81, protocol: http, minTLS: "1.2", tlsGroups: [secp384r1]}
     names: [b.example]
     instances: 2
     run: {command: [x], env: {SECRET: one}}
@@ -88,6 +90,7 @@ gateways:
       - {match: {prefix: /q}, to: [{service: a, port: 80, weight: 9}, {service: a, port: 81}]}
 `, []string{
 				"~ minTLS 1.2 -> 1.3",
+				"~ tlsGroups X25519MLKEM768, x25519, secp256r1, secp384r1 -> X25519MLKEM768, x25519",
 				"~ certificates.ttl 168h -> 1h",
 				"~ certificates.renewAfter 120h -> 20m",
 				"~ certificates.key ecdsa-p256 -> ed25519",
@@ -99,7 +102,9 @@ gateways:
 				"~ service a: ports[80].tls strict -> permissive",
 				"~ service a: ports[80].clientAuth require -> optional",
 				"~ service a: ports[80].minTLS 1.2 -> 1.3",
+				"~ service a: ports[80].tlsGroups X25519MLKEM768, x25519, secp256r1, secp384r1 -> X25519MLKEM768, x25519",
 				"~ service a: ports[80].allow the graph -> nobody",
+				"~ service a: ports[81].tlsGroups X25519MLKEM768, x25519, secp256r1, secp384r1 -> secp384r1",
 				"~ service a: ports[81].allow from b, from g GET /x|/y/* -> the graph",
 				"~ service b: certificates.ttl 168h -> 1h",
 				"~ service b: certificates.renewAfter 120h -> 20m",
@@ -109,7 +114,7 @@ gateways:
 				"~ gateway g: certificates.ttl 168h -> 1h",
 				"~ gateway g: certificates.renewAfter 120h -> 20m",
 				"~ gateway g: certificates.key ecdsa-p256 -> ed25519",
-				"- gateway g: listener 443 http2 with TLS 1.2 from /spec/c.pem and /spec/k.pem",
+				"- gateway g: listener 443 http2 with TLS 1.2 by X25519MLKEM768, x25519, secp256r1, secp384r1 from /spec/c.pem and /spec/k.pem",
 				"+ gateway g: listener 443 http2",
 				"- gateway g: route listener 8080 host h GET|HEAD /p x-a: 1 -> a:80*1 within 15s",
 			}, nil,

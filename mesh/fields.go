@@ -28,6 +28,11 @@ var specShape = &shape{
 			doc: "The lowest TLS version that is spoken. In quotes: 1.2 without them is a number.",
 		},
 		{
+			name: "tlsGroups", shape: tlsGroups, preset: groupNames(DefaultTLSGroups()),
+			doc: "The key exchanges that are spoken, by their names at IANA, in the order in which they are preferred: the " +
+				"order shown. Those with MLKEM, of TLS 1.3 only, are safe against the quantum computers of the future.",
+		},
+		{
 			name: "services", shape: &shape{kind: dictionaryKind, name: "services", keys: workloadName, elem: serviceShape},
 			doc: "The services by name. A service is a workload with an application, and its name is its identity: " +
 				"`spiffe://TRUST-DOMAIN/service/NAME`.",
@@ -129,6 +134,10 @@ var portShape = &shape{
 		{
 			name: "minTLS", shape: enum("TLS version", string(TLS12), string(TLS13)), otherwise: "the mesh's",
 			doc: "The lowest TLS version that this port and its callers speak.",
+		},
+		{
+			name: "tlsGroups", shape: tlsGroups, otherwise: "the mesh's",
+			doc: "The key exchanges that this port and its callers speak.",
 		},
 		{
 			name: "allow", shape: &shape{kind: listKind, name: "rules", elem: allowShape}, otherwise: "the service's, or the graph",
@@ -249,6 +258,10 @@ var listenerShape = &shape{
 		{
 			name: "minTLS", shape: enum("TLS version", string(TLS12), string(TLS13)), otherwise: "the mesh's",
 			doc: "The lowest TLS version; only with a certificate.",
+		},
+		{
+			name: "tlsGroups", shape: tlsGroups, otherwise: "the mesh's",
+			doc: "The key exchanges that are spoken; only with a certificate.",
 		},
 	},
 }

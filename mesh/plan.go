@@ -70,6 +70,9 @@ type Inbound struct {
 	TLS        TLSMode    `json:"tls"`
 	ClientAuth ClientAuth `json:"clientAuth"`
 	MinTLS     TLSVersion `json:"minTLS"`
+	// TLSGroups are the key exchanges that are spoken, in the order of [TLSGroups]. In a Plan of a
+	// program that knew none it is nil and means [DefaultTLSGroups].
+	TLSGroups []TLSGroup `json:"tlsGroups"`
 	// Rules are the policy: a caller is admitted when one rule matches. With no rule nobody is.
 	Rules []Rule `json:"rules"`
 	// Certificate names files for the outside to see instead of the workload's own leaf; gateways only.
@@ -151,6 +154,8 @@ type Upstream struct {
 	// TLS is false when the service declares its port off: the connection is plaintext then.
 	TLS    bool       `json:"tls"`
 	MinTLS TLSVersion `json:"minTLS"`
+	// TLSGroups are as [Inbound].TLSGroups.
+	TLSGroups []TLSGroup `json:"tlsGroups"`
 	// Endpoints are the instances that are known to serve, filled in by the server.
 	Endpoints []Endpoint `json:"endpoints"`
 }

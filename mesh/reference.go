@@ -65,6 +65,9 @@ func (s *shape) describe() string {
 		return "texts by name"
 	case listKind:
 		text := "a list of " + s.name
+		if s.elem.words != nil {
+			text += ": " + s.elem.describe()
+		}
 		if s.elem.kind == mappingKind {
 			text += ", [below](#" + anchor(referenceTitles[s.elem.name]) + ")"
 		}
@@ -109,6 +112,8 @@ func (f field) describeDefault() string {
 		return "**required**"
 	case f.otherwise != "":
 		return f.otherwise
+	case f.shape.kind == listKind && f.preset != nil:
+		return fmt.Sprintf("`[%s]`", strings.Join(f.preset.([]string), ", "))
 	case f.preset != nil:
 		return "`" + asWritten(fmt.Sprint(f.preset)) + "`"
 	}
@@ -182,8 +187,9 @@ const referenceTail = `
 - A call to oneself goes to one of the service's instances; it needs a ` + "`listen`" + ` other than the application's port.
 - Rules with ` + "`methods` or `paths`" + ` do not stand on tcp ports. Where nobody has an identity (` + "`clientAuth: none`" + `,
   ` + "`tls: off`" + `) only ` + "`anonymous`" + ` is listed. A SPIFFE ID is one of this mesh.
-- ` + "`clientAuth: require` and `optional`, and `minTLS`" + `, are not written where ` + "`tls`" + ` is off; a listener's ` + "`minTLS`" + ` not
-  without its certificate.
+- ` + "`clientAuth: require` and `optional`, `minTLS` and `tlsGroups`" + ` are not written where ` + "`tls`" + ` is off; a listener's
+  ` + "`minTLS` and `tlsGroups`" + ` not without its certificate.
+- Where ` + "`minTLS`" + ` lets TLS 1.2 in, ` + "`tlsGroups`" + ` has a group without MLKEM: the others exist in TLS 1.3 only.
 - A tcp listener has exactly one route, which matches by ` + "`listener`" + ` alone and leads to tcp ports; it may have several
   destinations. Other listeners lead to ports that are not tcp, and may have no route: then every answer is 404.
 - The weights of a route do not sum to 0.

@@ -102,6 +102,9 @@ func (g *schemaGenerator) list(s *shape) object {
 	if s.nonEmpty {
 		list = append(list, pair{"minItems", 1})
 	}
+	if s.ranked {
+		list = append(list, pair{"uniqueItems", true})
+	}
 	return list
 }
 

@@ -40,11 +40,13 @@ type shape struct {
 	elem     *shape // of a dictionary's and a list's values
 	keys     *shape // of a dictionary's names: a text
 	nonEmpty bool   // a list that has to have an entry
+	ranked   bool   // a list whose entries stand in the order of elem.words, none twice
 
-	words    []string // the only texts that are possible
-	reserved []string // texts that are not possible because they mean something
-	pattern  string   // a regular expression for texts, as far as one can say it; Go and ECMA-262 read it alike
-	maxLen   int      // of a text, in code points
+	words     []string          // the only texts that are possible
+	spellings map[string]string // what is written for some of words elsewhere
+	reserved  []string          // texts that are not possible because they mean something
+	pattern   string            // a regular expression for texts, as far as one can say it; Go and ECMA-262 read it alike
+	maxLen    int               // of a text, in code points
 	// check finds what words, pattern and maxLen cannot say, or says better what they can.
 	check func(string) (wrong, right string)
 
@@ -103,6 +105,17 @@ func (s *shape) article() string {
 		}
 	}
 	return "a text"
+}
+
+// inOrder are the words of a ranked list that stand in some entries, as they should.
+func (s *shape) inOrder(entries []*value) []string {
+	var words []string
+	for _, w := range s.elem.words {
+		if slices.ContainsFunc(entries, func(v *value) bool { return v.text == w }) {
+			words = append(words, w)
+		}
+	}
+	return words
 }
 
 // checkText finds out whether s is a text of the shape, apart from words.

@@ -19,6 +19,7 @@ type Spec struct {
 	Mesh        string
 	TrustDomain string
 	MinTLS      TLSVersion
+	TLSGroups   []TLSGroup // never empty, in the order of preference; the same below
 	// Certificates are the defaults of the mesh.
 	Certificates Certificates
 	Services     map[string]*Service
@@ -52,6 +53,7 @@ type Port struct {
 	TLS        TLSMode
 	ClientAuth ClientAuth
 	MinTLS     TLSVersion
+	TLSGroups  []TLSGroup
 	// Allow is nil when the graph is the policy, and not nil, if perhaps empty, when the words are.
 	Allow []Allow
 }
@@ -98,6 +100,7 @@ type GatewayListener struct {
 	Port        int
 	Protocol    Protocol
 	MinTLS      TLSVersion
+	TLSGroups   []TLSGroup
 	Certificate *CertificateFiles
 }
 

@@ -172,7 +172,11 @@ func protection(in mesh.Inbound) string {
 	if in.TLS == mesh.Off {
 		return "plaintext"
 	}
-	return fmt.Sprintf("tls %s, client certificate %s, TLS %s or higher", in.TLS, in.ClientAuth, in.MinTLS)
+	groups := make([]string, len(in.TLSGroups))
+	for i, g := range in.TLSGroups {
+		groups[i] = string(g)
+	}
+	return fmt.Sprintf("tls %s, client certificate %s, TLS %s or higher by %s", in.TLS, in.ClientAuth, in.MinTLS, strings.Join(groups, ", "))
 }
 
 func upstreamText(plan *mesh.Plan, name string) string {
