@@ -38,6 +38,7 @@ type Bundle struct {
 	roots       []*x509.Certificate
 	pool        *x509.CertPool
 	digest      string
+	known       *chains // what handshakes verified by these roots
 }
 
 // NewBundle makes a bundle of roots, of which there is at least one and each is a CA. The order and
@@ -52,7 +53,7 @@ func NewBundle(trustDomain string, roots []*x509.Certificate) (*Bundle, error) {
 	sorted := slices.Clone(roots)
 	slices.SortFunc(sorted, func(a, b *x509.Certificate) int { return bytes.Compare(a.Raw, b.Raw) })
 	sorted = slices.CompactFunc(sorted, func(a, b *x509.Certificate) bool { return bytes.Equal(a.Raw, b.Raw) })
-	b := &Bundle{trustDomain: trustDomain, roots: sorted, pool: x509.NewCertPool()}
+	b := &Bundle{trustDomain: trustDomain, roots: sorted, pool: x509.NewCertPool(), known: &chains{}}
 	hash := sha256.New()
 	hash.Write([]byte(trustDomain))
 	for _, root := range sorted {
@@ -134,47 +135,69 @@ func (b *Bundle) PEM() []byte {
 // [ErrUntrusted], those about the leaf's end [ErrExpired] as well; an empty chain is
 // [ErrNoCertificate].
 func (b *Bundle) Verify(chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) (id.ID, error) {
+	return b.verify(nil, "", chain, usage, now)
+}
+
+// verifyAgain is Verify for handshakes: the signatures of a chain that was presented before in the same
+// epoch are not verified anew.
+func (b *Bundle) verifyAgain(epoch string, chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) (id.ID, error) {
+	return b.verify(b.known, epoch, chain, usage, now)
+}
+
+func (b *Bundle) verify(known *chains, epoch string, chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) (id.ID, error) {
 	if len(chain) == 0 {
 		return id.ID{}, ErrNoCertificate
 	}
 	leaf := chain[0]
-	peer, err := b.verify(leaf, chain, usage, now)
-	if err != nil {
-		return id.ID{}, fmt.Errorf("%w (%s): %w", ErrUntrusted, describe(leaf), err)
+	err := b.verifyChain(known, epoch, chain, usage, now)
+	if err == nil {
+		var peer id.ID
+		if peer, err = b.member(leaf); err == nil {
+			return peer, nil
+		}
 	}
-	return peer, nil
+	return id.ID{}, fmt.Errorf("%w (%s): %w", ErrUntrusted, describe(leaf), err)
 }
 
-func (b *Bundle) verify(leaf *x509.Certificate, chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) (id.ID, error) {
+// verifyChain checks all of a chain that does not depend on whose it is.
+func (b *Bundle) verifyChain(known *chains, epoch string, chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) error {
+	leaf := chain[0]
 	if len(chain) > maxChain {
-		return id.ID{}, fmt.Errorf("it came with %d certificates, and at most %d are looked at", len(chain), maxChain)
+		return fmt.Errorf("it came with %d certificates, and at most %d are looked at", len(chain), maxChain)
 	}
 	for i, cert := range chain {
 		if len(cert.Raw) > maxCertificate {
-			return id.ID{}, fmt.Errorf("certificate %d of its chain has %d bytes, and at most %d are looked at", i+1, len(cert.Raw), maxCertificate)
+			return fmt.Errorf("certificate %d of its chain has %d bytes, and at most %d are looked at", i+1, len(cert.Raw), maxCertificate)
 		}
 	}
 	if now.After(leaf.NotAfter) {
-		return id.ID{}, fmt.Errorf("%w on %s", ErrExpired, leaf.NotAfter.UTC().Format(time.RFC3339))
+		return fmt.Errorf("%w on %s", ErrExpired, leaf.NotAfter.UTC().Format(time.RFC3339))
 	}
 	if now.Before(leaf.NotBefore) {
-		return id.ID{}, fmt.Errorf("it is valid only from %s on, and it is %s here; compare the clocks",
+		return fmt.Errorf("it is valid only from %s on, and it is %s here; compare the clocks",
 			leaf.NotBefore.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	}
+	var key chainKey
+	if known != nil {
+		if key = keyOf(chain, usage, epoch); known.holds(key, now) {
+			return nil
+		}
 	}
 	intermediates := x509.NewCertPool()
 	for _, cert := range chain[1:] {
 		intermediates.AddCert(cert)
 	}
-	_, err := leaf.Verify(x509.VerifyOptions{
+	verified, err := leaf.Verify(x509.VerifyOptions{
 		Roots:         b.pool,
 		Intermediates: intermediates,
 		CurrentTime:   now,
 		KeyUsages:     []x509.ExtKeyUsage{usage},
 	})
 	if err != nil {
-		return id.ID{}, err
+		return err
 	}
-	return b.member(leaf)
+	known.remember(key, chain, lastingChain(verified))
+	return nil
 }
 
 // member reads the identity of a certificate whose chain was verified, and checks that it is a leaf

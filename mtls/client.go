@@ -1,6 +1,7 @@
 package mtls
 
 import (
+	"crypto/fips140"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -22,6 +23,9 @@ type ClientOptions struct {
 	Expect id.ID
 	// MinVersion is TLS 1.2 when it is not set.
 	MinVersion mesh.TLSVersion
+	// Groups and Revocations are as in [ServerOptions].
+	Groups      []tls.CurveID
+	Revocations func() string
 	// NextProtos are the ALPN protocols that are offered.
 	NextProtos []string
 	// Epoch is asked at every dial; sessions of another epoch are not resumed. Nil means that there
@@ -40,6 +44,7 @@ type Client struct {
 	src     Source
 	o       ClientOptions
 	version uint16
+	groups  []tls.CurveID
 	err     error // options that make no sense: Config returns it
 
 	mu         sync.Mutex
@@ -55,6 +60,10 @@ func NewClient(src Source, o ClientOptions) *Client {
 	}
 	c := &Client{src: src, o: o}
 	c.version, c.err = minVersion(o.MinVersion)
+	var err error
+	if c.groups, err = effectiveGroups(o.Groups, fips140.Enabled()); err != nil {
+		c.err = errors.Join(c.err, err)
+	}
 	if o.Expect.IsZero() {
 		c.err = errors.Join(c.err, errors.New("the client does not say which identity it expects"))
 	}
@@ -73,17 +82,17 @@ func (c *Client) Config() (*tls.Config, error) {
 		return nil, err
 	}
 	now := c.o.Now()
-	g := generationOf(identity, c.o.Epoch)
+	epoch := ask(c.o.Epoch)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.config == nil || c.generation != g || now.Sub(c.made) >= sessionLife {
-		c.config, c.generation, c.made = c.newConfig(identity), g, now
+	if !c.generation.is(identity, epoch) || now.Sub(c.made) >= sessionLife {
+		c.config, c.generation, c.made = c.newConfig(identity), generation{identity, epoch}, now
 	}
 	return c.config.Clone(), nil // the clone shares the sessions
 }
 
 func (c *Client) newConfig(identity *Identity) *tls.Config {
-	config := baseConfig(c.version, c.o.NextProtos, c.o.Now)
+	config := baseConfig(c.version, c.groups, c.o.NextProtos, c.o.Now)
 	config.ServerName = c.o.Expect.ServerName()
 	config.ClientSessionCache = tls.NewLRUClientSessionCache(sessionCacheSize)
 	// crypto/tls would compare DNS names, which say less than the SPIFFE ID, and would not look again
@@ -108,7 +117,7 @@ func (c *Client) verify(cs tls.ConnectionState) error {
 	if err != nil {
 		return err
 	}
-	peer, err := identity.Bundle.Verify(cs.PeerCertificates, x509.ExtKeyUsageServerAuth, c.o.Now())
+	peer, err := identity.Bundle.verifyAgain(ask(c.o.Revocations), cs.PeerCertificates, x509.ExtKeyUsageServerAuth, c.o.Now())
 	if err != nil {
 		return err
 	}

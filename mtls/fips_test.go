@@ -22,7 +22,7 @@ func TestFIPS(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it runs most of this package's tests again")
 	}
-	child := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^(TestFIPS|TestKeyTypes|TestServerRefuses|TestClientRefuses|TestClientAuth|TestResumption)$")
+	child := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^(TestFIPS|TestKeyTypes|TestServerRefuses|TestClientRefuses|TestClientAuth|TestResumption|TestRemembered|TestNegotiatedGroup|TestEffectiveGroups|TestAES128First)$")
 	child.Env = append(os.Environ(), "GODEBUG=fips140=on", fipsChild+"=1")
 	if output, err := child.CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, output)

@@ -262,7 +262,7 @@ type pair struct {
 	epoch          atomic.Int64
 }
 
-func newPair(t *testing.T) *pair {
+func newPair(t testing.TB) *pair {
 	t.Helper()
 	a := newAuthority(t, "a")
 	p := &pair{a: a, serverID: member(t, id.Service, "colorteller"), clientID: member(t, id.Gateway, "colorgateway")}
@@ -285,7 +285,7 @@ func (p *pair) newClient(o ClientOptions) *Client {
 }
 
 // clientConfig asks for a configuration that has to be there.
-func clientConfig(t *testing.T, c *Client) *tls.Config {
+func clientConfig(t testing.TB, c *Client) *tls.Config {
 	t.Helper()
 	config, err := c.Config()
 	if err != nil {

@@ -13,6 +13,7 @@
 package mtls
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -114,7 +115,9 @@ func minVersion(v mesh.TLSVersion) (uint16, error) {
 }
 
 // cipherSuites are the suites of TLS 1.2: forward secret and AEAD. Those of TLS 1.3 all are, and
-// cannot be chosen.
+// cannot be chosen. In both versions AES-128-GCM is taken before AES-256-GCM whatever the client's order
+// is, where both ends compute AES in hardware; else ChaCha20 may come first. That is crypto/tls's own
+// order; a test holds it to it.
 func cipherSuites() []uint16 {
 	return []uint16{
 		tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
@@ -127,14 +130,15 @@ func cipherSuites() []uint16 {
 }
 
 // baseConfig is what server and client have in common.
-func baseConfig(version uint16, protos []string, now func() time.Time) *tls.Config {
+func baseConfig(version uint16, groups []tls.CurveID, protos []string, now func() time.Time) *tls.Config {
 	return &tls.Config{
-		MinVersion:    version,
-		MaxVersion:    tls.VersionTLS13,
-		CipherSuites:  cipherSuites(),
-		NextProtos:    protos,
-		Time:          now,
-		Renegotiation: tls.RenegotiateNever,
+		MinVersion:       version,
+		MaxVersion:       tls.VersionTLS13,
+		CipherSuites:     cipherSuites(),
+		CurvePreferences: groups,
+		NextProtos:       protos,
+		Time:             now,
+		Renegotiation:    tls.RenegotiateNever,
 	}
 }
 
@@ -143,22 +147,29 @@ func baseConfig(version uint16, protos []string, now func() time.Time) *tls.Conf
 const sessionLife = 24 * time.Hour
 
 // generation is what a session depends on. When any of it changes, sessions of before are not
-// resumed: what was checked in their full handshake may not hold any more.
+// resumed: what was checked in their full handshake may not hold any more. The zero value is that of
+// no session.
 type generation struct {
-	leaf   string // DER of this side's leaf
-	bundle string // Digest
-	epoch  string // the caller's word: the revision of the policy
+	identity *Identity // whose leaf and bundle count
+	epoch    string    // the caller's word: the revision of the policy
 }
 
-func generationOf(identity *Identity, epoch func() string) generation {
-	g := generation{bundle: identity.Bundle.Digest()}
-	if len(identity.Certificate.Certificate) > 0 {
-		g.leaf = string(identity.Certificate.Certificate[0])
+// is tells whether a generation is that of an identity and an epoch. Identities do not change, so that
+// most of the time their addresses tell.
+func (g generation) is(identity *Identity, epoch string) bool {
+	if g.identity == nil || g.epoch != epoch {
+		return false
 	}
-	if epoch != nil {
-		g.epoch = epoch()
+	return g.identity == identity || g.identity.Bundle.Digest() == identity.Bundle.Digest() &&
+		bytes.Equal(g.identity.Certificate.Certificate[0], identity.Certificate.Certificate[0])
+}
+
+// ask gives the caller's word at this moment, the empty one when there is nobody to ask.
+func ask(word func() string) string {
+	if word == nil {
+		return ""
 	}
-	return g
+	return word()
 }
 
 // identityOf asks a source and refuses what no handshake can be made with.

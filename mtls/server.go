@@ -1,6 +1,7 @@
 package mtls
 
 import (
+	"crypto/fips140"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -18,11 +19,18 @@ type ServerOptions struct {
 	ClientAuth mesh.ClientAuth
 	// MinVersion is TLS 1.2 when it is not set.
 	MinVersion mesh.TLSVersion
+	// Groups are the key exchanges that are spoken, as [Groups] gives them; nil is the default,
+	// [mesh.DefaultTLSGroups]. crypto/tls prefers them in the order of [mesh.TLSGroups], whatever the
+	// order here. In FIPS 140-3 mode those that are not approved are left out.
+	Groups []tls.CurveID
 	// NextProtos are the ALPN protocols in the order of preference.
 	NextProtos []string
 	// Epoch is asked at every handshake; sessions of another epoch are not resumed. It is the revision
 	// of the policy; nil means that there is none.
 	Epoch func() string
+	// Revocations is asked at every handshake: an opaque word for what is known to be revoked. When it
+	// changes, chains that were verified before are verified anew. Nil means that there is none.
+	Revocations func() string
 	// Now is the clock, time.Now when it is nil.
 	Now func() time.Time
 }
@@ -33,6 +41,7 @@ type Server struct {
 	o          ServerOptions
 	clientAuth tls.ClientAuthType
 	version    uint16
+	groups     []tls.CurveID
 	err        error // options that make no sense: every handshake fails with it
 
 	mu         sync.Mutex
@@ -49,6 +58,10 @@ func NewServer(src Source, o ServerOptions) *Server {
 	}
 	s := &Server{src: src, o: o}
 	s.version, s.err = minVersion(o.MinVersion)
+	var err error
+	if s.groups, err = effectiveGroups(o.Groups, fips140.Enabled()); err != nil {
+		s.err = errors.Join(s.err, err)
+	}
 	switch o.ClientAuth {
 	case mesh.Require, "":
 		// Only this kind lets crypto/tls refuse by itself, with the alert that RFC 8446 section
@@ -67,7 +80,7 @@ func NewServer(src Source, o ServerOptions) *Server {
 // Config is what tls.Server and net/http are given. Everything about it is decided anew at every
 // handshake; what a caller changes on it has no effect on connections.
 func (s *Server) Config() *tls.Config {
-	c := baseConfig(max(s.version, tls.VersionTLS12), s.o.NextProtos, s.o.Now)
+	c := baseConfig(max(s.version, tls.VersionTLS12), s.groups, s.o.NextProtos, s.o.Now)
 	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.current() }
 	return c
 }
@@ -86,20 +99,20 @@ func (s *Server) current() (*tls.Config, error) {
 		return nil, err
 	}
 	now := s.o.Now()
-	g := generationOf(identity, s.o.Epoch)
+	epoch := ask(s.o.Epoch)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.config != nil && s.generation == g && now.Sub(s.made) < sessionLife {
+	if s.generation.is(identity, epoch) && now.Sub(s.made) < sessionLife {
 		return s.config, nil
 	}
-	c := baseConfig(s.version, s.o.NextProtos, s.o.Now)
+	c := baseConfig(s.version, s.groups, s.o.NextProtos, s.o.Now)
 	c.Certificates = []tls.Certificate{identity.Certificate}
 	c.ClientAuth = s.clientAuth
 	c.VerifyConnection = s.verify
 	var key [32]byte
 	_, _ = rand.Read(key[:]) // crypto/rand ends the process rather than fail
 	c.SetSessionTicketKeys([][32]byte{key})
-	s.config, s.generation, s.made = c, g, now
+	s.config, s.generation, s.made = c, generation{identity, epoch}, now
 	return c, nil
 }
 
@@ -116,6 +129,6 @@ func (s *Server) verify(cs tls.ConnectionState) error {
 	if err != nil {
 		return err
 	}
-	_, err = identity.Bundle.Verify(cs.PeerCertificates, x509.ExtKeyUsageClientAuth, s.o.Now())
+	_, err = identity.Bundle.verifyAgain(ask(s.o.Revocations), cs.PeerCertificates, x509.ExtKeyUsageClientAuth, s.o.Now())
 	return err
 }
