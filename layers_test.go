@@ -167,7 +167,7 @@ func inModule(path string) (string, bool) {
 	return strings.CutPrefix(path, module+"/")
 }
 
-// owner is the package that a package is a part of: proxy/internal/guard is a part of proxy, and the
+// owner is the package that a package is a part of: proxy/internal/header is a part of proxy, and the
 // toolchain sees to it that nobody else imports it.
 func owner(path string) string {
 	before, _, _ := strings.Cut(path, "/internal/")
@@ -203,8 +203,8 @@ func TestViolations(t *testing.T) {
 		"up":             {imports("countersign.dev/issue", "countersign.dev/ca"), []string{"issue (layer 1) imports ca (layer 2): imports point down only"}},
 		"sideways":       {imports("countersign.dev/proxy", "countersign.dev/agent"), []string{"proxy (layer 2) imports agent (layer 2): imports point down only"}},
 		"meant sideways": {imports("countersign.dev/mesh", "countersign.dev/id"), nil},
-		"a part":         {imports("countersign.dev/proxy", "countersign.dev/proxy/internal/guard"), nil},
-		"a part, up":     {imports("countersign.dev/proxy/internal/guard", "countersign.dev/server"), []string{"proxy/internal/guard (layer 2) imports server (layer 3): imports point down only"}},
+		"a part":         {imports("countersign.dev/proxy", "countersign.dev/proxy/internal/header"), nil},
+		"a part, up":     {imports("countersign.dev/proxy/internal/header", "countersign.dev/server"), []string{"proxy/internal/header (layer 2) imports server (layer 3): imports point down only"}},
 		"unknown":        {imports("countersign.dev/util"), []string{`package "util" has no layer: place it in the table of layers_test.go and in ARCHITECTURE.md`}},
 		"promise":        {imports("countersign.dev/issue", "os"), []string{"issue imports os, which its promise excludes"}},
 		"AWS":            {imports("countersign.dev/ca", "github.com/aws/aws-sdk-go-v2/service/kms"), []string{"ca imports github.com/aws/aws-sdk-go-v2/service/kms: only packages below aws/ import the AWS SDK"}},

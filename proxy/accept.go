@@ -1,152 +1,223 @@
 package proxy
 
 import (
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"io"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
-	"countersign.dev/proxy/internal/guard"
 	"countersign.dev/proxy/internal/header"
+	"countersign.dev/proxy/internal/loop"
+	"countersign.dev/proxy/internal/relay"
 	"countersign.dev/proxy/internal/sniff"
 )
 
-// serveInbound brings a connection from a peer or from the outside to where it is served.
-func (p *Proxy) serveInbound(c *conn) {
-	in := p.state.Load().inbound[c.l.port]
-	if in == nil {
-		_ = c.Close()
-		return
-	}
-	wire, ok := p.secure(c, in)
-	if !ok {
-		_ = c.Close()
-		return
-	}
-	kind := carryHTTP
-	if in.Protocol == mesh.TCP {
-		kind = carryTCP
-	}
-	if !c.carry(kind) {
-		return
-	}
-	// A state that came meanwhile has left this connection alone; from here on none does.
-	if in = p.state.Load().inbound[c.l.port]; in == nil || in.unfit(c, kind) != "" {
-		_ = c.Close()
-		return
-	}
-	if kind == carryTCP {
-		p.serveTCP(c, wire, in)
-		return
-	}
-	p.serveHTTP(c, wire)
+// opening is the handler of a connection until it is known what it carries.
+type opening struct {
+	c       *conn
+	in      *inbound // nil on the outbound side
+	prefix  []byte   // what was looked at
+	quiet   *loop.Timer
+	decided bool // whether it is TLS
 }
 
-// serveOutbound brings a connection of the application to where it is served.
-func (p *Proxy) serveOutbound(c *conn) {
-	out := p.state.Load().outbound[c.l.port]
-	switch {
-	case out == nil:
-		_ = c.Close()
-	case out.Protocol == mesh.TCP:
-		if c.carry(carryTCP) {
-			p.serveOutboundTCP(c, out)
+// open brings a new connection to where it is served.
+func (c *conn) open() {
+	o := &opening{c: c}
+	c.Handle(o)
+	st := c.w.p.state.Load()
+	if c.l.side == outboundSide {
+		switch out := st.outbound[c.l.port]; {
+		case out == nil:
+			c.Close()
+		case out.Protocol == mesh.TCP:
+			c.serveOutboundTCP(out)
+		default:
+			o.decided = true
+			o.expect(idleLoopback)
 		}
-	case c.carry(carryHTTP):
-		p.serveHTTP(c, c)
+		return
+	}
+	o.in = st.inbound[c.l.port]
+	switch {
+	case o.in == nil:
+		c.Close()
+	case o.in.TLS == mesh.Strict:
+		o.shake()
+	case o.in.TLS == mesh.Off && o.in.Protocol == mesh.TCP: // whatever it is, the application understands it
+		o.in.stats.PlaintextCxTotal.Add(1)
+		o.serve()
+	case o.in.Protocol == mesh.TCP:
+		o.expect(silence)
+	default:
+		o.expect(c.w.p.limits.Head)
 	}
 }
 
-// serveHTTP hands a connection to the listener's http.Server: HTTP/2 over TLS as it is, everything
-// else guarded.
-func (p *Proxy) serveHTTP(c *conn, wire net.Conn) {
-	if t, ok := wire.(*tls.Conn); ok && t.ConnectionState().NegotiatedProtocol == "h2" {
-		c.l.feed.push(t)
-		return
-	}
-	c.guard = guard.NewConn(wire, guard.Options{
-		HTTP2:       !c.secure, // over TLS it is chosen by ALPN
-		HeadTimeout: headTimeout,
-		Refused:     func(v *guard.Violation) { p.refusedByGuard(c, v) },
+// expect bounds how long the first bytes may take.
+func (o *opening) expect(patience time.Duration) {
+	o.quiet = o.c.w.loop.After(patience, func() {
+		// On a tcp port a client that says nothing waits for the server to speak first, which no TLS client
+		// does.
+		if !o.decided && o.in.Protocol == mesh.TCP {
+			o.plaintext()
+			return
+		}
+		o.c.Close()
 	})
-	c.l.feed.push(c.guard)
 }
 
-// secure shakes hands, where the listener wants it, and gives what to speak on. It is false when there
-// is nothing to speak on; why has been counted and logged.
-func (p *Proxy) secure(c *conn, in *inbound) (net.Conn, bool) {
-	switch in.TLS {
-	case mesh.Strict:
-		return p.handshake(c, in)
-	case mesh.Permissive:
-		verdict, ok := p.sniff(c, in)
-		if ok && verdict == sniff.TLS {
-			return p.handshake(c, in)
+// Data implements loop.Handler.
+func (o *opening) Data(p []byte) {
+	o.prefix = append(o.prefix, p...)
+	if !o.decided {
+		switch sniff.Classify(o.prefix) {
+		case sniff.More:
+			return
+		case sniff.TLS:
+			o.encrypted()
+			return
+		case sniff.Plaintext:
+			o.plaintext()
+			return
 		}
-		if ok {
-			p.callers.spokePlaintext(c.remote.Addr().String())
-			in.stats.PlaintextCxTotal.Add(1)
-		}
-		return c, ok
-	default:
-		if in.Protocol == mesh.TCP { // whatever it is, the application understands it
-			in.stats.PlaintextCxTotal.Add(1)
-			return c, true
-		}
-		verdict, ok := p.sniff(c, in)
-		if ok && verdict == sniff.TLS {
-			in.stats.ConnectionError.Add(1)
-			p.fault(c, "a client speaks TLS to a port that takes only plaintext", nil)
-			return nil, false
-		}
-		if ok {
-			in.stats.PlaintextCxTotal.Add(1)
-		}
-		return c, ok
 	}
+	o.serve()
 }
 
-// sniff looks at the first bytes. On a tcp port a client that says nothing waits for the server to
-// speak first, which no TLS client does.
-func (p *Proxy) sniff(c *conn, in *inbound) (sniff.Verdict, bool) {
-	patience := headTimeout
-	if in.Protocol == mesh.TCP {
-		patience = silence
-	}
-	c.SetReadDeadline(time.Now().Add(patience))
-	verdict, replayed, err := sniff.Conn(c.Conn)
-	c.SetReadDeadline(time.Time{})
+// End implements loop.Handler.
+func (o *opening) End() {
 	switch {
-	case err == nil:
-		c.Conn = replayed
-		return verdict, true
-	case errors.Is(err, os.ErrDeadlineExceeded) && in.Protocol == mesh.TCP:
-		return sniff.Plaintext, true
-	default:
-		return verdict, false
+	case o.decided || len(o.prefix) == 0:
+		o.c.Close()
+	default: // a byte or two that might have become TLS
+		o.plaintext()
+		if o.c.bytes != nil {
+			o.c.bytes.Ended()
+		} else {
+			o.c.Close()
+		}
 	}
 }
 
-// handshake is TLS as the listener declares it.
-func (p *Proxy) handshake(c *conn, in *inbound) (net.Conn, bool) {
+// Drained implements loop.Handler.
+func (o *opening) Drained() {}
+
+// Closed implements loop.Handler.
+func (o *opening) Closed(error) { o.stopWaiting() }
+
+func (o *opening) stopWaiting() {
+	if o.quiet != nil {
+		o.quiet.Stop()
+	}
+}
+
+// encrypted is called for a client that speaks TLS to a port that takes plaintext too, or only that.
+func (o *opening) encrypted() {
+	o.stopWaiting()
+	if o.in.TLS == mesh.Off {
+		o.in.stats.ConnectionError.Add(1)
+		o.c.fault("a client speaks TLS to a port that takes only plaintext", nil)
+		o.c.Close()
+		return
+	}
+	o.shake()
+}
+
+// plaintext is called for a client that speaks no TLS.
+func (o *opening) plaintext() {
+	o.decided = true
+	if o.in.TLS == mesh.Permissive {
+		o.c.w.p.callers.spokePlaintext(o.c.address)
+	}
+	o.in.stats.PlaintextCxTotal.Add(1)
+	o.serve()
+}
+
+// http2Preface is what a client with prior knowledge begins with (RFC 9113 section 3.4).
+const http2Preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+// serve hands a connection to what carries it, with the bytes that were looked at.
+func (o *opening) serve() {
+	c, http2 := o.c, false
+	switch cs := c.TLS(); {
+	case o.in != nil && o.in.Protocol == mesh.TCP:
+	case cs != nil:
+		http2 = cs.NegotiatedProtocol == "h2"
+	case len(o.prefix) < len(http2Preface) && strings.HasPrefix(http2Preface, string(o.prefix)):
+		return // it has not said yet what it speaks
+	default:
+		http2 = strings.HasPrefix(string(o.prefix[:min(len(o.prefix), len(http2Preface))]), http2Preface)
+	}
+	o.stopWaiting()
+	if o.in != nil {
+		// The Plan may have changed since the handshake began.
+		in := c.w.p.state.Load().inbound[c.l.port]
+		if in == nil || in.Protocol != o.in.Protocol || in.unfit(c) != "" {
+			c.Close()
+			return
+		}
+		if in.Protocol == mesh.TCP {
+			c.serveInboundTCP(in, o.prefix)
+			return
+		}
+	}
+	c.serveHTTP(http2, o.prefix)
+}
+
+// serveHTTP takes requests.
+func (c *conn) serveHTTP(http2 bool, prefix []byte) {
+	p := c.w.p
+	c.relayed = relay.Peer{ID: c.peer, Remote: c.remote, Service: c.l, Owner: c, Idle: idlePeer}
+	if c.l.side == outboundSide {
+		c.relayed.Idle = idleLoopback
+	}
+	if http2 {
+		c.front = c.w.relay.ServeHTTP2(c.Conn, &c.relayed)
+	} else {
+		c.front = c.w.relay.ServeHTTP1(c.Conn, &c.relayed)
+	}
+	if p.draining.Load() || c.l.stopped.Load() {
+		c.front.Leave()
+	}
+	if len(prefix) > 0 {
+		c.front.Data(prefix)
+	}
+}
+
+// shake is TLS as the listener declares it.
+func (o *opening) shake() {
+	c, in := o.c, o.in
 	// What is presented is what is newest when the client's first message arrives. A renewal between
 	// here and there makes the connection's bounds narrower than they had to be.
-	own, bundle := p.ownLeaf(in)
-	c.SetDeadline(time.Now().Add(p.handshakePatience))
-	t := tls.Server(c, in.tls.Config())
-	if err := t.HandshakeContext(p.ctx); err != nil {
-		answerPlaintext(err)
-		p.handshakeFailed(c, in, mtls.HandshakeError(err))
-		return nil, false
+	own, bundle := c.w.p.ownLeaf(in)
+	prefix := o.prefix
+	o.prefix, o.decided = nil, true
+	c.StartTLS(in.tls.Config(), false, c.w.p.handshakePatience, func(err error) {
+		switch {
+		case err != nil:
+			c.handshakeFailed(in, mtls.HandshakeError(err))
+		case !c.shook(in, own, bundle):
+			c.Close()
+		default:
+			o.serve()
+		}
+	})
+	if len(prefix) > 0 {
+		c.FeedTLS(prefix)
 	}
-	c.SetDeadline(time.Time{})
-	cs := t.ConnectionState()
+}
+
+// shook notes what a handshake has shown and bounds the connection's life by it. It is false when the
+// connection must not be used.
+func (c *conn) shook(in *inbound, own *x509.Certificate, bundle string) bool {
+	p, cs := c.w.p, *c.TLS()
 	c.secure, c.version = true, cs.Version
 	certs := []*x509.Certificate{}
 	if own != nil {
@@ -155,31 +226,32 @@ func (p *Proxy) handshake(c *conn, in *inbound) (net.Conn, bool) {
 	}
 	if peer, ok := mtls.PeerID(cs); ok {
 		leaf := cs.PeerCertificates[0]
-		c.peer, c.peerSerial, c.peerFields = peer, mtls.Serial(leaf), header.NewPeer(leaf)
+		c.peer, c.peerSerial = peer, mtls.Serial(leaf)
+		c.peerFields = header.NewPeer(leaf, p.state.Load().plan.Workload.Identity)
 		p.callers.presented(peer.String(), c.peerSerial, p.cfg.Now())
 		certs = append(certs, leaf)
 	} else if len(cs.PeerCertificates) > 0 {
-		return nil, false // verified and without an identity: cannot be, and must not be anonymous
+		return false // verified and without an identity: cannot be, and must not be anonymous
 	}
 	in.stats.Shook(cs)
-	if len(certs) > 0 {
-		retireAt, cutAt, ok := bounds(p.cfg.Now(), serverRetires, certs...)
-		if !ok {
-			return nil, false
-		}
-		c.life.begin(retireAt, cutAt, func() { c.aged.Store(true) }, c.abort)
+	if len(certs) == 0 {
+		return true
 	}
-	return t, true
+	retireAt, cutAt, ok := bounds(p.cfg.Now(), serverRetires, certs...)
+	if !ok {
+		return false
+	}
+	c.life.begin(c.w.loop, retireAt, cutAt, c.leave, c.cut)
+	if identity := p.identity(); identity != nil && c.bundle != "" && c.ownSerial != mtls.Serial(identity.Certificate.Leaf) { // a rotation during the handshake
+		c.life.shorten(soon(min(renewalWindow, c.life.left()/4)), time.Time{})
+	}
+	return true
 }
 
-// unexpectedMessage is the alert of that name, fatal, as a record (RFC 8446 sections 5.1 and 6.2).
-var unexpectedMessage = []byte{21, 3, 1, 0, 2, 2, 10}
-
-// answerPlaintext tells a client that speaks no TLS that this port does. crypto/tls says nothing then,
-// and a close alone could as well be an application's.
-func answerPlaintext(err error) {
-	if record, ok := errors.AsType[tls.RecordHeaderError](err); ok && record.Conn != nil {
-		_, _ = record.Conn.Write(unexpectedMessage) // the deadline of the handshake holds
+// leave lets the connection end with what it carries. One of bytes has nothing to end with.
+func (c *conn) leave() {
+	if c.front != nil {
+		c.front.Leave()
 	}
 }
 
@@ -197,7 +269,7 @@ func (p *Proxy) ownLeaf(in *inbound) (leaf *x509.Certificate, bundle string) {
 
 // handshakeFailed counts a handshake that failed, as Envoy does: what went wrong with a certificate by
 // what it was, everything else that is about TLS together, and a client that only went away not at all.
-func (p *Proxy) handshakeFailed(c *conn, in *inbound, err error) {
+func (c *conn) handshakeFailed(in *inbound, err error) {
 	switch {
 	case errors.Is(err, mtls.ErrNoCertificate):
 		in.stats.FailVerifyNoCert.Add(1)
@@ -205,34 +277,20 @@ func (p *Proxy) handshakeFailed(c *conn, in *inbound, err error) {
 		in.stats.FailVerifySAN.Add(1)
 	case errors.Is(err, mtls.ErrUntrusted):
 		in.stats.FailVerifyError.Add(1)
-	case errors.Is(err, io.EOF), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, net.ErrClosed),
+	case errors.Is(err, io.EOF), errors.Is(err, loop.ErrHandshakeTimeout), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, net.ErrClosed),
 		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
-		p.log.Debug("a client went away before the TLS handshake was over", "listener", in.Name, "remote", c.remote)
+		c.w.p.log.Debug("a client went away before the TLS handshake was over", "listener", in.Name, "remote", c.remote)
 		return
 	default:
 		in.stats.ConnectionError.Add(1)
 	}
-	p.fault(c, "TLS handshake failed", err)
+	c.fault("TLS handshake failed", err)
 }
 
 // fault logs what a client did wrong, not more often than is useful.
-func (p *Proxy) fault(c *conn, message string, err error) {
-	if suppressed, ok := p.faults.allow(message + c.remote.Addr().String()); ok {
+func (c *conn) fault(message string, err error) {
+	p := c.w.p
+	if suppressed, ok := p.faults.allow(message + c.address); ok {
 		p.log.Warn(message, "direction", c.l.side.String(), "port", c.l.port, "remote", c.remote, "error", err, "suppressed", suppressed) //nolint:sloglint // one of a few constant texts
 	}
-}
-
-// refusedByGuard counts and logs a request that never became one.
-func (p *Proxy) refusedByGuard(c *conn, v *guard.Violation) {
-	p.totals.requests.Add(1)
-	if counts := p.countsOf(c.l); counts != nil {
-		counts.RqTotal.Add(1)
-		counts.Answered(v.Status)
-	}
-	p.fault(c, "refused a malformed request", v)
-	p.access.write(accessEntry{
-		Time: p.cfg.Now(), Listener: p.nameOf(c.l), Direction: c.l.side.String(), Protocol: "HTTP/1.1",
-		Remote: c.remote.String(), Caller: c.peer.String(), PeerSerial: c.peerSerial, OwnSerial: c.ownSerial, TLS: c.tlsVersion(),
-		Status: v.Status, Flag: flagMalformed,
-	})
 }

@@ -3,7 +3,9 @@ package proxy
 import (
 	"encoding/json"
 	"io"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -32,46 +34,136 @@ type accessEntry struct {
 	Flag       string  `json:"flag,omitempty"`     // why it did not end as it should
 }
 
-// The flags of [accessEntry].
+// The flags of [accessEntry], beside those of relay.
 const (
-	flagMalformed     = "malformed"       // not a request that everybody reads in the same way
-	flagDenied        = "denied"          // by the policy
-	flagNoRoute       = "no_route"        // of a gateway
-	flagNoEndpoint    = "no_endpoint"     // of the upstream is known
-	flagConnectFailed = "connect_failed"  // to every endpoint, or to the application
-	flagUpstreamReset = "upstream_reset"  // it broke off
-	flagTimeout       = "timeout"         // the route's
-	flagClientGone    = "client_gone"     // it broke off
-	flagPeerClosed    = "closed_by_peer"  // before the first byte, which is how a peer refuses tcp
-	flagCut           = "cut"             // by a new policy, the end of a certificate or a drain
-	flagNoSwitch      = "upgrade_refused" // by the upstream
+	flagDenied  = "denied"   // by the policy
+	flagNoRoute = "no_route" // of a gateway
 )
 
 // statusClientGone is what is logged for a request whose client did not wait for the answer, as NGINX
 // does.
 const statusClientGone = 499
 
-// accessLog writes entries, one at a time.
+// maxUnwritten bounds the lines that wait for the writer, in bytes. A disk or a pipe that is slower than
+// the traffic must not stop it: what does not fit is counted and left out.
+const maxUnwritten = 16 << 20
+
+// accessLog writes entries on a goroutine of its own, for no loop may wait for a disk.
 type accessLog struct {
 	instance string
-	mu       sync.Mutex
-	w        io.Writer // nil: off
+	w        io.Writer    // nil: off
+	dropped  atomic.Int64 // lines left out
+
+	mu      sync.Mutex
+	lines   []byte // guarded by mu: whole lines that are not written yet
+	spare   []byte // guarded by mu
+	closed  bool   // guarded by mu
+	news    sync.Cond
+	written chan struct{} // closed when everything was written after close
 }
 
 func newAccessLog(w io.Writer, instance string) *accessLog {
-	return &accessLog{w: w, instance: instance}
+	a := &accessLog{instance: instance, w: w, written: make(chan struct{})}
+	a.news.L = &a.mu
+	if w == nil {
+		close(a.written)
+		return a
+	}
+	go a.run()
+	return a
 }
 
-func (a *accessLog) write(e accessEntry) {
+// on tells whether entries are wanted.
+func (a *accessLog) on() bool { return a.w != nil }
+
+// write hands an entry to the writer.
+func (a *accessLog) write(e *accessEntry) {
 	if a.w == nil {
 		return
 	}
-	e.Time, e.Instance = e.Time.UTC(), a.instance
-	line, err := json.Marshal(e)
-	if err != nil {
-		return // cannot be: it is made of texts and numbers
-	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	_, _ = a.w.Write(append(line, '\n')) // a full disk must not stop the traffic
+	if a.closed || len(a.lines) > maxUnwritten {
+		a.dropped.Add(1)
+		return
+	}
+	a.lines = a.append(a.lines, e)
+	a.news.Signal()
+}
+
+func (a *accessLog) run() {
+	defer close(a.written)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for {
+		for len(a.lines) == 0 && !a.closed {
+			a.news.Wait()
+		}
+		if len(a.lines) == 0 {
+			return
+		}
+		lines := a.lines
+		a.lines = a.spare[:0]
+		a.mu.Unlock()
+		_, _ = a.w.Write(lines) // a full disk must not stop the traffic
+		a.mu.Lock()
+		if a.spare = lines[:0]; cap(lines) > 1<<20 { // a burst's
+			a.spare = nil
+		}
+	}
+}
+
+// close writes what waits, and returns when it is written.
+func (a *accessLog) close() {
+	a.mu.Lock()
+	a.closed = true
+	a.news.Signal()
+	a.mu.Unlock()
+	<-a.written
+}
+
+// append adds an entry as a line of JSON. It writes what encoding/json would; a test compares them.
+func (a *accessLog) append(b []byte, e *accessEntry) []byte {
+	b = append(b, `{"time":"`...)
+	b = e.Time.UTC().AppendFormat(b, time.RFC3339Nano)
+	b = append(b, '"')
+	b = appendOptional(b, "instance", a.instance)
+	b = appendText(append(b, `,"listener":`...), e.Listener)
+	b = appendText(append(b, `,"direction":`...), e.Direction)
+	b = appendText(append(b, `,"protocol":`...), e.Protocol)
+	b = appendText(append(b, `,"remote":`...), e.Remote)
+	b = appendOptional(b, "caller", e.Caller)
+	b = appendOptional(b, "peerSerial", e.PeerSerial)
+	b = appendOptional(b, "ownSerial", e.OwnSerial)
+	b = appendOptional(b, "tls", e.TLS)
+	b = appendOptional(b, "method", e.Method)
+	b = appendOptional(b, "path", e.Path)
+	if e.Status != 0 {
+		b = strconv.AppendInt(append(b, `,"status":`...), int64(e.Status), 10)
+	}
+	b = strconv.AppendInt(append(b, `,"bytesIn":`...), e.BytesIn, 10)
+	b = strconv.AppendInt(append(b, `,"bytesOut":`...), e.BytesOut, 10)
+	b = strconv.AppendFloat(append(b, `,"seconds":`...), e.Seconds, 'f', -1, 64)
+	b = appendOptional(b, "upstream", e.Upstream)
+	b = appendOptional(b, "flag", e.Flag)
+	return append(b, "}\n"...)
+}
+
+func appendOptional(b []byte, name, value string) []byte {
+	if value == "" {
+		return b
+	}
+	b = append(append(append(b, `,"`...), name...), `":`...)
+	return appendText(b, value)
+}
+
+// appendText adds a JSON text.
+func appendText(b []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 || c >= 0x7f || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			quoted, _ := json.Marshal(s) // a text always encodes
+			return append(b, quoted...)
+		}
+	}
+	return append(append(append(b, '"'), s...), '"')
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"time"
@@ -15,8 +16,8 @@ const appProbe = time.Second
 // newAdmin routes the administrator's requests. A path with another method is answered 405.
 func (p *Proxy) newAdmin() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /stats", p.stats.Handler(p.cfg.Gauges))
-	mux.Handle("GET /metrics", p.stats.Prometheus(p.cfg.Gauges))
+	mux.Handle("GET /stats", p.stats.Handler(p.gauges))
+	mux.Handle("GET /metrics", p.stats.Prometheus(p.gauges))
 	mux.HandleFunc("GET /ready", p.serveReady)
 	mux.HandleFunc("GET /healthz", p.serveHealth)
 	mux.HandleFunc("GET /certs", p.serveCerts)
@@ -26,6 +27,21 @@ func (p *Proxy) newAdmin() http.Handler {
 		fmt.Fprintln(w, "OK")
 	})
 	return mux
+}
+
+// gauges are the values that are not counted at a listener or upstream.
+func (p *Proxy) gauges() map[string]int64 {
+	values := make(map[string]int64)
+	if p.cfg.Gauges != nil {
+		maps.Copy(values, p.cfg.Gauges())
+	}
+	stalls := int64(0)
+	for _, w := range p.workers {
+		stalls += w.loop.Stalls()
+	}
+	values["countersign.loop_stalls_total"] = stalls
+	values["countersign.access_log_dropped_total"] = p.access.dropped.Load()
+	return values
 }
 
 // healthProblem says why the sidecar cannot serve its application; empty when it can.

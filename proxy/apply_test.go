@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -126,13 +127,15 @@ func TestForbiddenIsCut(t *testing.T) {
 
 // busyConns counts the connections that carry something at the moment.
 func (n *node) busyConns() int {
-	busy := 0
-	for c := range n.conns.all() {
-		if c.busy() {
-			busy++
+	var busy atomic.Int64
+	n.onLoops(func(w *worker) {
+		for c := range w.conns {
+			if c.busy() {
+				busy.Add(1)
+			}
 		}
-	}
-	return busy
+	})
+	return int(busy.Load())
 }
 
 // TestModeChanges checks that a connection does not live on that could not be made any more.

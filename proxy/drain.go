@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"countersign.dev/mtls"
@@ -19,45 +20,52 @@ const (
 	renewalWindow = 30 * time.Second
 )
 
-// drain waits until the connections that match have ended, and closes those that do nothing any more.
-// When ctx ends, it cuts the others.
+// drain tells the connections that match to end, waits until they have, and closes those that do nothing
+// any more. When ctx ends, it cuts the others.
 func (p *Proxy) drain(ctx context.Context, match func(*conn) bool) {
 	tick := time.NewTicker(drainTick)
 	defer tick.Stop()
 	quiet := time.Now()
 	for {
-		open, busy := 0, 0
-		for c := range p.conns.all() {
-			if !match(c) {
-				continue
+		var open, busy atomic.Int64
+		p.onLoops(func(w *worker) {
+			for c := range w.conns {
+				if !match(c) {
+					continue
+				}
+				open.Add(1)
+				c.leave()
+				if c.busy() {
+					busy.Add(1)
+				}
 			}
-			open++
-			if c.busy() {
-				busy++
-			}
-		}
-		if open == 0 {
+		})
+		if open.Load() == 0 {
 			return
 		}
-		if busy > 0 {
+		if busy.Load() > 0 {
 			quiet = time.Now()
 		}
 		if time.Since(quiet) >= drainQuiet {
-			for c := range p.conns.all() {
-				if match(c) && !c.busy() {
-					_ = c.Close()
+			p.onLoops(func(w *worker) {
+				for c := range w.conns {
+					if match(c) && !c.busy() {
+						c.Close()
+					}
 				}
-			}
+			})
 			quiet = time.Now()
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			for c := range p.conns.all() {
-				if match(c) {
-					c.forbidFor(errCut)
+			p.onLoops(func(w *worker) {
+				for c := range w.conns {
+					if match(c) {
+						c.cut()
+					}
 				}
-			}
+			})
 			return
 		}
 	}
@@ -93,16 +101,22 @@ func (p *Proxy) Shutdown(ctx context.Context) error {
 	}
 	p.mu.Unlock()
 	p.drain(ctx, func(c *conn) bool { return c.l.side == inboundSide })
-	for _, l := range p.outbound { // p.closed keeps everybody else away
+	p.mu.Lock()
+	for _, l := range p.outbound {
 		l.stop()
 	}
+	p.mu.Unlock()
 	p.drain(ctx, func(*conn) bool { return true })
-	p.state.Load().release(&state{})
+	p.release(p.state.Load(), &state{})
 	p.cancel()
-	for u := range p.upconns.all() {
-		u.abort()
-	}
 	p.tasks.Wait()
+	p.onLoops(func(w *worker) {
+		for _, k := range w.ups {
+			k.Conn.Reset()
+		}
+	})
+	p.group.Stop()
+	p.access.close()
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("shutting down the proxy: what still ran was cut: %w", err)
 	}
@@ -120,47 +134,18 @@ func (p *Proxy) IdentityChanged() {
 	}
 	serial, bundle := mtls.Serial(identity.Certificate.Leaf), identity.Bundle.Digest()
 	now := time.Now()
-	older := 0
-	for c := range p.conns.all() {
-		if c.age(now, serial, bundle) {
-			older++
+	var older atomic.Int64
+	p.onLoops(func(w *worker) {
+		for c := range w.conns {
+			if c.age(now, serial, bundle) {
+				older.Add(1)
+			}
 		}
-	}
-	for u := range p.upconns.all() {
-		if u.proved.Load() && (u.ownSerial != serial || u.bundle != bundle) {
-			older++
-			window := min(renewalWindow, u.life.left()/4)
-			u.life.shorten(soon(window/2), soon(p.cfg.MaxAge/10).Add(p.cfg.MaxAge*9/10))
-		}
-	}
-	p.log.Info("identity in force", "serial", serial, "notAfter", identity.Certificate.Leaf.NotAfter, "olderConnections", older)
-}
-
-// age lets a connection retire that was proved with another leaf or bundle, and tells whether it was.
-// One that was proved with a gateway's files is no concern of a rotation.
-func (c *conn) age(now time.Time, serial, bundle string) bool {
-	c.mu.Lock()
-	kind := c.kind
-	c.mu.Unlock()
-	if kind == opening || !c.secure || c.bundle == "" || c.ownSerial == serial && c.bundle == bundle {
-		return false
-	}
-	maxAge := c.l.p.cfg.MaxAge
-	end := soon(maxAge / 10).Add(maxAge * 9 / 10)
-	window := min(renewalWindow, c.life.left()/4)
-	if kind == carryTCP {
-		c.life.shorten(time.Time{}, end)
-		return true
-	}
-	c.life.shorten(soon(window), time.Time{})
-	// A connection of requests lives on while it is not used: its next answer ends it. Streams that run
-	// since before the rotation end like a TCP connection.
-	c.life.also(end, func() {
-		for _, s := range c.streamsNow() {
-			if s.began.Before(now) {
-				s.cut(errCut)
+		for u := range w.ups {
+			if u.age(p.cfg.MaxAge, serial, bundle) {
+				older.Add(1)
 			}
 		}
 	})
-	return true
+	p.log.Info("identity in force", "serial", serial, "notAfter", identity.Certificate.Leaf.NotAfter, "olderConnections", older.Load())
 }

@@ -20,6 +20,7 @@ import (
 	"countersign.dev/id"
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
+	"countersign.dev/proxy/internal/relay"
 )
 
 // gatewayPort is a gateway's plaintext listener.
@@ -198,8 +199,8 @@ func TestNoEndpoint(t *testing.T) {
 		status    int
 		flag      string
 	}{
-		"none":            {nil, 503, flagNoEndpoint},
-		"a dead one":      {[]mesh.Endpoint{{Instance: "x", Address: closedAddress(t)}}, 503, flagConnectFailed},
+		"none":            {nil, 503, relay.FlagNoEndpoint},
+		"a dead one":      {[]mesh.Endpoint{{Instance: "x", Address: closedAddress(t)}}, 503, relay.FlagConnect},
 		"one of two dead": {[]mesh.Endpoint{{Instance: "x", Address: closedAddress(t)}, good}, 200, ""},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/big"
@@ -19,6 +20,8 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -33,7 +36,25 @@ import (
 	"countersign.dev/mtls"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// portable chooses the driver of the proxies under test.
+var portable bool
+
+// TestMain runs every test on each driver that the system has.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if runtime.GOOS == "linux" && code == 0 {
+		portable = true
+		fmt.Println("the same on the portable driver:")
+		code = m.Run()
+	}
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
 
 const trustDomain = "shop.internal"
 
@@ -179,7 +200,7 @@ func newNode(t testing.TB, ca *authority, kind id.Kind, name string, app map[int
 		n.binds["app/"+strconv.Itoa(port)] = address
 	}
 	cfg := Config{
-		Source: n.source, Address: netip.MustParseAddr("127.0.0.1"), Instance: name + "-1", Binds: n.binds,
+		Source: n.source, Address: netip.MustParseAddr("127.0.0.1"), Instance: name + "-1", Binds: n.binds, Portable: portable,
 		AccessLog: n.access, Log: slog.New(slog.NewTextHandler(n.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	for _, o := range options {
@@ -252,7 +273,7 @@ func (n *node) inboundAddress(port int) string {
 	if n.inbound[port] == nil {
 		n.t.Fatalf("%s does not listen on %d", n.id, port)
 	}
-	return n.inbound[port].socket.Addr().String()
+	return n.inbound[port].address.String()
 }
 
 func (n *node) outboundAddress(port int) string {
@@ -262,7 +283,7 @@ func (n *node) outboundAddress(port int) string {
 	if n.outbound[port] == nil {
 		n.t.Fatalf("%s has no outbound listener %d", n.id, port)
 	}
-	return n.outbound[port].socket.Addr().String()
+	return n.outbound[port].address.String()
 }
 
 // stat asks /stats for one value.

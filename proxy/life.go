@@ -3,86 +3,100 @@ package proxy
 import (
 	"crypto/x509"
 	"math/rand/v2"
-	"sync"
 	"time"
+
+	"countersign.dev/proxy/internal/loop"
 )
 
 // life bounds how long a connection goes on that was proved with certificates. First it retires: it
 // takes no further request but the one that tells the other side. Then it is cut. The zero life is
-// unbounded.
+// unbounded. It belongs to the connection's loop.
 type life struct {
-	mu       sync.Mutex
-	ended    bool
-	begun    bool
-	retireAt time.Time
-	cutAt    time.Time
-	retiring *time.Timer
-	cutting  *time.Timer
-	further  *time.Timer
+	timer   *loop.Timer // nil before begin and after end
+	retire  event
+	cut     event
+	further event
 }
 
-// begin sets the bounds and what happens at them; both functions are called at most once, on their own
-// goroutine.
-func (l *life) begin(retireAt, cutAt time.Time, retire, cut func()) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.ended {
-		return
-	}
-	l.begun = true
-	l.retireAt, l.cutAt = retireAt, cutAt
-	l.retiring = time.AfterFunc(time.Until(retireAt), retire)
-	l.cutting = time.AfterFunc(time.Until(cutAt), cut)
+// event is something that happens once, at a moment.
+type event struct {
+	at time.Time // zero: never, or it has happened
+	do func()
+}
+
+func (e *event) due(now time.Time) bool { return !e.at.IsZero() && !now.Before(e.at) }
+
+// begin sets the bounds and what happens at them; each function is called at most once, on the loop.
+func (l *life) begin(on *loop.Loop, retireAt, cutAt time.Time, retire, cut func()) {
+	l.timer = on.NewTimer(l.happen)
+	l.retire, l.cut = event{retireAt, retire}, event{cutAt, cut}
+	l.arm()
 }
 
 // shorten brings the bounds forward, never back. A zero time leaves its bound.
 func (l *life) shorten(retireAt, cutAt time.Time) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.begun || l.ended {
+	if l.timer == nil {
 		return
 	}
-	// Stop fails when the function has been started: then it must not be again.
-	if !retireAt.IsZero() && retireAt.Before(l.retireAt) && l.retiring.Stop() {
-		l.retireAt = retireAt
-		l.retiring.Reset(time.Until(retireAt))
+	if !retireAt.IsZero() && retireAt.Before(l.retire.at) {
+		l.retire.at = retireAt
 	}
-	if !cutAt.IsZero() && cutAt.Before(l.cutAt) && l.cutting.Stop() {
-		l.cutAt = cutAt
-		l.cutting.Reset(time.Until(cutAt))
+	if !cutAt.IsZero() && cutAt.Before(l.cut.at) {
+		l.cut.at = cutAt
 	}
+	l.arm()
 }
 
 // also does something at a moment, if the connection lives that long; the first call counts.
 func (l *life) also(at time.Time, do func()) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.ended || l.further != nil {
+	if l.timer == nil || l.further.do != nil {
 		return
 	}
-	l.further = time.AfterFunc(time.Until(at), do)
+	l.further = event{at, do}
+	l.arm()
 }
+
+// arm sets the timer to what comes first.
+func (l *life) arm() {
+	var first time.Time
+	for _, e := range []*event{&l.retire, &l.cut, &l.further} {
+		if !e.at.IsZero() && (first.IsZero() || e.at.Before(first)) {
+			first = e.at
+		}
+	}
+	if first.IsZero() {
+		l.timer.Stop()
+		return
+	}
+	l.timer.Reset(max(time.Until(first), 0))
+}
+
+func (l *life) happen() {
+	now := time.Now().Add(lifeSlack)
+	for _, e := range []*event{&l.retire, &l.further, &l.cut} {
+		if l.timer != nil && e.due(now) {
+			e.at = time.Time{}
+			e.do()
+		}
+	}
+	if l.timer != nil {
+		l.arm()
+	}
+}
+
+// lifeSlack is how much earlier than asked a bound may be reached: the loop's timers share wake-ups.
+const lifeSlack = 15 * time.Millisecond
 
 // end forgets the bounds, because the connection is closed.
 func (l *life) end() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.ended = true
-	if l.begun {
-		l.retiring.Stop()
-		l.cutting.Stop()
-	}
-	if l.further != nil {
-		l.further.Stop()
+	if l.timer != nil {
+		l.timer.Stop()
+		l.timer = nil
 	}
 }
 
 // left is how much of its life a connection has left after a rotation.
-func (l *life) left() time.Duration {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return time.Until(l.cutAt)
-}
+func (l *life) left() time.Duration { return time.Until(l.cut.at) }
 
 // The part of what is left of the certificates after which a connection retires. The client's side is
 // the first, because it can do so without a race: it sends no request any more.

@@ -11,11 +11,15 @@
 // replaces it whole, so that every accept, request and review decides by one Plan. Sockets outlive
 // states: a listener is bound once for its port and asks the state what to do with a connection.
 //
-// Every connection is registered from accept to close (conn.go), because four things end it early: a
-// policy that does not admit it any more, a rotation after which it ages out, the end of a
-// certificate that it was proved with, and a drain.
+// Connections belong to event loops, as many as there are processors (worker.go, and internal/loop).
+// What a loop owns only its own goroutine touches; Apply, IdentityChanged and Shutdown ask every loop
+// to look at what it has, and wait for the answers. A connection's life (conn.go, upconn.go) ends early
+// for four reasons: a policy that does not admit it any more, a rotation after which it ages out, the
+// end of a certificate that it was proved with, and a drain.
 //
-// The package stands on net/http and crypto/tls. Everything outside sees only the methods of Proxy.
+// How requests and bytes get from one connection to another is internal/relay's; this package decides
+// what becomes of them (service.go, route.go, tcp.go). Everything outside sees only the methods of
+// Proxy.
 package proxy
 
 import (
@@ -26,12 +30,15 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
+	"countersign.dev/proxy/internal/loop"
+	"countersign.dev/proxy/internal/relay"
 	"countersign.dev/proxy/internal/stat"
 )
 
@@ -39,17 +46,9 @@ import (
 // values.
 const (
 	handshakeTimeout = 10 * time.Second // of a TLS handshake, from accept to the last message
-	headTimeout      = 10 * time.Second // from a request head's first byte to its last
 	silence          = 3 * time.Second  // after which a silent client of a permissive tcp port is plaintext
-	connectTimeout   = 5 * time.Second  // of a TCP connect, and of the handshake after it
-	continueTimeout  = time.Second      // for which a body waits for "100 Continue"
-
-	// A client closes an idle connection before the server does, so that no request meets a
-	// connection that is being closed.
-	idlePeer     = 5 * time.Minute  // of connections from peers and the outside
-	idleLoopback = time.Hour        // of connections from the own application
-	idleUpstream = 90 * time.Second // of connections to peers
-	idleApp      = time.Second      // of connections to the own application: below what servers use
+	idlePeer         = 5 * time.Minute  // of connections from peers and the outside
+	idleLoopback     = time.Hour        // of connections from the own application
 
 	maxAge = time.Hour // of TCP connections, upgrades and streams after a rotation
 )
@@ -68,8 +67,9 @@ type Config struct {
 	// Binds replaces addresses, for systems without loopback addresses of one's own: "inbound/PORT" and
 	// "outbound/PORT" are what is bound, "app/PORT" is where the application is. Values are "ip:port".
 	Binds map[string]string
-	// AccessLog gets a line of JSON for each request and connection; nil means none. Each line is one
-	// Write, and writes do not overlap.
+	// AccessLog gets a line of JSON for each request and connection; nil means none. Each Write is of whole
+	// lines, and writes do not overlap. When it is slower than the traffic for long, lines are left out and
+	// counted (countersign.access_log_dropped_total).
 	AccessLog io.Writer
 	// Log must be set.
 	Log *slog.Logger
@@ -84,6 +84,8 @@ type Config struct {
 	MaxAge time.Duration
 	// Now is the clock that certificates are compared with, time.Now when it is nil.
 	Now func() time.Time
+	// Portable drives connections by goroutines also where there are event loops.
+	Portable bool
 }
 
 // ErrClosed says that the Proxy was shut down.
@@ -106,10 +108,11 @@ type Proxy struct {
 
 	ctx    context.Context // ends when everything was cut
 	cancel context.CancelFunc
+	tasks  sync.WaitGroup // drains in the background
 
-	conns   registry[*conn]   // from clients
-	upconns registry[*upconn] // to peers
-	tasks   sync.WaitGroup    // goroutines that are not net/http's
+	group   *loop.Group
+	workers []*worker
+	limits  relay.Limits
 
 	access  *accessLog
 	denials *limiter // bounds the log of refusals
@@ -126,7 +129,7 @@ type totals struct {
 	requests, refused, connections atomic.Int64
 }
 
-// New makes a Proxy that serves nothing yet.
+// New makes a Proxy that serves nothing yet. Shutdown ends it.
 func New(cfg Config) (*Proxy, error) {
 	switch {
 	case cfg.Source == nil:
@@ -154,17 +157,23 @@ func New(cfg Config) (*Proxy, error) {
 		stats:    stat.NewSet(),
 		inbound:  make(map[int]*listener),
 		outbound: make(map[int]*listener),
-		access:   newAccessLog(cfg.AccessLog, cfg.Instance),
+		limits:   relay.DefaultLimits(),
 		denials:  newLimiter(),
 		faults:   newLimiter(),
 		callers:  newCallers(cfg.Changed),
 
 		handshakePatience: handshakeTimeout,
 	}
+	var err error
+	if p.group, err = loop.NewGroup(runtime.GOMAXPROCS(0), loop.Config{Portable: cfg.Portable, Log: cfg.Log}); err != nil {
+		return nil, fmt.Errorf("making a proxy: %w", err)
+	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
-	p.conns.init()
-	p.upconns.init()
+	p.access = newAccessLog(cfg.AccessLog, cfg.Instance)
 	p.state.Store(new(state))
+	for _, l := range p.group.Loops() {
+		p.workers = append(p.workers, p.newWorker(l))
+	}
 	p.admin = p.newAdmin()
 	return p, nil
 }
@@ -197,10 +206,12 @@ func (p *Proxy) Apply(plan *mesh.Plan) error {
 		l.start()
 	}
 	p.closeRemoved(next)
-	last.release(next)
-	for c := range p.conns.all() {
-		c.review(next)
-	}
+	p.release(last, next)
+	p.onLoops(func(w *worker) {
+		for c := range w.conns {
+			c.review(next)
+		}
+	})
 	p.log.Info("plan in force", "revision", plan.Revision, "inbound", len(plan.Inbound), "outbound", len(plan.Outbound), "upstreams", len(plan.Upstreams))
 	return nil
 }
@@ -210,7 +221,7 @@ func (p *Proxy) bindMissing(next *state) ([]*listener, error) {
 	var bound []*listener
 	undo := func() {
 		for _, l := range bound {
-			l.socket.Close()
+			_ = l.socket.Close()
 		}
 	}
 	for port := range next.inbound {

@@ -38,7 +38,7 @@ func (p *Proxy) Report() Report {
 	p.mu.Lock()
 	for port, l := range p.inbound {
 		if !l.stopped.Load() {
-			r.Listening = append(r.Listening, api.Listening{Port: port, Address: l.socket.Addr().String()})
+			r.Listening = append(r.Listening, api.Listening{Port: port, Address: l.address.String()})
 		}
 	}
 	p.mu.Unlock()

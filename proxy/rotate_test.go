@@ -147,9 +147,11 @@ func TestGoAwayUnderLoad(t *testing.T) {
 		p := newPair(t, mesh.HTTP, echoApp(t, false))
 		l := startLoad(t, p.url, 16, clientH2)
 		for range 100 {
-			for c := range p.callee.conns.all() {
-				c.aged.Store(true)
-			}
+			p.callee.onLoops(func(w *worker) {
+				for c := range w.conns {
+					c.leave()
+				}
+			})
 			l.wait(20)
 		}
 		l.end()
@@ -321,17 +323,16 @@ func TestBundleChange(t *testing.T) {
 		identity.Bundle = bundle
 		n.source.identity.Store(&identity)
 		n.IdentityChanged()
-		for c := range n.conns.all() {
-			c.life.shorten(time.Now(), time.Time{}) // not to wait for the jitter
-		}
-		for u := range n.upconns.all() {
-			u.life.mu.Lock()
-			soon := time.Until(u.life.retireAt) <= renewalWindow
-			u.life.mu.Unlock()
-			if !soon {
-				t.Error("a connection to a peer does not retire")
+		n.onLoops(func(w *worker) {
+			for c := range w.conns {
+				c.life.shorten(time.Now(), time.Time{}) // not to wait for the jitter
 			}
-		}
+			for u := range w.ups {
+				if time.Until(u.life.retire.at) > renewalWindow {
+					t.Error("a connection to a peer does not retire")
+				}
+			}
+		})
 	}
 	eventually(t, "a new connection", func() bool {
 		do(t, client, newRequest(t, "GET", p.url, nil))

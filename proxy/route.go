@@ -3,14 +3,14 @@ package proxy
 import (
 	"fmt"
 	"math/rand/v2"
-	"net/http"
 	"slices"
 	"strings"
 	"time"
 
 	"countersign.dev/mesh"
 	"countersign.dev/policy"
-	"countersign.dev/proxy/internal/header"
+	"countersign.dev/proxy/internal/message"
+	"countersign.dev/proxy/internal/relay"
 )
 
 // route is a route of a gateway's listener, with its upstreams found.
@@ -76,17 +76,17 @@ func compileRoute(r mesh.Route, next *state) (route, error) {
 func (r *route) judgesPaths() bool { return r.path != "" || r.prefix != "" && r.prefix != "/" }
 
 // takes tells whether a request matches. path is decoded, or empty when nobody judges paths.
-func (r *route) takes(req *http.Request, path string) bool {
+func (r *route) takes(x *relay.Exchange, path string) bool {
 	m := &r.match
 	switch {
 	case r.path != "" && path != r.path,
 		r.judgesPaths() && r.prefix != "" && !below(path, r.prefix),
-		len(m.Methods) > 0 && !slices.Contains(m.Methods, req.Method),
-		m.Host != "" && !strings.EqualFold(hostOnly(req.Host), m.Host):
+		len(m.Methods) > 0 && !slices.Contains(m.Methods, x.Method),
+		m.Host != "" && !strings.EqualFold(hostOnly(x.Head.Authority), m.Host):
 		return false
 	}
 	for name, value := range m.Headers {
-		if !slices.Contains(req.Header.Values(name), value) {
+		if !slices.ContainsFunc(x.Head.Fields, func(f message.Field) bool { return f.Value == value && strings.EqualFold(f.Name, name) }) {
 			return false
 		}
 	}
@@ -118,42 +118,19 @@ func (r *route) choose() *upstream {
 	return r.to[len(r.to)-1].upstream // cannot be: the weights sum to the total
 }
 
-// serveGateway sends a request from outside to the upstream that the first route that matches chooses.
-func (x *exchange) serveGateway(in *inbound) {
+// way finds the first route that matches a request; nil when none does. problem says that the path is
+// ambiguous: what one route keeps for a service must not be had by another spelling.
+func (in *inbound) way(x *relay.Exchange) (r *route, problem string) {
 	path := ""
-	if slices.ContainsFunc(in.routes, func(r route) bool { return r.judgesPaths() }) && x.r.RequestURI != "*" {
-		var problem string
-		if path, problem = policy.Canonical(x.stream.path); problem != "" {
-			// What one route keeps for a service must not be had by another spelling.
-			x.refuse(http.StatusBadRequest, flagMalformed, "the path is ambiguous: "+problem)
-			return
+	if in.judgesPaths && x.Path != "*" {
+		if path, problem = policy.Canonical(x.Path); problem != "" {
+			return nil, problem
 		}
 	}
 	for i := range in.routes {
-		r := &in.routes[i]
-		if !r.takes(x.r, path) {
-			continue
+		if r := &in.routes[i]; r.takes(x, path) {
+			return r, ""
 		}
-		header.StripHopByHop(x.upgradeFields())
-		header.Forget(x.r.Header)
-		header.SetAddress(x.r.Header, x.c.remote.Addr())
-		if r.timeout > 0 {
-			x.timer = time.AfterFunc(r.timeout, x.timeOut)
-			defer x.timer.Stop()
-		}
-		x.forward(r.choose())
-		return
 	}
-	x.refuse(http.StatusNotFound, flagNoRoute, "no route matches this request")
-}
-
-// timeOut ends a request whose time is over: with a 504 when nothing was answered yet.
-func (x *exchange) timeOut() {
-	x.cancel(errTimeout)
-	x.mu.Lock()
-	answered := x.answered
-	x.mu.Unlock()
-	if answered { // perhaps in a write that waits for the client
-		x.stream.cut(errTimeout)
-	}
+	return nil, ""
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
@@ -33,9 +34,11 @@ type inbound struct {
 	policy *policy.Policy
 	tls    tlsServer // nil when TLS is off
 	routes []route   // at a gateway
-	app    *app      // at a service
-	stats  *stat.Listener
-	http   *stat.HTTP // nil for tcp
+	// judgesPaths tells whether one of the routes depends on the path.
+	judgesPaths bool
+	app         *app // at a service
+	stats       *stat.Listener
+	http        *stat.HTTP // nil for tcp
 }
 
 // tlsServer makes the configuration of a listener's handshakes.
@@ -118,12 +121,13 @@ func (p *Proxy) compileInbound(plan *mesh.Plan, i mesh.Inbound, next, last *stat
 	}
 	if i.App == 0 {
 		in.routes, err = compileRoutes(i, next)
+		in.judgesPaths = slices.ContainsFunc(in.routes, func(r route) bool { return r.judgesPaths() })
 		return in, err
 	}
 	if before := last.inbound[i.Port]; before != nil && before.app != nil && before.App == i.App && before.Protocol == i.Protocol {
 		in.app = before.app
-	} else {
-		in.app = p.newApp(i.App, i.Protocol)
+	} else if in.app, err = p.newApp(i.App, i.Protocol); err != nil {
+		return nil, fmt.Errorf("the application's address: %w", err)
 	}
 	return in, nil
 }
@@ -172,10 +176,10 @@ func (s *state) activate() {
 }
 
 // release closes what the next state has not taken over.
-func (s *state) release(next *state) {
+func (p *Proxy) release(s, next *state) {
 	for port, in := range s.inbound {
 		if after := next.inbound[port]; in.app != nil && (after == nil || after.app != in.app) {
-			in.app.retire()
+			p.retire(in.app.endpoint)
 		}
 	}
 	for name, u := range s.upstreams {

@@ -78,6 +78,9 @@ func (r *Reader) head(b []byte, h *message.Head, request bool) (int, error) {
 	if request && len(b) >= 2 && b[0] == '\r' && b[1] == '\n' {
 		skip = 2 // RFC 9112 section 2.2: one empty line before a request is forgiven
 	}
+	if request && len(b) > skip && b[skip] != '\r' && !message.IsToken(b[skip:skip+1]) {
+		return 0, bad("the request line does not start with a method") // at once: it may be no HTTP, and wait for an answer
+	}
 	end, err := r.end(b, skip)
 	if end == 0 || err != nil {
 		return 0, err
@@ -175,6 +178,9 @@ func (p *parser) requestLine(line []byte) error {
 	case "HTTP/1.0":
 		p.h.Minor = 0
 	default:
+		if string(method) == "PRI" {
+			return bad("HTTP/2 begins where HTTP/1.1 was agreed on")
+		}
 		if len(version) == 8 && string(version[:5]) == "HTTP/" {
 			return &Error{505, "the version is neither HTTP/1.1 nor HTTP/1.0"}
 		}

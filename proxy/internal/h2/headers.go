@@ -312,7 +312,13 @@ func requestHead(fields []hpack.HeaderField, h *message.Head, extended bool) boo
 	if p.scheme != "http" && p.scheme != "https" || h.Authority == "" {
 		return false
 	}
-	return message.IsTarget(p.path) || p.path == "*" && h.Method == "OPTIONS"
+	if p.path == "*" && h.Method == "OPTIONS" {
+		return true
+	}
+	if !message.IsTarget(p.path) {
+		h.Problem = "its target has a character that stands in no URL"
+	}
+	return p.path != "" && p.path[0] == '/'
 }
 
 // responseHead reads the fields of a response; false means malformed.

@@ -1,92 +1,76 @@
 // Package header knows which header fields a proxy takes away from a message and which it sets: those
-// that belong to one connection only (RFC 9110 section 7.6.1), and those by which an application
-// learns who called it.
+// by which an application learns who called it. (What belongs to one connection only, the codecs take
+// away.)
 //
-// An application believes what it finds under the latter names, so nothing that a caller sent under
-// them may pass: not in another case, not with other characters for the hyphens (CGI and its heirs
-// make the same variable of "X-Client-Cert", "X_Client_Cert" and "X.Client.Cert"), and not in
-// trailers.
+// An application believes what it finds under these names, so nothing that a caller sent under them may
+// pass: not in another case, not with other characters for the hyphens (CGI and its heirs make the
+// same variable of "X-Client-Cert", "X_Client_Cert" and "X.Client.Cert"), and not in trailers.
 package header
 
 import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
-	"net/http"
-	"net/netip"
 	"slices"
 	"strings"
 
 	"countersign.dev/id"
+	"countersign.dev/proxy/internal/message"
 )
 
 // The fields by which an application learns who called it.
 const (
 	// ForwardedFor lists the addresses that a request came through.
-	ForwardedFor = "X-Forwarded-For"
+	ForwardedFor = "x-forwarded-for"
 	// ClientCert is the subject of the caller's certificate, as NGINX prints it.
-	ClientCert = "X-Client-Cert"
+	ClientCert = "x-client-cert"
 	// ForwardedClientCert describes the caller's certificate in Envoy's format.
-	ForwardedClientCert = "X-Forwarded-Client-Cert"
+	ForwardedClientCert = "x-forwarded-client-cert"
 )
 
-// hopByHop are the fields that never pass.
-var hopByHop = []string{
-	"Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization",
-	"Te", "Trailer", "Transfer-Encoding", "Upgrade", "Http2-Settings",
-}
+// claim is what a field's name is read as by some application.
+type claim int
 
-// StripHopByHop removes what belongs to one connection only, and what the Connection field names. In a
-// request, "TE: trailers" stays: gRPC wants it.
-func StripHopByHop(h http.Header) {
-	trailers := slices.ContainsFunc(h["Te"], func(v string) bool { return hasElement(v, "trailers") })
-	for _, value := range h["Connection"] {
-		for name := range strings.SplitSeq(value, ",") {
-			if name = strings.Trim(name, " \t"); name != "" {
-				h.Del(name)
-			}
+const (
+	nothing    claim = iota
+	aboutCert        // which certificate the caller has
+	aboutAddr        // which addresses it speaks for
+	aboutFrame       // where the content ends; the true names never come here, the codecs take them
+)
+
+// claimOf looks at a name in lower case. Nearly all names are told apart by their length.
+func claimOf(name string) claim {
+	switch len(name) {
+	case len(ClientCert):
+		if looksLike(name, ClientCert) {
+			return aboutCert
+		}
+	case len(ForwardedClientCert):
+		if looksLike(name, ForwardedClientCert) {
+			return aboutCert
+		}
+	case len(ForwardedFor):
+		if looksLike(name, ForwardedFor) {
+			return aboutAddr
+		}
+	case len("content-length"):
+		if looksLike(name, "content-length") {
+			return aboutFrame
+		}
+	case len("transfer-encoding"):
+		if looksLike(name, "transfer-encoding") {
+			return aboutFrame
 		}
 	}
-	for _, name := range hopByHop {
-		delete(h, name)
-	}
-	if trailers {
-		h["Te"] = []string{"trailers"}
-	}
+	return nothing
 }
 
-// UpgradeTo gives the protocol that a request asks to switch to, or that a response has switched to:
-// the Upgrade field when Connection names it, else the empty text.
-func UpgradeTo(h http.Header) string {
-	if slices.ContainsFunc(h["Connection"], func(v string) bool { return hasElement(v, "upgrade") }) {
-		return h.Get("Upgrade")
-	}
-	return ""
-}
-
-// hasElement looks for an element of a comma-separated list, without regard to case.
-func hasElement(list, want string) bool {
-	for element := range strings.SplitSeq(list, ",") {
-		if strings.EqualFold(strings.Trim(element, " \t"), want) {
-			return true
-		}
-	}
-	return false
-}
-
-// looksLike tells whether an application may read name as the other one, which is in lower case with
-// hyphens.
+// looksLike tells whether an application may read name as the other one; both are in lower case, and of
+// the same length.
 func looksLike(name, other string) bool {
-	if len(name) != len(other) {
-		return false
-	}
 	for i := range len(name) {
 		b := name[i]
-		switch {
-		case b >= 'A' && b <= 'Z':
-			b += 'a' - 'A'
-		case b >= 'a' && b <= 'z', b >= '0' && b <= '9':
-		default:
+		if (b < 'a' || b > 'z') && (b < '0' || b > '9') {
 			b = '-'
 		}
 		if b != other[i] {
@@ -96,60 +80,67 @@ func looksLike(name, other string) bool {
 	return true
 }
 
-// Forget removes what a caller claims about its certificate, however it is spelled. It is for heads
-// and for trailers.
-func Forget(h http.Header) {
-	for name := range h {
-		if looksLike(name, "x-client-cert") || looksLike(name, "x-forwarded-client-cert") {
-			delete(h, name)
+// TakeClaims removes from a request what its caller claims about its certificate, however it is
+// spelled, and with addresses also about the addresses that it speaks for: those in the one spelling
+// that is understood are returned. It is false when a field's name is read by some as one that says
+// where the content ends: such a request is to be refused.
+func TakeClaims(h *message.Head, addresses bool) (forwarded string, ok bool) {
+	kept := 0
+	for i, f := range h.Fields {
+		switch claimOf(f.Name) {
+		case nothing:
+		case aboutCert:
+			continue
+		case aboutFrame:
+			return "", false
+		case aboutAddr:
+			if !addresses {
+				break
+			}
+			if f.Name == ForwardedFor && forwarded != "" {
+				forwarded += ", " + f.Value
+			} else if f.Name == ForwardedFor {
+				forwarded = f.Value
+			}
+			continue
+		}
+		if kept != i {
+			h.Fields[kept] = f
+		}
+		kept++
+	}
+	clear(h.Fields[kept:])
+	h.Fields = h.Fields[:kept]
+	if h.Trailer != "" {
+		h.Trailer = announced(h.Trailer)
+	}
+	return forwarded, true
+}
+
+// announced removes the names of claims from a Trailer field's list.
+func announced(list string) string {
+	var names []string
+	for name := range strings.SplitSeq(list, ",") {
+		name = strings.Trim(name, " \t")
+		if name != "" && claimOf(strings.ToLower(name)) == nothing {
+			names = append(names, name)
 		}
 	}
+	return strings.Join(names, ", ")
 }
 
-// ForgetAddresses removes what a caller claims about the addresses it speaks for, but the one spelling
-// that [AppendAddress] understands.
-func ForgetAddresses(h http.Header, all bool) {
-	for name := range h {
-		if looksLike(name, "x-forwarded-for") && (all || name != ForwardedFor) {
-			delete(h, name)
-		}
+// Trailers removes all claims from trailers; it changes fields.
+func Trailers(fields []message.Field) []message.Field {
+	return slices.DeleteFunc(fields, func(f message.Field) bool { return claimOf(f.Name) != nothing })
+}
+
+// SetPeer tells the application whose certificate the caller has proved to hold. A nil peer is an
+// anonymous caller, of whom nothing is said. It follows [TakeClaims].
+func SetPeer(h *message.Head, peer *Peer) {
+	if peer != nil {
+		h.Add(ClientCert, peer.subject)
+		h.Add(ForwardedClientCert, peer.details)
 	}
-}
-
-// Confusing tells whether a field's name is one that some application reads as one that says where the
-// body ends. Over HTTP/1.1 the request guard refuses it; HTTP/2 lets it through.
-func Confusing(h http.Header) bool {
-	for name := range h {
-		if name != "Content-Length" && looksLike(name, "content-length") || name != "Transfer-Encoding" && looksLike(name, "transfer-encoding") {
-			return true
-		}
-	}
-	return false
-}
-
-// SetAddress says that the request came from addr and that nothing is known of before.
-func SetAddress(h http.Header, addr netip.Addr) {
-	ForgetAddresses(h, true)
-	h[ForwardedFor] = []string{addr.Unmap().String()}
-}
-
-// AppendAddress adds addr to the addresses that a trusted caller has listed.
-func AppendAddress(h http.Header, addr netip.Addr) {
-	ForgetAddresses(h, false)
-	list := append(slices.Clone(h[ForwardedFor]), addr.Unmap().String())
-	h[ForwardedFor] = []string{strings.Join(list, ", ")}
-}
-
-// SetPeer tells the application whose certificate the caller has proved to hold, after it has removed
-// what the caller itself said. own is the identity that the caller has reached; a nil peer is an
-// anonymous caller, of whom nothing is said.
-func SetPeer(h http.Header, own id.ID, peer *Peer) {
-	Forget(h)
-	if peer == nil {
-		return
-	}
-	h[ClientCert] = []string{peer.subject}
-	h[ForwardedClientCert] = []string{"By=" + own.String() + peer.details}
 }
 
 // Peer is what is told about a certificate. It is immutable, and made once a connection.
@@ -158,12 +149,13 @@ type Peer struct {
 	details string
 }
 
-// NewPeer prepares what is told about a certificate that was verified.
-func NewPeer(cert *x509.Certificate) *Peer {
+// NewPeer prepares what is told about a certificate that was verified. own is the identity that the
+// caller has reached.
+func NewPeer(cert *x509.Certificate, own id.ID) *Peer {
 	subject := DN(cert.RawSubject)
 	hash := sha256.Sum256(cert.Raw)
 	var b strings.Builder
-	b.WriteString(";Hash=" + hex.EncodeToString(hash[:]))
+	b.WriteString("By=" + own.String() + ";Hash=" + hex.EncodeToString(hash[:]))
 	for _, uri := range cert.URIs {
 		b.WriteString(";URI=" + quoted(uri.String()))
 	}

@@ -11,18 +11,18 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"math/big"
-	"net/http"
-	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"countersign.dev/id"
+	"countersign.dev/proxy/internal/message"
 )
 
 // certificate makes one that nobody has to trust.
@@ -64,92 +64,92 @@ func TestSetPeer(t *testing.T) {
 		t.Fatal(err)
 	}
 	hash := sha256.Sum256(cert.Raw)
-	want := http.Header{
-		"X-Client-Cert": {"CN=colorgateway,OU=gateway,O=colorapp.internal"},
-		"X-Forwarded-Client-Cert": {"By=spiffe://colorapp.internal/service/colorteller;Hash=" + hex.EncodeToString(hash[:]) +
+	want := []message.Field{
+		{Name: "accept", Value: "*/*"},
+		{Name: "x-client-cert", Value: "CN=colorgateway,OU=gateway,O=colorapp.internal"},
+		{Name: "x-forwarded-client-cert", Value: "By=spiffe://colorapp.internal/service/colorteller;Hash=" + hex.EncodeToString(hash[:]) +
 			";URI=spiffe://colorapp.internal/gateway/colorgateway;DNS=colorgateway;DNS=colorgateway.colorapp.internal" +
 			`;Subject="CN=colorgateway,OU=gateway,O=colorapp.internal"`},
-		"Accept": {"*/*"},
 	}
 	got := forged()
-	got.Set("Accept", "*/*")
-	SetPeer(got, own, NewPeer(cert))
-	if diff := cmp.Diff(want, got); diff != "" {
+	got.Add("accept", "*/*")
+	if _, ok := TakeClaims(got, false); !ok {
+		t.Fatal("refused")
+	}
+	SetPeer(got, NewPeer(cert, own))
+	if diff := cmp.Diff(want, got.Fields); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 	got = forged()
-	SetPeer(got, own, nil)
-	if len(got) > 0 {
-		t.Errorf("an anonymous caller leaves %v", got)
+	TakeClaims(got, false)
+	SetPeer(got, nil)
+	if len(got.Fields) > 0 {
+		t.Errorf("an anonymous caller leaves %v", got.Fields)
 	}
 }
 
-// forged are the spellings that some application reads as ours.
-func forged() http.Header {
-	return http.Header{
-		"X-Client-Cert": {"CN=evil"}, "x-client-cert": {"CN=evil"}, "X_Client_Cert": {"CN=evil"}, "X-Client_Cert": {"CN=evil"},
-		"X_client-Cert": {"CN=evil"}, "X.Client.Cert": {"CN=evil"}, "X-CLIENT-CERT": {"CN=evil"},
-		"X-Forwarded-Client-Cert": {"Hash=1"}, "X_Forwarded_Client_Cert": {"Hash=1"}, "x-forwarded_client-cert": {"Hash=1"},
+func headOf(fields ...string) *message.Head {
+	h := new(message.Head)
+	h.Reset()
+	for i := 0; i < len(fields); i += 2 {
+		h.Add(fields[i], fields[i+1])
 	}
+	return h
 }
 
-func TestForgetLeavesOthers(t *testing.T) {
-	h := http.Header{"X-Client-Certs": {"a"}, "X-Client": {"b"}, "Xclient-Cert-": {"c"}, "X-Forwarded-Proto": {"d"}, "X-Forwarded-For": {"e"}}
-	want := h.Clone()
-	Forget(h)
-	if diff := cmp.Diff(want, h); diff != "" {
+// forged are the spellings that some application reads as ours; the codecs have put them in lower case.
+func forged() *message.Head {
+	return headOf("x-client-cert", "CN=evil", "x_client_cert", "CN=evil", "x-client_cert", "CN=evil", "x.client.cert", "CN=evil",
+		"x-forwarded-client-cert", "Hash=1", "x_forwarded_client_cert", "Hash=1", "x-forwarded_client-cert", "Hash=1")
+}
+
+func TestClaimsOfOthersStay(t *testing.T) {
+	h := headOf("x-client-certs", "a", "x-client", "b", "xclient-cert-", "c", "x-forwarded-proto", "d", "x-forwarded-for", "e")
+	want := slices.Clone(h.Fields)
+	if _, ok := TakeClaims(h, false); !ok {
+		t.Error("refused")
+	}
+	if diff := cmp.Diff(want, h.Fields); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 }
 
 func TestAddresses(t *testing.T) {
-	addr := netip.MustParseAddr("::ffff:10.0.0.9")
-	given := func() http.Header {
-		return http.Header{"X-Forwarded-For": {"1.1.1.1", "2.2.2.2"}, "X_Forwarded_For": {"6.6.6.6"}, "x-forwarded-for": {"7.7.7.7"}}
+	h := headOf("x-forwarded-for", "1.1.1.1", "x_forwarded_for", "6.6.6.6", "accept", "a", "x-forwarded-for", "2.2.2.2")
+	got, ok := TakeClaims(h, true)
+	if got != "1.1.1.1, 2.2.2.2" || !ok {
+		t.Errorf("%q, %v", got, ok)
 	}
-	h := given()
-	SetAddress(h, addr)
-	if diff := cmp.Diff(http.Header{"X-Forwarded-For": {"10.0.0.9"}}, h); diff != "" {
-		t.Errorf("replaced (-want +got)\n%s", diff)
-	}
-	h = given()
-	AppendAddress(h, addr)
-	if diff := cmp.Diff(http.Header{"X-Forwarded-For": {"1.1.1.1, 2.2.2.2, 10.0.0.9"}}, h); diff != "" {
-		t.Errorf("appended (-want +got)\n%s", diff)
-	}
-	h = http.Header{}
-	AppendAddress(h, addr)
-	if got := h.Get(ForwardedFor); got != "10.0.0.9" {
-		t.Errorf("appended to nothing: %q", got)
-	}
-}
-
-func TestConfusing(t *testing.T) {
-	for name, want := range map[string]bool{"Content-Length": false, "Content_length": true, "Transfer_encoding": true, "Content.length": true, "Content-Lengths": false} {
-		if got := Confusing(http.Header{name: {"1"}}); got != want {
-			t.Errorf("%s: %v", name, got)
-		}
-	}
-}
-
-func TestStripHopByHop(t *testing.T) {
-	h := http.Header{
-		"Connection": {"close, X-A", " x-client-cert ,,Accept"}, "Keep-Alive": {"1"}, "Te": {"gzip, trailers;q=1", "Trailers"},
-		"Transfer-Encoding": {"chunked"}, "Trailer": {"X"}, "Upgrade": {"x"}, "Proxy-Connection": {"x"}, "Proxy-Authorization": {"x"},
-		"Proxy-Authenticate": {"x"}, "Http2-Settings": {"x"}, "X-A": {"gone"}, "Accept": {"gone"}, "X-B": {"stays"},
-	}
-	StripHopByHop(h)
-	if diff := cmp.Diff(http.Header{"X-B": {"stays"}, "Te": {"trailers"}}, h); diff != "" {
+	if diff := cmp.Diff([]message.Field{{Name: "accept", Value: "a"}}, h.Fields); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 }
 
-func TestUpgradeTo(t *testing.T) {
-	if got := UpgradeTo(http.Header{"Connection": {"keep-alive, Upgrade"}, "Upgrade": {"websocket"}}); got != "websocket" {
-		t.Errorf("got %q", got)
+func TestConfusing(t *testing.T) {
+	for name, refused := range map[string]bool{"content_length": true, "transfer_encoding": true, "content.length": true, "content-lengths": false, "accept": false} {
+		if _, ok := TakeClaims(headOf(name, "1"), false); ok == refused {
+			t.Errorf("%s: %v", name, ok)
+		}
 	}
-	if got := UpgradeTo(http.Header{"Connection": {"keep-alive"}, "Upgrade": {"websocket"}}); got != "" {
-		t.Errorf("without Connection: %q", got)
+}
+
+func TestTrailers(t *testing.T) {
+	h := forged()
+	h.Add("x_forwarded_for", "6.6.6.6")
+	h.Add("transfer_encoding", "chunked")
+	h.Add("x-sum", "1")
+	if got := Trailers(h.Fields); len(got) != 1 || got[0].Name != "x-sum" {
+		t.Errorf("%v", got)
+	}
+}
+
+func BenchmarkTakeClaims(b *testing.B) {
+	given := headOf("accept", "*/*", "user-agent", "x", "x-request-id", "1", "x-forwarded-for", "1.1.1.1", "content-type", "a")
+	h := headOf()
+	b.ReportAllocs()
+	for b.Loop() {
+		h.Fields = append(h.Fields[:0], given.Fields...)
+		TakeClaims(h, true)
 	}
 }
 
@@ -256,37 +256,40 @@ func FuzzForged(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	peer := NewPeer(gateway(f))
+	peer := NewPeer(gateway(f), own)
 	f.Fuzz(func(t *testing.T, name, value string, anonymous bool) {
-		h := http.Header{name: {"forged " + value}, "Connection": {name, "X-Client-Cert", value}}
-		StripHopByHop(h)
+		if !message.IsToken(name) {
+			return // the codecs refuse it
+		}
+		h := headOf(strings.ToLower(name), "forged "+value)
+		if _, ok := TakeClaims(h, true); !ok {
+			return
+		}
 		presented := peer
 		if anonymous {
 			presented = nil
 		}
-		SetPeer(h, own, presented)
+		SetPeer(h, presented)
 		ours := 0
-		for key, values := range h {
+		for _, field := range h.Fields {
 			read := strings.Map(func(r rune) rune {
 				if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' {
 					return r
 				}
 				return '_'
-			}, key)
+			}, field.Name)
 			switch strings.ToUpper(read) {
 			case "X_CLIENT_CERT", "X_FORWARDED_CLIENT_CERT":
 				ours++
-				if len(values) != 1 || strings.Contains(values[0], "forged") {
-					t.Errorf("%q: %q", key, values)
+				if strings.Contains(field.Value, "forged") {
+					t.Errorf("%q: %q", field.Name, field.Value)
 				}
+			case "X_FORWARDED_FOR", "CONTENT_LENGTH", "TRANSFER_ENCODING":
+				t.Errorf("%q stays", field.Name)
 			}
 		}
 		if want := map[bool]int{true: 0, false: 2}[anonymous]; ours != want {
-			t.Errorf("%d of our fields, want %d: %v", ours, want, h)
-		}
-		SetAddress(h, netip.MustParseAddr("10.0.0.9"))
-		if got := h.Values(ForwardedFor); len(got) != 1 || got[0] != "10.0.0.9" {
-			t.Errorf("addresses %q", got)
+			t.Errorf("%d of our fields, want %d: %v", ours, want, h.Fields)
 		}
 	})
 }

@@ -59,17 +59,17 @@ type Conn struct {
 
 	err      error
 	after    func() // after Closed
-	dirty    bool // in l.dirty
-	queued   bool // in l.again
-	paused   bool // the handler wants nothing now
-	ready    bool // the socket may have something to read
-	hup      bool // the peer's end was announced: read until it is met, no event comes for it
-	blocked  bool // the socket takes nothing now
-	full     bool // Drained is due
-	finish   bool // CloseWrite was called
-	finished bool // and done
-	lingers  bool // CloseAfterFlush was called
-	ended    bool // the peer sends no more
+	dirty    bool   // in l.dirty
+	queued   bool   // in l.again
+	paused   bool   // the handler wants nothing now
+	ready    bool   // the socket may have something to read
+	hup      bool   // the peer's end was announced: read until it is met, no event comes for it
+	blocked  bool   // the socket takes nothing now
+	full     bool   // Drained is due
+	finish   bool   // CloseWrite was called
+	finished bool   // and done
+	lingers  bool   // CloseAfterFlush was called
+	ended    bool   // the peer sends no more
 	dead     bool
 	reset    bool // close with a reset
 }

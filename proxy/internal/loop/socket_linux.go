@@ -187,14 +187,19 @@ func (c *Conn) event(mask uint32) {
 	if mask&unix.EPOLLOUT != 0 && c.blocked {
 		c.writable()
 	}
-	if mask&unix.EPOLLERR != 0 {
-		errno, err := unix.GetsockoptInt(c.sock.(*fdSocket).fd, unix.SOL_SOCKET, unix.SO_ERROR)
-		if err == nil && errno != 0 { // a reset: told at once, also to who reads nothing now
-			c.fail(os.NewSyscallError("read", unix.Errno(errno)))
-			return
+	// What came before a reset is read before the reset is met: an application may answer and close with
+	// a part of the request unread. Where nobody reads now and nothing is left, it is told at once.
+	if mask&unix.EPOLLERR != 0 && (c.held() || c.ended) {
+		fd := c.sock.(*fdSocket).fd
+		if left, err := unix.IoctlGetInt(fd, unix.TIOCINQ); err != nil || left == 0 {
+			errno, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+			if err == nil && errno != 0 {
+				c.fail(os.NewSyscallError("read", unix.Errno(errno)))
+				return
+			}
 		}
 	}
-	c.hup = c.hup || mask&(unix.EPOLLRDHUP|unix.EPOLLHUP) != 0
+	c.hup = c.hup || mask&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0
 	if mask&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
 		c.readable()
 	}

@@ -71,7 +71,7 @@ func (c *Conn) StartTLS(config *tls.Config, client bool, timeout time.Duration, 
 	}
 	h.deadline = c.l.After(timeout, func() {
 		if t.shaking != nil {
-			c.fail(errHandshakeTimeout)
+			c.fail(ErrHandshakeTimeout)
 		}
 	})
 	c.requeue()
@@ -80,7 +80,8 @@ func (c *Conn) StartTLS(config *tls.Config, client bool, timeout time.Duration, 
 // FeedTLS gives bytes that were read before StartTLS, by somebody who had to look at them first.
 func (c *Conn) FeedTLS(p []byte) { c.tls.feed(p) }
 
-var errHandshakeTimeout = errors.New("the TLS handshake took too long")
+// ErrHandshakeTimeout says that a handshake took longer than it may.
+var ErrHandshakeTimeout = errors.New("the TLS handshake took too long")
 
 // start runs the handshake.
 func (t *tlsState) start() {

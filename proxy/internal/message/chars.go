@@ -56,16 +56,19 @@ func IsValue[T string | []byte](s T) bool {
 	return len(s) == 0 || s[0] > ' ' && s[len(s)-1] > ' '
 }
 
-// IsTarget tells whether s is a request target in origin form whose percent-encodings are whole.
+// IsTarget tells whether s is a request target in origin form. In the path percent-encodings are whole;
+// a query is the application's own affair.
 func IsTarget[T string | []byte](s T) bool {
 	if len(s) == 0 || s[0] != '/' {
 		return false
 	}
+	path := true
 	for i := 0; i < len(s); i++ {
 		if !targetChar[s[i]] {
 			return false
 		}
-		if s[i] == '%' && (i+2 >= len(s) || !isHex(s[i+1]) || !isHex(s[i+2])) {
+		path = path && s[i] != '?'
+		if path && s[i] == '%' && (i+2 >= len(s) || !isHex(s[i+1]) || !isHex(s[i+2])) {
 			return false
 		}
 	}

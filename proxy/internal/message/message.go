@@ -52,6 +52,9 @@ type Head struct {
 	Chunked bool
 	// Close tells that the connection ends after this message; HTTP/1.1 only.
 	Close bool
+	// Problem says what is wrong with a request whose head could be read and that is to be refused all the
+	// same, with 400; HTTP/2 only, where a stream can be answered that HTTP/1.1 would end the connection for.
+	Problem string
 	// Minor is the minor version of HTTP/1: 0 or 1; HTTP/2 has 1.
 	Minor int
 }

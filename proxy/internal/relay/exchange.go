@@ -51,62 +51,85 @@ type Outcome struct {
 	Duration time.Duration
 }
 
-// The flags of an [Outcome], beside the empty one.
+// The flags of an [Outcome] say why an exchange did not end as it should; empty when it did.
 const (
-	FlagDenied     = "denied"
-	FlagNoRoute    = "no_route"
-	FlagNoEndpoint = "no_endpoint"
-	FlagConnect    = "connect_failure"
-	FlagReset      = "upstream_reset"
-	FlagTimeout    = "timeout"
-	FlagGone       = "client_gone"
-	FlagBad        = "bad_request"
+	FlagNoEndpoint = "no_endpoint"     // of the upstream is known
+	FlagConnect    = "connect_failed"  // to every endpoint, or to the application
+	FlagReset      = "upstream_reset"  // it broke off
+	FlagTimeout    = "timeout"         // of the decision
+	FlagGone       = "client_gone"     // it broke off
+	FlagPeerClosed = "closed_by_peer"  // before the first byte, which is how a peer refuses bytes
+	FlagCut        = "cut"             // by the owner
+	FlagNoSwitch   = "upgrade_refused" // by the upstream
+	FlagMalformed  = "malformed"       // content that nobody reads in the same way
+)
+
+// Bounds of an exchange.
+const (
+	// maxKept is how much of a request's content is kept until its answer begins, to be sent again when
+	// the peer has certainly not begun with it.
+	maxKept = 64 << 10
+	// maxTries is how often a request is sent that the far end has certainly not begun with. Several
+	// connections may be at their end at once; one after the other is not.
+	maxTries = 5
 )
 
 // Exchange is one request and its response.
 type Exchange struct {
 	Peer   *Peer         // who asks
-	Head   *message.Head // the request; valid until the exchange has a target
+	Head   *message.Head // the request; after the decision a copy of it
 	Target *Target
+	Link   *Link // the connection that it was sent on last
 	Method string
 	Path   string // without the query
-	Log    any    // the owner's own
+	Proto  string // as access logs have it: HTTP/1.1, HTTP/2.0, or the protocol that was changed to
+	Began  time.Time
+	Owner  any // the service's own
 
 	w     *Worker
 	front front
 	back  back
-	start time.Time
 
 	outcome   Outcome
 	responded bool // the final head was sent
 	reqDone   bool // the request's content is complete
 	over      bool
 	tunnel    bool // after 101, or CONNECT: bytes, not content
+	waits     bool // for a connection
+	retried   bool // an HTTP/1.1 connection that had served before has failed it
+	forgotten bool // more content came than is kept: it cannot be sent again
 
-	owedFront int    // content of the request that waits in back
-	owedBack  int    // content of the response that waits in front
-	early     []byte // content of the request that came before there was a back
-	earlyEnd  bool
+	owedFront int       // content of the request that waits in back, or for a back
+	owedBack  int       // content of the response that waits in front
+	stuck     time.Time // since when the caller takes nothing; zero when it does
+	kept      []byte    // content of the request from its first byte on
 	trailers  []message.Field
+	tries     int
+	tried     attempts  // endpoints that could not be reached
+	endpoint  *Endpoint // that it counts at
 	timer     *loop.Timer
-	wait      *waiter
-	retried   bool
-	head      message.Head // a copy of the request, while it may have to be sent again
+	head      message.Head // a copy of the request
 }
 
 // begin decides about a request and sends it on its way.
 func (w *Worker) begin(x *Exchange, p *Peer, f front, h *message.Head, end bool) {
-	*x = Exchange{Peer: p, Head: h, w: w, front: f, start: w.loop.Now(), Method: h.Method, reqDone: end}
+	*x = Exchange{Peer: p, Head: h, w: w, front: f, Began: w.loop.Now(), Method: h.Method, Proto: x.Proto, reqDone: end}
 	x.Path = pathOf(h.Target)
-	d := p.service.Request(x)
+	if h.Upgrade != "" && x.Method == "CONNECT" {
+		x.Method = "GET" // RFC 8441 section 5: what an extended CONNECT stands for
+	}
+	d := p.Service.Request(x)
 	if d.Target == nil {
 		x.outcome.Flag = d.Flag
 		x.answer(d.Reply)
 		return
 	}
 	x.Target = d.Target
+	if x.Target.Stats != nil {
+		x.Target.Stats.RqTotal.Add(1)
+	}
 	if d.Timeout > 0 {
-		x.timer = w.loop.After(d.Timeout, func() { x.fail(504, FlagTimeout, "the upstream did not answer in time") })
+		x.timer = w.loop.After(d.Timeout, func() { x.fail(504, FlagTimeout, "the service did not answer in time") })
 	}
 	x.keepHead(h)
 	w.connect(x)
@@ -129,19 +152,27 @@ func (x *Exchange) keepHead(h *message.Head) {
 	x.Head = &x.head
 }
 
+// goTo counts the exchange at an endpoint.
+func (x *Exchange) goTo(e *Endpoint) {
+	if x.endpoint != nil {
+		x.endpoint.active.Add(-1)
+	}
+	if x.endpoint = e; e != nil {
+		e.active.Add(1)
+	}
+}
+
 // attach gives the exchange its back; the request's head has been sent.
-func (x *Exchange) attach(b back) {
-	x.back = b
-	x.wait = nil
-	early, end := x.early, x.earlyEnd
-	x.early = nil
-	if len(early) > 0 {
-		x.back.write(early, end)
-		x.passedRequest(len(early))
+func (x *Exchange) attach(b back, k *Link) {
+	x.back, x.Link = b, k
+	x.tries++
+	if len(x.kept) > 0 {
+		b.write(x.kept, x.reqDone && x.trailers == nil)
 	}
-	if end && (x.trailers != nil || len(early) == 0) {
-		x.back.finish(x.trailers)
+	if x.reqDone && (x.trailers != nil || len(x.kept) == 0) {
+		b.finish(x.trailers)
 	}
+	x.passOn()
 }
 
 // requestBody takes content from the front.
@@ -152,40 +183,47 @@ func (x *Exchange) requestBody(p []byte, end bool) {
 		x.front.consumed(len(p))
 		return
 	}
-	if x.back == nil { // the head waits for a connection; so does the front, for it is not told "consumed"
-		x.early = append(x.early, p...)
-		x.earlyEnd = x.earlyEnd || end
-		return
+	x.owedFront += len(p)
+	x.keep(p)
+	if x.back == nil {
+		return // so does the front: it is not told that anything was consumed
 	}
 	if len(p) > 0 || !end {
 		x.back.write(p, end)
 	} else {
 		x.back.finish(nil)
 	}
-	x.passedRequest(len(p))
+	x.passOn()
 }
 
-func (x *Exchange) passedRequest(n int) {
-	if n == 0 {
-		return
+// keep remembers content while it may have to be sent, or sent again.
+func (x *Exchange) keep(p []byte) {
+	switch {
+	case len(p) == 0 || x.forgotten:
+	case x.back != nil && (x.responded || x.tunnel || len(x.kept)+len(p) > maxKept):
+		x.kept, x.forgotten = nil, true
+	default:
+		x.kept = append(x.kept, p...)
 	}
-	if x.back != nil && x.back.congested() {
-		x.owedFront += n
-		return
+}
+
+// passOn tells the front what was passed on, unless it waits in back.
+func (x *Exchange) passOn() {
+	if n := x.owedFront; n > 0 && x.back != nil && !x.back.congested() {
+		x.owedFront = 0
+		x.front.consumed(n)
 	}
-	x.front.consumed(n)
 }
 
 // requestTrailers takes the fields that end the request.
 func (x *Exchange) requestTrailers(fields []message.Field) {
 	x.reqDone = true
-	fields = x.Peer.service.Trailers(fields)
-	switch {
-	case x.over:
-	case x.back == nil:
-		x.earlyEnd, x.trailers = true, append([]message.Field{}, fields...)
-	default:
-		x.back.finish(fields)
+	if x.over {
+		return
+	}
+	x.trailers = append([]message.Field{}, x.Peer.Service.Trailers(fields)...)
+	if x.back != nil {
+		x.back.finish(x.trailers)
 	}
 }
 
@@ -194,14 +232,22 @@ func (x *Exchange) response(h *message.Head, end bool) {
 	if x.over {
 		return
 	}
-	if h.Status == 101 {
-		x.tunnel = true
-	}
-	if h.Status >= 200 || h.Status == 101 {
+	switched := h.Status == 101
+	if h.Status >= 200 || switched {
 		x.responded = true
+		x.kept = nil
 		x.outcome.Status = h.Status
-		x.Target.answered(h.Status)
-		x.Peer.service.Response(x, h)
+		if x.Target.Stats != nil && h.Status >= 500 {
+			x.Target.Stats.Rq5xx.Add(1)
+		}
+	}
+	switch {
+	case switched:
+		x.tunnel = true
+		x.Proto = h.Upgrade
+		x.stopTimer() // the answer is there; what follows is as long as it is
+	case x.responded && x.head.Upgrade != "":
+		x.outcome.Flag = FlagNoSwitch
 	}
 	x.front.respond(h, end)
 	if end {
@@ -226,6 +272,9 @@ func (x *Exchange) responseBody(p []byte, end bool) {
 	switch {
 	case len(p) == 0:
 	case x.front.congested():
+		if x.owedBack == 0 {
+			x.stuck = x.w.loop.Now()
+		}
 		x.owedBack += len(p)
 	default:
 		x.back.consumed(len(p))
@@ -255,19 +304,14 @@ func (x *Exchange) responseEnd() {
 // frontDrained and backDrained say that an end has sent what waited.
 func (x *Exchange) frontDrained() {
 	if n := x.owedBack; n > 0 && !x.front.congested() {
-		x.owedBack = 0
+		x.owedBack, x.stuck = 0, time.Time{}
 		if x.back != nil {
 			x.back.consumed(n)
 		}
 	}
 }
 
-func (x *Exchange) backDrained() {
-	if n := x.owedFront; n > 0 && x.back != nil && !x.back.congested() {
-		x.owedFront = 0
-		x.front.consumed(n)
-	}
-}
+func (x *Exchange) backDrained() { x.passOn() }
 
 // frontGone says that the caller has left: its connection broke or its stream was reset.
 func (x *Exchange) frontGone() {
@@ -275,13 +319,17 @@ func (x *Exchange) frontGone() {
 		return
 	}
 	x.outcome.Flag = FlagGone
-	if x.wait != nil {
-		x.wait.cancel()
-	}
-	if x.back != nil {
-		x.back.abort()
-	}
+	x.leaveBack()
 	x.end()
+}
+
+// leaveBack lets go of the other end, which is not finished.
+func (x *Exchange) leaveBack() {
+	x.waits = false
+	if b := x.back; b != nil {
+		x.back = nil
+		b.abort()
+	}
 }
 
 // backGone says that the other end has failed. unprocessed: it has surely not acted on the request.
@@ -291,16 +339,31 @@ func (x *Exchange) backGone(unprocessed bool) {
 	}
 	b := x.back
 	x.back = nil
-	if !x.responded && !x.retried && x.outcome.BytesIn == 0 && x.reqDone &&
-		(unprocessed || b != nil && b.reused() && idempotent(x.Method)) {
+	again := unprocessed
+	if !again && b != nil && b.reused() && idempotent(x.Method) && !x.retried {
 		// A connection that was used before and is found closed has most likely been closed while
 		// the request was on its way (RFC 9112 section 9.3.1): once more, on a new one.
-		x.retried = true
-		x.Head = &x.head
-		x.w.connect(x)
+		x.retried, again = true, true
+	}
+	if again && !x.responded && !x.forgotten && x.tries < maxTries {
+		x.w.pool(x.endpoint).serve(x)
 		return
 	}
-	x.fail(502, FlagReset, "the upstream closed the connection")
+	x.fail(502, FlagReset, "the service broke off before it answered")
+}
+
+// unreachable says that the endpoint takes no connection: nothing of the request has arrived there.
+func (x *Exchange) unreachable() {
+	if x.over {
+		return
+	}
+	x.back = nil
+	if x.forgotten {
+		x.fail(503, FlagConnect, "connecting to the service failed")
+		return
+	}
+	x.tried = append(x.tried, x.endpoint)
+	x.w.connect(x)
 }
 
 func idempotent(method string) bool {
@@ -311,51 +374,72 @@ func idempotent(method string) bool {
 	return false
 }
 
-// connectFailed says that no connection could be made.
-func (x *Exchange) connectFailed(flag string) {
-	x.wait = nil
-	x.fail(503, flag, "no instance of the service can be reached")
-}
-
 // fail answers with a status if nothing was answered yet, and cuts off otherwise.
 func (x *Exchange) fail(status int, flag, message string) {
 	if x.over {
 		return
 	}
 	x.outcome.Flag = flag
-	if x.wait != nil {
-		x.wait.cancel()
-		x.wait = nil
-	}
-	if b := x.back; b != nil {
-		x.back = nil
-		b.abort()
-	}
+	x.leaveBack()
 	if x.responded {
 		x.front.abort()
 		x.end()
 		return
 	}
-	x.answer(x.Peer.service.Failure(x, status, message))
+	if x.Target.Stats != nil && (status == 502 || status == 503) {
+		x.Target.Stats.Rq5xx.Add(1)
+	}
+	x.answer(x.Peer.Service.Failure(x, status, message))
 }
+
+// Cut ends an exchange in the middle, so that no end can take what it has for the whole.
+func (x *Exchange) Cut() {
+	if x.over {
+		return
+	}
+	x.outcome.Flag = FlagCut
+	x.leaveBack()
+	x.front.abort()
+	x.end()
+}
+
+// Tunnel tells whether the exchange has become a connection of bytes.
+func (x *Exchange) Tunnel() bool { return x.tunnel }
+
+// stalled tells whether the caller has taken nothing since a moment.
+func (x *Exchange) stalled(since time.Time) bool { return !x.stuck.IsZero() && x.stuck.Before(since) }
 
 // Reply is a response that the proxy makes itself.
 type Reply struct {
 	Head message.Head
 	Body []byte
+	// Logged is the status that statistics and logs are told, when it is not the head's: in gRPC the
+	// truth stands in another field.
+	Logged int
 }
 
 func (x *Exchange) answer(r *Reply) {
 	x.responded = true
 	x.outcome.Status = r.Head.Status
-	x.Peer.service.Response(x, &r.Head)
+	if r.Logged != 0 {
+		x.outcome.Status = r.Logged
+	}
 	end := len(r.Body) == 0 || x.Method == "HEAD"
+	if !end {
+		x.outcome.BytesOut = int64(len(r.Body))
+	}
 	x.front.respond(&r.Head, end)
 	if !end {
 		x.front.write(r.Body, true)
 	}
-	x.outcome.BytesOut = int64(len(r.Body))
 	x.end()
+}
+
+func (x *Exchange) stopTimer() {
+	if x.timer != nil {
+		x.timer.Stop()
+		x.timer = nil
+	}
 }
 
 // end is called once, when nothing more will be sent.
@@ -364,16 +448,13 @@ func (x *Exchange) end() {
 		return
 	}
 	x.over = true
-	if x.timer != nil {
-		x.timer.Stop()
-	}
+	x.stopTimer()
+	x.goTo(nil)
 	if n := x.owedFront; n > 0 {
 		x.owedFront = 0
 		x.front.consumed(n)
 	}
-	if len(x.early) > 0 {
-		x.early = nil
-	}
-	x.outcome.Duration = x.w.loop.Now().Sub(x.start)
-	x.Peer.service.Done(x, &x.outcome)
+	x.kept, x.stuck = nil, time.Time{}
+	x.outcome.Duration = x.w.loop.Now().Sub(x.Began)
+	x.Peer.Service.Done(x, &x.outcome)
 }

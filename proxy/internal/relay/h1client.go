@@ -1,8 +1,6 @@
 package relay
 
 import (
-	"net/netip"
-
 	"countersign.dev/proxy/internal/h1"
 	"countersign.dev/proxy/internal/loop"
 	"countersign.dev/proxy/internal/message"
@@ -10,11 +8,10 @@ import (
 
 // h1Client is a connection on which HTTP/1.1 requests go out, one after the other.
 type h1Client struct {
-	w      *Worker
-	c      *loop.Conn
-	pool   *pool
-	addr   netip.AddrPort
-	closed func()
+	w    *Worker
+	c    *loop.Conn
+	link *Link
+	pool *pool
 
 	reader  h1.Reader
 	part    []byte
@@ -25,7 +22,7 @@ type h1Client struct {
 	got     bool // the final head came
 	reqDone bool
 	chunked bool // the request is framed in chunks
-	close   bool // the peer closes after this response
+	close   bool // the connection ends after this response
 	tunnel  bool
 	served  int  // requests that were answered on this connection
 	said    bool // something of this response came
@@ -34,13 +31,29 @@ type h1Client struct {
 	timer   *loop.Timer
 }
 
+func (w *Worker) newH1Client(link *Link, p *pool) *h1Client {
+	k := &h1Client{w: w, c: link.Conn, link: link, pool: p}
+	k.timer = w.loop.NewTimer(k.c.Close)
+	k.reader.Intern = &w.intern
+	link.retire = k.retire
+	k.c.Handle(k)
+	return k
+}
+
+// retire ends the connection after what it carries.
+func (k *h1Client) retire() {
+	k.close = true
+	if k.idle {
+		k.c.Close()
+	}
+}
+
 // start sends a request's head.
 func (k *h1Client) start(x *Exchange) {
 	h := x.Head
 	k.x, k.method = x, h.Method
-	k.got, k.said, k.close, k.chunked, k.held = false, false, false, false, 0
-	k.reqDone = x.reqDone && len(x.early) == 0 && x.trailers == nil
-	k.reader.Intern = &k.w.intern
+	k.got, k.said, k.chunked, k.held = false, false, false, 0
+	k.reqDone = x.reqDone && len(x.kept) == 0 && x.trailers == nil
 	out := *h
 	out.Close = false
 	out.Chunked = h.Body && (h.ContentLength == message.Unknown || h.Trailer != "")
@@ -56,7 +69,7 @@ func (k *h1Client) start(x *Exchange) {
 	k.chunked = out.Chunked
 	k.w.scratch = h1.AppendRequest(k.w.scratch[:0], &out)
 	k.c.Write(k.w.scratch)
-	x.attach(k)
+	x.attach(k, k.link)
 }
 
 // write implements half.
@@ -160,7 +173,7 @@ func (k *h1Client) step(p []byte) (used int, more bool) {
 			k.deliver(content, false)
 		}
 		k.release()
-		x.responseTrailers(x.Peer.service.Trailers(trailers))
+		x.responseTrailers(x.Peer.Service.Trailers(trailers))
 		return n, false
 	}
 	if done {
@@ -193,7 +206,7 @@ func (k *h1Client) response(x *Exchange) {
 		return
 	}
 	k.got = true
-	k.close = h.Close
+	k.close = k.close || h.Close
 	if h.Status == 101 || k.method == "CONNECT" && x.head.Upgrade == "" && h.Status < 300 {
 		k.tunnel = true
 		x.tunnel = true
@@ -272,13 +285,18 @@ func (k *h1Client) Drained() {
 }
 
 // Closed implements loop.Handler.
-func (k *h1Client) Closed(error) {
+func (k *h1Client) Closed(err error) {
 	k.pool.lost(k)
-	if k.closed != nil {
-		k.closed()
+	k.link.gone()
+	x := k.x
+	if x == nil {
+		return
 	}
-	if x := k.x; x != nil {
-		k.x = nil
-		x.backGone(false)
+	k.x = nil
+	if refused(err) && k.served == 0 {
+		k.link.Endpoint.failed(k.w.loop.Now(), refusal(err))
+		x.unreachable()
+		return
 	}
+	x.backGone(false)
 }

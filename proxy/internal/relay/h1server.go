@@ -26,7 +26,9 @@ type h1Server struct {
 	counted bool // ... by a Content-Length
 	tunnel  bool
 	closing bool // no further request is taken
-	leaving bool // the connection ages: close after the next response
+	gone    bool // the caller has ended its side without having said so
+	last    bool // the caller has said that it sends no further request
+	leaving bool // the connection ends after the next response
 	timer   *loop.Timer
 	busy    bool // in the reading loop: do not enter it again
 	lingers *loop.Timer
@@ -43,13 +45,47 @@ func (w *Worker) newH1Server(c *loop.Conn, p *Peer) *h1Server {
 // timeout is called when a head took too long, or nothing came for long.
 func (s *h1Server) timeout() {
 	switch {
-	case s.x != nil: // the exchange has its own
+	case s.gone:
+		s.c.Reset() // and Closed tells the other end
+	case s.x != nil:
+		s.slowContent()
 	case len(s.part) > 0:
 		s.refuse(408, "the head of a request took too long")
 	default:
 		s.c.Close()
 	}
 }
+
+// endGrace is how long a caller still gets its response that has ended its side of the connection.
+// Most that do so have gone, and the application is to be told; a few have half-closed.
+const endGrace = time.Second
+
+// slowContent is called when no content came for long that was announced by its length. Where it was
+// not, the request may be a stream that has nothing to say.
+func (s *h1Server) slowContent() {
+	if s.body.Done() || s.tunnel || s.head.ContentLength == message.Unknown {
+		return
+	}
+	if s.held > 0 { // it is not the caller who is slow
+		s.timer.Reset(s.w.limits.Content)
+		return
+	}
+	s.closing = true
+	s.x.fail(408, FlagGone, "the content of a request took too long")
+}
+
+// Leave implements Front.
+func (s *h1Server) Leave() { s.leaving = true }
+
+// Exchanges implements Front.
+func (s *h1Server) Exchanges(yield func(*Exchange) bool) {
+	if s.x != nil {
+		yield(s.x)
+	}
+}
+
+// Busy implements Front.
+func (s *h1Server) Busy() bool { return s.x != nil || len(s.part) > 0 }
 
 // Data implements loop.Handler.
 func (s *h1Server) Data(p []byte) {
@@ -133,10 +169,18 @@ func (s *h1Server) request() {
 	s.timer.Stop()
 	s.minor, s.isHead = h.Minor, h.Method == "HEAD"
 	s.closing = false
-	s.leaving = s.leaving || h.Close
+	// What follows a request for another protocol may be in that one: it is not read as a request.
+	s.last = h.Close
+	s.leaving = s.leaving || h.Close || h.Upgrade != ""
 	s.body = h1.NewBody(h, true, &s.w.intern)
-	x := new(Exchange)
+	x := &Exchange{Proto: "HTTP/1.1"}
+	if h.Minor == 0 {
+		x.Proto = "HTTP/1.0"
+	}
 	s.x = x
+	if !s.body.Done() {
+		s.timer.Reset(s.w.limits.Content)
+	}
 	end := s.body.Done() && h.Upgrade == "" && h.Method != "CONNECT"
 	s.w.begin(x, s.peer, s, h, end)
 }
@@ -154,6 +198,9 @@ func (s *h1Server) content(p []byte) {
 	}
 	if len(p) > 0 || done {
 		s.deliver(p, done)
+	}
+	if !done {
+		s.timer.Reset(s.w.limits.Content)
 	}
 }
 
@@ -206,7 +253,7 @@ func (s *h1Server) respond(h *message.Head, end bool) {
 	}
 	s.chunked, s.counted = out.Chunked, out.ContentLength != message.Unknown
 	if !s.tunnel {
-		s.leaving = s.leaving || s.w.leaving(s.peer) || !s.body.Done()
+		s.leaving = s.leaving || !s.body.Done()
 		out.Close = s.leaving
 	}
 	s.w.scratch = h1.AppendResponse(s.w.scratch[:0], &out)
@@ -254,7 +301,7 @@ func (s *h1Server) done() {
 		s.lingerAndClose()
 		return
 	}
-	s.timer.Reset(s.w.limits.Idle)
+	s.timer.Reset(s.w.idleOf(s.peer))
 	if len(s.part) > 0 && !s.busy {
 		p := s.part
 		s.part = nil
@@ -294,7 +341,7 @@ func (s *h1Server) abort() {
 
 // refuse answers what could not be read.
 func (s *h1Server) refuse(status int, reason string) {
-	s.peer.service.Bad(s.peer, status, reason)
+	s.peer.Service.Bad(s.peer, status, reason)
 	r := s.w.plainReply(status, reason)
 	r.Head.Close = true
 	s.leaving, s.closing = true, true
@@ -307,7 +354,6 @@ func (s *h1Server) refuse(status int, reason string) {
 // broken is called for content that cannot be read any further.
 func (s *h1Server) broken(reason string) {
 	x := s.x
-	s.peer.service.Bad(s.peer, 400, reason)
 	s.closing = true
 	if x == nil {
 		s.c.Close()
@@ -318,7 +364,7 @@ func (s *h1Server) broken(reason string) {
 		s.c.Close()
 		return
 	}
-	x.fail(400, FlagBad, reason)
+	x.fail(400, FlagMalformed, "the request's content is malformed: "+reason)
 }
 
 // End implements loop.Handler.
@@ -327,7 +373,12 @@ func (s *h1Server) End() {
 	case s.tunnel && s.x != nil:
 		s.x.requestBody(nil, true)
 	case s.x != nil && s.body.Done():
-		s.leaving = true // it has half-closed and waits for the response
+		// It may have half-closed and wait for the response, or have gone: that looks the same.
+		s.leaving = true
+		if !s.last {
+			s.timer.Reset(endGrace)
+			s.gone = true
+		}
 	default:
 		s.c.Close()
 	}
@@ -350,5 +401,4 @@ func (s *h1Server) Closed(error) {
 		s.x = nil
 		x.frontGone()
 	}
-	s.w.gone(s)
 }

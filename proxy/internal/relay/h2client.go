@@ -1,8 +1,6 @@
 package relay
 
 import (
-	"net/netip"
-
 	"golang.org/x/net/http2"
 
 	"countersign.dev/proxy/internal/h2"
@@ -10,16 +8,20 @@ import (
 	"countersign.dev/proxy/internal/message"
 )
 
-// h2Client is a connection on which HTTP/2 requests go out: one for each loop and instance.
+// h2Client is a connection on which HTTP/2 requests go out.
 type h2Client struct {
-	w      *Worker
-	c      *loop.Conn
-	h      *h2.Conn
-	pool   *pool
-	addr   netip.AddrPort
-	closed func()
-	old    bool // no further request is sent: its certificate was replaced
-	served int
+	w     *Worker
+	c     *loop.Conn
+	h     *h2.Conn
+	link  *Link
+	pool  *pool
+	old   bool // no further request is sent
+	heard bool // something came since the last look
+	asked bool // and when nothing had come, a PING was sent
+	// refused says that the peer did not take our certificate, and so nothing of what was sent.
+	refused bool
+	watch   *loop.Timer
+	idle    *loop.Timer
 }
 
 // h2Back is the end of an exchange that is a stream of an h2Client.
@@ -30,33 +32,64 @@ type h2Back struct {
 	end bool // the response is complete
 }
 
-func (w *Worker) newH2Client(c *loop.Conn, p *pool, addr netip.AddrPort) *h2Client {
-	k := &h2Client{w: w, c: c, pool: p, addr: addr}
+func (w *Worker) newH2Client(link *Link, p *pool) *h2Client {
+	k := &h2Client{w: w, c: link.Conn, link: link, pool: p}
 	cfg := w.limits.member
 	cfg.Client = true
-	cfg.Intern, cfg.Events, cfg.Dirty, cfg.Bulk = &w.intern, k.event, k.dirty, k.bulk
+	cfg.Intern, cfg.Events, cfg.Ready, cfg.Dirty, cfg.Bulk = &w.intern, k.event, p.next, k.dirty, k.bulk
 	k.h = h2.New(cfg)
+	k.watch, k.idle = w.loop.NewTimer(k.look), w.loop.NewTimer(k.retire)
+	link.retire = k.retire
+	k.c.Handle(k)
 	k.dirty()
 	return k
 }
 
 // start sends a request's head.
-func (k *h2Client) start(x *Exchange) bool {
-	h := x.Head
-	b := &h2Back{k: k, x: x}
-	end := x.reqDone && !x.earlyEnd && len(x.early) == 0
-	st, err := k.h.Open(h, end, b)
-	if err != nil {
-		return false
+func (k *h2Client) start(x *Exchange) error {
+	if k.old || k.c.Dead() {
+		return h2.ErrNoStream
 	}
-	k.served++
+	b := &h2Back{k: k, x: x}
+	st, err := k.h.Open(x.Head, x.reqDone && len(x.kept) == 0 && x.trailers == nil, b)
+	if err != nil {
+		return err
+	}
+	if k.h.Streams() == 1 {
+		k.idle.Stop()
+		k.watch.Reset(k.w.limits.Silence)
+	}
 	b.st = st
-	x.attach(b)
-	return true
+	x.attach(b, k.link)
+	return nil
 }
 
-// free tells whether a request may be sent now.
-func (k *h2Client) free() bool { return !k.old && k.h.CanOpen() && !k.c.Dead() }
+// look finds out about a peer that is gone without a word: while requests wait for it, it has to say
+// something from time to time, if only in answer to a PING.
+func (k *h2Client) look() {
+	switch {
+	case k.h.Streams() == 0:
+		return
+	case k.heard:
+		k.heard, k.asked = false, false
+	case k.asked:
+		k.c.Reset()
+		return
+	default:
+		k.asked = true
+		k.h.Ping()
+	}
+	k.watch.Reset(k.w.limits.Silence)
+}
+
+// retire ends the connection when what it carries is over.
+func (k *h2Client) retire() {
+	if !k.old {
+		k.old = true
+		k.pool.lostSession(k)
+		k.dirty()
+	}
+}
 
 func (k *h2Client) dirty() { k.w.flushLater(k) }
 
@@ -93,6 +126,7 @@ func (k *h2Client) bulk(p []byte) {
 
 // Data implements loop.Handler.
 func (k *h2Client) Data(p []byte) {
+	k.heard = true
 	_ = k.h.Feed(p) // the error is kept, and settle closes
 	k.settle()
 }
@@ -107,17 +141,22 @@ func (k *h2Client) Drained() {
 }
 
 // Closed implements loop.Handler.
-func (k *h2Client) Closed(error) {
+func (k *h2Client) Closed(err error) {
+	k.watch.Stop()
+	k.idle.Stop()
+	k.old = true
 	k.pool.lostSession(k)
-	k.h.Close()
-	if k.closed != nil {
-		k.closed()
+	if refused(err) && !k.h.Ready() {
+		k.refused = true
+		k.link.Endpoint.failed(k.w.loop.Now(), refusal(err))
 	}
+	k.h.Close()
+	k.link.gone()
 }
 
 func (k *h2Client) event(e *h2.Event) {
 	if e.Kind == h2.GoingAway {
-		k.pool.lostSession(k)
+		k.retire()
 		return
 	}
 	b, ok := e.Stream.Owner.(*h2Back)
@@ -137,16 +176,23 @@ func (k *h2Client) event(e *h2.Event) {
 		x.responseBody(e.Data, e.End)
 	case h2.Trailers:
 		b.end = true
-		x.responseTrailers(x.Peer.service.Trailers(e.Fields))
+		x.responseTrailers(x.Peer.Service.Trailers(e.Fields))
 	case h2.Reset:
-		if !b.end || e.Code != http2.ErrCodeNo {
-			x.backGone(e.Unprocessed)
+		switch {
+		case b.end && e.Code == http2.ErrCodeNo:
+		case k.refused:
+			x.unreachable()
+		default:
+			x.backGone(e.Unprocessed || !k.h.Ready())
 		}
 	case h2.Writable:
 		x.backDrained()
 	case h2.GoingAway:
 	}
-	if !b.k.free() || b.k.h.Streams() == 0 {
+	if b.st.Gone() {
+		if k.h.Streams() == 0 {
+			k.idle.Reset(k.w.limits.IdleUpstream)
+		}
 		k.pool.next()
 	}
 }

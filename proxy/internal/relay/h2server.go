@@ -33,25 +33,37 @@ func (w *Worker) newH2Server(c *loop.Conn, p *Peer) *h2Server {
 	cfg.Intern, cfg.Events, cfg.Dirty, cfg.Bulk = &w.intern, s.event, s.dirty, s.bulk
 	s.h = h2.New(cfg)
 	s.idle = w.loop.NewTimer(s.tooIdle)
-	s.idle.Reset(w.limits.Idle)
+	s.idle.Reset(w.idleOf(p))
 	s.dirty()
 	return s
 }
 
 func (s *h2Server) tooIdle() {
 	if s.h.Streams() == 0 {
-		s.leave()
+		s.Leave()
 		s.w.loop.After(s.w.limits.Head, s.c.Close)
 	}
 }
 
-// leave begins a graceful end.
-func (s *h2Server) leave() {
+// Leave implements Front.
+func (s *h2Server) Leave() {
 	if !s.h.Leaving() {
 		s.h.Leave()
 		s.settle()
 	}
 }
+
+// Exchanges implements Front.
+func (s *h2Server) Exchanges(yield func(*Exchange) bool) {
+	for st := range s.h.All() {
+		if f, ok := st.Owner.(*h2Front); ok && !yield(&f.x) {
+			return
+		}
+	}
+}
+
+// Busy implements Front.
+func (s *h2Server) Busy() bool { return s.h.Streams() > 0 }
 
 // dirty asks for a flush at the end of the round.
 func (s *h2Server) dirty() { s.w.flushLater(s) }
@@ -108,13 +120,13 @@ func (s *h2Server) Drained() {
 func (s *h2Server) Closed(error) {
 	s.h.Close()
 	s.idle.Stop()
-	s.w.gone(s)
 }
 
 func (s *h2Server) event(e *h2.Event) {
 	if e.Kind == h2.Headers {
 		f := &h2Front{s: s, st: e.Stream}
 		e.Stream.Owner = f
+		f.x.Proto = "HTTP/2.0"
 		s.w.begin(&f.x, s.peer, f, e.Head, e.End)
 		return
 	}
@@ -146,7 +158,7 @@ func ownerOf(e *h2.Event) (*h2Front, bool) {
 // respond implements front.
 func (f *h2Front) respond(h *message.Head, end bool) {
 	if h.Status == 101 { // RFC 8441 section 4: a tunnel is opened by any 2xx
-		if f.x.head.Upgrade == "" {
+		if f.x.Head.Upgrade == "" {
 			f.x.fail(502, FlagReset, "the upstream changed to a protocol that nobody asked for")
 			return
 		}
@@ -156,9 +168,6 @@ func (f *h2Front) respond(h *message.Head, end bool) {
 	f.st.Respond(h, end)
 	if end {
 		f.done()
-	}
-	if f.s.w.leaving(f.s.peer) {
-		f.s.leave()
 	}
 }
 
@@ -182,7 +191,7 @@ func (f *h2Front) done() {
 	if !f.x.reqDone && !f.st.Gone() && f.st.Queued() == 0 {
 		f.st.Reset(http2.ErrCodeNo)
 	}
-	f.s.idle.Reset(f.s.w.limits.Idle)
+	f.s.idle.Reset(f.s.w.idleOf(f.s.peer))
 }
 
 // congested implements half.

@@ -1,97 +1,94 @@
 package relay
 
 import (
-	"crypto/tls"
-	"net/netip"
+	"errors"
 	"slices"
 
-	"countersign.dev/proxy/internal/loop"
+	"countersign.dev/proxy/internal/h2"
 )
 
-// poolKey names the connections that may serve a target: see [Target.Key].
-type poolKey struct {
-	target string
-	addr   netip.AddrPort
-}
+// Bounds of a pool.
+const (
+	maxIdle     = 128 // idle HTTP/1.1 connections
+	maxDials    = 64  // HTTP/1.1 connections that are being made at once
+	maxSessions = 8   // HTTP/2 connections, of which the second is made when the first takes no more streams
+)
 
-// maxIdle bounds the idle HTTP/1.1 connections to one address.
-const maxIdle = 128
-
-// maxDials bounds the connections to one address that are being made at once.
-const maxDials = 64
-
-// pool is the connections of one loop to one address.
+// pool is the connections of one loop to one endpoint.
 type pool struct {
-	w       *Worker
-	key     poolKey
-	target  *Target // the newest that uses the pool
-	session *h2Client
-	idle    []*h1Client
-	waiting []*waiter
-	dialing int
-	http1   bool // ALPN chose HTTP/1.1 the last time: a dial serves one waiter
+	w        *Worker
+	e        *Endpoint
+	sessions []*h2Client // those that take requests
+	idle     []*h1Client
+	waiting  []*Exchange // in the order of their arrival; those whose wait is over are skipped
+	dialing  int
+	http1    bool // ALPN chose HTTP/1.1 the last time: a dial serves one exchange
+	retired  bool // nothing is kept any more
 }
-
-// waiter is an exchange that waits for a connection.
-type waiter struct {
-	x     *Exchange
-	p     *pool
-	tried int // endpoints that could not be reached
-	gone  bool
-}
-
-func (wt *waiter) cancel() { wt.gone = true }
 
 // connect finds a connection for an exchange.
 func (w *Worker) connect(x *Exchange) {
-	t := x.Target
-	if t.Counters != nil {
-		t.Counters.Requested()
-	}
-	wt := &waiter{x: x}
-	x.wait = wt
-	w.attempt(wt)
-}
-
-// attempt tries the next endpoint of the waiter's target.
-func (w *Worker) attempt(wt *waiter) {
-	t := wt.x.Target
-	if wt.tried >= len(t.Endpoints) {
-		flag := FlagConnect
-		if len(t.Endpoints) == 0 {
-			flag = FlagNoEndpoint
+	e := x.Target.choose(w.loop.Now(), x.tried)
+	if e == nil {
+		if len(x.Target.Endpoints) == 0 {
+			x.fail(503, FlagNoEndpoint, "no instance of the service is known")
+		} else {
+			x.fail(503, FlagConnect, "connecting to the service failed")
 		}
-		wt.x.connectFailed(flag)
 		return
 	}
-	addr := t.choose(w, wt.tried)
-	key := poolKey{t.Key, addr}
-	p := w.pools[key]
+	x.goTo(e)
+	w.pool(e).serve(x)
+}
+
+func (w *Worker) pool(e *Endpoint) *pool {
+	p := w.pools[e]
 	if p == nil {
-		p = &pool{w: w, key: key}
-		w.pools[key] = p
+		p = &pool{w: w, e: e}
+		w.pools[e] = p
 	}
-	p.target = t
-	wt.p = p
-	p.serve(wt)
+	return p
 }
 
-// choose takes the endpoints in turn.
-func (t *Target) choose(w *Worker, tried int) netip.AddrPort {
-	if len(t.Endpoints) == 1 {
-		return t.Endpoints[0]
-	}
-	if tried == 0 {
-		t.next.Add(1)
-	}
-	return t.Endpoints[(int(t.next.Load())+tried)%len(t.Endpoints)]
-}
-
-// serve gives a waiter a connection that is there, or has one made.
-func (p *pool) serve(wt *waiter) {
-	x := wt.x
-	if s := p.session; s != nil && s.free() && s.start(x) {
+// Retire lets the connections to an endpoint end with what they have in flight.
+func (w *Worker) Retire(e *Endpoint) {
+	p := w.pools[e]
+	if p == nil {
 		return
+	}
+	p.retired = true
+	for _, k := range slices.Clone(p.sessions) {
+		k.retire()
+	}
+	for _, k := range p.idle {
+		k.idle = false
+		k.c.Close()
+	}
+	p.idle = nil
+	p.tidy()
+}
+
+// tidy forgets a retired pool that nobody waits for.
+func (p *pool) tidy() {
+	if p.retired && p.dialing == 0 && !slices.ContainsFunc(p.waiting, func(x *Exchange) bool { return x.waits }) {
+		delete(p.w.pools, p.e)
+	}
+}
+
+// serve gives an exchange a connection that is there, or has one made.
+func (p *pool) serve(x *Exchange) {
+	patient := false
+	for _, s := range p.sessions {
+		err := s.start(x)
+		switch {
+		case err == nil:
+			return
+		case errors.Is(err, h2.ErrNoConnectProtocol):
+			p.alone(x)
+			return
+		case errors.Is(err, h2.ErrNoSettings):
+			patient = true
+		}
 	}
 	for len(p.idle) > 0 && !x.retried { // what was idle has failed it once
 		k := p.idle[len(p.idle)-1]
@@ -103,191 +100,142 @@ func (p *pool) serve(wt *waiter) {
 			return
 		}
 	}
-	p.waiting = append(p.waiting, wt)
-	p.dial()
+	x.waits = true
+	p.waiting = append(p.waiting, x)
+	if !patient && len(p.sessions) < maxSessions {
+		p.dial()
+	}
 }
 
 // dial makes connections for those who wait: one each with HTTP/1.1, one for all with HTTP/2.
 func (p *pool) dial() {
 	want := 1
-	if p.http1 || p.target.TLS == nil && !p.target.HTTP2 {
+	if p.http1 || p.e.TLS == nil && !p.e.HTTP2 {
 		want = min(len(p.waiting), maxDials)
 	}
 	for p.dialing < want {
 		p.dialing++
-		p.dialOne()
+		p.w.dial(p.e, p.e.TLS, p.dialed)
 	}
 }
 
-func (p *pool) dialOne() {
-	l, t := p.w.loop, p.target
-	over := false
-	var conn *loop.Conn
-	var cancel func()
-	deadline := l.After(p.w.limits.Connect, func() {
-		if over {
-			return
-		}
-		over = true
-		if conn != nil {
-			conn.Close()
-		} else {
-			cancel()
-		}
-		p.failed()
-	})
-	finish := func() bool {
-		deadline.Stop()
-		was := over
-		over = true
-		return !was
-	}
-	cancel = l.Dial(p.key.addr, func(c *loop.Conn, err error) {
-		if err != nil {
-			if finish() {
-				p.failed()
-			}
-			return
-		}
-		conn = c
-		c.Handle(unborn{})
-		if t.TLS == nil {
-			if finish() {
-				p.connected(c, t.HTTP2, tls.ConnectionState{})
-			}
-			return
-		}
-		config, err := t.TLS.Config()
-		if err != nil {
-			if finish() {
-				c.Close()
-				p.failed()
-			}
-			return
-		}
-		c.StartTLS(config, true, p.w.limits.Handshake, func(err error) {
-			if !finish() {
-				return
-			}
-			if err != nil {
-				p.failed()
-				return
-			}
-			if t.Counters != nil {
-				t.Counters.Handshake()
-			}
-			state := c.TLS()
-			p.connected(c, state.NegotiatedProtocol == "h2", *state)
-		})
-	})
-}
-
-// unborn handles a connection that is not ready yet.
-type unborn struct{}
-
-func (unborn) Data([]byte)  {}
-func (unborn) End()         {}
-func (unborn) Drained()     {}
-func (unborn) Closed(error) {}
-
-// connected puts a new connection to use.
-func (p *pool) connected(c *loop.Conn, http2 bool, state tls.ConnectionState) {
+// dialed puts a new connection to use, or lets those who wait try another endpoint.
+func (p *pool) dialed(k *Link, err error) {
 	p.dialing--
-	p.http1 = !http2
-	var closed func()
-	if p.target.Opened != nil {
-		closed = p.target.Opened(state, p.key.addr)
-	}
-	if counters := p.target.Counters; counters != nil {
-		counters.Connected()
-		inner := closed
-		closed = func() {
-			counters.Closed()
-			if inner != nil {
-				inner()
-			}
+	defer p.tidy()
+	if err != nil {
+		if p.dialing == 0 { // else another attempt is on its way
+			p.giveUp()
 		}
-	}
-	if http2 {
-		k := p.w.newH2Client(c, p, p.key.addr)
-		k.closed = closed
-		c.Handle(k)
-		p.session = k
-		p.next()
 		return
 	}
-	k := &h1Client{w: p.w, c: c, pool: p, addr: p.key.addr, closed: closed}
-	k.timer = p.w.loop.NewTimer(c.Close)
-	c.Handle(k)
-	for len(p.waiting) > 0 {
-		wt := p.waiting[0]
-		p.waiting = p.waiting[1:]
-		if !wt.gone {
-			k.start(wt.x)
-			p.dial()
-			return
-		}
+	http2 := p.e.HTTP2
+	if p.e.TLS != nil {
+		http2 = k.Conn.TLS().NegotiatedProtocol == "h2"
 	}
-	p.putIdle(k)
+	p.http1 = !http2
+	if http2 {
+		p.sessions = append(p.sessions, p.w.newH2Client(k, p))
+		p.next()
+		if p.retired {
+			k.Retire()
+		}
+		return
+	}
+	c := p.w.newH1Client(k, p)
+	if x := p.first(false); x != nil {
+		c.start(x)
+		p.dial()
+		return
+	}
+	p.putIdle(c)
 }
 
-// next lets those who wait use what is there now.
-func (p *pool) next() {
-	for len(p.waiting) > 0 {
-		wt := p.waiting[0]
-		if wt.gone {
-			p.waiting = p.waiting[1:]
+// alone makes a connection of HTTP/1.1 for one exchange, which asks for a change of protocol that the
+// peer's HTTP/2 does not know.
+func (p *pool) alone(x *Exchange) {
+	if p.e.OnlyHTTP1 == nil {
+		x.fail(502, FlagReset, "the service does not take a change of protocol")
+		return
+	}
+	x.waits = true
+	p.w.dial(p.e, p.e.OnlyHTTP1, func(k *Link, err error) {
+		switch {
+		case err != nil && x.waits:
+			x.waits = false
+			x.unreachable()
+		case err != nil:
+		case !x.waits:
+			k.Conn.Handle(unborn{k})
+			k.Conn.Close()
+		default:
+			x.waits = false
+			c := p.w.newH1Client(k, p)
+			c.close = true
+			c.start(x)
+		}
+	})
+}
+
+// first takes out the first exchange that waits; with used, one that may use a connection which served
+// before: an exchange that was failed by such a connection gets a new one.
+func (p *pool) first(used bool) *Exchange {
+	for i := 0; i < len(p.waiting); i++ {
+		x := p.waiting[i]
+		if x.waits && used && x.retried {
 			continue
 		}
-		s := p.session
-		if s == nil || !s.free() {
-			if s == nil {
-				p.dial()
-			}
-			return
+		p.waiting = slices.Delete(p.waiting, i, i+1)
+		if x.waits {
+			x.waits = false
+			return x
 		}
-		p.waiting = p.waiting[1:]
-		if !s.start(wt.x) {
-			p.waiting = append([]*waiter{wt}, p.waiting...)
-			return
+		i--
+	}
+	return nil
+}
+
+// next lets those who wait use the sessions that are there.
+func (p *pool) next() {
+	if len(p.waiting) == 0 {
+		return
+	}
+	waiting := p.waiting
+	p.waiting = nil
+	for _, x := range waiting {
+		if x.waits {
+			x.waits = false
+			p.serve(x)
 		}
 	}
 }
 
 // putIdle keeps a connection for the next request, which may be waiting.
 func (p *pool) putIdle(k *h1Client) {
-	if wt := p.patient(); wt != nil {
+	if x := p.first(true); x != nil {
+		x.waits = true
 		// Not at once: the exchange that has just ended is still being told so.
 		p.w.loop.Finally(func() {
-			if wt.gone {
+			switch {
+			case !x.waits:
 				p.putIdle(k)
-			} else if k.c.Dead() {
-				p.serve(wt)
-			} else {
-				k.start(wt.x)
+			case k.c.Dead():
+				x.waits = false
+				p.serve(x)
+			default:
+				x.waits = false
+				k.start(x)
 			}
 		})
 		return
 	}
-	if len(p.idle) >= maxIdle {
+	if p.retired || len(p.idle) >= maxIdle {
 		k.c.CloseAfterFlush()
 		return
 	}
 	k.idle = true
 	p.idle = append(p.idle, k)
-	k.timer.Reset(p.w.limits.KeepApp)
-}
-
-// patient takes out the first of those who wait that may use a connection which served before: one that
-// was failed by such a connection gets a new one.
-func (p *pool) patient() *waiter {
-	for i, wt := range p.waiting {
-		if !wt.gone && !wt.x.retried {
-			p.waiting = slices.Delete(p.waiting, i, i+1)
-			return wt
-		}
-	}
-	return nil
+	k.timer.Reset(p.e.Idle)
 }
 
 // lost forgets a connection.
@@ -302,32 +250,24 @@ func (p *pool) lost(k *h1Client) {
 	}
 }
 
-// lostSession makes room for the next session.
+// lostSession forgets an HTTP/2 connection, which takes no more requests.
 func (p *pool) lostSession(k *h2Client) {
-	k.old = true
-	if p.session == k {
-		p.session = nil
-		if len(p.waiting) > 0 {
-			p.dial()
-		}
+	i := slices.Index(p.sessions, k)
+	if i < 0 {
+		return
 	}
+	p.sessions = slices.Delete(p.sessions, i, i+1)
+	p.next()
 }
 
-// failed is called when a connection could not be made: those who wait try another endpoint.
-func (p *pool) failed() {
-	p.dialing--
-	if p.target.Counters != nil {
-		p.target.Counters.ConnectFailed()
-	}
-	if p.dialing > 0 {
-		return // another attempt is on its way
-	}
+// giveUp sends those who wait to other endpoints.
+func (p *pool) giveUp() {
 	waiting := p.waiting
 	p.waiting = nil
-	for _, wt := range waiting {
-		if !wt.gone {
-			wt.tried++
-			p.w.attempt(wt)
+	for _, x := range waiting {
+		if x.waits {
+			x.waits = false
+			x.unreachable()
 		}
 	}
 }

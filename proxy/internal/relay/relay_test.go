@@ -8,6 +8,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -43,7 +44,6 @@ type hop struct {
 
 func (s *hop) Request(*Exchange) Decision                      { return Decision{Target: s.target} }
 func (s *hop) Trailers(fields []message.Field) []message.Field { return fields }
-func (s *hop) Response(*Exchange, *message.Head)               {}
 func (s *hop) Done(_ *Exchange, o *Outcome)                    { s.mu.Lock(); s.done = append(s.done, *o); s.mu.Unlock() }
 
 func (s *hop) Bad(_ *Peer, status int, reason string) {
@@ -121,9 +121,9 @@ func newChain(t *testing.T, app netip.AddrPort, o chainOptions) *chain {
 	t.Cleanup(g.Stop)
 	workers := map[*loop.Loop]*Worker{}
 	for _, l := range g.Loops() {
-		workers[l] = NewWorker(l, DefaultLimits(), nil)
+		workers[l] = NewWorker(l, DefaultLimits())
 	}
-	c := &chain{in: &hop{target: &Target{Key: "app", Endpoints: []netip.AddrPort{app}, HTTP2: o.appHTTP2}}}
+	c := &chain{in: &hop{target: &Target{Endpoints: []*Endpoint{{Address: app, HTTP2: o.appHTTP2, Idle: 20 * time.Second}}}}}
 	server := mtls.NewServer(mtls.NewStatic(ids[1]), mtls.ServerOptions{NextProtos: o.protos}).Config()
 	inbound := listen(t, g, func(conn *loop.Conn) {
 		conn.Handle(quiet{})
@@ -132,26 +132,27 @@ func newChain(t *testing.T, app netip.AddrPort, o chainOptions) *chain {
 				t.Error(err)
 				return
 			}
-			p := &Peer{State: conn.TLS()}
-			p.ID, _ = mtls.PeerID(*p.State)
-			if p.State.NegotiatedProtocol == "h2" {
-				workers[conn.Loop()].ServeHTTP2(conn, p, c.in)
+			p := &Peer{Service: c.in}
+			p.ID, _ = mtls.PeerID(*conn.TLS())
+			if conn.TLS().NegotiatedProtocol == "h2" {
+				workers[conn.Loop()].ServeHTTP2(conn, p)
 			} else {
-				workers[conn.Loop()].ServeHTTP1(conn, p, c.in)
+				workers[conn.Loop()].ServeHTTP1(conn, p)
 			}
 		})
 	})
-	c.out = &hop{target: &Target{
-		Key: "b", Endpoints: []netip.AddrPort{inbound},
-		TLS: mtls.NewClient(mtls.NewStatic(ids[0]), mtls.ClientOptions{Expect: ids[1].ID, NextProtos: []string{"h2", "http/1.1"}}),
-	}}
+	client := mtls.NewClient(mtls.NewStatic(ids[0]), mtls.ClientOptions{Expect: ids[1].ID, NextProtos: []string{"h2", "http/1.1"}})
+	c.out = &hop{target: &Target{Endpoints: []*Endpoint{{
+		Address: inbound, Idle: 20 * time.Second,
+		TLS: func(*Link) (*tls.Config, error) { return client.Config() },
+	}}}}
 	c.addr = listen(t, g, func(conn *loop.Conn) {
 		var s sniffer
 		s = sniffer{conn, func(h2 bool) {
 			if h2 {
-				workers[conn.Loop()].ServeHTTP2(conn, &Peer{}, c.out).Data(s.got)
+				workers[conn.Loop()].ServeHTTP2(conn, &Peer{Service: c.out}).Data(s.got)
 			} else {
-				workers[conn.Loop()].ServeHTTP1(conn, &Peer{}, c.out).Data(s.got)
+				workers[conn.Loop()].ServeHTTP1(conn, &Peer{Service: c.out}).Data(s.got)
 			}
 		}, nil}
 		conn.Handle(&s)

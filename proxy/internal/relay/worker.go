@@ -11,11 +11,13 @@ import (
 
 // Limits are the times and windows of connections.
 type Limits struct {
-	Head      time.Duration // for the head of a request, and for its connection's first byte
-	Idle      time.Duration // between requests
-	Handshake time.Duration // for TLS
-	Connect   time.Duration // for TCP and TLS to an upstream
-	KeepApp   time.Duration // how long an idle HTTP/1.1 connection to an upstream is kept
+	Head         time.Duration // for the head of a request, and for its connection's first byte
+	Content      time.Duration // for the next piece of content whose length was announced
+	Idle         time.Duration // between requests, where [Peer] says nothing else
+	IdleUpstream time.Duration // for which an HTTP/2 connection without a request is kept
+	Connect      time.Duration // for TCP, and for TLS after it
+	Silence      time.Duration // after which a peer that owes answers is asked whether it is there
+	Stalled      time.Duration // for which a caller may take nothing of a response
 
 	front  h2.Config // towards anybody
 	member h2.Config // between members of the mesh
@@ -24,14 +26,14 @@ type Limits struct {
 // DefaultLimits are what a proxy uses.
 func DefaultLimits() Limits {
 	return Limits{
-		Head: 10 * time.Second, Idle: 5 * time.Minute, Handshake: 10 * time.Second, Connect: 5 * time.Second,
-		KeepApp: 20 * time.Second,
-		front:   h2.Config{MaxStreams: 100, StreamWindow: 128 << 10, Budget: 2 << 20, ExtendedConnect: true},
-		member:  h2.Config{MaxStreams: 1000, StreamWindow: 512 << 10, Budget: 64 << 20, MaxFrame: 1 << 20, ExtendedConnect: true},
+		Head: 10 * time.Second, Content: time.Minute, Idle: 5 * time.Minute, IdleUpstream: 90 * time.Second, Connect: 5 * time.Second,
+		Silence: 20 * time.Second, Stalled: 5 * time.Minute,
+		front:  h2.Config{MaxStreams: 100, StreamWindow: 128 << 10, Budget: 2 << 20, ExtendedConnect: true},
+		member: h2.Config{MaxStreams: 1000, StreamWindow: 512 << 10, Budget: 64 << 20, MaxFrame: 1 << 20, ExtendedConnect: true},
 	}
 }
 
-// Worker is what one loop relays: its connections, its pools, its strings.
+// Worker is what one loop relays: its pools and its strings.
 type Worker struct {
 	loop   *loop.Loop
 	limits Limits
@@ -39,34 +41,39 @@ type Worker struct {
 	// scratch is where heads are written before they are handed to a connection.
 	scratch []byte
 
-	fronts map[frontConn]struct{}
-	pools  map[poolKey]*pool
+	pools  map[*Endpoint]*pool
 	later  []sender // HTTP/2 connections with output
 	posted bool
-	age    func(*Peer) bool
 }
 
 // sender is an HTTP/2 connection.
 type sender interface{ send() }
 
-// frontConn is a connection that came in.
-type frontConn interface {
+// Front is a connection on which requests come in.
+type Front interface {
 	loop.Handler
+	// Exchanges are the requests that are not answered yet; it is an iterator.
+	Exchanges(yield func(*Exchange) bool)
+	// Busy tells whether there are any, or a part of one.
+	Busy() bool
+	// Leave ends the connection gracefully: HTTP/1.1 after the next response, HTTP/2 by GOAWAY.
+	Leave()
 }
 
-// NewWorker makes the worker of a loop. leaving tells whether a peer's connection is to end after its
-// next response. It is called on the loop.
-func NewWorker(l *loop.Loop, limits Limits, leaving func(*Peer) bool) *Worker {
-	if leaving == nil {
-		leaving = func(*Peer) bool { return false }
-	}
-	return &Worker{
-		loop: l, limits: limits, age: leaving,
-		fronts: make(map[frontConn]struct{}), pools: make(map[poolKey]*pool),
-	}
+// NewWorker makes the worker of a loop. It is called on the loop, or before the loop has work.
+func NewWorker(l *loop.Loop, limits Limits) *Worker {
+	return &Worker{loop: l, limits: limits, pools: make(map[*Endpoint]*pool)}
 }
 
-func (w *Worker) leaving(p *Peer) bool { return w.age(p) }
+// Loop is the worker's.
+func (w *Worker) Loop() *loop.Loop { return w.loop }
+
+func (w *Worker) idleOf(p *Peer) time.Duration {
+	if p.Idle > 0 {
+		return p.Idle
+	}
+	return w.limits.Idle
+}
 
 // flushLater passes on the output of an HTTP/2 connection at the end of the round.
 func (w *Worker) flushLater(s sender) {
@@ -87,24 +94,30 @@ func (w *Worker) flush() {
 }
 
 // ServeHTTP1 takes over a connection on which HTTP/1.1 requests come in.
-func (w *Worker) ServeHTTP1(c *loop.Conn, p *Peer, service Service) loop.Handler {
-	p.service = service
+func (w *Worker) ServeHTTP1(c *loop.Conn, p *Peer) Front {
 	s := w.newH1Server(c, p)
-	w.fronts[s] = struct{}{}
 	c.Handle(s)
 	return s
 }
 
 // ServeHTTP2 takes over a connection on which HTTP/2 requests come in.
-func (w *Worker) ServeHTTP2(c *loop.Conn, p *Peer, service Service) loop.Handler {
-	p.service = service
+func (w *Worker) ServeHTTP2(c *loop.Conn, p *Peer) Front {
 	s := w.newH2Server(c, p)
-	w.fronts[s] = struct{}{}
 	c.Handle(s)
 	return s
 }
 
-func (w *Worker) gone(f frontConn) { delete(w.fronts, f) }
+// Stalled tells whether a connection's peer, or the caller of one of its requests, has taken nothing for
+// longer than [Limits.Stalled].
+func (w *Worker) Stalled(f Front) (cut []*Exchange) {
+	since := w.loop.Now().Add(-w.limits.Stalled)
+	for x := range f.Exchanges {
+		if x.stalled(since) {
+			cut = append(cut, x)
+		}
+	}
+	return cut
+}
 
 // plainReply is what is said to those whose request was not understood.
 func (w *Worker) plainReply(status int, reason string) *Reply {

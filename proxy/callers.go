@@ -1,52 +1,11 @@
 package proxy
 
 import (
-	"iter"
 	"sync"
 	"time"
 
 	"countersign.dev/api"
 )
-
-// registry is a set of what is open.
-type registry[T comparable] struct {
-	mu      sync.Mutex
-	members map[T]struct{} // guarded by mu
-}
-
-func (r *registry[T]) init() { r.members = make(map[T]struct{}) }
-
-func (r *registry[T]) add(member T) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.members[member] = struct{}{}
-}
-
-// remove tells whether member was in the set.
-func (r *registry[T]) remove(member T) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	_, ok := r.members[member]
-	delete(r.members, member)
-	return ok
-}
-
-// all are the members of the moment it is called; the set may change while they are looked at.
-func (r *registry[T]) all() iter.Seq[T] {
-	r.mu.Lock()
-	members := make([]T, 0, len(r.members))
-	for member := range r.members {
-		members = append(members, member)
-	}
-	r.mu.Unlock()
-	return func(yield func(T) bool) {
-		for _, member := range members {
-			if !yield(member) {
-				return
-			}
-		}
-	}
-}
 
 // maxRemembered bounds every map whose keys come from outside.
 const maxRemembered = 1000
