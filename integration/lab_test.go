@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -111,15 +112,16 @@ func startLab() (*running, error) {
 	return launch(path, logs)
 }
 
-// stopLab ends the shared mesh, if a test has started it, as a user would.
+// stopLab ends the shared meshes, if tests have started them, as a user would.
 func stopLab() error {
 	defer func() { _ = os.RemoveAll(theLab.dir) }()
+	err := stopWire()
 	if theLab.mesh == nil {
-		return nil
+		return err
 	}
-	err := theLab.mesh.stop(syscall.SIGINT)
-	if err != nil {
+	failed := theLab.mesh.stop(syscall.SIGINT)
+	if failed != nil {
 		fmt.Fprintln(os.Stderr, theLab.mesh.tails())
 	}
-	return err
+	return errors.Join(err, failed)
 }

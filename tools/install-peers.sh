@@ -5,7 +5,7 @@
 set -euo pipefail
 
 # command=Debian package
-peers=(curl=curl openssl=openssl wrk=wrk h2load=nghttp2-client)
+peers=(curl=curl openssl=openssl wrk=wrk h2load=nghttp2-client nginx=nginx node=nodejs python3=python3)
 # `go test -race` needs a C compiler and its headers; the product does not.
 peers+=(gcc=gcc)
 
@@ -16,20 +16,40 @@ for peer in "${peers[@]}"; do
 		packages+=("${peer#*=}")
 	fi
 done
-if [ "${#missing[@]}" -eq 0 ]; then
-	echo "all there"
-	exit 0
+case " ${missing[*]-} " in *" gcc "*) packages+=(libc6-dev) ;; esac
+# Debian keeps what a virtual environment is made of apart.
+if ! python3 -c 'import ensurepip' 2>/dev/null; then
+	missing+=("python3's venv")
+	packages+=(python3-venv)
 fi
-case " ${missing[*]} " in *" gcc "*) packages+=(libc6-dev) ;; esac
 
-if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+out=$(mktemp)
+trap 'rm -f "$out"' EXIT
+if [ "${#missing[@]}" -gt 0 ] && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
 	echo "installing ${packages[*]}"
-	export DEBIAN_FRONTEND=noninteractive
-	if { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${packages[@]}"; } </dev/null >/tmp/install-peers.$$ 2>&1; then
-		rm -f /tmp/install-peers.$$
-		exit 0
+	# Installing a server starts it where RUNLEVEL is not 1, and nginx would take port 80.
+	export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
+	if { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${packages[@]}"; } </dev/null >"$out" 2>&1; then
+		missing=()
+	else
+		tail -5 "$out"
 	fi
-	tail -5 /tmp/install-peers.$$
-	rm -f /tmp/install-peers.$$
 fi
-echo "missing: ${missing[*]} (Debian packages: ${packages[*]}); what needs them is skipped, or fails when CI=true"
+
+# Python's httpx comes from PyPI, into an environment of its own where the tests look for it.
+httpx=0.28.1
+venv="${XDG_CACHE_HOME:-$HOME/.cache}/countersign/httpx"
+have() { "$venv/bin/python" -c "import h2, httpx, sys; sys.exit(httpx.__version__ != '$httpx')" 2>/dev/null; }
+if ! have; then
+	echo "installing httpx $httpx into $venv"
+	if ! { python3 -m venv --clear "$venv" && "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "httpx[http2]==$httpx"; } </dev/null >"$out" 2>&1; then
+		tail -5 "$out"
+		missing+=(httpx)
+	fi
+fi
+
+if [ "${#missing[@]}" -gt 0 ]; then
+	echo "missing: ${missing[*]} (Debian packages: ${packages[*]}); what needs them is skipped, or fails when CI=true"
+else
+	echo "all there"
+fi
