@@ -320,7 +320,7 @@ func (p *parser) framing(name string, value []byte) (bool, error) {
 	case "te":
 		h.Trailers = h.Trailers || hasToken(strings.ToLower(string(value)), "trailers")
 	case "trailer":
-		h.Trailer = p.announced(h.Trailer, value)
+		h.Trailer = message.Announced(h.Trailer, string(value))
 	case "expect":
 		if p.request {
 			if !message.EqualFold(value, "100-continue") {
@@ -336,23 +336,6 @@ func (p *parser) framing(name string, value []byte) (bool, error) {
 		return false, nil
 	}
 	return true, nil
-}
-
-// announced adds to the names of trailers those that may be sent on: one that frames or routes a message
-// would be dropped from the trailers, and makes some readers refuse the whole.
-func (p *parser) announced(before string, value []byte) string {
-	names := []byte(before)
-	for name := range bytes.SplitSeq(value, []byte{','}) {
-		name = bytes.Trim(name, " \t")
-		if !message.IsToken(name) || message.BadTrailer(p.in.Name(name)) {
-			continue
-		}
-		if len(names) > 0 {
-			names = append(names, ", "...)
-		}
-		names = append(names, name...)
-	}
-	return string(names)
 }
 
 // length reads a Content-Length: digits only, at most 18, so that it fits.

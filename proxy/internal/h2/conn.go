@@ -113,8 +113,8 @@ type Conn struct {
 	out []byte
 
 	streams map[uint32]*Stream
-	last    uint32 // the highest stream that the peer opened (server) or we opened (client)
-	recent  [32]uint32
+	last    uint32   // the highest stream that the peer opened (server) or we opened (client)
+	recent  []uint32 // streams that we reset lately
 	nrecent int
 
 	// reading
@@ -176,7 +176,7 @@ func New(cfg Config) *Conn {
 	}
 	c := &Conn{
 		cfg: cfg, streams: make(map[uint32]*Stream), maxPeer: 100, frameSize: initFrame,
-		window: initWindow, initial: initWindow, budget: newBudget(),
+		window: initWindow, initial: initWindow, budget: newBudget(cfg.MaxStreams),
 	}
 	c.fr = http2.NewFramer((*output)(c), &c.rd)
 	c.fr.SetReuseFrames()
@@ -274,6 +274,7 @@ func (c *Conn) Close() {
 
 func (c *Conn) end(err error) {
 	c.dead = err
+	c.blocked.streams = nil
 	for _, s := range c.streams {
 		c.drop(s)
 		c.emit(Event{Kind: Reset, Stream: s, Code: http2.ErrCodeInternal})
@@ -304,7 +305,6 @@ func (c *Conn) Feed(p []byte) error {
 		}
 		p = p[n:]
 	}
-	c.settle()
 	return c.dead
 }
 

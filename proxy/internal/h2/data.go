@@ -52,14 +52,16 @@ func (c *Conn) beginData(streamID uint32, whole, content, padding int, end bool)
 	if c.held += whole; c.held > c.cfg.Budget+initWindow {
 		return c.fail(http2.ErrCodeFlowControl, "more content came than the connection's window allows")
 	}
+	var err error
 	if s == nil || s.remoteClosed {
 		c.data.end = false
 		c.giveBack(whole)
-		if err := c.strayFrame(streamID, s); err != nil {
-			return err
-		}
+		err = c.strayFrame(streamID, s)
 	} else {
-		s.receive(whole, content, end)
+		err = s.receive(whole, content, end)
+	}
+	if err != nil {
+		return err
 	}
 	if content == 0 && !end {
 		if err := c.spend(1, "empty DATA frames"); err != nil {
@@ -73,25 +75,28 @@ func (c *Conn) beginData(streamID uint32, whole, content, padding int, end bool)
 }
 
 // receive accounts for a DATA frame that the stream may take.
-func (s *Stream) receive(whole, content int, end bool) {
+func (s *Stream) receive(whole, content int, end bool) error {
 	c := s.c
 	s.held += whole
-	if s.left != message.Unknown {
-		s.left -= int64(content)
-	}
 	switch {
 	case s.held > c.cfg.StreamWindow:
 		c.data.end = false
-		c.resetStream(s, http2.ErrCodeFlowControl)
-	case s.left != message.Unknown && (s.left < 0 || end && s.left > 0):
+		return c.blame(s, http2.ErrCodeFlowControl)
+	case c.cfg.Client && !s.final: // content before the head of its response
 		c.data.end = false
-		c.resetStream(s, http2.ErrCodeProtocol) // RFC 9113 section 8.1.1
-	default:
-		c.data.stream = s
-		if whole > content { // what pads is consumed at once
-			s.Consumed(whole - content)
-		}
+		return c.blame(s, http2.ErrCodeProtocol)
+	case s.left != message.Unknown && (int64(content) > s.left || end && int64(content) < s.left):
+		c.data.end = false
+		return c.blame(s, http2.ErrCodeProtocol) // RFC 9113 section 8.1.1
 	}
+	if s.left != message.Unknown {
+		s.left -= int64(content)
+	}
+	c.data.stream = s
+	if whole > content { // what pads is consumed at once
+		s.Consumed(whole - content)
+	}
+	return nil
 }
 
 // readData passes on what p has of the frame's content.
@@ -105,8 +110,8 @@ func (c *Conn) readData(p []byte) int {
 		used += skip
 	}
 	if c.data.left > 0 || c.data.padding > 0 {
-		if n > 0 && c.data.stream != nil && !c.data.stream.gone {
-			c.emit(Event{Kind: Data, Stream: c.data.stream, Data: p[:n]})
+		if s := c.data.stream; n > 0 && s != nil && !s.gone {
+			s.content(p[:n], false)
 		}
 		return used
 	}
@@ -127,8 +132,17 @@ func (c *Conn) finishData(p []byte) {
 	if end {
 		s.remoteClosed = true
 	}
-	c.emit(Event{Kind: Data, Stream: s, Data: p, End: end})
+	s.content(p, end)
 	s.finish()
+}
+
+// content passes on content; that of a stream which nobody cares for any more is consumed at once.
+func (s *Stream) content(p []byte, end bool) {
+	if s.silent {
+		s.Consumed(len(p))
+		return
+	}
+	s.c.emit(Event{Kind: Data, Stream: s, Data: p, End: end})
 }
 
 // Consumed says that n bytes of the stream's content were passed on, so that the peer may send as
@@ -151,9 +165,10 @@ func (s *Stream) Consumed(n int) {
 func (c *Conn) giveBack(n int) {
 	c.held -= n
 	c.unsaid += n
+	c.settle()
 }
 
-// settle tells the peer what the connection's window has got back.
+// settle tells the peer what the connection's window has got back. It may wait for just that.
 func (c *Conn) settle() {
 	if c.unsaid >= c.cfg.Budget/4 && c.dead == nil {
 		c.write(c.fr.WriteWindowUpdate(0, uint32(c.unsaid)))

@@ -42,10 +42,9 @@ func (c *Conn) frame(p []byte) error {
 	case *http2.PriorityFrame:
 		if f.StreamDep == f.StreamID { // RFC 7540 section 5.3.1; deprecated, but still malformed
 			if s := c.streams[f.StreamID]; s != nil {
-				c.resetStream(s, http2.ErrCodeProtocol)
-			} else {
-				c.write(c.fr.WriteRSTStream(f.StreamID, http2.ErrCodeProtocol))
+				return c.blame(s, http2.ErrCodeProtocol)
 			}
+			return c.fail(http2.ErrCodeProtocol, "a stream depends on itself")
 		}
 		return c.spend(1, "PRIORITY frames")
 	default: // unknown types are ignored: RFC 9113 section 4.1
@@ -63,10 +62,9 @@ func (c *Conn) badFrame(err error) error {
 			return c.fail(stream.Code, "a frame is malformed, on a stream that nobody opened")
 		}
 		if s := c.streams[stream.StreamID]; s != nil {
-			c.resetStream(s, stream.Code)
-		} else {
-			c.write(c.fr.WriteRSTStream(stream.StreamID, stream.Code))
+			return c.blame(s, stream.Code)
 		}
+		c.write(c.fr.WriteRSTStream(stream.StreamID, stream.Code))
 		return c.spend(1, "malformed frames")
 	case errors.As(err, &connection):
 		return c.fail(Code(connection), "a frame is malformed")
@@ -160,8 +158,7 @@ func (c *Conn) windowFrame(f *http2.WindowUpdateFrame) error {
 		return c.spend(1, "WINDOW_UPDATE frames on closed streams")
 	}
 	if s.window += n; s.window > maxWindow {
-		c.resetStream(s, http2.ErrCodeFlowControl)
-		return nil
+		return c.blame(s, http2.ErrCodeFlowControl)
 	}
 	c.pump()
 	return c.spend(1, "WINDOW_UPDATE frames")

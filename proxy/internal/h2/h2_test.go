@@ -162,7 +162,6 @@ func TestFlowControl(t *testing.T) {
 		}
 		stream.Consumed(held)
 		held = 0
-		p.server.settle()
 	}
 	if got != size || writable != 1 || s.Queued() != 0 {
 		t.Errorf("got %d of %d, writable %d times", got, size, writable)

@@ -124,10 +124,12 @@ func (c *Conn) request(b block) error {
 	}
 	c.last = b.stream
 	if c.leaving == left && b.stream > c.leaveAfter {
+		c.remember(b.stream)
 		return nil // the GOAWAY has told the client that it was not taken
 	}
 	if len(c.streams) >= c.cfg.MaxStreams {
 		c.write(c.fr.WriteRSTStream(b.stream, http2.ErrCodeRefusedStream))
+		c.remember(b.stream)
 		return c.spend(1, "streams beyond the limit")
 	}
 	s := &Stream{c: c, id: b.stream, window: c.initial, left: message.Unknown, remoteClosed: b.end}
@@ -149,10 +151,8 @@ func (c *Conn) request(b block) error {
 
 // strayHeaders decides about a header block on a stream that has ended.
 func (c *Conn) strayHeaders(streamID uint32) error {
-	for _, r := range c.recent {
-		if r == streamID {
-			return nil
-		}
+	if !c.forgotten(streamID) {
+		return c.spend(1, "header blocks on streams that were reset")
 	}
 	return c.fail(http2.ErrCodeStreamClosed, "HEADERS came on a closed stream")
 }
@@ -173,6 +173,9 @@ func (c *Conn) response(b block) error {
 		if c.idle(b.stream) {
 			return c.fail(http2.ErrCodeProtocol, "HEADERS came on a stream that nobody opened")
 		}
+		if !c.forgotten(b.stream) {
+			return nil // each is a response to a request of ours
+		}
 		return c.spend(1, "responses on closed streams")
 	}
 	if s.remoteClosed {
@@ -184,24 +187,26 @@ func (c *Conn) response(b block) error {
 	c.head.Reset()
 	if c.decoded.tooLarge() || !responseHead(c.decoded.fields, &c.head) || c.head.Status < 200 && b.end ||
 		c.head.Status == 101 {
-		c.resetStream(s, http2.ErrCodeProtocol)
-		return nil
+		return c.blame(s, http2.ErrCodeProtocol)
 	}
 	h := &c.head
 	s.final = h.Status >= 200
 	s.remoteClosed = b.end
-	if h.Status >= 200 {
+	none := s.method == "HEAD" || h.Status == 204 || h.Status == 304 // no content, whatever is declared
+	if h.Status < 200 || h.Status == 204 {
+		h.ContentLength = message.Unknown // RFC 9110 section 8.6: it has none
+	}
+	if s.final {
 		s.left = h.ContentLength
-		if s.method == "HEAD" || h.Status == 304 {
+		if none {
 			s.left = 0
 		}
 		if b.end && s.left > 0 {
 			s.remoteClosed = false
-			c.resetStream(s, http2.ErrCodeProtocol)
-			return nil
+			return c.blame(s, http2.ErrCodeProtocol)
 		}
 	}
-	h.Body = !b.end && h.Status >= 200
+	h.Body = !b.end && s.final && !none
 	c.emit(Event{Kind: Headers, Stream: s, Head: h, End: b.end})
 	s.finish()
 	return c.dead
@@ -213,14 +218,12 @@ func (c *Conn) trailersOf(s *Stream, b block) error {
 		return c.strayFrame(s.id, s)
 	}
 	if !b.end || c.decoded.tooLarge() || s.left > 0 {
-		c.resetStream(s, http2.ErrCodeProtocol)
-		return nil
+		return c.blame(s, http2.ErrCodeProtocol)
 	}
 	fields := make([]message.Field, 0, len(c.decoded.fields))
 	for _, f := range c.decoded.fields {
 		if f.IsPseudo() || !validField(f) {
-			c.resetStream(s, http2.ErrCodeProtocol)
-			return nil
+			return c.blame(s, http2.ErrCodeProtocol)
 		}
 		if !message.BadTrailer(f.Name) {
 			fields = append(fields, message.Field{Name: f.Name, Value: f.Value})
@@ -300,6 +303,9 @@ func requestHead(fields []hpack.HeaderField, h *message.Head, extended bool) boo
 	if h.Authority != "" && !message.IsAuthority(h.Authority) {
 		return false
 	}
+	if h.Method == "CONNECT" && h.ContentLength != message.Unknown {
+		return false // a tunnel has no length, but the next hop might read one
+	}
 	if h.Method == "CONNECT" && !p.has(hasProtocol) {
 		return p.has(hasAuthority) && !p.has(hasScheme) && !p.has(hasPath) && message.IsHostPort(h.Authority)
 	}
@@ -308,6 +314,9 @@ func requestHead(fields []hpack.HeaderField, h *message.Head, extended bool) boo
 			return false
 		}
 		h.Upgrade = strings.ToLower(p.protocol)
+		if h.Upgrade == "h2c" { // a tunnel of requests that nobody here would see
+			return false
+		}
 	}
 	if p.scheme != "http" && p.scheme != "https" || h.Authority == "" {
 		return false
@@ -362,7 +371,7 @@ func regular(fields []hpack.HeaderField, h *message.Head, request bool) bool {
 			h.Trailers = true
 			continue
 		case "trailer":
-			h.Trailer = f.Value
+			h.Trailer = message.Announced(h.Trailer, f.Value)
 			continue
 		case "expect":
 			if request {

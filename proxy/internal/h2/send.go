@@ -20,8 +20,8 @@ const quantum = 32 << 10
 // ErrNoStream says that the peer lets no further stream be opened now.
 var ErrNoStream = errors.New("no further HTTP/2 stream can be opened now")
 
-// ErrNoConnectProtocol says that the server takes no extended CONNECT (RFC 8441 section 3): send the
-// request over an HTTP/1.1 connection.
+// ErrNoConnectProtocol says that the server takes no extended CONNECT (RFC 8441 section 3), or that what
+// is asked for is not the name of one protocol: send the request over an HTTP/1.1 connection.
 var ErrNoConnectProtocol = errors.New("the HTTP/2 server takes no extended CONNECT")
 
 // ErrNoSettings says that it is not known yet whether the server takes extended CONNECT: try again when
@@ -50,7 +50,7 @@ func (c *Conn) Open(h *message.Head, end bool, owner any) (*Stream, error) {
 		return nil, ErrNoStream
 	case h.Upgrade != "" && !c.gotFirst && c.cfg.Ready != nil:
 		return nil, ErrNoSettings
-	case h.Upgrade != "" && c.gotFirst && !c.extended:
+	case h.Upgrade != "" && (c.gotFirst && !c.extended || !message.IsToken(h.Upgrade)):
 		return nil, ErrNoConnectProtocol
 	}
 	if c.last == 0 {
@@ -224,7 +224,7 @@ func (s *Stream) send(p []byte, end bool) {
 	c := s.c
 	s.window -= len(p)
 	c.window -= len(p)
-	c.budget.sent(len(p))
+	c.budget.sent(len(p), s.window <= 0 || c.window <= 0)
 	for {
 		n := min(len(p), c.frameSize)
 		last := n == len(p)

@@ -1,6 +1,8 @@
 package h2
 
 import (
+	"slices"
+
 	"iter"
 	"maps"
 
@@ -54,7 +56,7 @@ func (s *Stream) Queued() int { return len(s.queue) - s.at }
 func (s *Stream) finish() {
 	if s.remoteClosed && s.localClosed && !s.gone {
 		s.c.drop(s)
-		s.c.budget.worked()
+		s.c.budget.finished()
 	}
 }
 
@@ -65,6 +67,7 @@ func (c *Conn) drop(s *Stream) {
 	}
 	s.gone = true
 	delete(c.streams, s.id)
+	c.blocked.remove(s)
 	c.giveBack(s.held)
 	s.held, s.queue, s.at, s.trailers = 0, nil, 0, nil
 	if c.data.stream == s {
@@ -98,25 +101,32 @@ func (c *Conn) resetStream(s *Stream, code Code) {
 	c.emit(Event{Kind: Reset, Stream: s, Code: code})
 }
 
+// maxRecent is how many streams that we reset are remembered: as many as can be open between members.
+const maxRecent = 1024
+
 // remember keeps the numbers of streams that we reset: what the peer sent before it knew is ignored.
 func (c *Conn) remember(streamID uint32) {
-	c.recent[c.nrecent%len(c.recent)] = streamID
+	if len(c.recent) < maxRecent {
+		c.recent = append(c.recent, streamID)
+		return
+	}
+	c.recent[c.nrecent%maxRecent] = streamID
 	c.nrecent++
 }
+
+// forgotten tells whether a stream that has ended is none of those that we reset lately.
+func (c *Conn) forgotten(streamID uint32) bool { return !slices.Contains(c.recent, streamID) }
 
 // strayFrame decides about a frame on a stream that takes none.
 func (c *Conn) strayFrame(streamID uint32, s *Stream) error {
 	if s != nil { // half-closed (remote): RFC 9113 section 5.1
-		c.resetStream(s, http2.ErrCodeStreamClosed)
-		return c.spend(1, "frames after the end of a stream")
+		return c.blame(s, http2.ErrCodeStreamClosed)
 	}
 	if c.idle(streamID) {
 		return c.fail(http2.ErrCodeProtocol, "a frame came on a stream that nobody opened")
 	}
-	for _, r := range c.recent {
-		if r == streamID {
-			return nil
-		}
+	if !c.forgotten(streamID) {
+		return nil
 	}
 	c.write(c.fr.WriteRSTStream(streamID, http2.ErrCodeStreamClosed))
 	return c.spend(1, "frames on closed streams")
@@ -136,5 +146,16 @@ func (q *queue) add(s *Stream) {
 	if !s.waiting {
 		s.waiting = true
 		q.streams = append(q.streams, s)
+	}
+}
+
+// remove takes out a stream that has ended, so that a peer which never reads cannot make the queue grow.
+func (q *queue) remove(s *Stream) {
+	if !s.waiting {
+		return
+	}
+	if i := slices.Index(q.streams, s); i >= 0 {
+		q.streams = slices.Delete(q.streams, i, i+1)
+		s.waiting = false
 	}
 }

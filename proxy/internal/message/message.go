@@ -5,6 +5,8 @@
 // Values are owned by one event loop; nothing here is safe for concurrent use.
 package message
 
+import "strings"
+
 // Field is one header or trailer field. Name is in lower case.
 type Field struct{ Name, Value string }
 
@@ -114,4 +116,21 @@ func BadTrailer(name string) bool {
 		return true
 	}
 	return HopByHop(name)
+}
+
+// Announced adds to the names of trailers in before those of a Trailer field that may be sent on: others
+// are dropped from the trailers, and some readers refuse a message that announces them.
+func Announced(before, value string) string {
+	names := []byte(before)
+	for name := range strings.SplitSeq(value, ",") {
+		name = strings.Trim(name, " \t")
+		if !IsToken(name) || BadTrailer(strings.ToLower(name)) {
+			continue
+		}
+		if len(names) > 0 {
+			names = append(names, ", "...)
+		}
+		names = append(names, name...)
+	}
+	return string(names)
 }
