@@ -26,9 +26,12 @@ type Port struct {
 	Path string
 }
 
-// ask sends one small request and reads the whole answer.
-func (p Port) ask(conn net.Conn) error {
-	if err := conn.SetDeadline(time.Now().Add(askTimeout)); err != nil {
+// ask is Ask with the patience of a crowd.
+func (p Port) ask(conn net.Conn) error { return p.Ask(conn, askTimeout) }
+
+// Ask sends one small request and reads the whole answer, which has to be the application's.
+func (p Port) Ask(conn net.Conn, patience time.Duration) error {
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		return err
 	}
 	defer conn.SetDeadline(time.Time{})
@@ -108,6 +111,17 @@ func NewMember(certificate *tls.Certificate, roots *x509.CertPool, name string, 
 	}
 	return &Member{config}
 }
+
+// Careless is the same member that does not verify whom it connects to. What it costs the other side is
+// the same, and a load generator has less to do.
+func (m *Member) Careless() *Member {
+	config := m.config.Clone()
+	config.InsecureSkipVerify = true
+	return &Member{config}
+}
+
+// TLS is the member's configuration for others to use; it may be changed.
+func (m *Member) TLS() *tls.Config { return m.config.Clone() }
 
 // Dial is a full handshake, and a question.
 func (m *Member) Dial(ctx context.Context, p Port) (net.Conn, error) { return m.dial(ctx, p, m.config) }

@@ -19,7 +19,7 @@ type Chain struct {
 	// Where applications connect in plaintext; "" where the chain has no such port.
 	HTTP, GRPC, TCP string
 	// Where the receiving sidecar takes mutual TLS.
-	PeerHTTP, PeerTCP string
+	PeerHTTP, PeerGRPC, PeerTCP string
 
 	Connecting, Receiving []*Child
 	others                []*Child // the control plane
@@ -69,8 +69,14 @@ type Setup struct {
 	Title string
 	// Start builds the chain.
 	Start func(ctx context.Context) (*Chain, error)
-	// Connect builds the connecting half alone. Its TCP port leads to an endpoint of this process, which
-	// proves to be the server, echoes, and gives no session tickets, so that every handshake is a full
-	// one; it offers the groups, or crypto/tls's own. Nil: there is no such half.
-	Connect func(ctx context.Context, offered ...tls.CurveID) (*Chain, error)
+	// Connect builds the connecting half alone; its TCP port leads to an endpoint of this process. Nil:
+	// there is no such half.
+	Connect func(ctx context.Context, far Far) (*Chain, error)
+}
+
+// Far is an endpoint of this process. It echoes, and gives no session tickets, so that every handshake
+// with it is a full one.
+type Far struct {
+	Identity Identity      // that it shows
+	Groups   []tls.CurveID // that it takes; nil: crypto/tls's own
 }

@@ -7,17 +7,16 @@ import (
 	"net"
 )
 
-// endpoint listens where a chain's connecting side dials for TCP, with the certificate of the
-// receiving service. It makes full handshakes only, and echoes.
-func (r *Rig) endpoint(ctx context.Context, c *Chain, offered []tls.CurveID) error {
-	certificate, pool, err := r.Server.Load()
+// endpoint listens where a chain's connecting side dials for TCP.
+func (r *Rig) endpoint(ctx context.Context, c *Chain, far Far) error {
+	certificate, pool, err := far.Identity.Load()
 	if err != nil {
 		return err
 	}
 	config := &tls.Config{
 		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{certificate},
 		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool,
-		SessionTicketsDisabled: true, CurvePreferences: offered,
+		SessionTicketsDisabled: true, CurvePreferences: far.Groups,
 	}
 	listen := net.ListenConfig{}
 	var listener net.Listener

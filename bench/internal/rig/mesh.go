@@ -66,12 +66,11 @@ func (r *Rig) StartMesh(ctx context.Context, name, groups string) (*Mesh, error)
 		return m, err
 	}
 	m.HTTP, m.GRPC, m.TCP = addresses[0], addresses[1], addresses[2]
-	peerGRPC := addresses[4]
-	m.PeerHTTP, m.PeerTCP = addresses[3], addresses[5]
+	m.PeerHTTP, m.PeerGRPC, m.PeerTCP = addresses[3], addresses[4], addresses[5]
 	o := r.Origin
 	receiving, err := r.startSidecar(ctx, dir, serverName, socket, url, pin, addresses[6], map[string]string{
 		fmt.Sprintf("inbound/%d", meshHTTP): m.PeerHTTP, fmt.Sprintf("app/%d", meshHTTP): o.HTTP,
-		fmt.Sprintf("inbound/%d", meshGRPC): peerGRPC, fmt.Sprintf("app/%d", meshGRPC): o.GRPC,
+		fmt.Sprintf("inbound/%d", meshGRPC): m.PeerGRPC, fmt.Sprintf("app/%d", meshGRPC): o.GRPC,
 		fmt.Sprintf("inbound/%d", meshTCP): m.PeerTCP, fmt.Sprintf("app/%d", meshTCP): o.TCP,
 	})
 	if receiving != nil {

@@ -2,7 +2,6 @@ package rig
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"os"
@@ -89,7 +88,7 @@ func (r *Rig) nginxReceiving(ctx context.Context, c *Chain, e endpoints) error {
 		return err
 	}
 	c.Receiving = []*Child{child}
-	c.PeerHTTP = e.PeerHTTP
+	c.PeerHTTP, c.PeerGRPC = e.PeerHTTP, e.PeerGRPC
 	listening := []string{e.PeerHTTP, e.PeerGRPC}
 	if config.Stream {
 		c.PeerTCP = e.PeerTCP
@@ -130,13 +129,13 @@ func (r *Rig) nginxHalf(ctx context.Context, half string, e endpoints) (*Child, 
 }
 
 // connecting is a Connect of peers whose configuration names the far end.
-func (r *Rig) connecting(name string, half func(context.Context, *Chain, endpoints) error) func(context.Context, ...tls.CurveID) (*Chain, error) {
-	return func(ctx context.Context, offered ...tls.CurveID) (*Chain, error) {
+func (r *Rig) connecting(name string, half func(context.Context, *Chain, endpoints) error) func(context.Context, Far) (*Chain, error) {
+	return func(ctx context.Context, far Far) (*Chain, error) {
 		e, err := r.endpoints()
 		if err != nil {
 			return nil, err
 		}
 		c := &Chain{Setup: name + "-connecting", PeerTCP: e.PeerTCP}
-		return c, errors.Join(r.endpoint(ctx, c, offered), half(ctx, c, e))
+		return c, errors.Join(r.endpoint(ctx, c, far), half(ctx, c, e))
 	}
 }

@@ -5,39 +5,47 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
 // The setups of the product.
 const (
-	Ours       = "ours"
-	OursX25519 = "ours-x25519"
-	MixedOut   = "ours-nginx" // our sidecar calls, NGINX receives
-	MixedIn    = "nginx-ours" // NGINX calls, our sidecar receives
+	Ours     = "ours"
+	MixedOut = "ours-nginx" // our sidecar calls, NGINX receives
+	MixedIn  = "nginx-ours" // NGINX calls, our sidecar receives
 )
 
-// Product is the product between its own sidecars, with the TLS groups that a specification names, or
-// with its own ("").
-func (r *Rig) Product(ctx context.Context, name, groups string) (*Setup, error) {
+// Product is the product between its own sidecars. They have their own TLS groups, unless an endpoint
+// takes only X25519: then that is what the specification says, where it can.
+func (r *Rig) Product(ctx context.Context) (*Setup, error) {
 	version, err := r.Countersign(ctx, "version")
 	if err != nil {
 		return nil, err
 	}
+	choosable, err := r.TakesGroups(ctx)
+	if err != nil {
+		return nil, err
+	}
 	return &Setup{
-		Name: name, Title: strings.TrimSpace(version),
+		Name: Ours, Title: strings.TrimSpace(version),
 		Start: func(ctx context.Context) (*Chain, error) {
-			m, err := r.StartMesh(ctx, name, groups)
+			m, err := r.StartMesh(ctx, Ours, "")
 			return chainOf(m), err
 		},
-		Connect: func(ctx context.Context, offered ...tls.CurveID) (*Chain, error) {
-			m, err := r.StartMesh(ctx, name+"-connecting", groups)
+		Connect: func(ctx context.Context, far Far) (*Chain, error) {
+			groups := ""
+			if choosable && slices.Equal(far.Groups, []tls.CurveID{tls.X25519}) {
+				groups = "X25519"
+			}
+			m, err := r.StartMesh(ctx, Ours+"-connecting", groups)
 			if err == nil {
 				err = m.Behead()
 			}
 			if err != nil {
 				return chainOf(m), err
 			}
-			return &m.Chain, r.endpoint(ctx, &m.Chain, offered)
+			return &m.Chain, r.endpoint(ctx, &m.Chain, far)
 		},
 	}, nil
 }
@@ -72,8 +80,7 @@ func (r *Rig) oursToNGINX(ctx context.Context) (*Chain, error) {
 	if err != nil {
 		return &m.Chain, err
 	}
-	e.PeerHTTP, e.PeerTCP = m.PeerHTTP, m.PeerTCP
-	m.GRPC = ""
+	e.PeerHTTP, e.PeerGRPC, e.PeerTCP = m.PeerHTTP, m.PeerGRPC, m.PeerTCP
 	return &m.Chain, r.nginxReceiving(ctx, &m.Chain, e)
 }
 
@@ -95,8 +102,6 @@ func (r *Rig) nginxToOurs(ctx context.Context) (*Chain, error) {
 	if err != nil {
 		return &m.Chain, err
 	}
-	e.PeerHTTP, e.PeerTCP = m.PeerHTTP, m.PeerTCP
-	err = r.nginxConnecting(ctx, &m.Chain, e)
-	m.GRPC = "" // there is no peer for it
-	return &m.Chain, err
+	e.PeerHTTP, e.PeerGRPC, e.PeerTCP = m.PeerHTTP, m.PeerGRPC, m.PeerTCP
+	return &m.Chain, r.nginxConnecting(ctx, &m.Chain, e)
 }
