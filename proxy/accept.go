@@ -218,7 +218,7 @@ func (o *opening) shake() {
 // connection must not be used.
 func (c *conn) shook(in *inbound, own *x509.Certificate, bundle string) bool {
 	p, cs := c.w.p, *c.TLS()
-	c.secure, c.version = true, cs.Version
+	c.secure, c.version, c.group = true, cs.Version, cs.CurveID
 	certs := []*x509.Certificate{}
 	if own != nil {
 		c.ownSerial, c.bundle = mtls.Serial(own), bundle

@@ -150,6 +150,10 @@ func TestModeChanges(t *testing.T) {
 			after:     func(in *mesh.Inbound) { in.TLS = mesh.Strict },
 			plaintext: true,
 		},
+		"another key exchange": {
+			before: func(in *mesh.Inbound) { in.TLSGroups = nil },
+			after:  func(in *mesh.Inbound) { in.TLSGroups = []mesh.TLSGroup{mesh.Secp384r1} },
+		},
 		"optional to require": {
 			before:    func(in *mesh.Inbound) { in.ClientAuth = mesh.Optional },
 			after:     func(in *mesh.Inbound) { in.ClientAuth = mesh.Require },

@@ -3,6 +3,7 @@ package proxy
 import (
 	"crypto/tls"
 	"net/netip"
+	"slices"
 	"time"
 
 	"countersign.dev/id"
@@ -25,7 +26,8 @@ type conn struct {
 	// What the handshake has shown, constant once the connection carries something.
 	secure     bool
 	version    uint16
-	peer       id.ID // zero: anonymous
+	group      tls.CurveID // of the key exchange
+	peer       id.ID       // zero: anonymous
 	peerFields *header.Peer
 	peerSerial string
 	ownSerial  string
@@ -109,6 +111,8 @@ func (in *inbound) unfit(c *conn) string {
 		return "it presented no certificate, and the port requires one"
 	case c.secure && in.MinTLS == mesh.TLS13 && c.version < tls.VersionTLS13:
 		return "its TLS version is too low"
+	case c.secure && c.group != 0 && in.groups != nil && !slices.Contains(in.groups, c.group):
+		return "its key exchange is not among those of the port"
 	case in.Protocol == mesh.TCP && c.front != nil:
 		return "it carries requests, and the port takes bytes"
 	case in.Protocol != mesh.TCP && c.bytes != nil:

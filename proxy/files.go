@@ -33,11 +33,12 @@ type fileServer struct {
 	checked time.Time        // guarded by mu
 }
 
-func newFileServer(files mesh.CertificateFiles, minTLS mesh.TLSVersion, protos []string, log *slog.Logger) (*fileServer, error) {
+func newFileServer(files mesh.CertificateFiles, minTLS mesh.TLSVersion, groups []tls.CurveID, protos []string, log *slog.Logger) (*fileServer, error) {
 	s := &fileServer{files: files, log: log}
 	s.base = &tls.Config{
-		MinVersion: tls.VersionTLS12,
-		NextProtos: protos,
+		MinVersion:       tls.VersionTLS12,
+		NextProtos:       protos,
+		CurvePreferences: groups,
 		CipherSuites: []uint16{
 			tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
 			tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,

@@ -33,7 +33,8 @@ type inbound struct {
 	mesh.Inbound
 	policy *policy.Policy
 	tls    tlsServer // nil when TLS is off
-	routes []route   // at a gateway
+	groups []tls.CurveID
+	routes []route // at a gateway
 	// judgesPaths tells whether one of the routes depends on the path.
 	judgesPaths bool
 	app         *app // at a service
@@ -69,7 +70,9 @@ func (p *Proxy) compile(plan *mesh.Plan, last *state) (*state, error) {
 		upstreams: make(map[string]*upstream),
 	}
 	for _, u := range plan.Upstreams {
-		next.upstreams[u.Name] = p.keepUpstream(u, last)
+		if next.upstreams[u.Name], err = p.keepUpstream(u, last); err != nil {
+			return nil, fmt.Errorf("%w: upstream %s: %w", ErrPlan, u.Name, err)
+		}
 	}
 	for _, o := range plan.Outbound {
 		upstream := next.upstreams[o.Upstream]
@@ -101,16 +104,20 @@ func (p *Proxy) compileInbound(plan *mesh.Plan, i mesh.Inbound, next, last *stat
 	if i.Protocol != mesh.TCP {
 		in.http = p.stats.HTTP(i.Name)
 	}
+	if in.groups, err = mtls.Groups(i.TLSGroups); err != nil {
+		return nil, err
+	}
 	switch before := last.inbound[i.Port]; {
 	case i.TLS == mesh.Off:
 	case before != nil && before.tls != nil && sameTLS(before.Inbound, i):
 		in.tls = before.tls
 	case i.Certificate != nil:
-		in.tls, err = newFileServer(*i.Certificate, i.MinTLS, nextProtos(i.Protocol), p.log)
+		in.tls, err = newFileServer(*i.Certificate, i.MinTLS, in.groups, nextProtos(i.Protocol), p.log)
 	default:
 		in.tls = mtls.NewServer(p.cfg.Source, mtls.ServerOptions{
 			ClientAuth: i.ClientAuth,
 			MinVersion: i.MinTLS,
+			Groups:     in.groups,
 			NextProtos: nextProtos(i.Protocol),
 			Epoch:      p.epoch,
 			Now:        p.cfg.Now,
@@ -139,7 +146,7 @@ func (p *Proxy) epoch() string { return p.state.Load().epoch }
 func sameTLS(a, b mesh.Inbound) bool {
 	sameFiles := a.Certificate == nil && b.Certificate == nil ||
 		a.Certificate != nil && b.Certificate != nil && *a.Certificate == *b.Certificate
-	return sameFiles && a.ClientAuth == b.ClientAuth && a.MinTLS == b.MinTLS && (a.Protocol == mesh.TCP) == (b.Protocol == mesh.TCP)
+	return sameFiles && a.ClientAuth == b.ClientAuth && a.MinTLS == b.MinTLS && slices.Equal(a.TLSGroups, b.TLSGroups) && (a.Protocol == mesh.TCP) == (b.Protocol == mesh.TCP)
 }
 
 // nextProtos are what a listener offers by ALPN: nothing where no protocol is known.

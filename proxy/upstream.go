@@ -1,7 +1,9 @@
 package proxy
 
 import (
+	"crypto/tls"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -17,24 +19,29 @@ import (
 type upstream struct {
 	p      *Proxy
 	plan   mesh.Upstream // without endpoints
+	groups []tls.CurveID
 	stats  *stat.Cluster
 	target atomic.Pointer[relay.Target] // replaced, never changed
 }
 
 // keepUpstream gives the last state's upstream when it is the same, or a new one.
-func (p *Proxy) keepUpstream(plan mesh.Upstream, last *state) *upstream {
+func (p *Proxy) keepUpstream(plan mesh.Upstream, last *state) (*upstream, error) {
 	plan.Endpoints = nil
 	if before := last.upstreams[plan.Name]; before != nil && sameUpstream(before.plan, plan) {
-		return before
+		return before, nil
 	}
-	u := &upstream{p: p, plan: plan, stats: p.stats.Cluster(plan.Name)}
+	groups, err := mtls.Groups(plan.TLSGroups)
+	if err != nil {
+		return nil, err
+	}
+	u := &upstream{p: p, plan: plan, groups: groups, stats: p.stats.Cluster(plan.Name)}
 	u.target.Store(&relay.Target{Stats: u.stats})
-	return u
+	return u, nil
 }
 
 func sameUpstream(a, b mesh.Upstream) bool {
 	return a.Name == b.Name && a.Protocol == b.Protocol && a.Identity == b.Identity && a.ServerName == b.ServerName &&
-		a.TLS == b.TLS && a.MinTLS == b.MinTLS
+		a.TLS == b.TLS && a.MinTLS == b.MinTLS && slices.Equal(a.TLSGroups, b.TLSGroups)
 }
 
 // setEndpoints says where instances are. Those that stay keep their connections; those that have gone
@@ -86,6 +93,7 @@ func (u *upstream) newEndpoint(plan mesh.Endpoint) *relay.Endpoint {
 		return mtls.NewClient(u.p.cfg.Source, mtls.ClientOptions{
 			Expect:     u.plan.Identity,
 			MinVersion: u.plan.MinTLS,
+			Groups:     u.groups,
 			NextProtos: protos,
 			Epoch:      u.p.epoch,
 			Now:        u.p.cfg.Now,
