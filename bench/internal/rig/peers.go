@@ -71,6 +71,8 @@ func configure(dir, name string, data any) (string, error) {
 	functions := template.FuncMap{
 		// tls gives the module's name to directives that several modules have.
 		"tls": func(c peerConfig, module string) peerConfig { c.Module = module; return c },
+		// envoy names the port of one of Envoy's listeners or clusters, and its address.
+		"envoy": func(c halfConfig, port, address string) halfConfig { c.Port, c.Address = port, address; return c },
 		// port and host are the halves of an address.
 		"port": port,
 		"host": func(address string) string { return strings.TrimSuffix(address, ":"+port(address)) },
