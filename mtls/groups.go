@@ -1,6 +1,7 @@
 package mtls
 
 import (
+	"crypto/fips140"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -20,14 +21,13 @@ var groupIDs = map[mesh.TLSGroup]tls.CurveID{
 	mesh.Secp521r1:          tls.CurveP521,
 }
 
-// Groups gives crypto/tls's numbers for the key exchanges that a Plan names. Nil stays nil, which is
-// the default everywhere; a list without entries and an unknown name are errors.
+// Groups gives crypto/tls's numbers for the key exchanges that a Plan names: those of
+// [mesh.DefaultTLSGroups] for nil, and in FIPS 140-3 mode only what is approved there. It is for
+// [ServerOptions], [ClientOptions] and tls.Config.CurvePreferences alike. An unknown name, an empty list
+// and one of which nothing is left are errors.
 func Groups(names []mesh.TLSGroup) ([]tls.CurveID, error) {
 	if names == nil {
-		return nil, nil
-	}
-	if len(names) == 0 {
-		return nil, errors.New("the list of key exchange groups is empty, and without one nobody can connect; name one, or none of the list")
+		return effectiveGroups(nil, fips140.Enabled())
 	}
 	groups := make([]tls.CurveID, len(names))
 	for i, name := range names {
@@ -37,7 +37,7 @@ func Groups(names []mesh.TLSGroup) ([]tls.CurveID, error) {
 		}
 		groups[i] = group
 	}
-	return groups, nil
+	return effectiveGroups(groups, fips140.Enabled())
 }
 
 // effectiveGroups are the groups that a configuration is given: the default for nil, and in FIPS 140-3
@@ -45,7 +45,9 @@ func Groups(names []mesh.TLSGroup) ([]tls.CurveID, error) {
 // would take an empty list for its own default.
 func effectiveGroups(groups []tls.CurveID, fips bool) ([]tls.CurveID, error) {
 	if groups == nil {
-		groups, _ = Groups(mesh.DefaultTLSGroups()) // whose names are all known
+		for _, name := range mesh.DefaultTLSGroups() {
+			groups = append(groups, groupIDs[name])
+		}
 	}
 	if len(groups) == 0 {
 		return nil, errors.New("the list of key exchange groups is empty, and without one nobody can connect; leave it out for the default")

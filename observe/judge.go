@@ -38,7 +38,7 @@ func (o *Observer) judge(t *Target, f *facts) Observation {
 		seen.Checks = append(seen.Checks, o.judgeVersion(t, v, f.version[i]))
 	}
 	if agreed, _ := f.newest(); agreed != nil {
-		seen.Cipher = tls.CipherSuiteName(agreed.CipherSuite)
+		seen.Cipher, seen.Group = tls.CipherSuiteName(agreed.CipherSuite), groupName(agreed.CurveID)
 		seen.describe(agreed.PeerCertificates)
 		if t.Inbound.TLS != mesh.Off {
 			seen.Checks = append(seen.Checks, o.judgeCertificate(t, f, agreed.PeerCertificates)...)
@@ -175,9 +175,11 @@ func (o *Observer) judgeClients(t *Target, f *facts) []Check {
 		return []Check{plain}
 	}
 	checks := []Check{judgeVersions(f.weak, CheckWeakCiphers)}
-	if _, i := f.newest(); i < 0 {
+	agreed, i := f.newest()
+	if i < 0 {
 		return append(checks, plain)
 	}
+	checks = append(checks, judgeGroups(t, agreed, &f.groups))
 	auth := t.Inbound.ClientAuth
 	asks := Check{CheckAsksClient, "asked for", "not asked for", Pass}
 	if auth == mesh.None {

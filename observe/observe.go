@@ -78,6 +78,8 @@ type Observation struct {
 	Refused  []string `json:"refused"`
 	// Cipher is the cipher suite of the newest version, by its IANA name.
 	Cipher string `json:"cipher,omitempty"`
+	// Group is the key exchange of the newest version, as a specification names it.
+	Group string `json:"group,omitempty"`
 	// Identity, Serial, Chain, NotBefore and NotAfter are of the certificate that was presented; they
 	// are empty where no TLS is spoken. Chain holds the subjects, the leaf's first.
 	Identity  string    `json:"identity,omitempty"`
@@ -121,6 +123,7 @@ const (
 	CheckTLS12         = "tls-1.2"            //
 	CheckTLS13         = "tls-1.3"            //
 	CheckWeakCiphers   = "weak-ciphers"       // TLS 1.2 without AEAD or without forward secrecy is refused
+	CheckGroups        = "tls-groups"         // a declared key exchange is used, and no other is accepted
 	CheckTrust         = "trust"              // the chain leads to the mesh's trust bundle
 	CheckIdentity      = "identity"           // the one URI SAN is the declared SPIFFE ID
 	CheckNames         = "names"              // the DNS names are the declared ones

@@ -70,7 +70,7 @@ func TestGoodSidecar(t *testing.T) {
 				t.Errorf("refused versions (-want +got):\n%s", diff)
 			}
 			leaf := s.config.Certificates[0].Leaf
-			if seen.Identity != "spiffe://test.internal/service/callee" || seen.Serial != serialOf(leaf) || !seen.NotAfter.Equal(leaf.NotAfter) || !strings.HasPrefix(seen.Cipher, "TLS_") {
+			if seen.Identity != "spiffe://test.internal/service/callee" || seen.Serial != serialOf(leaf) || !seen.NotAfter.Equal(leaf.NotAfter) || !strings.HasPrefix(seen.Cipher, "TLS_") || seen.Group != "X25519MLKEM768" {
 				t.Errorf("observation %+v", seen)
 			}
 			for _, name := range []string{CheckNoCertificate, CheckStranger, CheckExpired} {
@@ -109,6 +109,15 @@ func TestDeviations(t *testing.T) {
 		}, []string{CheckTLS10, CheckTLS11, CheckWeakCiphers}},
 		{"weak ciphers are accepted", func(_ *testCA, s *sidecar, _ *Target) { s.config.CipherSuites = allSuites() }, []string{CheckWeakCiphers}},
 		{"TLS 1.2 is accepted though 1.3 is declared", func(_ *testCA, _ *sidecar, t *Target) { t.Inbound.MinTLS = mesh.TLS13 }, []string{CheckTLS12}},
+		{"a key exchange too many", func(_ *testCA, s *sidecar, _ *Target) {
+			s.config.CurvePreferences = append(s.config.CurvePreferences, tls.CurveP521)
+		}, []string{CheckGroups}},
+		{"a key exchange that is declared elsewhere", func(_ *testCA, _ *sidecar, t *Target) {
+			t.Inbound.TLSGroups = []mesh.TLSGroup{mesh.X25519, mesh.Secp256r1}
+		}, []string{CheckGroups}},
+		{"a key exchange of TLS 1.2 too many", func(_ *testCA, s *sidecar, _ *Target) {
+			s.config.CurvePreferences, s.config.MaxVersion = append(s.config.CurvePreferences, tls.CurveP521), tls.VersionTLS12
+		}, []string{CheckTLS13, CheckGroups}},
 		{"TLS 1.3 is refused", func(_ *testCA, s *sidecar, _ *Target) { s.config.MaxVersion = tls.VersionTLS12 }, []string{CheckTLS13}},
 		{"a client without certificate is let in", func(_ *testCA, s *sidecar, _ *Target) { s.config.ClientAuth = tls.VerifyClientCertIfGiven }, []string{CheckNoCertificate}},
 		{"no certificate is asked for", func(_ *testCA, s *sidecar, _ *Target) { s.config.ClientAuth = tls.NoClientCert }, []string{CheckAsksClient, CheckNoCertificate, CheckStranger, CheckExpired}},

@@ -107,6 +107,7 @@ type perVersion [len(versions)]*outcome
 type facts struct {
 	version  perVersion // the handshake with each version
 	weak     *outcome   // TLS 1.2 with nothing but weak ciphers
+	groups   perVersion // key exchanges that are not declared; nil where there are none
 	plain    *outcome
 	closed   []*outcome // by Target.Closed
 	none     perVersion // clients, by the accepted versions
@@ -192,6 +193,15 @@ func (o *Observer) hellos(_ context.Context, t *Target, f *facts, j *jobs) {
 			f.weak = &out
 			return nil
 		})
+		for i, v := range versions {
+			if groups := undeclaredGroups(&t.Inbound, v); groups != nil {
+				j.add(func(ctx context.Context) error {
+					out := o.dialTLS(ctx, t, hello{version: v, groups: groups, certificate: &o.config.Probe})
+					f.groups[i] = &out
+					return nil
+				})
+			}
+		}
 	}
 	j.add(func(ctx context.Context) error {
 		out := o.dialPlain(ctx, t, o.patience(t.Inbound.TLS != mesh.Strict))

@@ -45,8 +45,9 @@ type outcome struct {
 
 // hello is what a TLS probe offers.
 type hello struct {
-	version uint16   // no other
-	suites  []uint16 // up to TLS 1.2
+	version uint16        // no other
+	suites  []uint16      // up to TLS 1.2
+	groups  []tls.CurveID // nil: all that crypto/tls has
 	// certificate is sent when the server asks for one; nil sends none.
 	certificate *tls.Certificate
 	// speak goes on after the handshake: in TLS 1.3 the client sees it succeed before the server has
@@ -71,6 +72,7 @@ func (o *Observer) dialTLS(ctx context.Context, t *Target, h hello) outcome {
 		MinVersion:         h.version,
 		MaxVersion:         h.version,
 		CipherSuites:       h.suites,
+		CurvePreferences:   h.groups,
 		NextProtos:         protocols(t.Inbound.Protocol),
 		InsecureSkipVerify: true, //nolint:gosec // whatever is presented is wanted, to be judged afterwards
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
@@ -87,7 +89,11 @@ func (o *Observer) dialTLS(ctx context.Context, t *Target, h hello) outcome {
 			return nil
 		},
 	})
-	if err := conn.HandshakeContext(ctx); err != nil {
+	err := conn.HandshakeContext(ctx)
+	if out.agreed != nil {
+		out.agreed.CurveID = conn.ConnectionState().CurveID // in TLS 1.2 it comes after the certificate
+	}
+	if err != nil {
 		out.fail(ctx, err)
 		return out
 	}

@@ -42,7 +42,7 @@ type verifyCmd struct {
 // Help is what --help adds.
 func (verifyCmd) Help() string {
 	return `Connects to every endpoint of the running mesh and compares what the wire shows with the specification:
-TLS versions and ciphers, certificate, identity and expiry, and that a client without a certificate,
+TLS versions, ciphers and key exchanges, certificate, identity and expiry, and that a client without a certificate,
 of another CA, with an expired certificate, or in plaintext is refused where it has to be. Run it where
 the endpoints can be reached. Each deviation is a finding.
 
