@@ -35,7 +35,8 @@ func (again) Temporary() bool { return true }
 // returns io.EOF at the peer's end.
 type socket interface {
 	read(p []byte) (int, error)
-	write(p []byte) (int, error)
+	// write writes p and then, if there is any, more.
+	write(p, more []byte) (int, error)
 	closeWrite() error
 	// close closes; with reset the peer is told that what it got may not be whole.
 	close(reset bool) error
@@ -58,6 +59,7 @@ type Conn struct {
 	written int64     // bytes that the handler wrote
 
 	err      error
+	limit    int    // of one read; 0: none
 	after    func() // after Closed
 	dirty    bool   // in l.dirty
 	queued   bool   // in l.again
@@ -139,6 +141,10 @@ func (c *Conn) BytesWritten() int64 { return c.written }
 // Dead tells whether the connection was closed or broke; Closed comes at the end of the round.
 func (c *Conn) Dead() bool { return c.dead }
 
+// Limit bounds what is read at once, and with that what Data brings, to about n bytes: who can pass on
+// only so much leaves the rest to the kernel instead of keeping it. 0 is no limit.
+func (c *Conn) Limit(n int) { c.limit = n }
+
 // Pause stops reading: no Data and no End until [Conn.Resume].
 func (c *Conn) Pause() { c.paused = true }
 
@@ -183,21 +189,20 @@ func (c *Conn) mark() {
 
 // writeRaw hands p to the socket now, after what waits, and queues what it does not take.
 func (c *Conn) writeRaw(p []byte) {
-	if c.at < len(c.out) {
-		c.push()
-	}
-	if !c.blocked && !c.dead && c.at == len(c.out) {
-		n, err := c.sock.write(p)
+	if !c.blocked && !c.dead {
+		waited := len(c.out) - c.at
+		n, err := c.sock.write(c.out[c.at:], p)
 		if err != nil && !errors.Is(err, errAgain) {
 			c.fail(err)
 			return
 		}
-		if p = p[n:]; len(p) == 0 {
-			return
+		if n < waited+len(p) {
+			c.block(n)
 		}
-		c.block(n)
+		c.took(min(n, waited))
+		p = p[max(0, n-waited):]
 	}
-	if !c.dead {
+	if !c.dead && len(p) > 0 {
 		c.out, c.at = c.l.grow(c.out, c.at, p)
 		c.full = true
 	}
@@ -206,7 +211,7 @@ func (c *Conn) writeRaw(p []byte) {
 // push hands what waits to the socket.
 func (c *Conn) push() {
 	for !c.blocked && !c.dead && c.at < len(c.out) {
-		n, err := c.sock.write(c.out[c.at:])
+		n, err := c.sock.write(c.out[c.at:], nil)
 		c.at += n
 		switch {
 		case errors.Is(err, errAgain) || err == nil && c.at < len(c.out):
@@ -216,9 +221,16 @@ func (c *Conn) push() {
 			return
 		}
 	}
-	if c.at == len(c.out) {
+	c.took(0)
+}
+
+// took is called when the socket took n bytes of what waited.
+func (c *Conn) took(n int) {
+	if c.at += n; c.at == len(c.out) {
 		c.out, c.at = c.l.release(c.out), 0
-		c.since = time.Time{}
+		if !c.blocked {
+			c.since = time.Time{}
+		}
 	}
 }
 
@@ -285,6 +297,9 @@ func (c *Conn) readable() {
 			continue
 		}
 		buf := c.l.readBuffer()
+		if c.limit > 0 && c.limit < len(buf) {
+			buf = buf[:c.limit]
+		}
 		n, err := c.sock.read(buf)
 		if n > 0 {
 			c.deliver(buf[:n])
@@ -378,6 +393,6 @@ func (c *Conn) end(err error) {
 // lastWrite makes one attempt to send an alert on a connection that is being closed.
 func (c *Conn) lastWrite() {
 	if c.at < len(c.out) && !c.blocked {
-		_, _ = c.sock.write(c.out[c.at:])
+		_, _ = c.sock.write(c.out[c.at:], nil)
 	}
 }

@@ -158,8 +158,20 @@ func (s *fdSocket) read(b []byte) (int, error) {
 	return int(n), nil
 }
 
-func (s *fdSocket) write(b []byte) (int, error) {
-	n, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(s.fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b))) //nolint:gosec // alive during the call
+func (s *fdSocket) write(b, more []byte) (int, error) {
+	var n uintptr
+	var errno unix.Errno
+	switch {
+	case len(more) == 0:
+		n, _, errno = unix.RawSyscall(unix.SYS_WRITE, uintptr(s.fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b))) //nolint:gosec // alive during the call
+	case len(b) == 0:
+		return s.write(more, nil)
+	default:
+		parts := [2]unix.Iovec{{Base: &b[0]}, {Base: &more[0]}}
+		parts[0].SetLen(len(b))
+		parts[1].SetLen(len(more))
+		n, _, errno = unix.RawSyscall(unix.SYS_WRITEV, uintptr(s.fd), uintptr(unsafe.Pointer(&parts)), uintptr(len(parts))) //nolint:gosec // alive during the call
+	}
 	switch {
 	case errno == unix.EAGAIN || errno == unix.EINTR:
 		return 0, errAgain

@@ -151,8 +151,8 @@ func (s *netSocket) writer() {
 	}
 }
 
-// write takes all of p, or nothing while the last write has not ended.
-func (s *netSocket) write(p []byte) (int, error) {
+// write takes all, or nothing while the last write has not ended.
+func (s *netSocket) write(p, more []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -161,9 +161,9 @@ func (s *netSocket) write(p []byte) (int, error) {
 	case len(s.out) > 0:
 		return 0, errAgain
 	}
-	s.out = append([]byte(nil), p...)
+	s.out = append(append(make([]byte, 0, len(p)+len(more)), p...), more...)
 	s.wake.Broadcast()
-	return len(p), nil
+	return len(s.out), nil
 }
 
 func (s *netSocket) closeWrite() error {

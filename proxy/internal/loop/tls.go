@@ -268,12 +268,12 @@ func (t *tlsState) abort(err error) {
 // write takes plaintext: small pieces are collected, so that a round makes one record of them.
 func (t *tlsState) write(p []byte) {
 	if t.shaking != nil || len(p) < bulkSize {
-		t.pending = append(t.pending, p...)
+		t.pending, _ = t.c.l.grow(t.pending, 0, p)
 		t.c.mark()
 		return
 	}
 	t.encrypt(t.pending, p)
-	t.pending = t.pending[:0]
+	t.pending = t.c.l.release(t.pending)
 }
 
 // flush encrypts what was collected.
@@ -282,11 +282,7 @@ func (t *tlsState) flush() {
 		return
 	}
 	t.encrypt(t.pending)
-	if cap(t.pending) > keepSize {
-		t.pending = nil
-	} else {
-		t.pending = t.pending[:0]
-	}
+	t.pending = t.c.l.release(t.pending)
 }
 
 // encrypt makes records in the loop's buffer and hands them to the socket at once.
