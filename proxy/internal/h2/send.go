@@ -15,7 +15,7 @@ const bulk = 8 << 10
 
 // quantum is what one stream sends before the next gets its turn while streams compete: a small
 // response beside large ones waits for at most this much of each.
-const quantum = 32 << 10
+const quantum = 64 << 10
 
 // ErrNoStream says that the peer lets no further stream be opened now.
 var ErrNoStream = errors.New("no further HTTP/2 stream can be opened now")
@@ -166,7 +166,8 @@ func (s *Stream) Write(p []byte, end bool) {
 	if s.gone || s.localClosed || s.queueEnd {
 		return
 	}
-	if s.Queued() == 0 && !s.c.congested && len(s.c.blocked.streams) == 0 {
+	// Who waits in blocked while nothing is congested has no window: it is not overtaken.
+	if s.Queued() == 0 && !s.c.congested && !s.c.pumping {
 		n := s.room(len(p))
 		if n == len(p) {
 			s.send(p, end)
@@ -185,12 +186,25 @@ func (s *Stream) Write(p []byte, end bool) {
 	}
 }
 
+// Room is how much content may be written now without being queued. When that is nothing, [Writable]
+// comes as soon as it is something.
+func (s *Stream) Room() int {
+	n := 0
+	if s.Queued() == 0 && !s.c.congested {
+		n = s.room(maxWindow)
+	}
+	if n == 0 && !s.gone && !s.localClosed {
+		s.c.blocked.add(s)
+	}
+	return n
+}
+
 // End ends the stream with trailers, if there are any.
 func (s *Stream) End(trailers []message.Field) {
 	if s.gone || s.localClosed || s.queueEnd {
 		return
 	}
-	if s.Queued() > 0 || s.waiting {
+	if s.Queued() > 0 {
 		s.queueEnd = true
 		s.trailers = append([]message.Field(nil), trailers...)
 		s.c.blocked.add(s)
@@ -285,7 +299,11 @@ func (c *Conn) pump() {
 			s.waiting = false
 			continue
 		}
-		sent, done := s.sendQueued()
+		most := quantum
+		if len(c.blocked.streams) == 0 {
+			most = s.Queued() // nobody competes
+		}
+		sent, done := s.sendQueued(most)
 		if !done {
 			c.blocked.streams = append(c.blocked.streams, s)
 			if stuck++; sent > 0 {
@@ -304,9 +322,13 @@ func (c *Conn) pump() {
 	}
 }
 
-// sendQueued sends a quantum of what waits; done means that nothing waits any more.
-func (s *Stream) sendQueued() (sent int, done bool) {
-	n := s.room(min(s.Queued(), quantum))
+// sendQueued sends what waits, but not more than most; done means that nothing waits any more, and
+// that more may come.
+func (s *Stream) sendQueued(most int) (sent int, done bool) {
+	if s.Queued() == 0 && !s.queueEnd {
+		return 0, s.localClosed || s.room(1) > 0
+	}
+	n := s.room(min(s.Queued(), most))
 	whole := n == s.Queued()
 	if n > 0 || whole && s.queueEnd && s.trailers == nil {
 		p := s.queue[s.at : s.at+n]
