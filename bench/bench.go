@@ -44,7 +44,7 @@ func (b *bench) measure(ctx context.Context, chosen []row) error {
 
 // findSetups looks which of the setups are there.
 func (b *bench) findSetups(ctx context.Context, chosen []row) error {
-	ours, err := b.rig.Product(ctx, rig.Ours, "")
+	ours, err := b.rig.Product(ctx)
 	if err != nil {
 		return err
 	}
@@ -85,6 +85,9 @@ func (b *bench) chain(ctx context.Context, s *rig.Setup) (*rig.Chain, error) {
 	c, err := s.Start(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("starting %s: %w", s.Name, err)
+	}
+	if err := b.check(ctx, s, c); err != nil {
+		return nil, err
 	}
 	b.chains[s.Name] = c
 	return c, nil

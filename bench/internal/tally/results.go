@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 
@@ -53,6 +54,21 @@ func (r *Results) Put(row Row) {
 		}
 	}
 	r.Rows = append(r.Rows, row)
+}
+
+// Merge adds what was measured later: its rows replace those of the same name, and what it says of
+// versions and of what is missing holds from then on.
+func (r *Results) Merge(later Results) {
+	r.Machine, r.Missing = later.Machine, later.Missing
+	if r.Versions == nil {
+		r.Versions = make(map[string]string)
+	}
+	maps.Copy(r.Versions, later.Versions)
+	for _, row := range later.Rows {
+		r.Put(row)
+	}
+	r.Repeated += later.Repeated
+	r.Disturbed += later.Disturbed
 }
 
 // Row finds a row by name.

@@ -20,15 +20,15 @@ func (r Results) Text(w io.Writer) error {
 					continue // this setup does not have it
 				}
 				fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", row.Name, metric.Name, setup,
-					ratioText(*series, metric.Name), Number(value.Median), medianText(row.Baseline, metric.Name), metric.Unit)
+					RatioText(*series, metric.Name), Number(value.Median), MedianText(row.Baseline, metric.Name), metric.Unit)
 			}
 		}
 	}
 	return table.Flush()
 }
 
-// ratioText is the spread of a series' ratios, or a dash.
-func ratioText(s Series, metric string) string {
+// RatioText is the spread of a series' ratios, or a dash.
+func RatioText(s Series, metric string) string {
 	spread, err := SpreadOf(s.Ratios(metric))
 	if err != nil {
 		return "-"
@@ -36,8 +36,8 @@ func ratioText(s Series, metric string) string {
 	return spread.String()
 }
 
-// medianText is the median of a series' values, or a dash.
-func medianText(s Series, metric string) string {
+// MedianText is the median of a series' values, or a dash.
+func MedianText(s Series, metric string) string {
 	spread, err := SpreadOf(s.Values(metric))
 	if err != nil {
 		return "-"
