@@ -163,7 +163,7 @@ func (c *Conn) refuse(s *Stream, status int) error {
 	s.silent = true
 	s.Respond(&message.Head{Status: status, ContentLength: 0}, true)
 	s.Reset(http2.ErrCodeNo)
-	return c.spend(1, "requests with too large a head")
+	return c.spend(2, "requests with too large a head") // one of them was earned by the end of the stream
 }
 
 // response takes a header block at a client.

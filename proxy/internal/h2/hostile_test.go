@@ -3,7 +3,6 @@ package h2
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -108,6 +107,95 @@ func TestFloods(t *testing.T) {
 				r.get(2*i+1, false)
 			}
 		},
+		"rapid reset after a byte of content": func(r *raw) {
+			for i := range uint32(2000) {
+				r.get(2*i+1, false)
+				_ = r.WriteData(2*i+1, false, []byte("a"))
+				_ = r.WriteRSTStream(2*i+1, http2.ErrCodeCancel)
+			}
+		},
+		"made reset, by a window": func(r *raw) {
+			for i := range uint32(2000) {
+				r.get(2*i+1, true)
+				_ = r.WriteWindowUpdate(2*i+1, maxWindow)
+			}
+		},
+		"made reset, by an increment of 0": func(r *raw) {
+			for i := range uint32(2000) {
+				r.get(2*i+1, true)
+				_ = r.WriteWindowUpdate(2*i+1, 0)
+			}
+		},
+		"made reset, by a length": func(r *raw) {
+			for i := range uint32(2000) {
+				r.get(2*i+1, false, "content-length", "1")
+				_ = r.WriteData(2*i+1, true, []byte("ab"))
+			}
+		},
+		"made reset, by a priority": func(r *raw) {
+			for i := range uint32(2000) {
+				r.get(2*i+1, true)
+				_ = r.WritePriority(2*i+1, http2.PriorityParam{StreamDep: 2*i + 1})
+			}
+		},
+		"made reset, by content after the end": func(r *raw) {
+			for i := range uint32(2000) {
+				r.get(2*i+1, true)
+				_ = r.WriteData(2*i+1, true, []byte("a"))
+			}
+		},
+		"made reset, by trailers": func(r *raw) {
+			for i := range uint32(2000) {
+				r.get(2*i+1, false)
+				r.head(2*i+1, true, ":path", "/")
+			}
+		},
+		"acknowledgements": func(r *raw) {
+			for range 5000 {
+				_ = r.WriteSettingsAck()
+			}
+		},
+		"answers to PING": func(r *raw) {
+			for range 5000 {
+				_ = r.WritePing(true, [8]byte{})
+			}
+		},
+		"goaway": func(r *raw) {
+			for range 5000 {
+				_ = r.WriteGoAway(0, http2.ErrCodeNo, nil)
+			}
+		},
+		"resets of closed streams": func(r *raw) {
+			r.get(1, true)
+			for range 5000 {
+				_ = r.WriteRSTStream(1, http2.ErrCodeCancel)
+			}
+		},
+		"header blocks on a stream that was reset": func(r *raw) {
+			r.get(1, false, "connection", "close")
+			for range 5000 {
+				r.head(1, true, "x", "y")
+			}
+		},
+		"window updates on closed streams": func(r *raw) {
+			r.get(1, true)
+			_ = r.WriteRSTStream(1, http2.ErrCodeCancel)
+			for range 5000 {
+				_ = r.WriteWindowUpdate(1, 1)
+			}
+		},
+		"settings that open and close windows": func(r *raw) {
+			for i := range uint32(2000) {
+				_ = r.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: i % 2})
+			}
+		},
+		"one frame of many settings": func(r *raw) {
+			var many []http2.Setting
+			for range 1000 {
+				many = append(many, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1})
+			}
+			_ = r.WriteSettings(many...)
+		},
 		"malformed requests": func(r *raw) {
 			for i := range uint32(5000) {
 				r.get(2*i+1, true, "connection", "close")
@@ -174,67 +262,131 @@ func TestHeaderBomb(t *testing.T) {
 	}
 }
 
-// FuzzServer feeds frames: no panic, no unbounded output, and the same events whether they come at
-// once or byte by byte.
-func FuzzServer(f *testing.F) {
-	seeds := []func(*raw){
-		func(r *raw) { r.get(1, true) },
-		func(r *raw) { r.get(1, false); _ = r.WriteData(1, true, []byte("abc")) },
-		func(r *raw) {
-			r.get(1, false)
-			_ = r.WriteDataPadded(1, false, []byte("abc"), make([]byte, 3))
-			_ = r.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: r.block("x", "y"), EndStream: true, EndHeaders: true})
-		},
-		func(r *raw) {
-			r.get(1, false)
-			_ = r.WriteRSTStream(1, 8)
-			_ = r.WriteWindowUpdate(1, 5)
-			_ = r.WriteGoAway(0, 0, nil)
-		},
-		func(r *raw) {
-			_ = r.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: r.block(plain...)})
-			_ = r.WriteContinuation(1, true, nil)
-		},
+// TestDribble asks for a large response and opens its window byte by byte (CVE-2019-9511, 9517).
+func TestDribble(t *testing.T) {
+	r := newRaw()
+	_ = r.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+	r.get(1, true)
+	for range 5000 {
+		_ = r.WriteWindowUpdate(1, 1)
 	}
-	for _, seed := range seeds {
-		r := newRaw()
-		seed(r)
-		f.Add(r.out.Bytes()[len(http2.ClientPreface):])
+	c := New(Config{Intern: &message.Interner{}, Events: func(e *Event) {
+		if e.Kind == Headers {
+			e.Stream.Respond(&message.Head{Status: 200, ContentLength: message.Unknown}, false)
+			e.Stream.Write(make([]byte, 32<<10), true)
+		}
+	}})
+	if err := c.Feed(r.out.Bytes()); !isCalm(err) {
+		t.Errorf("survived: %v", err)
 	}
-	f.Fuzz(func(t *testing.T, in []byte) {
-		in = append([]byte(http2.ClientPreface), in...)
-		run := func(piece int) (events []string, err error) {
+}
+
+// TestZeroWindow asks for many responses and opens no window: what waits is bounded by what one Write of
+// each stream brought, and goes when the streams do.
+func TestZeroWindow(t *testing.T) {
+	r := newRaw()
+	_ = r.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+	for i := range uint32(500) {
+		r.get(2*i+1, true)
+	}
+	waiting := 0
+	c := New(Config{MaxStreams: 10, Intern: &message.Interner{}, Events: func(e *Event) {
+		switch e.Kind {
+		case Headers:
+			e.Stream.Respond(&message.Head{Status: 200, ContentLength: message.Unknown}, false)
+			e.Stream.Write(make([]byte, 32<<10), true)
+			waiting += e.Stream.Queued()
+		case Reset:
+			waiting -= 32 << 10
+		case Data, Trailers, Writable, GoingAway:
+		}
+	}})
+	if err := c.Feed(r.out.Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	if c.Streams() != 10 || waiting != 10*32<<10 {
+		t.Errorf("%d streams, %d bytes wait", c.Streams(), waiting)
+	}
+	if c.Close(); waiting != 0 || len(c.blocked.streams) != 0 {
+		t.Errorf("after the end %d bytes wait", waiting)
+	}
+}
+
+// TestBomb sends blocks of references to one large entry: few bytes of it are kept, and the connection
+// ends when it goes on.
+func TestBomb(t *testing.T) {
+	r := newRaw()
+	large := strings.Repeat("a", 3900)
+	for i := range uint32(2000) {
+		fields := append([]string{}, plain...)
+		for range 1000 {
+			fields = append(fields, "x-bomb", large)
+		}
+		_ = r.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: r.block(fields...), EndStream: true, EndHeaders: true})
+	}
+	c := New(Config{Intern: &message.Interner{}, Events: func(*Event) { t.Error("a bomb was taken") }})
+	if err := c.Feed(r.out.Bytes()); !isCalm(err) {
+		t.Errorf("survived: %v", err)
+	}
+	if c.decoded.size > 0 && len(c.decoded.fields) > message.MaxFields+8 {
+		t.Errorf("%d fields are kept", len(c.decoded.fields))
+	}
+}
+
+// TestLively are clients that are right and busy: none is taken for a flood.
+func TestLively(t *testing.T) {
+	respond := func(s *Stream, n int) {
+		s.Respond(&message.Head{Status: 200, ContentLength: message.Unknown}, n == 0)
+		if n > 0 {
+			s.Write(make([]byte, n), true)
+		}
+	}
+	for name, talk := range map[string]func(r *raw){
+		"a window update for the stream and the connection after each small response": func(r *raw) {
+			for i := range uint32(20_000) {
+				r.get(2*i+1, true)
+				_ = r.WriteWindowUpdate(2*i+1, 100)
+				_ = r.WriteWindowUpdate(0, 100)
+			}
+		},
+		"a ping with every request": func(r *raw) { // grpc-go measures the bandwidth like that
+			for i := range uint32(20_000) {
+				r.get(2*i+1, true)
+				_ = r.WritePing(false, [8]byte{1})
+			}
+		},
+		"every third request is withdrawn": func(r *raw) {
+			for i := range uint32(5_000) {
+				r.get(6*i+1, true)
+				r.get(6*i+3, true)
+				r.get(6*i+5, true, "x-slow", "1")
+				_ = r.WriteRSTStream(6*i+5, http2.ErrCodeCancel)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRaw()
+			_ = r.WriteWindowUpdate(0, 1<<30)
+			talk(r)
+			n := 0
 			c := New(Config{Intern: &message.Interner{}, Events: func(e *Event) {
-				switch e.Kind {
-				case Data:
-					if n := len(events); n > 0 && len(e.Data) > 0 && strings.HasPrefix(events[n-1], fmt.Sprintf("%d data", e.Stream.ID())) {
-						events[n-1] += string(e.Data)
-					} else {
-						events = append(events, fmt.Sprintf("%d data%s", e.Stream.ID(), e.Data))
-					}
-					e.Stream.Consumed(len(e.Data))
-				case Reset, GoingAway:
-				default:
-					events = append(events, fmt.Sprintf("%d %d", e.Stream.ID(), e.Kind))
+				if e.Kind != Headers {
+					return
+				}
+				n++
+				if _, slow := e.Head.Get("x-slow"); !slow {
+					respond(e.Stream, 1+n%2000)
 				}
 			}})
-			for p := in; len(p) > 0 && err == nil; {
-				n := min(piece, len(p))
-				err = c.Feed(p[:n])
-				p = p[n:]
+			for p := r.out.Bytes(); len(p) > 0; {
+				k := min(len(p), 10_000)
+				_ = c.Feed(p[:k])
+				c.Sent()
+				p = p[k:]
 			}
-			if len(c.Output()) > 256<<10+10*len(in) {
-				t.Fatalf("%d bytes of output for %d of input", len(c.Output()), len(in))
+			if c.Err() != nil {
+				t.Errorf("after %d requests: %v", n, c.Err())
 			}
-			return events, err
-		}
-		once, err1 := run(1 << 20)
-		bytewise, err2 := run(1)
-		if fmt.Sprint(err1) != fmt.Sprint(err2) {
-			t.Fatalf("errors differ: %v and %v", err1, err2)
-		}
-		if len(once) != len(bytewise) && err1 == nil {
-			t.Fatalf("events differ: %q and %q", once, bytewise)
-		}
-	})
+		})
+	}
 }

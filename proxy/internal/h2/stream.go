@@ -1,10 +1,9 @@
 package h2
 
 import (
-	"slices"
-
 	"iter"
 	"maps"
+	"slices"
 
 	"golang.org/x/net/http2"
 
