@@ -19,12 +19,27 @@ type half interface {
 	write(p []byte, end bool)
 	// finish ends the message, with trailers if there are any.
 	finish(trailers []message.Field)
-	// congested tells whether what was written waits; drained is called on the exchange later.
-	congested() bool
-	// consumed says that n bytes of the content that this end delivered were passed on.
-	consumed(n int)
+	// room is how much more may be written at once. When it is 0, drained is called on the exchange later.
+	room() int
+	// consumed says that n bytes of the content that this end delivered were passed on, and how much is
+	// best delivered next.
+	consumed(n, room int)
 	// abort gives up: the stream is reset, the connection closed.
 	abort()
+}
+
+// anyRoom is the room of an end that takes what it is given.
+const anyRoom = 1 << 20
+
+// minRoom is what is read at once however little room there is: what does not fit is queued.
+const minRoom = 16 << 10
+
+// roomOf is the room of a connection whose content has no windows.
+func roomOf(c *loop.Conn) int {
+	if c.Congested() {
+		return 0
+	}
+	return anyRoom
 }
 
 // front is the end that the request came from.
@@ -180,7 +195,7 @@ func (x *Exchange) requestBody(p []byte, end bool) {
 	x.outcome.BytesIn += int64(len(p))
 	x.reqDone = x.reqDone || end
 	if x.over {
-		x.front.consumed(len(p))
+		x.front.consumed(len(p), anyRoom)
 		return
 	}
 	x.owedFront += len(p)
@@ -209,9 +224,13 @@ func (x *Exchange) keep(p []byte) {
 
 // passOn tells the front what was passed on, unless it waits in back.
 func (x *Exchange) passOn() {
-	if n := x.owedFront; n > 0 && x.back != nil && !x.back.congested() {
+	if x.owedFront == 0 || x.back == nil {
+		return
+	}
+	if room := x.back.room(); room > 0 {
+		n := x.owedFront
 		x.owedFront = 0
-		x.front.consumed(n)
+		x.front.consumed(n, room)
 	}
 }
 
@@ -259,7 +278,7 @@ func (x *Exchange) response(h *message.Head, end bool) {
 func (x *Exchange) responseBody(p []byte, end bool) {
 	if x.over {
 		if x.back != nil {
-			x.back.consumed(len(p))
+			x.back.consumed(len(p), anyRoom)
 		}
 		return
 	}
@@ -269,19 +288,22 @@ func (x *Exchange) responseBody(p []byte, end bool) {
 	} else {
 		x.front.finish(nil)
 	}
-	switch {
-	case len(p) == 0:
-	case x.front.congested():
-		if x.owedBack == 0 {
-			x.stuck = x.w.loop.Now()
-		}
-		x.owedBack += len(p)
-	default:
-		x.back.consumed(len(p))
-	}
 	if end {
+		if x.back != nil {
+			x.back.consumed(len(p), anyRoom)
+		}
 		x.responseEnd()
+		return
 	}
+	room := x.front.room()
+	if room > 0 {
+		x.back.consumed(len(p), room)
+		return
+	}
+	if x.owedBack == 0 {
+		x.stuck = x.w.loop.Now()
+	}
+	x.owedBack += len(p)
 }
 
 // responseTrailers takes the fields that end the response.
@@ -303,10 +325,14 @@ func (x *Exchange) responseEnd() {
 
 // frontDrained and backDrained say that an end has sent what waited.
 func (x *Exchange) frontDrained() {
-	if n := x.owedBack; n > 0 && !x.front.congested() {
+	if x.owedBack == 0 {
+		return
+	}
+	if room := x.front.room(); room > 0 {
+		n := x.owedBack
 		x.owedBack, x.stuck = 0, time.Time{}
 		if x.back != nil {
-			x.back.consumed(n)
+			x.back.consumed(n, room)
 		}
 	}
 }
@@ -452,7 +478,7 @@ func (x *Exchange) end() {
 	x.goTo(nil)
 	if n := x.owedFront; n > 0 {
 		x.owedFront = 0
-		x.front.consumed(n)
+		x.front.consumed(n, anyRoom)
 	}
 	x.kept, x.stuck = nil, time.Time{}
 	x.outcome.Duration = x.w.loop.Now().Sub(x.Began)

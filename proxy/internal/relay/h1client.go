@@ -100,13 +100,14 @@ func (k *h1Client) finish(trailers []message.Field) {
 	k.reqDone = true
 }
 
-// congested implements half.
-func (k *h1Client) congested() bool { return k.c.Congested() }
+// room implements half.
+func (k *h1Client) room() int { return roomOf(k.c) }
 
 // consumed implements half.
-func (k *h1Client) consumed(n int) {
+func (k *h1Client) consumed(n, room int) {
 	if k.held -= n; k.held <= 0 {
 		k.held = 0
+		k.c.Limit(max(room, minRoom))
 		k.c.Resume()
 	}
 }
@@ -230,6 +231,7 @@ func (k *h1Client) release() {
 	x.back = released{k}
 	k.served++
 	k.held = 0
+	k.c.Limit(0)
 	k.c.Resume()
 	if k.close || !k.reqDone || k.body.UntilClose() {
 		k.c.CloseAfterFlush()
@@ -243,8 +245,8 @@ type released struct{ k *h1Client }
 
 func (released) write([]byte, bool)     {}
 func (released) finish([]message.Field) {}
-func (released) congested() bool        { return false }
-func (released) consumed(int)           {}
+func (released) room() int              { return anyRoom }
+func (released) consumed(int, int)      {}
 func (released) abort()                 {}
 func (released) reused() bool           { return false }
 

@@ -169,6 +169,7 @@ func (s *h1Server) request() {
 	s.timer.Stop()
 	s.minor, s.isHead = h.Minor, h.Method == "HEAD"
 	s.closing = false
+	s.c.Limit(0)
 	// What follows a request for another protocol may be in that one: it is not read as a request.
 	s.last = h.Close
 	s.leaving = s.leaving || h.Close || h.Upgrade != ""
@@ -217,9 +218,10 @@ func (s *h1Server) deliver(p []byte, end bool) {
 }
 
 // consumed implements half.
-func (s *h1Server) consumed(n int) {
+func (s *h1Server) consumed(n, room int) {
 	if s.held -= n; s.held <= 0 {
 		s.held = 0
+		s.c.Limit(max(room, minRoom))
 		s.c.Resume()
 	}
 }
@@ -324,8 +326,8 @@ func (s *h1Server) lingerAndClose() {
 	s.lingers = s.w.loop.After(2*time.Second, s.c.Close)
 }
 
-// congested implements half.
-func (s *h1Server) congested() bool { return s.c.Congested() }
+// room implements half.
+func (s *h1Server) room() int { return roomOf(s.c) }
 
 // abort implements half. What was sent arrives; that the end is missing shows by the framing, or by a
 // reset where the end of the connection would have been the end of the content.

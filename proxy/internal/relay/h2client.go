@@ -203,11 +203,11 @@ func (b *h2Back) write(p []byte, end bool) { b.st.Write(p, end) }
 // finish implements half.
 func (b *h2Back) finish(trailers []message.Field) { b.st.End(trailers) }
 
-// congested implements half.
-func (b *h2Back) congested() bool { return b.st.Queued() > 0 }
+// room implements half.
+func (b *h2Back) room() int { return b.st.Room() }
 
 // consumed implements half.
-func (b *h2Back) consumed(n int) { b.st.Consumed(n) }
+func (b *h2Back) consumed(n, _ int) { b.st.Consumed(n) }
 
 // abort implements half.
 func (b *h2Back) abort() { b.st.Reset(http2.ErrCodeCancel) }

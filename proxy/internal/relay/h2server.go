@@ -194,11 +194,11 @@ func (f *h2Front) done() {
 	f.s.idle.Reset(f.s.w.idleOf(f.s.peer))
 }
 
-// congested implements half.
-func (f *h2Front) congested() bool { return f.st.Queued() > 0 }
+// room implements half.
+func (f *h2Front) room() int { return f.st.Room() }
 
 // consumed implements half.
-func (f *h2Front) consumed(n int) { f.st.Consumed(n) }
+func (f *h2Front) consumed(n, _ int) { f.st.Consumed(n) }
 
 // abort implements half.
 func (f *h2Front) abort() { f.st.Reset(http2.ErrCodeInternal) }
