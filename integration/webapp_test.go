@@ -88,12 +88,18 @@ func (a *webApp) hold(id string) chan struct{} {
 	return a.holds[id]
 }
 
-// pattern is a body of n bytes that repeats itself at no power of two.
+var patterns sync.Map // by length: many readers of one large body share it
+
+// pattern is a body of n bytes that repeats itself at no power of two. It must not be changed.
 func pattern(n int) []byte {
+	if body, ok := patterns.Load(n); ok {
+		return body.([]byte)
+	}
 	body := make([]byte, n)
 	for i := range body {
 		body[i] = byte(i % 251)
 	}
+	patterns.Store(n, body)
 	return body
 }
 

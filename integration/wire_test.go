@@ -69,6 +69,7 @@ gateways:
       - {port: 8282, protocol: http2}
       - {port: 8283, protocol: http2, certificate: {cert: edge.pem, key: edge.key}}
       - {port: 8380, protocol: http}
+      - {port: 8382, protocol: http2}
     routes:
       - {match: {listener: 8080}, to: [{service: bytes, port: 9080}]}
       - {match: {listener: 8081}, to: [{service: bytes, port: 9080}]}
@@ -78,6 +79,7 @@ gateways:
       - {match: {listener: 8282}, to: [{service: web, port: 9282}]}
       - {match: {listener: 8283}, to: [{service: web, port: 9282}]}
       - {match: {listener: 8380}, to: [{service: odd}]}
+      - {match: {listener: 8382}, to: [{service: odd}]}
 `
 
 // wired is that mesh with its applications.
