@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"net"
 	"net/netip"
 	"time"
 )
@@ -70,6 +71,7 @@ type Conn struct {
 	full     bool   // Drained is due
 	finish   bool   // CloseWrite was called
 	finished bool   // and done
+	fin      bool   // the socket's writing side is to be closed when nothing waits any more
 	lingers  bool   // CloseAfterFlush was called
 	ended    bool   // the peer sends no more
 	dead     bool
@@ -258,17 +260,22 @@ func (c *Conn) afterPush() {
 	if c.dead || c.Queued() > 0 {
 		return
 	}
-	if c.finish && !c.finished {
+	if c.finish && !c.finished && (c.tls == nil || c.tls.shaking == nil) {
 		c.finished = true
 		if c.tls != nil {
 			c.tls.closeNotify()
 			c.push()
 		}
-		if c.tls == nil || c.ended {
-			_ = c.sock.closeWrite()
-		}
+		c.fin = c.tls == nil || c.ended
 	}
-	if c.lingers && c.Queued() == 0 {
+	if c.dead || c.Queued() > 0 {
+		return // the alert waits
+	}
+	if c.fin {
+		c.fin = false
+		_ = c.sock.closeWrite()
+	}
+	if c.lingers {
 		c.Close()
 		return
 	}
@@ -388,6 +395,19 @@ func (c *Conn) end(err error) {
 	}
 	c.out, c.at = c.l.release(c.out), 0
 	c.l.closed = append(c.l.closed, c)
+}
+
+// abandon closes what is still open when the loop has ended.
+func (c *Conn) abandon() {
+	if c.dead {
+		return
+	}
+	c.dead = true
+	if c.tls != nil && c.tls.shaking != nil {
+		c.tls.shaking.abort(net.ErrClosed)
+	}
+	_ = c.sock.close(false)
+	c.l.open.Add(-1)
 }
 
 // lastWrite makes one attempt to send an alert on a connection that is being closed.

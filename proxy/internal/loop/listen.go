@@ -95,6 +95,7 @@ func (ln *Listener) Close() {
 		<-done
 		return
 	}
+	<-ln.home.done
 	ln.shut()
 }
 

@@ -103,6 +103,15 @@ func (l *Loop) run() {
 	if err := l.poller.wait(l.round); err != nil {
 		l.cfg.Log.Error("the event loop has ended", "error", err)
 	}
+	l.mu.Lock()
+	l.stopped = true
+	l.mu.Unlock()
+	// What was taken before that is still run: somebody may wait for it.
+	l.takeInbox()
+	l.flush()
+	if l.timers.alarm != nil {
+		l.timers.alarm.Stop()
+	}
 	_ = l.poller.close()
 }
 
@@ -127,7 +136,7 @@ func (l *Loop) Post(f func()) bool {
 func (l *Loop) Finally(f func()) { l.finals = append(l.finals, f) }
 
 // Stop ends the loop after what was posted before, and waits for it. Connections that are still open
-// are closed without a word: close them first.
+// are closed without a word to their handlers: close them first.
 func (l *Loop) Stop() {
 	l.Post(func() {
 		l.quit = true

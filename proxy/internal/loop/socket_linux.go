@@ -126,7 +126,18 @@ func (p *epoll) wake() {
 	_, _ = unix.Write(p.event, one[:]) // fails only when a wake-up is pending already
 }
 
+// close closes whatever is still open.
 func (p *epoll) close() error {
+	for fd, r := range p.items {
+		switch r := r.(type) {
+		case *Conn:
+			r.abandon()
+		case *dialing:
+			_ = unix.Close(fd)
+		case *acceptor:
+			r.close()
+		}
+	}
 	_ = unix.Close(p.event)
 	return p.file.Close()
 }
@@ -232,17 +243,20 @@ func (p *epoll) adopt(l *Loop, fd int, local, remote netip.AddrPort) (*Conn, err
 // dial connects without blocking. done is called later, on the loop.
 func (p *epoll) dial(l *Loop, to netip.AddrPort, done func(*Conn, error)) (cancel func()) {
 	fd, err := startConnect(to)
-	if err != nil {
-		l.Post(func() { done(nil, err) })
-		return func() {}
-	}
 	d := &dialing{p: p, l: l, fd: fd, to: to, done: done}
-	if err := p.add(fd, d); err != nil {
+	if err == nil {
+		if err = p.add(fd, d); err == nil {
+			return d.cancel
+		}
 		_ = unix.Close(fd)
-		l.Post(func() { done(nil, err) })
-		return func() {}
 	}
-	return d.cancel
+	over := false
+	l.Post(func() {
+		if !over {
+			done(nil, err)
+		}
+	})
+	return func() { over = true }
 }
 
 func startConnect(to netip.AddrPort) (int, error) {
@@ -294,7 +308,8 @@ func (d *dialing) cancel() {
 	if !d.over {
 		d.over = true
 		d.p.forget(d.fd)
-		_ = unix.Close(d.fd)
+		// Not at once: the number must not be used again while events of this round may name it.
+		d.l.Finally(func() { _ = unix.Close(d.fd) })
 	}
 }
 
@@ -305,13 +320,14 @@ type acceptor struct {
 	fd   int
 	take func(fd int, remote netip.AddrPort)
 	fail func(error)
+	rest *Timer // set while the system has no room
 }
 
 func (a *acceptor) event(uint32) { a.accept() }
 
 func (a *acceptor) accept() {
 	for range 64 { // then the others get their turn
-		if a.fd < 0 {
+		if a.fd < 0 || a.rest.set() {
 			return
 		}
 		fd, address, err := unix.Accept4(a.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
@@ -323,7 +339,7 @@ func (a *acceptor) accept() {
 		case unix.ECONNABORTED, unix.EINTR, unix.EPROTO:
 		default: // EMFILE, ENFILE, ENOBUFS, ENOMEM: there is room again later
 			a.fail(os.NewSyscallError("accept", err))
-			a.l.After(acceptPause, a.accept)
+			a.rest.Reset(acceptPause)
 			return
 		}
 	}
@@ -386,6 +402,7 @@ func (p *epoll) listen(g *Group, ln *Listener, tcp *net.TCPListener, take func(*
 		return nil, err
 	}
 	a := &acceptor{p: p, l: ln.home, fd: fd, fail: failed}
+	a.rest = ln.home.NewTimer(a.accept)
 	a.take = func(fd int, remote netip.AddrPort) {
 		l := g.pick()
 		adopt := func() {

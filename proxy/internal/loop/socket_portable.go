@@ -15,9 +15,12 @@ import (
 type portable struct {
 	l     *Loop
 	waked chan struct{}
+	open  map[*Conn]struct{} // belongs to the loop
 }
 
-func newPortable(l *Loop) *portable { return &portable{l: l, waked: make(chan struct{}, 1)} }
+func newPortable(l *Loop) *portable {
+	return &portable{l: l, waked: make(chan struct{}, 1), open: make(map[*Conn]struct{})}
+}
 
 func (p *portable) wait(round func(ready func()) bool) error {
 	for range p.waked {
@@ -35,12 +38,18 @@ func (p *portable) wake() {
 	}
 }
 
-func (p *portable) close() error { return nil }
+func (p *portable) close() error {
+	for c := range p.open {
+		c.abandon()
+	}
+	return nil
+}
 
 // netSocket makes a net.Conn look like a socket that never blocks. One goroutine reads ahead by one
 // buffer, another writes one buffer behind.
 type netSocket struct {
 	conn net.Conn
+	p    *portable
 	l    *Loop
 	c    *Conn
 
@@ -55,9 +64,10 @@ type netSocket struct {
 }
 
 func (p *portable) adopt(l *Loop, conn net.Conn, local, remote netip.AddrPort) *Conn {
-	s := &netSocket{conn: conn, l: l}
+	s := &netSocket{conn: conn, p: p, l: l}
 	s.wake.L = &s.mu
 	s.c = l.newConn(s, local, remote)
+	p.open[s.c] = struct{}{}
 	go s.reader()
 	go s.writer()
 	return s.c
@@ -176,6 +186,7 @@ func (s *netSocket) closeWrite() error {
 
 // close lets the writer finish what the loop believes to be written, for a second at most.
 func (s *netSocket) close(reset bool) error {
+	delete(s.p.open, s.c)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if tcp, ok := s.conn.(*net.TCPConn); ok && reset {

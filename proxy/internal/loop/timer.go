@@ -63,6 +63,9 @@ func (t *Timer) Stop() {
 	}
 }
 
+// set tells whether the timer is to run.
+func (t *Timer) set() bool { return !t.when.IsZero() }
+
 // minSweep is the number of stopped timers that the heap may hold however few others there are.
 const minSweep = 64
 
@@ -70,7 +73,8 @@ const minSweep = 64
 type timers struct {
 	loop  *Loop
 	heap  []*Timer
-	idle  int // timers in heap that were stopped
+	due   []*Timer // storage of run
+	idle  int      // timers in heap that were stopped
 	alarm *time.Timer
 	armed time.Time // when alarm goes off; zero when it does not
 }
@@ -109,26 +113,35 @@ func (ts *timers) sweep() {
 	heap.Init(ts)
 }
 
-// run calls what is due.
+// run calls what is due. A callback that sets its timer again, however soon, waits for the next run: the
+// loop's time stands still meanwhile.
 func (ts *timers) run() {
 	ts.armed = time.Time{}
-	due := ts.loop.now.Add(slack)
-	for len(ts.heap) > 0 && !ts.heap[0].at.After(due) {
+	until, due := ts.loop.now.Add(slack), ts.due[:0]
+	for len(ts.heap) > 0 && !ts.heap[0].at.After(until) {
 		t := ts.heap[0]
 		if t.when.IsZero() { // was stopped
 			heap.Pop(ts)
 			ts.idle--
 			continue
 		}
-		if t.when.After(due) { // was moved to later
+		if t.when.After(until) { // was moved to later
 			t.at = t.when
 			heap.Fix(ts, 0)
 			continue
 		}
 		heap.Pop(ts)
+		due = append(due, t)
+	}
+	for _, t := range due {
+		if t.when.IsZero() || t.index >= 0 { // stopped or set again by one before it
+			continue
+		}
 		t.when = time.Time{}
 		t.f()
 	}
+	clear(due)
+	ts.due = due
 	ts.arm()
 }
 

@@ -11,8 +11,9 @@ import (
 	"time"
 )
 
-// maxShaking bounds the handshakes that run at once in a process: a storm of reconnecting peers waits
-// in line, in the order of its arrival, and traffic goes on beside it.
+// maxShaking bounds the handshakes that compute at once in a process: a storm of reconnecting peers waits
+// in line, in the order of its arrival, and traffic goes on beside it. Those that wait for a peer's bytes
+// do not count: a few that say nothing more would keep all others out.
 const maxShaking = 64
 
 // maxHello bounds the bytes that wait for crypto/tls during a handshake: content may follow the client's
@@ -335,8 +336,14 @@ func (w *wire) Read(p []byte) (int, error) {
 func (h *handshake) read(p []byte, c *Conn) (int, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for len(h.in) == 0 && h.eof == nil {
-		h.ready.Wait()
+	if len(h.in) == 0 && h.eof == nil {
+		<-shakers // who waits for its peer does no work: it must not keep those out who could
+		for len(h.in) == 0 && h.eof == nil {
+			h.ready.Wait()
+		}
+		h.mu.Unlock()
+		shakers <- struct{}{}
+		h.mu.Lock()
 	}
 	if len(h.in) == 0 {
 		return 0, h.eof
