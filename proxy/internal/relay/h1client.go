@@ -64,7 +64,7 @@ func (k *h1Client) start(x *Exchange) {
 		out.ContentLength = message.Unknown
 	}
 	if h.Method == "CONNECT" && h.Upgrade != "" {
-		out.Method = "GET" // RFC 8441 section 5: what HTTP/1.1 has for an extended CONNECT
+		out.Method, k.method = "GET", "GET" // RFC 8441 section 5: what HTTP/1.1 has for an extended CONNECT
 	}
 	k.chunked = out.Chunked
 	k.w.scratch = h1.AppendRequest(k.w.scratch[:0], &out)

@@ -170,9 +170,10 @@ func (s *h1Server) request() {
 	s.minor, s.isHead = h.Minor, h.Method == "HEAD"
 	s.closing = false
 	s.c.Limit(0)
-	// What follows a request for another protocol may be in that one: it is not read as a request.
+	// What follows a request for another protocol, or for a tunnel, may be in that one: it is not read as a
+	// request.
 	s.last = h.Close
-	s.leaving = s.leaving || h.Close || h.Upgrade != ""
+	s.leaving = s.leaving || h.Close || h.Upgrade != "" || h.Method == "CONNECT"
 	s.body = h1.NewBody(h, true, &s.w.intern)
 	x := &Exchange{Proto: "HTTP/1.1"}
 	if h.Minor == 0 {
@@ -248,9 +249,9 @@ func (s *h1Server) respond(h *message.Head, end bool) {
 		out.Chunked, out.ContentLength = true, message.Unknown
 	case end && !noBody && out.ContentLength == message.Unknown:
 		out.ContentLength = 0
-	case !end && out.ContentLength == message.Unknown && s.minor == 1:
+	case !end && !noBody && out.ContentLength == message.Unknown && s.minor == 1:
 		out.Chunked = true
-	case !end && out.ContentLength == message.Unknown:
+	case !end && !noBody && out.ContentLength == message.Unknown:
 		s.leaving = true // HTTP/1.0 knows the end of the content by the end of the connection
 	}
 	s.chunked, s.counted = out.Chunked, out.ContentLength != message.Unknown

@@ -1,6 +1,9 @@
 package relay
 
 import (
+	"slices"
+	"time"
+
 	"golang.org/x/net/http2"
 
 	"countersign.dev/proxy/internal/h2"
@@ -22,6 +25,7 @@ type h2Client struct {
 	refused bool
 	watch   *loop.Timer
 	idle    *loop.Timer
+	ticked  time.Time
 }
 
 // h2Back is the end of an exchange that is a stream of an h2Client.
@@ -51,7 +55,13 @@ func (k *h2Client) start(x *Exchange) error {
 		return h2.ErrNoStream
 	}
 	b := &h2Back{k: k, x: x}
-	st, err := k.h.Open(x.Head, x.reqDone && len(x.kept) == 0 && x.trailers == nil, b)
+	head := x.Head
+	if head.Upgrade != "" && head.Method != "CONNECT" {
+		offer := *head
+		offer.Fields = append(slices.Clip(head.Fields), message.Field{Name: upgradeField, Value: upgradeOffered})
+		head = &offer
+	}
+	st, err := k.h.Open(head, x.reqDone && len(x.kept) == 0 && x.trailers == nil, b)
 	if err != nil {
 		return err
 	}
@@ -127,6 +137,7 @@ func (k *h2Client) bulk(p []byte) {
 // Data implements loop.Handler.
 func (k *h2Client) Data(p []byte) {
 	k.heard = true
+	k.w.tick(k.h, &k.ticked)
 	_ = k.h.Feed(p) // the error is kept, and settle closes
 	k.settle()
 }
@@ -167,7 +178,7 @@ func (k *h2Client) event(e *h2.Event) {
 	switch e.Kind {
 	case h2.Headers:
 		b.end = e.End
-		if x.head.Upgrade != "" && e.Head.Status >= 200 && e.Head.Status < 300 {
+		if x.head.Upgrade != "" && !takeField(e.Head, upgradeField) && e.Head.Status >= 200 && e.Head.Status < 300 {
 			e.Head.Status, e.Head.Upgrade = 101, x.head.Upgrade
 		}
 		x.response(e.Head, e.End)

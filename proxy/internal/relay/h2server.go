@@ -1,6 +1,8 @@
 package relay
 
 import (
+	"time"
+
 	"golang.org/x/net/http2"
 
 	"countersign.dev/proxy/internal/h2"
@@ -10,11 +12,12 @@ import (
 
 // h2Server is a connection on which HTTP/2 requests come in.
 type h2Server struct {
-	w    *Worker
-	c    *loop.Conn
-	h    *h2.Conn
-	peer *Peer
-	idle *loop.Timer
+	w      *Worker
+	c      *loop.Conn
+	h      *h2.Conn
+	peer   *Peer
+	idle   *loop.Timer
+	ticked time.Time
 }
 
 // h2Front is the end of an exchange that is a stream of an h2Server.
@@ -22,6 +25,8 @@ type h2Front struct {
 	s  *h2Server
 	st *h2.Stream
 	x  Exchange
+	// restores says that the caller can tell an application's own 2xx from a change of protocol.
+	restores bool
 }
 
 func (w *Worker) newH2Server(c *loop.Conn, p *Peer) *h2Server {
@@ -103,6 +108,7 @@ func (s *h2Server) bulk(p []byte) {
 
 // Data implements loop.Handler.
 func (s *h2Server) Data(p []byte) {
+	s.w.tick(s.h, &s.ticked)
 	_ = s.h.Feed(p) // the error is kept, and settle closes
 	s.settle()
 }
@@ -126,6 +132,9 @@ func (s *h2Server) event(e *h2.Event) {
 	if e.Kind == h2.Headers {
 		f := &h2Front{s: s, st: e.Stream}
 		e.Stream.Owner = f
+		if e.Head.Upgrade != "" {
+			f.restores = takeField(e.Head, upgradeField)
+		}
 		f.x.Proto = "HTTP/2.0"
 		s.w.begin(&f.x, s.peer, f, e.Head, e.End)
 		return
@@ -155,6 +164,24 @@ func ownerOf(e *h2.Event) (*h2Front, bool) {
 	return f, ok
 }
 
+// upgradeField goes with an extended CONNECT that stands for an HTTP/1.1 request with an Upgrade field,
+// and with the response when the application has not changed the protocol. In HTTP/2 alone its 2xx
+// could not be told from a change (RFC 8441 section 4). It never leaves the sidecars.
+const (
+	upgradeField   = "x-countersign-upgrade"
+	upgradeOffered = "offered"
+	upgradeRefused = "refused"
+)
+
+// takeField removes a field and tells whether it was there.
+func takeField(h *message.Head, name string) bool {
+	_, ok := h.Get(name)
+	if ok {
+		h.Remove(func(n string) bool { return n == name })
+	}
+	return ok
+}
+
 // respond implements front.
 func (f *h2Front) respond(h *message.Head, end bool) {
 	if h.Status == 101 { // RFC 8441 section 4: a tunnel is opened by any 2xx
@@ -164,6 +191,13 @@ func (f *h2Front) respond(h *message.Head, end bool) {
 		}
 		f.st.Respond(&message.Head{Status: 200, ContentLength: message.Unknown, Fields: h.Fields}, false)
 		return
+	}
+	if f.x.Head.Upgrade != "" && h.Status >= 200 && h.Status < 300 {
+		if !f.restores {
+			f.x.fail(502, FlagNoSwitch, "the service does not take a change of protocol")
+			return
+		}
+		h.Add(upgradeField, upgradeRefused)
 	}
 	f.st.Respond(h, end)
 	if end {

@@ -495,3 +495,37 @@ func TestAppRestarts(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// TestRefusedUpgrade checks that an application's own 2xx is not taken for a change of protocol.
+func TestRefusedUpgrade(t *testing.T) {
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get(upgradeField) != "" {
+			t.Error("the application sees what is between the sidecars")
+		}
+		_, _ = io.WriteString(w, "no "+r.Header.Get("Upgrade"))
+	})
+	for _, appHTTP2 := range []bool{false, true} {
+		c := newChain(t, application(t, h), chainOptions{protos: []string{"h2"}, appHTTP2: appHTTP2})
+		conn, err := net.Dial("tcp", c.addr.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_, _ = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(res.Body)
+		_ = res.Body.Close()
+		if appHTTP2 {
+			if res.StatusCode != 502 {
+				t.Errorf("an application without extended CONNECT: %d %q", res.StatusCode, body)
+			}
+			continue
+		}
+		if err != nil || res.StatusCode != 200 || string(body) != "no websocket" || res.Header.Get(upgradeField) != "" || !res.Close {
+			t.Errorf("%d %q %v %v", res.StatusCode, body, err, res.Header)
+		}
+	}
+}

@@ -75,6 +75,16 @@ func (w *Worker) idleOf(p *Peer) time.Duration {
 	return w.limits.Idle
 }
 
+// tickEvery is how often the limits on what HTTP/2 peers may do without reason are replenished.
+const tickEvery = 10 * time.Second
+
+func (w *Worker) tick(c *h2.Conn, last *time.Time) {
+	if now := w.loop.Now(); now.Sub(*last) >= tickEvery {
+		*last = now
+		c.Tick()
+	}
+}
+
 // flushLater passes on the output of an HTTP/2 connection at the end of the round.
 func (w *Worker) flushLater(s sender) {
 	w.later = append(w.later, s)
