@@ -103,11 +103,17 @@ soak: ## The long forms: minutes of load, thousands of rotations
 .PHONY: bench
 bench: ## Measure the sidecars beside NGINX and others, and write docs/performance.md; BENCH="--only ROW,... --runs N"
 	@tools/install-peers.sh bench
-	$(GO) run ./bench $(BENCH)
+	@mkdir -p bin
+	$(GO) run ./bench --results bin/bench.json --document docs/performance.md $(BENCH)
 
 .PHONY: bench-quick
 bench-quick: ## The short form of bench: one run a row, beside NGINX only; writes nothing
 	$(GO) run ./bench --runs 1 --duration 2s --setups ours $(BENCH)
+
+.PHONY: pgo
+pgo: ## Write cmd/countersign/default.pgo, the profile that the release is optimized by
+	@tools/install-peers.sh bench
+	$(GO) run ./bench/pgo
 
 .PHONY: clean
 clean: ## Remove what was built here

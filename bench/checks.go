@@ -89,15 +89,15 @@ func speakGRPC(ctx context.Context, address string, config *tls.Config, text str
 	if config != nil {
 		transport = credentials.NewTLS(config)
 	}
-	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(transport), grpc.WithAuthority(rig.ServerDNS))
+	client, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(transport), grpc.WithAuthority(rig.ServerDNS))
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = client.Close() }() // it was only asked once
 	ctx, cancel := context.WithTimeout(ctx, speakPatience)
 	defer cancel()
 	var answer wrapperspb.BytesValue
-	if err := conn.Invoke(ctx, rig.Method, wrapperspb.Bytes([]byte(text)), &answer); err != nil {
+	if err := client.Invoke(ctx, rig.Method, wrapperspb.Bytes([]byte(text)), &answer); err != nil {
 		return err
 	}
 	if string(answer.GetValue()) != text {

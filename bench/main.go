@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -88,6 +89,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if o.Runs < 1 || o.Duration < time.Second {
 		return errors.New("--runs is at least 1 and --duration at least 1s")
 	}
+	for _, name := range o.Setups {
+		if !slices.Contains(rig.Names(), name) {
+			return fmt.Errorf("there is no setup %q; there are %s", name, strings.Join(rig.Names(), ", "))
+		}
+	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{ReplaceAttr: shortTime}))
 	b := &bench{options: o, log: log, command: strings.Join(append([]string{"go run ./bench"}, args...), " ")}
 	b.rig, err = rig.New(ctx, log, o.Binary)
@@ -102,7 +108,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) (err erro
 	if err := b.measure(ctx, chosen); err != nil {
 		return err
 	}
-	return b.write(stdout)
+	if err := b.write(stdout); err != nil {
+		return err
+	}
+	if b.failed {
+		return errors.New("some figures could not be measured; the errors above say why")
+	}
+	return nil
 }
 
 // shortTime leaves of a log line's time what is of use in minutes of measuring.

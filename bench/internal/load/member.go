@@ -41,7 +41,7 @@ func (p Port) Ask(conn net.Conn, patience time.Duration) error {
 	if _, err := io.WriteString(conn, "GET "+p.Path+" HTTP/1.1\r\nHost: server\r\n\r\n"); err != nil {
 		return err
 	}
-	reader := readers.Get().(*bufio.Reader) //nolint:errcheck // nothing else is put there
+	reader := readers.Get().(*bufio.Reader)
 	reader.Reset(conn)
 	defer readers.Put(reader)
 	response, err := http.ReadResponse(reader, nil)
@@ -133,7 +133,7 @@ func (m *Member) Connect(ctx context.Context, p Port) (tls.ConnectionState, erro
 		return tls.ConnectionState{}, err
 	}
 	defer conn.Close()
-	return conn.(*tls.Conn).ConnectionState(), nil //nolint:errcheck // dial makes nothing else
+	return conn.(*tls.Conn).ConnectionState(), nil
 }
 
 func (m *Member) dial(ctx context.Context, p Port, config *tls.Config) (net.Conn, error) {
@@ -178,7 +178,7 @@ func (m *Member) Resuming() Dial {
 		if err != nil {
 			return nil, err
 		}
-		if !conn.(*tls.Conn).ConnectionState().DidResume { //nolint:errcheck // dial makes nothing else
+		if !conn.(*tls.Conn).ConnectionState().DidResume {
 			conn.Close()
 			return nil, errNotResumed
 		}

@@ -62,6 +62,11 @@ func (c *Chain) Stop() error {
 	return errors.Join(errs...)
 }
 
+// Names are the setups that there can be beside the baseline and the mixed ones.
+func Names() []string {
+	return []string{Ours, "haproxy", "haproxy-tcp", "envoy", "envoy-tcp", "ghostunnel"}
+}
+
 // Setup is a way to build a chain.
 type Setup struct {
 	Name string

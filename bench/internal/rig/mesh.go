@@ -15,14 +15,14 @@ import (
 
 // The ports of the specification; what is really bound is free ports of the kernel.
 const (
-	meshHTTP = 9080
-	meshGRPC = 9090
-	meshTCP  = 7000
+	MeshHTTP = 9080
+	MeshGRPC = 9090
+	MeshTCP  = 7000
 )
 
-// specification is a mesh of two services with the policy written out, so that the receiving sidecar
-// decides about callers, methods and paths.
-func specification(groups string) string {
+// Specification is a mesh of two services with the policy written out, so that the receiving sidecar
+// decides about callers, methods and paths. Groups are the TLS groups; "" are the product's own.
+func Specification(groups string) string {
 	extra := ""
 	if groups != "" {
 		extra = "tlsGroups: [" + groups + "]\n"
@@ -40,7 +40,7 @@ minTLS: "1.3"
       - {port: %[2]d, protocol: http, allow: [{from: client, methods: [GET, POST], paths: [/*]}]}
       - {port: %[3]d, protocol: grpc, allow: [{from: client, methods: [POST], paths: [/*]}]}
       - {port: %[4]d, protocol: tcp, allow: [{from: client}]}
-`, extra, meshHTTP, meshGRPC, meshTCP)
+`, extra, MeshHTTP, MeshGRPC, MeshTCP)
 }
 
 // Mesh is a running mesh of the product, as its users run one: a server and a sidecar for each of two
@@ -61,7 +61,7 @@ func (r *Rig) StartMesh(ctx context.Context, name, groups string) (*Mesh, error)
 	if err != nil {
 		return m, err
 	}
-	addresses, err := ports(8)
+	addresses, err := Ports(8)
 	if err != nil {
 		return m, err
 	}
@@ -69,9 +69,9 @@ func (r *Rig) StartMesh(ctx context.Context, name, groups string) (*Mesh, error)
 	m.PeerHTTP, m.PeerGRPC, m.PeerTCP = addresses[3], addresses[4], addresses[5]
 	o := r.Origin
 	receiving, err := r.startSidecar(ctx, dir, serverName, socket, url, pin, addresses[6], map[string]string{
-		fmt.Sprintf("inbound/%d", meshHTTP): m.PeerHTTP, fmt.Sprintf("app/%d", meshHTTP): o.HTTP,
-		fmt.Sprintf("inbound/%d", meshGRPC): m.PeerGRPC, fmt.Sprintf("app/%d", meshGRPC): o.GRPC,
-		fmt.Sprintf("inbound/%d", meshTCP): m.PeerTCP, fmt.Sprintf("app/%d", meshTCP): o.TCP,
+		fmt.Sprintf("inbound/%d", MeshHTTP): m.PeerHTTP, fmt.Sprintf("app/%d", MeshHTTP): o.HTTP,
+		fmt.Sprintf("inbound/%d", MeshGRPC): m.PeerGRPC, fmt.Sprintf("app/%d", MeshGRPC): o.GRPC,
+		fmt.Sprintf("inbound/%d", MeshTCP): m.PeerTCP, fmt.Sprintf("app/%d", MeshTCP): o.TCP,
 	})
 	if receiving != nil {
 		m.Receiving = []*Child{receiving}
@@ -80,9 +80,9 @@ func (r *Rig) StartMesh(ctx context.Context, name, groups string) (*Mesh, error)
 		return m, err
 	}
 	connecting, err := r.startSidecar(ctx, dir, clientName, socket, url, pin, addresses[7], map[string]string{
-		fmt.Sprintf("outbound/%d", meshHTTP): m.HTTP,
-		fmt.Sprintf("outbound/%d", meshGRPC): m.GRPC,
-		fmt.Sprintf("outbound/%d", meshTCP):  m.TCP,
+		fmt.Sprintf("outbound/%d", MeshHTTP): m.HTTP,
+		fmt.Sprintf("outbound/%d", MeshGRPC): m.GRPC,
+		fmt.Sprintf("outbound/%d", MeshTCP):  m.TCP,
 	})
 	if connecting != nil {
 		m.Connecting = []*Child{connecting}
@@ -97,7 +97,7 @@ func (r *Rig) StartMesh(ctx context.Context, name, groups string) (*Mesh, error)
 // startControl starts the control plane of a mesh.
 func (r *Rig) startControl(ctx context.Context, m *Mesh, dir, groups string) (socket, url, pin string, err error) {
 	spec, state := filepath.Join(dir, "mesh.yaml"), filepath.Join(dir, "server")
-	if err := os.WriteFile(spec, []byte(specification(groups)), 0o600); err != nil {
+	if err := os.WriteFile(spec, []byte(Specification(groups)), 0o600); err != nil {
 		return "", "", "", err
 	}
 	if err := copyTree(r.caState(), state); err != nil {
@@ -204,7 +204,7 @@ func get(ctx context.Context, url string) error {
 // TakesGroups tells whether the product's specification knows tlsGroups.
 func (r *Rig) TakesGroups(ctx context.Context) (bool, error) {
 	spec := filepath.Join(r.Dir, r.name("groups.yaml"))
-	if err := os.WriteFile(spec, []byte(specification("X25519")), 0o600); err != nil {
+	if err := os.WriteFile(spec, []byte(Specification("X25519")), 0o600); err != nil {
 		return false, err
 	}
 	_, err := r.Countersign(ctx, "mesh", "validate", spec)

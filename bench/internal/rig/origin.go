@@ -80,7 +80,7 @@ func (r *Rig) startBodies(ctx context.Context, o *Origin) error {
 			return err
 		}
 	}
-	addresses, err := ports(1)
+	addresses, err := Ports(1)
 	if err != nil {
 		return err
 	}

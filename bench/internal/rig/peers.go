@@ -52,7 +52,7 @@ func (r *Rig) nginxBase(dir string) nginxBase {
 
 // endpoints finds free addresses for a chain in front of the origin.
 func (r *Rig) endpoints() (endpoints, error) {
-	a, err := ports(6)
+	a, err := Ports(6)
 	if err != nil {
 		return endpoints{}, err
 	}
@@ -95,10 +95,10 @@ func configure(dir, name string, data any) (string, error) {
 
 // version is the first line that a program says of itself.
 func version(ctx context.Context, program string, args ...string) string {
-	out, err := exec.CommandContext(ctx, program, args...).CombinedOutput()
+	out, err := exec.CommandContext(ctx, program, args...).CombinedOutput() //nolint:gosec // ENVOY and GHOSTUNNEL name programs, as PATH does
 	if err != nil && len(out) == 0 {
 		return program + ": " + err.Error()
 	}
 	line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
-	return line
+	return strings.Join(strings.Fields(strings.ReplaceAll(line, program, filepath.Base(program))), " ")
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"os/exec"
 	"slices"
 	"strings"
 )
@@ -28,7 +29,7 @@ func (r *Rig) Product(ctx context.Context) (*Setup, error) {
 		return nil, err
 	}
 	return &Setup{
-		Name: Ours, Title: strings.TrimSpace(version),
+		Name: Ours, Title: strings.TrimSpace(version) + r.commit(ctx),
 		Start: func(ctx context.Context) (*Chain, error) {
 			m, err := r.StartMesh(ctx, Ours, "")
 			return chainOf(m), err
@@ -48,6 +49,15 @@ func (r *Rig) Product(ctx context.Context) (*Setup, error) {
 			return &m.Chain, r.endpoint(ctx, &m.Chain, far)
 		},
 	}, nil
+}
+
+// commit says which commit the binary was built from, where that can be known.
+func (r *Rig) commit(ctx context.Context) string {
+	out, err := exec.CommandContext(ctx, "git", "rev-parse", "--short=12", "HEAD").Output()
+	if err != nil || !r.built {
+		return ""
+	}
+	return ", commit " + strings.TrimSpace(string(out))
 }
 
 func chainOf(m *Mesh) *Chain {

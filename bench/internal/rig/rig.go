@@ -34,7 +34,8 @@ type Rig struct {
 	Server Identity // of the receiving sidecar
 	Log    *slog.Logger
 
-	serial int // of files and directories
+	serial int  // of files and directories
+	built  bool // the binary was built here
 
 	mu       sync.Mutex
 	children []*Child // guarded by mu: what has to be stopped
@@ -54,6 +55,7 @@ func New(ctx context.Context, log *slog.Logger, binary string) (*Rig, error) {
 		if err := build(ctx, r.Binary); err != nil {
 			return r, err
 		}
+		r.built = true
 	}
 	if err := r.authority(ctx); err != nil {
 		return r, err
@@ -112,8 +114,8 @@ func (r *Rig) Countersign(ctx context.Context, args ...string) (string, error) {
 	return string(out), nil
 }
 
-// ports gives addresses on loopback that the kernel says are free.
-func ports(n int) ([]string, error) {
+// Ports gives addresses on loopback that the kernel says are free.
+func Ports(n int) ([]string, error) {
 	addresses := make([]string, n)
 	for i := range addresses {
 		// All are held until the last is known, so that none is given twice.

@@ -115,3 +115,81 @@ func TestText(t *testing.T) {
 		t.Errorf("the table is\n%s", out.String())
 	}
 }
+
+func TestJudge(t *testing.T) {
+	r := results()
+	target := Target{Row: "b", Setup: "ours", Metric: "cpu", Limit: 0.5}
+	for name, test := range map[string]struct {
+		change func(*Target)
+		met    bool
+		err    error
+	}{
+		"met":              {func(*Target) {}, true, nil},
+		"missed":           {func(t *Target) { t.Limit = 0.49 }, false, nil},
+		"at least, met":    {func(t *Target) { t.AtLeast = true }, true, nil},
+		"at least, missed": {func(t *Target) { t.AtLeast, t.Limit = true, 0.6 }, false, nil},
+		"by the value":     {func(t *Target) { t.Absolute = true }, false, nil},
+		"of no row":        {func(t *Target) { t.Row = "c" }, false, ErrNone},
+		"of no setup":      {func(t *Target) { t.Setup = "theirs" }, false, ErrNone},
+		"of no metric":     {func(t *Target) { t.Metric = "p50" }, false, ErrNone},
+	} {
+		changed := target
+		test.change(&changed)
+		verdict, err := r.Judge(changed)
+		if verdict.Met != test.met || !errors.Is(err, test.err) {
+			t.Errorf("%s: %+v, %v", name, verdict, err)
+		}
+	}
+	if got := target.Asked(); got != "<= 0.5" {
+		t.Error(got)
+	}
+	target.AtLeast = true
+	if got := target.Asked(); got != ">= 0.5" {
+		t.Error(got)
+	}
+}
+
+func TestCompare(t *testing.T) {
+	r := results()
+	r.Rows[0].Metrics = append(r.Rows[0].Metrics, Metric{Name: "rate"}, Metric{Name: "rest", Lower: true})
+	theirs := &Series{}
+	theirs.Add(Sample{"cpu": 40, "rate": 10, "rest": 3}, Sample{"cpu": 20, "rate": 10}, Sample{"cpu": 20, "rate": 10})
+	ours := r.Rows[0].Setups["ours"]
+	ours.Runs[0]["rate"], ours.Before[0]["rate"], ours.After[0]["rate"] = 5, 10, 10
+	ours.Runs[0]["rest"] = 1.5
+	r.Rows[0].Setups["theirs"] = theirs
+	type line struct {
+		metric string
+		factor float64
+		better bool
+	}
+	var got []line
+	for _, c := range r.Compare("ours", "theirs") {
+		got = append(got, line{c.Metric.Name, c.Factor, c.Better})
+	}
+	want := []line{{"cpu", 0.25, true}, {"rate", 0.5, false}, {"rest", 0.5, true}}
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(line{})); diff != "" {
+		t.Error(diff)
+	}
+	if got := r.Compare("ours", "nobody"); got != nil {
+		t.Errorf("compared with nobody: %v", got)
+	}
+}
+
+func TestMerge(t *testing.T) {
+	earlier := results()
+	earlier.Repeated, earlier.Missing, earlier.Versions = 1, []string{"old"}, map[string]string{"ours": "v1", "envoy": "1.40"}
+	later := Results{Rows: []Row{{Name: "a", Title: "A2"}}, Missing: []string{"new"}, Versions: map[string]string{"ours": "v2"}, Repeated: 2}
+	earlier.Merge(later)
+	if len(earlier.Rows) != 2 || earlier.Repeated != 3 || earlier.Missing[0] != "new" || earlier.Versions["ours"] != "v2" || earlier.Versions["envoy"] != "1.40" {
+		t.Errorf("%+v", earlier)
+	}
+	if row, ok := earlier.Row("a"); !ok || row.Title != "A2" {
+		t.Errorf("%+v", row)
+	}
+	var empty Results
+	empty.Merge(later)
+	if len(empty.Rows) != 1 || empty.Versions["ours"] != "v2" {
+		t.Errorf("%+v", empty)
+	}
+}

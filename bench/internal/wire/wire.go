@@ -78,7 +78,7 @@ func (all flows) add(p packet) {
 		}
 		all[key] = f
 	}
-	ahead := int32(p.sequence - f.next) //nolint:gosec // sequence numbers wrap around
+	ahead := int32(p.sequence - f.next) // sequence numbers wrap around
 	if p.syn || len(p.data) == 0 || ahead < 0 || f.gap {
 		return
 	}

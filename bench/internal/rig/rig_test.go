@@ -1,0 +1,140 @@
+package rig
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Every template is filled without a gap, and the programs that are here accept what comes of it as
+// far as they can tell without its certificates.
+func TestConfigurations(t *testing.T) {
+	e := endpoints{
+		HTTP: "127.0.0.1:1", GRPC: "127.0.0.1:2", TCP: "127.0.0.1:3", PeerHTTP: "127.0.0.1:4", PeerGRPC: "127.0.0.1:5", PeerTCP: "127.0.0.1:6",
+		AppHTTP: "127.0.0.1:7", AppGRPC: "127.0.0.1:8", AppTCP: "127.0.0.1:9",
+	}
+	identity := Identity{Chain: "chain.pem", Key: "key.pem", CA: "ca.pem", Both: "both.pem"}
+	base := nginxBase{Dir: "dir", Root: true, StreamModule: "stream.so"}
+	peer := peerConfig{nginxBase: base, endpoints: e, Client: identity, Server: identity, ServerDNS: ServerDNS, Stream: true}
+	for name, test := range map[string]struct {
+		template string
+		data     any
+		want     []string
+	}{
+		"the origin":               {"nginx-origin.conf", originConfig{nginxBase: base, HTTP: e.HTTP, Small: "xxx"}, []string{"listen 127.0.0.1:1", `return 200 "xxx"`}},
+		"NGINX, connecting":        {"nginx-connecting.conf", peer, []string{"proxy_ssl_verify on", "grpc_ssl_verify on", "proxy_ssl_name " + ServerDNS, "proxy_pass 127.0.0.1:6"}},
+		"NGINX, receiving":         {"nginx-receiving.conf", peer, []string{"ssl_verify_client on", "ssl_ecdh_curve X25519", "proxy_pass 127.0.0.1:9"}},
+		"HAProxy, connecting":      {"haproxy.cfg", halfConfig{peerConfig: peer, Connecting: true}, []string{"mode http", "verifyhost " + ServerDNS, "bind 127.0.0.1:2 backlog 4096 proto h2"}},
+		"HAProxy, receiving, TCP":  {"haproxy.cfg", halfConfig{peerConfig: peer, PassThrough: true}, []string{"verify required", "bind 127.0.0.1:4"}},
+		"Envoy, connecting":        {"envoy.yaml", halfConfig{peerConfig: peer, Connecting: true}, []string{"HttpConnectionManager", "exact: " + ServerDNS, "port_value: 6"}},
+		"Envoy, receiving, as TCP": {"envoy.yaml", halfConfig{peerConfig: peer, PassThrough: true}, []string{"require_client_certificate: true", "TcpProxy", "port_value: 9"}},
+	} {
+		path, err := configure(t.TempDir(), test.template, test.data)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range test.want {
+			if !strings.Contains(string(text), want) {
+				t.Errorf("%s lacks %q:\n%s", name, want, text)
+			}
+		}
+		if strings.Contains(string(text), "<no value>") || strings.Contains(string(text), "{{") {
+			t.Errorf("%s has a gap:\n%s", name, text)
+		}
+		if test.template == "haproxy.cfg" && strings.Contains(string(text), "mode http") == strings.Contains(name, "TCP") {
+			t.Errorf("%s is of the wrong mode:\n%s", name, text)
+		}
+	}
+}
+
+func TestPorts(t *testing.T) {
+	addresses, err := Ports(20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := make(map[string]bool)
+	for _, address := range addresses {
+		if seen[address] || port(address) == "0" {
+			t.Errorf("%s among %v", address, addresses)
+		}
+		seen[address] = true
+	}
+}
+
+// What was started is ended by Close, also when it does not listen to SIGTERM.
+func TestCloseEndsChildren(t *testing.T) {
+	shell, err := exec.LookPath("sh")
+	if err != nil {
+		t.Skipf("NOT TESTED: %v", err)
+	}
+	dir := filepath.Join(t.TempDir(), "rig")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r := &Rig{Dir: dir}
+	obedient, err := r.start(t.Context(), "obedient", shell, "-c", "echo begun; exec sleep 1000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone, err := r.start(t.Context(), "gone", shell, "-c", "echo last words; exit 3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-gone.done
+	if err := gone.Ended(); err == nil || !strings.Contains(err.Error(), "exit status 3") || !strings.Contains(gone.Tail(), "last words") {
+		t.Errorf("%v, %q", err, gone.Tail())
+	}
+	if err := accepting(t.Context(), gone, "127.0.0.1:1"); err == nil || !strings.Contains(err.Error(), "last words") {
+		t.Errorf("waiting for a process that has ended: %v", err)
+	}
+	if err := obedient.Ended(); err != nil {
+		t.Errorf("it has not been stopped: %v", err)
+	}
+	began := time.Now()
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if obedient.Ended() == nil {
+		t.Errorf("it runs on after %s", time.Since(began))
+	}
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("the directory is left: %v", err)
+	}
+}
+
+func TestCopyTree(t *testing.T) {
+	from, to := t.TempDir(), filepath.Join(t.TempDir(), "copy")
+	if err := os.MkdirAll(filepath.Join(from, "a", "b"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(from, "a", "b", "key"), []byte("k"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := copyTree(from, to); err != nil {
+		t.Fatal(err)
+	}
+	for path, mode := range map[string]os.FileMode{"": 0o700, "a": 0o700, "a/b/key": 0o600} {
+		info, err := os.Stat(filepath.Join(to, path))
+		if err != nil || info.Mode().Perm() != mode {
+			t.Errorf("%q: %v, %v", path, info, err)
+		}
+	}
+	if text, err := os.ReadFile(filepath.Join(to, "a/b/key")); err != nil || string(text) != "k" {
+		t.Errorf("%q, %v", text, err)
+	}
+}
+
+func TestStranger(t *testing.T) {
+	certificate, err := Stranger()
+	if err != nil || len(certificate.Certificate) != 1 || certificate.PrivateKey == nil {
+		t.Errorf("%+v, %v", certificate, err)
+	}
+}
