@@ -199,6 +199,7 @@ func (t *tlsState) decrypt() {
 		case err == nil:
 		case errors.Is(err, errAgain):
 			return
+		case errors.Is(err, io.EOF) && c.paused: // crypto/tls says so again
 		case errors.Is(err, io.EOF): // close_notify
 			c.ended = true
 			c.handler.End()
