@@ -228,9 +228,22 @@ func (c *Conn) event(mask uint32) {
 	}
 }
 
+// prepare sets what every connection has: small writes go out at once, and a host that is gone without a
+// word is found out about within a minute. On loopback there is none.
+func prepare(fd int, remote netip.AddrPort) {
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	if remote.Addr().IsLoopback() {
+		return
+	}
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 30)
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 10)
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 3)
+}
+
 // adopt makes a connection of a connected, non-blocking descriptor.
 func (p *epoll) adopt(l *Loop, fd int, local, remote netip.AddrPort) (*Conn, error) {
-	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	prepare(fd, remote)
 	c := l.newConn(&fdSocket{p, fd}, local, remote)
 	if err := p.add(fd, c); err != nil {
 		l.open.Add(-1)
@@ -296,7 +309,7 @@ func (d *dialing) event(mask uint32) {
 		return
 	}
 	d.over = true
-	_ = unix.SetsockoptInt(d.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	prepare(d.fd, d.to)
 	c := d.l.newConn(&fdSocket{d.p, d.fd}, localOf(d.fd), d.to)
 	c.hup = mask&(unix.EPOLLRDHUP|unix.EPOLLHUP) != 0
 	d.p.items[d.fd] = c

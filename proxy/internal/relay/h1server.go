@@ -170,10 +170,11 @@ func (s *h1Server) request() {
 	s.minor, s.isHead = h.Minor, h.Method == "HEAD"
 	s.closing = false
 	s.c.Limit(0)
-	// What follows a request for another protocol, or for a tunnel, may be in that one: it is not read as a
-	// request.
 	s.last = h.Close
-	s.leaving = s.leaving || h.Close || h.Upgrade != "" || h.Method == "CONNECT"
+	// What follows a request for another protocol, or for a tunnel, may be in that one: it is not read as a
+	// request. The offer of HTTP/2 apart: clients make it all the time, nobody takes it up, and its first
+	// line is no request of HTTP/1.1.
+	s.leaving = s.leaving || h.Close || h.Upgrade != "" && h.Upgrade != "h2c" || h.Method == "CONNECT"
 	s.body = h1.NewBody(h, true, &s.w.intern)
 	x := &Exchange{Proto: "HTTP/1.1"}
 	if h.Minor == 0 {

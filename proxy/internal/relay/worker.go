@@ -29,7 +29,7 @@ func DefaultLimits() Limits {
 		Head: 10 * time.Second, Content: time.Minute, Idle: 5 * time.Minute, IdleUpstream: 90 * time.Second, Connect: 5 * time.Second,
 		Silence: 20 * time.Second, Stalled: 5 * time.Minute,
 		front:  h2.Config{MaxStreams: 100, StreamWindow: 128 << 10, Budget: 2 << 20, ExtendedConnect: true},
-		member: h2.Config{MaxStreams: 1000, StreamWindow: 512 << 10, Budget: 64 << 20, MaxFrame: 1 << 20, ExtendedConnect: true},
+		member: h2.Config{MaxStreams: 1000, StreamWindow: 512 << 10, Budget: 16 << 20, MaxFrame: 1 << 20, ExtendedConnect: true},
 	}
 }
 
