@@ -263,6 +263,8 @@ func (t *tlsState) abort(err error) {
 			t.shaking = nil
 			t.done(err)
 		}
+		t.pending = nil
+		return // what crypto/tls reads is the goroutine's until complete
 	}
 	t.in, t.rest, t.pending = nil, nil, nil
 }
