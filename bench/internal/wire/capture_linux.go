@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,18 +26,19 @@ func Start(ports ...uint16) (*Capture, error) {
 	if err != nil {
 		return nil, fmt.Errorf("finding loopback: %w", err)
 	}
-	all := int(htons(unix.ETH_P_IP))
-	socket, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, all)
+	// Of no protocol yet: nothing comes before the filter is in place.
+	socket, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if errors.Is(err, unix.EPERM) {
 		return nil, ErrForbidden
 	}
 	if err != nil {
 		return nil, fmt.Errorf("opening a packet socket: %w", err)
 	}
-	// A long queue: others talk on loopback, too. What does not fit is a gap, which shows.
-	_ = unix.SetsockoptInt(socket, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20)
+	// A long queue. What does not fit is a gap, which shows.
+	_ = unix.SetsockoptInt(socket, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20)
 	timeout := unix.NsecToTimeval((50 * time.Millisecond).Nanoseconds())
 	err = errors.Join(
+		attach(socket, ports),
 		unix.SetsockoptTimeval(socket, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout),
 		unix.Bind(socket, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_IP), Ifindex: loopback.Index}),
 	)
@@ -46,6 +48,35 @@ func Start(ports ...uint16) (*Capture, error) {
 	c := &Capture{socket: socket, ports: ports, stop: make(chan struct{}), done: make(chan struct{}), flows: make(flows)}
 	go c.read()
 	return c, nil
+}
+
+// attach lets only segments of the ports through, so that what others say on loopback keeps nobody busy.
+func attach(socket int, ports []uint16) error {
+	// The header of IPv4 comes first. Jumps that are not taken go on, and lastly nothing passes.
+	program := []bpf.Instruction{
+		bpf.LoadAbsolute{Off: 9, Size: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_TCP, SkipTrue: 1},
+		bpf.RetConstant{Val: 0},
+		bpf.LoadMemShift{Off: 0}, // X is where TCP's header begins
+	}
+	for _, offset := range []uint32{0, 2} { // of the source's port and the destination's
+		for _, port := range ports {
+			program = append(program,
+				bpf.LoadIndirect{Off: offset, Size: 2},
+				bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(port), SkipTrue: 1},
+				bpf.RetConstant{Val: 1 << 17},
+			)
+		}
+	}
+	raw, err := bpf.Assemble(append(program, bpf.RetConstant{Val: 0}))
+	if err != nil {
+		return fmt.Errorf("making a filter of packets: %w", err)
+	}
+	filter := make([]unix.SockFilter, len(raw))
+	for i, r := range raw {
+		filter[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
+	}
+	return unix.SetsockoptSockFprog(socket, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
 }
 
 // Stop gives what was seen. What was sent before it has been read then.
