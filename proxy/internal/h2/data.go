@@ -155,7 +155,7 @@ func (s *Stream) Consumed(n int) {
 	c.giveBack(n)
 	s.held -= n
 	s.unsaid += n
-	if s.unsaid >= c.cfg.StreamWindow/4 && !s.remoteClosed {
+	if s.unsaid >= c.cfg.StreamWindow/2 && !s.remoteClosed {
 		c.write(c.fr.WriteWindowUpdate(s.id, uint32(s.unsaid)))
 		s.unsaid = 0
 	}

@@ -17,6 +17,9 @@ const bulk = 8 << 10
 // response beside large ones waits for at most this much of each.
 const quantum = 64 << 10
 
+// crumbs is what is too little to be sent for its own sake.
+const crumbs = 16 << 10
+
 // ErrNoStream says that the peer lets no further stream be opened now.
 var ErrNoStream = errors.New("no further HTTP/2 stream can be opened now")
 
@@ -191,12 +194,21 @@ func (s *Stream) Write(p []byte, end bool) {
 func (s *Stream) Room() int {
 	n := 0
 	if s.Queued() == 0 && !s.c.congested {
-		n = s.room(maxWindow)
+		n = s.fair()
 	}
 	if n == 0 && !s.gone && !s.localClosed {
 		s.c.blocked.add(s)
 	}
 	return n
+}
+
+// fair is the room for content, and 0 while it is a small rest of a window: the peer has so much to give
+// back that waiting is better than sending crumbs.
+func (s *Stream) fair() int {
+	if n := s.room(maxWindow); n >= min(crumbs, s.c.initial/8) {
+		return n
+	}
+	return 0
 }
 
 // End ends the stream with trailers, if there are any.
@@ -326,7 +338,7 @@ func (c *Conn) pump() {
 // that more may come.
 func (s *Stream) sendQueued(most int) (sent int, done bool) {
 	if s.Queued() == 0 && !s.queueEnd {
-		return 0, s.localClosed || s.room(1) > 0
+		return 0, s.localClosed || s.fair() > 0
 	}
 	n := s.room(min(s.Queued(), most))
 	whole := n == s.Queued()
