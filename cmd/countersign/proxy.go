@@ -139,7 +139,7 @@ func (c proxyCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	tuneMemory(p.log)
+	tuneMemory(p.ctx, p.log)
 	access, err := openAccessLog(c.AccessLog, p.stdout)
 	if err != nil {
 		return err
