@@ -51,6 +51,8 @@ const (
 	idleLoopback     = time.Hour        // of connections from the own application
 
 	maxAge = time.Hour // of TCP connections, upgrades and streams after a rotation
+
+	quiet = 3 * time.Second // after which the memory of a burst goes back to the system
 )
 
 // Config says what a Proxy needs to know beside its Plan.
@@ -165,7 +167,7 @@ func New(cfg Config) (*Proxy, error) {
 		handshakePatience: handshakeTimeout,
 	}
 	var err error
-	if p.group, err = loop.NewGroup(runtime.GOMAXPROCS(0), loop.Config{Portable: cfg.Portable, Log: cfg.Log}); err != nil {
+	if p.group, err = loop.NewGroup(runtime.GOMAXPROCS(0), loop.Config{Portable: cfg.Portable, Log: cfg.Log, Quiet: quiet}); err != nil {
 		return nil, fmt.Errorf("making a proxy: %w", err)
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())

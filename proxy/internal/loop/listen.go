@@ -15,15 +15,16 @@ const acceptPause = 100 * time.Millisecond
 
 // Group is the loops of a process. Connections are spread over them.
 type Group struct {
-	loops []*Loop
-	next  atomic.Uint32
+	loops   []*Loop
+	next    atomic.Uint32
+	trimmer *trimmer
 }
 
 // NewGroup starts n loops.
 func NewGroup(n int, cfg Config) (*Group, error) {
-	g := &Group{}
+	g := &Group{trimmer: newTrimmer(cfg.Quiet)}
 	for range n {
-		l, err := New(cfg)
+		l, err := newLoop(cfg, g.trimmer)
 		if err != nil {
 			g.Stop()
 			return nil, fmt.Errorf("starting an event loop: %w", err)
@@ -38,6 +39,7 @@ func (g *Group) Loops() []*Loop { return g.loops }
 
 // Stop ends all loops.
 func (g *Group) Stop() {
+	g.trimmer.stop()
 	for _, l := range g.loops {
 		l.Stop()
 	}

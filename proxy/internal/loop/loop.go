@@ -36,6 +36,9 @@ type Config struct {
 	Log      *slog.Logger
 	// StallAfter is the time after which a round counts as a stall; 100 ms when it is 0.
 	StallAfter time.Duration
+	// Quiet is for how long the loops of a group must have had little to do before memory that is free is
+	// given back to the system; never when it is 0.
+	Quiet time.Duration
 }
 
 // Loop runs callbacks one at a time. Make it with [New].
@@ -52,8 +55,9 @@ type Loop struct {
 	finals []func() // what Finally was told, and what was run last: two lists that take turns
 	lasts  []func()
 	dirty  []*Conn
-	spoken int // connections that were written in this round
-	again  []*Conn
+	spoken int     // connections that were written in this round
+	again  []*Conn // what has more to read, and what was read last: two lists that take turns
+	turned []*Conn
 	closed []*Conn
 	timers timers
 	now    time.Time
@@ -63,6 +67,9 @@ type Loop struct {
 	plain  []byte // what crypto/tls decrypted
 	cipher []byte // what crypto/tls encrypted
 	spares [][]byte
+
+	certificates certificates
+	trimmer      *trimmer // nil: none
 
 	open   atomic.Int64
 	stalls atomic.Int64
@@ -80,14 +87,16 @@ type poller interface {
 }
 
 // New makes a loop and starts its goroutine. [Loop.Stop] ends it.
-func New(cfg Config) (*Loop, error) {
+func New(cfg Config) (*Loop, error) { return newLoop(cfg, nil) }
+
+func newLoop(cfg Config, trim *trimmer) (*Loop, error) {
 	if cfg.StallAfter == 0 {
 		cfg.StallAfter = 100 * time.Millisecond
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	l := &Loop{cfg: cfg, now: time.Now(), done: make(chan struct{})}
+	l := &Loop{cfg: cfg, now: time.Now(), done: make(chan struct{}), trimmer: trim}
 	l.timers.loop = l
 	p, err := newPoller(l, cfg.Portable)
 	if err != nil {
@@ -163,11 +172,13 @@ func (l *Loop) round(ready func()) bool {
 	ready()
 	l.takeInbox()
 	again := l.again
-	l.again = nil
+	l.again = l.turned[:0]
 	for _, c := range again {
 		c.queued = false
 		c.readable()
 	}
+	clear(again)
+	l.turned = again
 	l.flush()
 	if len(l.again) > 0 { // a connection has more to read: come back without waiting
 		l.poller.wake()
@@ -175,6 +186,7 @@ func (l *Loop) round(ready func()) bool {
 	if time.Since(l.now) > l.cfg.StallAfter {
 		l.stalls.Add(1)
 	}
+	l.trimmer.round()
 	return !l.quit
 }
 

@@ -120,12 +120,19 @@ func (t *tlsState) complete(err error) {
 		return
 	}
 	h.mu.Lock()
-	t.rest = h.in
+	t.rest = append([]byte(nil), h.in...) // the storage of the whole handshake is not kept
 	t.atEOF = h.eof != nil
 	h.in = nil
 	h.mu.Unlock()
 	t.state = t.conn.ConnectionState()
-	t.done(nil)
+	if !h.client {
+		// The slice is the one that crypto/tls keeps for the connection's life, and at a server nobody
+		// else has it: to change pointers in it for pointers to the same is what frees the copies.
+		c.l.certificates.share(t.state.PeerCertificates)
+	}
+	done := t.done
+	t.done = nil // and what it holds
+	done(nil)
 	// Content may have come with the last flight: in our buffer, or in crypto/tls already.
 	c.ready = true
 	t.first = true
