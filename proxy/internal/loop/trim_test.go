@@ -23,15 +23,13 @@ func TestTrim(t *testing.T) {
 	}
 	t.Cleanup(g.Stop)
 	l := g.Loops()[0]
-	garbage := make([]byte, 64<<20)
-	runtime.KeepAlive(garbage)
-	full := heapBytes()
+	runtime.GC() // what other tests have left is not counted
+	full := heapBytes() + fill()
 	for deadline := time.Now().Add(20 * time.Second); heapBytes() > full-32<<20; {
 		l.Post(func() {}) // a round from time to time
 		if time.Now().After(deadline) {
 			t.Fatalf("the heap has %d bytes, after %d", heapBytes(), full)
 		}
-		runtime.Gosched()
 		<-time.After(time.Millisecond * 60)
 	}
 	before := collections()
@@ -44,6 +42,18 @@ func TestTrim(t *testing.T) {
 		t.Errorf("%d collections though nothing was allocated", n)
 	}
 }
+
+// fill makes garbage of a size that it returns.
+func fill() uint64 {
+	const pieces, size = 64, 1 << 20
+	for range pieces {
+		filled = make([]byte, size)
+	}
+	filled = nil
+	return pieces * size
+}
+
+var filled []byte
 
 func collections() uint32 {
 	var stats runtime.MemStats
