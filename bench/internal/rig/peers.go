@@ -42,12 +42,13 @@ type originConfig struct {
 // nginxBase is what every configuration of NGINX has.
 type nginxBase struct {
 	Dir          string
+	Files        int    // that a process may open
 	Root         bool   // this process is root's, and its workers have to read its files
 	StreamModule string // to be loaded; "" when there is none or it is built in
 }
 
 func (r *Rig) nginxBase(dir string) nginxBase {
-	return nginxBase{Dir: dir, Root: os.Geteuid() == 0}
+	return nginxBase{Dir: dir, Files: r.files, Root: os.Geteuid() == 0}
 }
 
 // endpoints finds free addresses for a chain in front of the origin.

@@ -34,6 +34,7 @@ type Rig struct {
 	Server Identity // of the receiving sidecar
 	Log    *slog.Logger
 
+	files  int  // that a process may open
 	serial int  // of files and directories
 	built  bool // the binary was built here
 
@@ -49,6 +50,9 @@ func New(ctx context.Context, log *slog.Logger, binary string) (*Rig, error) {
 		return nil, err
 	}
 	r := &Rig{Dir: dir, Binary: binary, Log: log}
+	if r.files, err = raiseLimit(); err != nil {
+		return r, err
+	}
 	if r.Binary == "" {
 		r.Binary = filepath.Join(dir, "countersign")
 		log.InfoContext(ctx, "building the release binary")

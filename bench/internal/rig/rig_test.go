@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -17,7 +18,7 @@ func TestConfigurations(t *testing.T) {
 		AppHTTP: "127.0.0.1:7", AppGRPC: "127.0.0.1:8", AppTCP: "127.0.0.1:9",
 	}
 	identity := Identity{Chain: "chain.pem", Key: "key.pem", CA: "ca.pem", Both: "both.pem"}
-	base := nginxBase{Dir: "dir", Root: true, StreamModule: "stream.so"}
+	base := nginxBase{Dir: "dir", Files: 20000, Root: true, StreamModule: "stream.so"}
 	peer := peerConfig{nginxBase: base, endpoints: e, Client: identity, Server: identity, ServerDNS: ServerDNS, Stream: true}
 	for name, test := range map[string]struct {
 		template string
@@ -27,7 +28,7 @@ func TestConfigurations(t *testing.T) {
 		"the origin":               {"nginx-origin.conf", originConfig{nginxBase: base, HTTP: e.HTTP, Small: "xxx"}, []string{"listen 127.0.0.1:1", `return 200 "xxx"`}},
 		"NGINX, connecting":        {"nginx-connecting.conf", peer, []string{"proxy_ssl_verify on", "grpc_ssl_verify on", "proxy_ssl_name " + ServerDNS, "proxy_pass 127.0.0.1:6"}},
 		"NGINX, receiving":         {"nginx-receiving.conf", peer, []string{"ssl_verify_client on", "ssl_ecdh_curve X25519", "proxy_pass 127.0.0.1:9"}},
-		"HAProxy, connecting":      {"haproxy.cfg", halfConfig{peerConfig: peer, Connecting: true}, []string{"mode http", "verifyhost " + ServerDNS, "bind 127.0.0.1:2 backlog 4096 proto h2"}},
+		"HAProxy, connecting":      {"haproxy.cfg", halfConfig{peerConfig: peer, Connecting: true}, []string{"mode http", "maxconn 9900", "verifyhost " + ServerDNS, "bind 127.0.0.1:2 backlog 4096 proto h2"}},
 		"HAProxy, receiving, TCP":  {"haproxy.cfg", halfConfig{peerConfig: peer, PassThrough: true}, []string{"verify required", "bind 127.0.0.1:4"}},
 		"Envoy, connecting":        {"envoy.yaml", halfConfig{peerConfig: peer, Connecting: true}, []string{"HttpConnectionManager", "exact: " + ServerDNS, "port_value: 6"}},
 		"Envoy, receiving, as TCP": {"envoy.yaml", halfConfig{peerConfig: peer, PassThrough: true}, []string{"require_client_certificate: true", "TcpProxy", "port_value: 9"}},
@@ -136,5 +137,20 @@ func TestStranger(t *testing.T) {
 	certificate, err := Stranger()
 	if err != nil || len(certificate.Certificate) != 1 || certificate.PrivateKey == nil {
 		t.Errorf("%+v, %v", certificate, err)
+	}
+}
+
+func TestRaiseLimit(t *testing.T) {
+	first, err := raiseLimit()
+	if err != nil || first < 256 {
+		t.Fatalf("%d files may be open, %v", first, err)
+	}
+	shell, err := exec.LookPath("sh")
+	if err != nil {
+		t.Skipf("NOT TESTED: %v", err)
+	}
+	out, err := exec.Command(shell, "-c", "ulimit -n").Output()
+	if err != nil || strings.TrimSpace(string(out)) != strconv.Itoa(first) {
+		t.Errorf("a child may open %q, not %d; %v", out, first, err)
 	}
 }
