@@ -2,8 +2,9 @@
 // flow control, the life of streams, and the limits that keep a peer from making us work for nothing.
 // It does no input or output and has no clock of its own: bytes go in, events and bytes come out.
 //
-// Frames other than DATA are read by golang.org/x/net/http2's Framer, from whole frames only; header
-// blocks by its hpack. DATA is passed on as it arrives, in pieces if need be, without a copy.
+// Header blocks are read by golang.org/x/net's hpack, and frames by its Framer, from whole frames only; but
+// for HEADERS and CONTINUATION, for which the Framer would allocate, and for DATA, which is passed on as it
+// arrives, in pieces if need be, without a copy.
 //
 // A [Conn] and its streams belong to one event loop and are not safe for concurrent use.
 package h2

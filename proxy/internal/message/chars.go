@@ -4,7 +4,7 @@ package message
 var (
 	tokenChar  [256]bool // RFC 9110 section 5.6.2, tchar
 	valueChar  [256]bool // field-vchar, SP, HTAB: section 5.5
-	targetChar [256]bool // visible ASCII but "#", '"', "<", ">", "\", "^", "`", "{", "|", "}": RFC 3986
+	targetChar [256]bool // visible ASCII but "#", '"', "<", ">", "\": see init
 	hostChar   [256]bool // reg-name without percent-encoding: RFC 3986 section 3.2.2
 	toLower    [256]byte
 )

@@ -1,8 +1,9 @@
 // Package relay knows how requests and bytes get from one connection to another: which connection
 // carries them, how fast, in which version of HTTP, and what becomes of both ends when one fails.
 //
-// Everything in it belongs to the loop of the connection that a request came in on: an [Exchange], both
-// of its ends and the connections that a [Worker] keeps are touched by that loop's goroutine only.
+// Nearly everything in it belongs to the loop of the connection that a request came in on: an [Exchange],
+// both of its ends and the connections that a [Worker] keeps are touched by that loop's goroutine only. Loops
+// share a [Target] and its [Endpoint]s, whose counters are atomic.
 package relay
 
 import (

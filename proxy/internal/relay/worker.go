@@ -15,7 +15,7 @@ type Limits struct {
 	Content      time.Duration // for the next piece of content whose length was announced
 	Idle         time.Duration // between requests, where [Peer] says nothing else
 	IdleUpstream time.Duration // for which an HTTP/2 connection without a request is kept
-	Connect      time.Duration // for TCP, and for TLS after it
+	Connect      time.Duration // for TCP and TLS together
 	Silence      time.Duration // after which a peer that owes answers is asked whether it is there
 	Stalled      time.Duration // for which a caller may take nothing of a response
 
@@ -117,8 +117,8 @@ func (w *Worker) ServeHTTP2(c *loop.Conn, p *Peer) Front {
 	return s
 }
 
-// Stalled tells whether a connection's peer, or the caller of one of its requests, has taken nothing for
-// longer than [Limits.Stalled].
+// Stalled are the requests of a connection whose callers have taken nothing of the response for longer than
+// [Limits.Stalled].
 func (w *Worker) Stalled(f Front) (cut []*Exchange) {
 	since := w.loop.Now().Add(-w.limits.Stalled)
 	for x := range f.Exchanges {
