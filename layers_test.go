@@ -49,7 +49,7 @@ var layer = map[string]int{
 	// What the whole costs, beside its peers.
 	"bench":     4,
 	"bench/pgo": 4,
-	"":                4,
+	"":          4,
 }
 
 // sideways are the imports inside a layer that are meant: IDs are the word that everything is said in.

@@ -24,7 +24,7 @@ const (
 	// quiet is how little is allocated between two looks when nothing happens; garbage of before is
 	// collected then and its memory given back, if it is worth the work.
 	quiet = 1 << 20
-	worth = 8 << 20
+	worth = 4 << 20
 )
 
 // memoryShare is the part of the container's memory that the Go heap may fill before it is collected
