@@ -195,9 +195,11 @@ func (b *Body) readTrailers(p []byte) (int, error) {
 	if end == 0 {
 		return len(p), nil
 	}
-	err = b.parseTrailers(b.trailer[len(trailerStart) : end-2])
+	if err := b.parseTrailers(b.trailer[len(trailerStart) : end-2]); err != nil {
+		return 0, err
+	}
 	b.trailer, b.done = nil, true
-	return end - before, err
+	return end - before, nil
 }
 
 var trailerStart = []byte("T\r\n")

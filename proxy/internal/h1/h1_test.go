@@ -260,8 +260,8 @@ func TestChunked(t *testing.T) {
 				}
 				content, used, err := readAll(&b, []byte(in+next), piece)
 				if c.refused {
-					if err == nil {
-						t.Fatalf("accepted %q as %q", in, content)
+					if err == nil || b.Done() {
+						t.Fatalf("%q gives %q, done %t, %v: a body that is refused is never done, so that its connection ends", in, content, b.Done(), err)
 					}
 					return
 				}
