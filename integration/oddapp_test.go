@@ -44,6 +44,8 @@ var oddAnswers = []oddAnswer{
 	{name: "an honest answer in chunks", says: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", goesOn: true, status: 200, body: "hello"},
 	{name: "an answer that ends with the connection", says: "HTTP/1.1 200 OK\r\n\r\nhello", status: 200, body: "hello"},
 	{name: "an answer in HTTP/1.0", says: "HTTP/1.0 200 OK\r\n\r\nhello", status: 200, body: "hello"},
+	{name: "a 304 that tells a length", says: "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", goesOn: true, status: 304},
+	{name: "a body after a 304", says: "HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n" + hidden, goesOn: true, status: 304},
 	{name: "many answers before the answer", says: strings.Repeat("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", 50) + "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", goesOn: true, status: 200, body: "hello"},
 	{name: "a 100 that nobody waits for", says: "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", goesOn: true, status: 200, body: "hello"},
 
@@ -147,6 +149,8 @@ func (o oddAnswer) check(t *testing.T, c *http.Client, url string) {
 		// It was found out in time.
 	case o.cut && err == nil:
 		t.Errorf("a body that was cut looks whole: %d %q", response.StatusCode, body)
+	case response.StatusCode == http.StatusNotModified && response.ProtoMajor == 2:
+		// Go's client misses the body that the length of a 304 speaks of; there is none.
 	case !o.cut && err != nil:
 		t.Errorf("the body: %v", err)
 	case response.StatusCode != o.status:
