@@ -36,6 +36,9 @@ func (c *Conn) CanOpen() bool {
 	return c.dead == nil && !c.goneAway && c.leaving == staying && uint64(len(c.streams)) < uint64(c.maxPeer) && c.last < maxWindow-2
 }
 
+// MaxStreams is how many streams the peer lets us open at once; a guess before [Conn.Ready].
+func (c *Conn) MaxStreams() int { return int(min(c.maxPeer, maxWindow)) }
+
 // ExtendedConnect tells whether the server takes extended CONNECT (RFC 8441). It is false until
 // [Conn.Ready].
 func (c *Conn) ExtendedConnect() bool { return c.extended }

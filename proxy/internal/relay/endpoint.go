@@ -40,6 +40,7 @@ type Endpoint struct {
 	active   atomic.Int64 // requests and connections of bytes that it has now
 	failures atomic.Int64 // connects that failed since the last that did not
 	until    atomic.Int64 // ejected until then, in nanoseconds since the epoch
+	retired  atomic.Bool  // no connection is kept; set for good
 }
 
 // ejections are how long an endpoint is left alone after so many failed connects in a row.
@@ -47,8 +48,10 @@ var ejections = [...]time.Duration{time.Second, 2 * time.Second, 5 * time.Second
 
 // failed counts a connect that failed.
 func (e *Endpoint) failed(now time.Time, err error) {
-	n := e.failures.Add(1) - 1
-	e.until.Store(now.Add(ejections[min(int(n), len(ejections)-1)]).UnixNano())
+	if e.until.Load() <= now.UnixNano() { // else several have failed at once: that is no series
+		n := e.failures.Add(1) - 1
+		e.until.Store(now.Add(ejections[min(int(n), len(ejections)-1)]).UnixNano())
+	}
 	if e.Stats != nil {
 		e.Stats.CxConnectFail.Add(1)
 	}

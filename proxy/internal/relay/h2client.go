@@ -18,6 +18,7 @@ type h2Client struct {
 	h     *h2.Conn
 	link  *Link
 	pool  *pool
+	open  int  // streams at the last look
 	old   bool // no further request is sent
 	heard bool // something came since the last look
 	asked bool // and when nothing had come, a PING was sent
@@ -40,19 +41,29 @@ func (w *Worker) newH2Client(link *Link, p *pool) *h2Client {
 	k := &h2Client{w: w, c: link.Conn, link: link, pool: p}
 	cfg := w.limits.member
 	cfg.Client = true
-	cfg.Intern, cfg.Events, cfg.Ready, cfg.Dirty, cfg.Bulk = &w.intern, k.event, p.next, k.dirty, k.bulk
+	cfg.Intern, cfg.Events, cfg.Ready, cfg.Dirty, cfg.Bulk = &w.intern, k.event, k.ready, k.dirty, k.bulk
 	k.h = h2.New(cfg)
 	k.watch, k.idle = w.loop.NewTimer(k.look), w.loop.NewTimer(k.retire)
 	link.retire = k.retire
+	k.idle.Reset(w.limits.IdleUpstream)
 	k.c.Handle(k)
 	k.dirty()
 	return k
 }
 
+// ready is called when the peer's SETTINGS are there.
+func (k *h2Client) ready() {
+	k.pool.streams = max(1, k.h.MaxStreams()) // one is how to find out more
+	k.pool.next()
+}
+
 // start sends a request's head.
 func (k *h2Client) start(x *Exchange) error {
-	if k.old || k.c.Dead() {
+	switch {
+	case k.old || k.c.Dead():
 		return h2.ErrNoStream
+	case !k.h.Ready() && k.h.Streams() >= k.pool.streams:
+		return h2.ErrNoSettings
 	}
 	b := &h2Back{k: k, x: x}
 	head := x.Head
@@ -112,6 +123,7 @@ func (k *h2Client) send() {
 }
 
 func (k *h2Client) settle() {
+	k.count()
 	switch {
 	case k.c.Dead():
 	case k.h.Err() != nil || k.h.Streams() == 0 && (k.old || k.h.Left()):
@@ -123,6 +135,20 @@ func (k *h2Client) settle() {
 	default:
 		k.h.SetCongested(k.c.Congested())
 	}
+}
+
+// count looks whether streams have ended, for those that wait for one.
+func (k *h2Client) count() {
+	open := k.h.Streams()
+	ended := open < k.open
+	k.open = open
+	if !ended {
+		return
+	}
+	if open == 0 {
+		k.idle.Reset(k.w.limits.IdleUpstream)
+	}
+	k.pool.next()
 }
 
 func (k *h2Client) bulk(p []byte) {
@@ -199,12 +225,6 @@ func (k *h2Client) event(e *h2.Event) {
 	case h2.Writable:
 		x.backDrained()
 	case h2.GoingAway:
-	}
-	if b.st.Gone() {
-		if k.h.Streams() == 0 {
-			k.idle.Reset(k.w.limits.IdleUpstream)
-		}
-		k.pool.next()
 	}
 }
 

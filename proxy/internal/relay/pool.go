@@ -12,6 +12,7 @@ const (
 	maxIdle     = 128 // idle HTTP/1.1 connections
 	maxDials    = 64  // HTTP/1.1 connections that are being made at once
 	maxSessions = 8   // HTTP/2 connections, of which the second is made when the first takes no more streams
+	maxUnasked  = 100 // streams on an HTTP/2 connection whose SETTINGS have not come, where nothing is known
 )
 
 // pool is the connections of one loop to one endpoint.
@@ -24,6 +25,7 @@ type pool struct {
 	dialing  int
 	http1    bool // ALPN chose HTTP/1.1 the last time: a dial serves one exchange
 	retired  bool // nothing is kept any more
+	streams  int  // that a new HTTP/2 connection takes, as far as is known
 }
 
 // connect finds a connection for an exchange.
@@ -44,14 +46,17 @@ func (w *Worker) connect(x *Exchange) {
 func (w *Worker) pool(e *Endpoint) *pool {
 	p := w.pools[e]
 	if p == nil {
-		p = &pool{w: w, e: e}
+		p = &pool{w: w, e: e, retired: e.retired.Load(), streams: maxUnasked}
 		w.pools[e] = p
 	}
 	return p
 }
 
-// Retire lets the connections to an endpoint end with what they have in flight.
+// Retire lets the connections to an endpoint end with what they have in flight. A request that still
+// goes there, because it was decided about before, gets a connection that is not kept. The endpoint is
+// not used again: one that comes back is another one.
 func (w *Worker) Retire(e *Endpoint) {
+	e.retired.Store(true)
 	p := w.pools[e]
 	if p == nil {
 		return
@@ -70,7 +75,7 @@ func (w *Worker) Retire(e *Endpoint) {
 
 // tidy forgets a retired pool that nobody waits for.
 func (p *pool) tidy() {
-	if p.retired && p.dialing == 0 && !slices.ContainsFunc(p.waiting, func(x *Exchange) bool { return x.waits }) {
+	if p.retired && p.dialing == 0 && p.w.pools[p.e] == p && !slices.ContainsFunc(p.waiting, func(x *Exchange) bool { return x.waits }) {
 		delete(p.w.pools, p.e)
 	}
 }
