@@ -77,8 +77,9 @@ type halfConfig struct {
 // L7 tells whether Envoy is to read HTTP on a port.
 func (c halfConfig) L7() bool { return !c.PassThrough && c.Port != "tcp" }
 
-// Connections is how many HAProxy may hold: each takes two files, and it wants some for itself.
-func (c halfConfig) Connections() int { return min(20000, (c.Files-200)/2) }
+// Connections is how many HAProxy may hold. It reckons with two files for each, and idle ones take only
+// one.
+func (c halfConfig) Connections() int { return min(20000, c.Files-1000) }
 
 // configured starts a program with a filled template.
 func (r *Rig) configured(program, name, template string, passThrough bool, args func(config string) []string) startHalf {

@@ -28,7 +28,7 @@ func TestConfigurations(t *testing.T) {
 		"the origin":               {"nginx-origin.conf", originConfig{nginxBase: base, HTTP: e.HTTP, Small: "xxx"}, []string{"listen 127.0.0.1:1", `return 200 "xxx"`}},
 		"NGINX, connecting":        {"nginx-connecting.conf", peer, []string{"proxy_ssl_verify on", "grpc_ssl_verify on", "proxy_ssl_name " + ServerDNS, "proxy_pass 127.0.0.1:6"}},
 		"NGINX, receiving":         {"nginx-receiving.conf", peer, []string{"ssl_verify_client on", "ssl_ecdh_curve X25519", "proxy_pass 127.0.0.1:9"}},
-		"HAProxy, connecting":      {"haproxy.cfg", halfConfig{peerConfig: peer, Connecting: true}, []string{"mode http", "maxconn 9900", "verifyhost " + ServerDNS, "bind 127.0.0.1:2 backlog 4096 proto h2"}},
+		"HAProxy, connecting":      {"haproxy.cfg", halfConfig{peerConfig: peer, Connecting: true}, []string{"mode http", "maxconn 19000", "verifyhost " + ServerDNS, "bind 127.0.0.1:2 backlog 4096 proto h2"}},
 		"HAProxy, receiving, TCP":  {"haproxy.cfg", halfConfig{peerConfig: peer, PassThrough: true}, []string{"verify required", "bind 127.0.0.1:4"}},
 		"Envoy, connecting":        {"envoy.yaml", halfConfig{peerConfig: peer, Connecting: true}, []string{"HttpConnectionManager", "exact: " + ServerDNS, "port_value: 6"}},
 		"Envoy, receiving, as TCP": {"envoy.yaml", halfConfig{peerConfig: peer, PassThrough: true}, []string{"require_client_certificate: true", "TcpProxy", "port_value: 9"}},
