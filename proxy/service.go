@@ -18,7 +18,7 @@ func (l *listener) Request(x *relay.Exchange) relay.Decision {
 	l.p.totals.requests.Add(1)
 	st := l.p.state.Load()
 	if l.side == outboundSide {
-		return l.outboundRequest(x, st.outbound[l.port])
+		return l.outboundRequest(x, st, st.outbound[l.port])
 	}
 	return l.inboundRequest(x, st, st.inbound[l.port])
 }
@@ -44,7 +44,7 @@ func (l *listener) inboundRequest(x *relay.Exchange, st *state, in *inbound) rel
 		return c.deny(x, st, in, decision.Reason)
 	}
 	if in.app == nil {
-		return c.gatewayRequest(x, in)
+		return c.gatewayRequest(x, st, in)
 	}
 	if !in.app.http1 {
 		x.Head.Upgrade = keepTunnel(x.Head)
@@ -60,7 +60,7 @@ func (l *listener) inboundRequest(x *relay.Exchange, st *state, in *inbound) rel
 }
 
 // gatewayRequest sends a request from outside to the upstream that the first route that matches chooses.
-func (c *conn) gatewayRequest(x *relay.Exchange, in *inbound) relay.Decision {
+func (c *conn) gatewayRequest(x *relay.Exchange, st *state, in *inbound) relay.Decision {
 	r, problem := in.way(x)
 	switch {
 	case problem != "":
@@ -73,13 +73,13 @@ func (c *conn) gatewayRequest(x *relay.Exchange, in *inbound) relay.Decision {
 		x.Head.Upgrade = keepTunnel(x.Head)
 	}
 	x.Head.Add(header.ForwardedFor, c.address)
-	prepare(x.Head, c.w.p.state.Load())
+	prepare(x.Head, st)
 	return relay.Decision{Target: to.target.Load(), Timeout: r.timeout}
 }
 
 // outboundRequest sends a request of the application on. Its own claims about certificates are removed
 // by the far side in any case; here they are removed so that they do not travel.
-func (l *listener) outboundRequest(x *relay.Exchange, out *outbound) relay.Decision {
+func (l *listener) outboundRequest(x *relay.Exchange, st *state, out *outbound) relay.Decision {
 	if out == nil || out.Protocol == mesh.TCP {
 		return refuse(x, http.StatusServiceUnavailable, relay.FlagCut, "the call is not declared any more")
 	}
@@ -92,7 +92,7 @@ func (l *listener) outboundRequest(x *relay.Exchange, out *outbound) relay.Decis
 	if !out.upstream.switches() {
 		x.Head.Upgrade = keepTunnel(x.Head)
 	}
-	prepare(x.Head, l.p.state.Load())
+	prepare(x.Head, st)
 	return relay.Decision{Target: out.upstream.target.Load()}
 }
 
@@ -124,8 +124,7 @@ func prepare(h *message.Head, st *state) {
 		h.Authority = st.plan.Workload.Identity.ServerName()
 	}
 	// Only a GET without content can be carried as an extended CONNECT and restored (RFC 8441 section 5).
-	// And nobody is to be taken out of the sight of the policy by a change to HTTP/2 (h2c).
-	if h.Upgrade != "" && h.Method != http.MethodConnect && (h.Method != http.MethodGet || h.Body || strings.Contains(h.Upgrade, "h2c")) {
+	if h.Upgrade != "" && h.Method != http.MethodConnect && (h.Method != http.MethodGet || h.Body) {
 		h.Upgrade = ""
 	}
 }

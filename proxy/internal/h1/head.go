@@ -383,8 +383,9 @@ func (p *parser) finish() error {
 	}
 	h.Expect = h.Expect && h.Minor == 1 // RFC 9110 section 10.1.1
 	h.Body = h.Chunked || h.ContentLength != message.Unknown
-	if hasToken(h.Upgrade, "h2c") {
-		// A tunnel of requests that nobody here would see. To ignore it is allowed: RFC 9110 section 7.8.
+	if hasToken(h.Upgrade, "h2c") || h.Method == "CONNECT" {
+		// A tunnel of requests that nobody here would see, or one inside a tunnel: CONNECT with a protocol
+		// is HTTP/2's own (RFC 8441). To ignore the field is allowed: RFC 9110 section 7.8.
 		h.Upgrade = ""
 	}
 	if h.Method == "CONNECT" && h.Body {

@@ -41,6 +41,10 @@ type Stream struct {
 // All are the connection's open streams, in no order.
 func (c *Conn) All() iter.Seq[*Stream] { return maps.Values(c.streams) }
 
+// Crowded tells whether much of the window that all streams share is held by what readers have not taken,
+// here or at the peer: another stream might wait for them.
+func (c *Conn) Crowded() bool { return c.held > c.cfg.Budget/2 || c.window <= 0 }
+
 // ID is the stream's number on the wire.
 func (s *Stream) ID() uint32 { return s.id }
 

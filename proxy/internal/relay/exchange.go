@@ -48,6 +48,8 @@ type front interface {
 	half
 	// respond sends the head of a response: any number of 1xx, then the final one.
 	respond(h *message.Head, end bool)
+	// takes tells whether the caller would read this final head as what it is.
+	takes(h *message.Head) bool
 }
 
 // back is the end that the request was sent to.
@@ -253,6 +255,10 @@ func (x *Exchange) response(h *message.Head, end bool) {
 		return
 	}
 	switched := h.Status == 101
+	if !switched && !x.front.takes(h) {
+		x.fail(502, FlagNoSwitch, "the service does not take a change of protocol")
+		return
+	}
 	if h.Status >= 200 || switched {
 		x.responded = true
 		x.kept = nil

@@ -30,6 +30,7 @@ type h1Server struct {
 	last    bool // the caller has said that it sends no further request
 	leaving bool // the connection ends after the next response
 	timer   *loop.Timer
+	begun   bool // a part of a head has come
 	busy    bool // in the reading loop: do not enter it again
 	lingers *loop.Timer
 }
@@ -124,6 +125,10 @@ func (s *h1Server) process(p []byte, own bool) {
 		}
 	}
 	s.busy = false
+	if len(p) > 0 && s.x == nil && !s.begun {
+		s.begun = true
+		s.timer.Reset(s.w.limits.Head) // and not anew with every byte
+	}
 	switch {
 	case s.closing || s.c.Dead() || len(p) == 0:
 	case own:
@@ -166,15 +171,15 @@ func (s *h1Server) step(p []byte) (used int, wait bool) {
 // request starts an exchange for the head that was read.
 func (s *h1Server) request() {
 	h := &s.head
+	s.begun = false
 	s.timer.Stop()
 	s.minor, s.isHead = h.Minor, h.Method == "HEAD"
 	s.closing = false
 	s.c.Limit(0)
 	s.last = h.Close
 	// What follows a request for another protocol, or for a tunnel, may be in that one: it is not read as a
-	// request. The offer of HTTP/2 apart: clients make it all the time, nobody takes it up, and its first
-	// line is no request of HTTP/1.1.
-	s.leaving = s.leaving || h.Close || h.Upgrade != "" && h.Upgrade != "h2c" || h.Method == "CONNECT"
+	// request. (An offer of HTTP/2 was dropped by the codec.)
+	s.leaving = s.leaving || h.Close || h.Upgrade != "" || h.Method == "CONNECT"
 	s.body = h1.NewBody(h, true, &s.w.intern)
 	x := &Exchange{Proto: "HTTP/1.1"}
 	if h.Minor == 0 {
@@ -227,6 +232,9 @@ func (s *h1Server) consumed(n, room int) {
 		s.c.Resume()
 	}
 }
+
+// takes implements front.
+func (s *h1Server) takes(*message.Head) bool { return true }
 
 // respond implements front.
 func (s *h1Server) respond(h *message.Head, end bool) {

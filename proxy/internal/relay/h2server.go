@@ -44,10 +44,15 @@ func (w *Worker) newH2Server(c *loop.Conn, p *Peer) *h2Server {
 }
 
 func (s *h2Server) tooIdle() {
-	if s.h.Streams() == 0 {
-		s.Leave()
-		s.w.loop.After(s.w.limits.Head, s.c.Close)
+	if s.h.Streams() > 0 {
+		return // done sets the timer again
 	}
+	if s.h.Leaving() { // and the client has not answered the warning
+		s.c.Close()
+		return
+	}
+	s.Leave()
+	s.idle.Reset(s.w.limits.Head)
 }
 
 // Leave implements Front.
@@ -182,21 +187,18 @@ func takeField(h *message.Head, name string) bool {
 	return ok
 }
 
+// takes implements front.
+func (f *h2Front) takes(h *message.Head) bool {
+	return f.restores || f.x.Head.Upgrade == "" || h.Status < 200 || h.Status >= 300
+}
+
 // respond implements front.
 func (f *h2Front) respond(h *message.Head, end bool) {
 	if h.Status == 101 { // RFC 8441 section 4: a tunnel is opened by any 2xx
-		if f.x.Head.Upgrade == "" {
-			f.x.fail(502, FlagReset, "the upstream changed to a protocol that nobody asked for")
-			return
-		}
 		f.st.Respond(&message.Head{Status: 200, ContentLength: message.Unknown, Fields: h.Fields}, false)
 		return
 	}
 	if f.x.Head.Upgrade != "" && h.Status >= 200 && h.Status < 300 {
-		if !f.restores {
-			f.x.fail(502, FlagNoSwitch, "the service does not take a change of protocol")
-			return
-		}
 		h.Add(upgradeField, upgradeRefused)
 	}
 	f.st.Respond(h, end)

@@ -11,7 +11,7 @@ import (
 const (
 	maxIdle     = 128 // idle HTTP/1.1 connections
 	maxDials    = 64  // HTTP/1.1 connections that are being made at once
-	maxSessions = 8   // HTTP/2 connections, of which the second is made when the first takes no more streams
+	maxSessions = 8   // HTTP/2 connections; the second is made when the first takes no more streams, or is crowded
 	maxUnasked  = 100 // streams on an HTTP/2 connection whose SETTINGS have not come, where nothing is known
 )
 
@@ -84,6 +84,10 @@ func (p *pool) tidy() {
 func (p *pool) serve(x *Exchange) {
 	patient := false
 	for _, s := range p.sessions {
+		// What slow readers have not taken holds the window that all streams of a session share.
+		if s.h.Crowded() && len(p.sessions) < maxSessions {
+			continue
+		}
 		err := s.start(x)
 		switch {
 		case err == nil:
@@ -265,14 +269,16 @@ func (p *pool) lostSession(k *h2Client) {
 	p.next()
 }
 
-// giveUp sends those who wait to other endpoints.
+// giveUp sends those who wait to crowded sessions, or to other endpoints.
 func (p *pool) giveUp() {
 	waiting := p.waiting
 	p.waiting = nil
 	for _, x := range waiting {
 		if x.waits {
 			x.waits = false
-			x.unreachable()
+			if !slices.ContainsFunc(p.sessions, func(s *h2Client) bool { return s.start(x) == nil }) {
+				x.unreachable()
+			}
 		}
 	}
 }

@@ -529,3 +529,55 @@ func TestRefusedUpgrade(t *testing.T) {
 		}
 	}
 }
+
+// TestSlowReaders checks that callers which take nothing of large responses do not keep others from theirs:
+// all share the sessions between two sidecars.
+func TestSlowReaders(t *testing.T) {
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/large" {
+			_, _ = w.Write(make([]byte, 8<<20))
+			return
+		}
+		_, _ = io.WriteString(w, "small")
+	})
+	c := newChain(t, application(t, h), chainOptions{protos: []string{"h2"}})
+	for range 120 {
+		conn, err := net.Dial("tcp", c.addr.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.(*net.TCPConn).SetReadBuffer(4096)
+		_, _ = io.WriteString(conn, "GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
+		if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	for range 50 {
+		res, err := client.Get("http://" + c.addr.String() + "/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+	}
+}
+
+// TestConnectWithUpgrade checks that a tunnel with a protocol of HTTP/1.1 is not taken for HTTP/2's.
+func TestConnectWithUpgrade(t *testing.T) {
+	h := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodConnect {
+			t.Errorf("the application got %s %s", r.Method, r.RequestURI)
+		}
+	})
+	c := newChain(t, application(t, h), chainOptions{protos: []string{"h2"}})
+	conn, err := net.Dial("tcp", c.addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+	_, _ = io.WriteString(conn, "CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+	_ = conn.(*net.TCPConn).CloseWrite()
+	_, _ = io.ReadAll(conn)
+}
