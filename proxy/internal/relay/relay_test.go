@@ -533,9 +533,10 @@ func TestRefusedUpgrade(t *testing.T) {
 // TestSlowReaders checks that callers which take nothing of large responses do not keep others from theirs:
 // all share the sessions between two sidecars.
 func TestSlowReaders(t *testing.T) {
+	large := make([]byte, 32<<20) // more than the kernel takes
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/large" {
-			_, _ = w.Write(make([]byte, 8<<20))
+			_, _ = w.Write(large)
 			return
 		}
 		_, _ = io.WriteString(w, "small")
@@ -559,7 +560,11 @@ func TestSlowReaders(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		body, err := io.ReadAll(res.Body)
 		_ = res.Body.Close()
+		if err != nil || string(body) != "small" {
+			t.Fatalf("%q, %v", body, err)
+		}
 	}
 }
 
