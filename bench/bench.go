@@ -27,6 +27,8 @@ type bench struct {
 	halves  map[string]*rig.Chain // connecting halves that are up, by setup and groups
 	failed  bool                  // something that should have figures has none
 	results tally.Results
+	// Of the row that is being measured: runs made again, and runs that were never undisturbed.
+	repeated, disturbed int
 }
 
 // measure runs all rows.
@@ -101,6 +103,7 @@ func (b *bench) measureRow(ctx context.Context, r row) error {
 	if err != nil || len(others) == 0 {
 		return err
 	}
+	b.repeated, b.disturbed = 0, 0
 	baseline := b.setup(rig.Baseline)
 	before, err := b.once(ctx, r, baseline)
 	if err != nil {
@@ -136,6 +139,7 @@ func (b *bench) measureRow(ctx context.Context, r row) error {
 			b.progress(ctx, r, s.Name, *result.Setups[s.Name])
 		}
 	}
+	result.Repeated, result.Disturbed = b.repeated, b.disturbed
 	b.results.Put(result)
 	return nil
 }
@@ -227,9 +231,9 @@ func (b *bench) once(ctx context.Context, r row, s *rig.Setup) (tally.Sample, er
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", s.Name, err)
 	}
-	b.results.Repeated += len(shares) - 1
+	b.repeated += len(shares) - 1
 	if slices.Min(shares) > b.Other {
-		b.results.Disturbed++
+		b.disturbed++
 	}
 	return sample, nil
 }

@@ -95,6 +95,8 @@ type page struct {
 	EnvoyFactor float64
 	Occasions   []string // on which the rows were measured
 	Reasons     string
+	// Repeated and Disturbed are the sums over all rows.
+	Repeated, Disturbed int
 }
 
 type verdict struct {
@@ -131,6 +133,8 @@ func pageOf(r tally.Results) page {
 	}
 	for _, row := range r.Rows {
 		p.Tables = append(p.Tables, tableOf(row, names))
+		p.Repeated += row.Repeated
+		p.Disturbed += row.Disturbed
 		occasion := fmt.Sprintf("%s, %s: `%s`", row.Date, row.Version, row.Command)
 		if !slices.Contains(p.Occasions, occasion) {
 			p.Occasions = append(p.Occasions, occasion)

@@ -24,6 +24,10 @@ type Row struct {
 	Date    string `json:"date"`
 	Version string `json:"version"`
 	Command string `json:"command"`
+	// Repeated counts the runs that were made again because of other load; Disturbed those that were
+	// never undisturbed.
+	Repeated  int `json:"repeated"`
+	Disturbed int `json:"disturbed"`
 }
 
 // Results are all rows, with what a reader has to know about them.
@@ -34,10 +38,6 @@ type Results struct {
 	Rows     []Row             `json:"rows"`
 	// Missing says what was left out, and why.
 	Missing []string `json:"missing"`
-	// Repeated counts the runs that were made again because of other load; Disturbed those that were
-	// never undisturbed.
-	Repeated  int `json:"repeated"`
-	Disturbed int `json:"disturbed"`
 }
 
 // Add adds a run and its neighbours.
@@ -67,8 +67,6 @@ func (r *Results) Merge(later Results) {
 	for _, row := range later.Rows {
 		r.Put(row)
 	}
-	r.Repeated += later.Repeated
-	r.Disturbed += later.Disturbed
 }
 
 // Row finds a row by name.
