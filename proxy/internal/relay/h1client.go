@@ -295,7 +295,7 @@ func (k *h1Client) Closed(err error) {
 		return
 	}
 	k.x = nil
-	if refused(err) && k.served == 0 {
+	if refused(err) && k.served == 0 && !k.said {
 		k.link.Endpoint.failed(k.w.loop.Now(), refusal(err))
 		x.unreachable()
 		return

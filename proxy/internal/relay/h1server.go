@@ -384,6 +384,9 @@ func (s *h1Server) End() {
 	switch {
 	case s.tunnel && s.x != nil:
 		s.x.requestBody(nil, true)
+	case s.x == nil: // what was answered may still be on its way
+		s.closing = true
+		s.c.CloseAfterFlush()
 	case s.x != nil && s.body.Done():
 		// It may have half-closed and wait for the response, or have gone: that looks the same.
 		s.leaving = true

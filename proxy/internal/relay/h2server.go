@@ -22,9 +22,12 @@ type h2Server struct {
 
 // h2Front is the end of an exchange that is a stream of an h2Server.
 type h2Front struct {
-	s  *h2Server
-	st *h2.Stream
-	x  Exchange
+	s     *h2Server
+	st    *h2.Stream
+	x     Exchange
+	left  int       // of an answer that is complete, at the last look
+	since time.Time // when that was
+
 	// restores says that the caller can tell an application's own 2xx from a change of protocol.
 	restores bool
 }
@@ -44,8 +47,9 @@ func (w *Worker) newH2Server(c *loop.Conn, p *Peer) *h2Server {
 }
 
 func (s *h2Server) tooIdle() {
-	if s.h.Streams() > 0 {
-		return // done sets the timer again
+	if s.h.Streams() > 0 { // one that is cut short does not say when it is over
+		s.idle.Reset(s.w.idleOf(s.peer))
+		return
 	}
 	if s.h.Leaving() { // and the client has not answered the warning
 		s.c.Close()
@@ -68,6 +72,21 @@ func (s *h2Server) Exchanges(yield func(*Exchange) bool) {
 	for st := range s.h.All() {
 		if f, ok := st.Owner.(*h2Front); ok && !yield(&f.x) {
 			return
+		}
+	}
+}
+
+// stalled resets streams whose caller has taken nothing since a moment of an answer that is complete: their
+// exchanges are over.
+func (s *h2Server) stalled(since time.Time) {
+	for st := range s.h.All() {
+		f, ok := st.Owner.(*h2Front)
+		switch {
+		case !ok || !f.x.over || st.Queued() == 0:
+		case f.since.IsZero() || st.Queued() != f.left:
+			f.left, f.since = st.Queued(), s.w.loop.Now()
+		case f.since.Before(since):
+			f.abort()
 		}
 	}
 }
@@ -157,6 +176,9 @@ func (s *h2Server) event(e *h2.Event) {
 		f.x.frontGone()
 	case h2.Writable:
 		f.x.frontDrained()
+		if f.x.over {
+			f.restNotWanted()
+		}
 	case h2.Headers, h2.GoingAway:
 	}
 }
@@ -221,13 +243,18 @@ func (f *h2Front) finish(trailers []message.Field) {
 	f.done()
 }
 
-// done is the end of a response. When the request is not whole, the rest of it is not wanted (RFC 9113
-// section 8.1).
+// done is the end of a response.
 func (f *h2Front) done() {
+	f.restNotWanted()
+	f.s.idle.Reset(f.s.w.idleOf(f.s.peer))
+}
+
+// restNotWanted tells the caller so when the response is out and the request is not whole (RFC 9113
+// section 8.1).
+func (f *h2Front) restNotWanted() {
 	if !f.x.reqDone && !f.st.Gone() && f.st.Queued() == 0 {
 		f.st.Reset(http2.ErrCodeNo)
 	}
-	f.s.idle.Reset(f.s.w.idleOf(f.s.peer))
 }
 
 // room implements half.

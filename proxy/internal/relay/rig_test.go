@@ -224,19 +224,27 @@ func (r *rig) dial() (net.Conn, *bufio.Reader) {
 	return c, bufio.NewReader(c)
 }
 
+// heard is the head and the trailers of an answer.
+type heard struct {
+	StatusCode      int
+	Close           bool
+	ContentLength   int64
+	Header, Trailer http.Header
+}
+
 // answer reads one answer.
-func answer(t *testing.T, r *bufio.Reader, method string) (*http.Response, string) {
+func answer(t *testing.T, r *bufio.Reader, method string) (heard, string) {
 	t.Helper()
 	res, err := http.ReadResponse(r, &http.Request{Method: method})
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer res.Body.Close()
 	body, err := io.ReadAll(res.Body)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = res.Body.Close()
-	return res, string(body)
+	return heard{res.StatusCode, res.Close, res.ContentLength, res.Header, res.Trailer}, string(body)
 }
 
 // server accepts connections and hands each, with its number from 1 on, to serve.
@@ -434,4 +442,26 @@ func counted(e *Endpoint) *atomic.Int64 {
 		return nil
 	}
 	return n
+}
+
+// framedCaller is a caller that a test speaks for, frame by frame.
+func framedCaller(c net.Conn, settings ...http2.Setting) *framed {
+	_, _ = io.WriteString(c, http2.ClientPreface)
+	p := &framed{Framer: http2.NewFramer(c, bufio.NewReader(c)), c: c}
+	p.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	p.enc = hpack.NewEncoder(&p.block)
+	_ = p.WriteSettings(settings...)
+	return p
+}
+
+// ask sends a request's head.
+func (p *framed) ask(stream uint32, method, path string, end bool, fields ...string) {
+	p.head(stream, end, append([]string{":method", method, ":scheme", "http", ":authority", "a.test", ":path", path}, fields...)...)
+}
+
+// front is the connection that came in last.
+func (r *rig) front() Front {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.fronts[len(r.fronts)-1]
 }

@@ -118,13 +118,16 @@ func (w *Worker) ServeHTTP2(c *loop.Conn, p *Peer) Front {
 }
 
 // Stalled are the requests of a connection whose callers have taken nothing of the response for longer than
-// [Limits.Stalled].
+// [Limits.Stalled]. Where that is over but for what the caller has to take, it resets the stream.
 func (w *Worker) Stalled(f Front) (cut []*Exchange) {
 	since := w.loop.Now().Add(-w.limits.Stalled)
 	for x := range f.Exchanges {
 		if x.stalled(since) {
 			cut = append(cut, x)
 		}
+	}
+	if s, ok := f.(*h2Server); ok {
+		s.stalled(since)
 	}
 	return cut
 }
