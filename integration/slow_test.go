@@ -13,13 +13,15 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
 )
 
 // trickle sends bytes one by one, and tells when the other end has closed; false when it had not after
 // all bytes were sent and a long wait.
 func trickle(conn net.Conn, text string, every time.Duration) bool {
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(2 * patience))
+	conn.SetDeadline(time.Now().Add(10 * patience))
 	ended := make(chan error, 1)
 	go func() {
 		_, err := io.Copy(io.Discard, conn) // an answer, perhaps, and the end
@@ -55,13 +57,14 @@ func clientHello(t *testing.T) string {
 	return string(first[:n])
 }
 
-// Whoever trickles a handshake or a head is cut off, at every kind of listener, and others are served
-// meanwhile.
+// Whoever trickles a handshake or a head is cut off, at every kind of listener and in both versions of
+// HTTP, and others are served meanwhile.
 func TestSlowloris(t *testing.T) {
 	t.Parallel() // it takes as long as the sidecars wait
 	mesh := wire(t)
 	hello := clientHello(t)
 	head := "GET / HTTP/1.1\r\nHost: x\r\n" + strings.Repeat("X-More: y\r\n", 10_000)
+	preface := http2.ClientPreface + "\x00\x00\x00\x04\x00\x00\x00\x00\x00" + "\x00\x40\x00\x01\x04\x00\x00\x00\x01" // HEADERS of 16 KiB that never come
 	var slow sync.WaitGroup
 	begin := func(d door, what, at, text string) {
 		for range 20 {
@@ -89,6 +92,10 @@ func TestSlowloris(t *testing.T) {
 	}
 	for _, d := range wireDoors(t, mesh) {
 		begin(d, "a head", "GET / HT", head)
+	}
+	if soak { // it counts as idle, for minutes
+		begin(door{"gateway", mesh.inbound(t, "edge", 8082), ""}, "an HTTP/2 head", preface, strings.Repeat("\x00", 10_000))
+		begin(door{"gateway with a certificate", mesh.inbound(t, "edge", 8083), "h2"}, "an HTTP/2 head", preface, strings.Repeat("\x00", 10_000))
 	}
 	done := make(chan struct{})
 	go func() {
