@@ -129,3 +129,20 @@ func readJUnit(t *testing.T, path string) []junitCase {
 	}
 	return all
 }
+
+// The report is read rightly: what fails in it is found.
+func TestReadJUnit(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "junit.xml")
+	const report = `<?xml version="1.0"?><testsuites><testsuite name="a">
+<testcase package="http2/3.5" classname="good" time="0.1"></testcase>
+<testcase package="http2/3.5" classname="bad" time="0.1"><failure>no GOAWAY</failure></testcase>
+<testcase package="http2/3.5" classname="left out" time="0.1"><skipped></skipped></testcase>
+</testsuite></testsuites>`
+	if err := os.WriteFile(path, []byte(report), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cases := readJUnit(t, path)
+	if len(cases) != 3 || cases[0].Failure != nil || cases[0].Skipped != nil || cases[1].Failure == nil || cases[1].Failure.Text != "no GOAWAY" || cases[2].Skipped == nil || cases[1].id() != "http2/3.5: bad" {
+		t.Errorf("the report is read as %+v", cases)
+	}
+}

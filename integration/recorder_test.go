@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"testing"
 )
 
 // recorder is an application that keeps every byte that it gets, and reads them as strictly as the
@@ -263,5 +264,42 @@ func readByNetHTTP(raw []byte) []told {
 			return all
 		}
 		all = append(all, told{request.Method, request.RequestURI, string(body)})
+	}
+}
+
+// The strict reader refuses what it says it refuses, and differences from it are found: a test that
+// cannot fail proves nothing.
+func TestRecorderIsStrict(t *testing.T) {
+	const host = "Host: x\r\n"
+	for _, raw := range []string{
+		"GET / HTTP/1.1\n" + host + "\r\n", "GET  / HTTP/1.1\r\n" + host + "\r\n", "GET x HTTP/1.1\r\n" + host + "\r\n", "GET / HTTP/1.0\r\n" + host + "\r\n",
+		"GET / HTTP/1.1\r\n\r\n", "GET / HTTP/1.1\r\n" + host + host + "\r\n", "GET / HTTP/1.1\r\n" + host + "X: a\r\n b\r\n\r\n", "GET / HTTP/1.1\r\n" + host + "X : a\r\n\r\n", "GET / HTTP/1.1\r\n" + host + "X: a\x00\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Content-Length: 1\r\nContent-Length: 1\r\n\r\na", "POST / HTTP/1.1\r\n" + host + "Content-Length: +1\r\n\r\na",
+		"POST / HTTP/1.1\r\n" + host + "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n0x1\r\na\r\n0\r\n\r\n", "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n",
+		"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n1;x\r\na\r\n0\r\n\r\n", "POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n0\r\nContent-Length: 5\r\n\r\n",
+	} {
+		request, _, err := readStrictly(bufio.NewReader(strings.NewReader(raw)), func() {})
+		if err == nil || isCut(err) {
+			t.Errorf("%q is read as %q (%v)", raw, request, err)
+		}
+		r := &recorder{taps: []*tap{{raw: []byte(raw), fault: err}}}
+		if len(r.differences()) == 0 {
+			t.Errorf("%q is no difference", raw)
+		}
+	}
+	const good = "POST /a HTTP/1.1\r\n" + host + "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+	in := bufio.NewReader(strings.NewReader(good + "GET /b HTTP/1.1\r\n" + host + "\r\n"))
+	for _, want := range []told{{"POST", "/a", "abc"}, {"GET", "/b", ""}} {
+		if got, _, err := readStrictly(in, func() {}); err != nil || got != want {
+			t.Errorf("%q is read as %q (%v)", want, got, err)
+		}
+	}
+	if _, _, err := readStrictly(in, func() {}); !errors.Is(err, io.EOF) {
+		t.Errorf("the end is %v", err)
+	}
+	hiding := &recorder{taps: []*tap{{raw: []byte(good + good), requests: []told{{"POST", "/a", "abc"}}}}}
+	if len(hiding.differences()) != 1 {
+		t.Errorf("a second request that net/http finds is no difference: %q", hiding.differences())
 	}
 }
