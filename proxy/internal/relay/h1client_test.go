@@ -249,6 +249,7 @@ func TestRefusedAfterAnAnswer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer res.Body.Close()
 		half := make([]byte, 5)
 		if _, err := io.ReadFull(res.Body, half); err != nil || string(half) != "half " {
 			t.Fatalf("%q %v", half, err)

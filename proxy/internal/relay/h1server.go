@@ -270,8 +270,25 @@ func (s *h1Server) respond(h *message.Head, end bool) {
 	}
 	s.w.scratch = h1.AppendResponse(s.w.scratch[:0], &out)
 	s.c.Write(s.w.scratch)
-	if end {
+	switch {
+	case end:
 		s.done()
+	case s.tunnel && (len(s.part) > 0 || s.gone):
+		s.w.loop.Finally(s.tunnelEarly)
+	}
+}
+
+// tunnelEarly passes on what came before the answer that has opened a tunnel.
+func (s *h1Server) tunnelEarly() {
+	if p := s.part; len(p) > 0 && !s.closing {
+		s.part = nil
+		s.c.Resume()
+		s.process(p, true)
+	}
+	if s.gone && s.x != nil {
+		s.gone = false // it has half-closed
+		s.timer.Stop()
+		s.x.requestBody(nil, true)
 	}
 }
 
@@ -303,14 +320,14 @@ func (s *h1Server) finish(trailers []message.Field) {
 
 // done is the end of a response.
 func (s *h1Server) done() {
+	whole := s.body.Done()
 	if s.tunnel {
-		s.c.CloseWrite()
-		return
+		whole = s.x.reqDone
 	}
 	s.x = nil
 	s.chunked = false
-	if s.leaving || !s.body.Done() {
-		s.lingerAndClose()
+	if s.leaving || !whole {
+		s.lingerAndClose(whole)
 		return
 	}
 	s.timer.Reset(s.w.idleOf(s.peer))
@@ -325,9 +342,9 @@ func (s *h1Server) done() {
 // lingerAndClose ends the connection after what was written. While the caller still sends, a close
 // would make the kernel reset the connection and the response could be lost (RFC 9112 section 9.6):
 // so only our side is closed first.
-func (s *h1Server) lingerAndClose() {
+func (s *h1Server) lingerAndClose(whole bool) {
 	s.closing = true
-	if s.body.Done() {
+	if whole {
 		s.c.CloseAfterFlush()
 		return
 	}

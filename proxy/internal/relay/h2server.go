@@ -216,6 +216,9 @@ func (f *h2Front) takes(h *message.Head) bool {
 
 // respond implements front.
 func (f *h2Front) respond(h *message.Head, end bool) {
+	if f.x.Head.Upgrade != "" {
+		takeField(h, upgradeField) // an application's own
+	}
 	if h.Status == 101 { // RFC 8441 section 4: a tunnel is opened by any 2xx
 		f.st.Respond(&message.Head{Status: 200, ContentLength: message.Unknown, Fields: h.Fields}, false)
 		return
