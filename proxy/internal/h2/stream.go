@@ -41,6 +41,10 @@ type Stream struct {
 // All are the connection's open streams, in no order.
 func (c *Conn) All() iter.Seq[*Stream] { return maps.Values(c.streams) }
 
+// Partial tells whether the peer owes the rest of something that it has begun: its preface, a frame that is
+// not content, or a header block.
+func (c *Conn) Partial() bool { return c.preface > 0 || len(c.part) > 0 || c.block.stream != 0 }
+
 // Crowded tells whether much of the window that all streams share is held by what readers have not taken,
 // here or at the peer: another stream might wait for them.
 func (c *Conn) Crowded() bool { return c.held > c.cfg.Budget/2 || c.window <= 0 }

@@ -18,6 +18,9 @@ type h2Server struct {
 	peer   *Peer
 	idle   *loop.Timer
 	ticked time.Time
+	// partial says that a part of a frame or of a head has come, and head bounds how long the rest may take.
+	partial bool
+	head    *loop.Timer
 }
 
 // h2Front is the end of an exchange that is a stream of an h2Server.
@@ -40,6 +43,7 @@ func (w *Worker) newH2Server(c *loop.Conn, p *Peer) *h2Server {
 	}
 	cfg.Intern, cfg.Events, cfg.Dirty, cfg.Bulk = &w.intern, s.event, s.dirty, s.bulk
 	s.h = h2.New(cfg)
+	s.partial, s.head = true, w.loop.After(w.limits.Head, c.Close) // the preface is due
 	s.idle = w.loop.NewTimer(s.tooIdle)
 	s.idle.Reset(w.idleOf(p))
 	s.dirty()
@@ -135,6 +139,14 @@ func (s *h2Server) Data(p []byte) {
 	s.w.tick(s.h, &s.ticked)
 	_ = s.h.Feed(p) // the error is kept, and settle closes
 	s.settle()
+	if partial := s.h.Partial(); partial != s.partial {
+		s.partial = partial
+		if partial { // and not anew with every byte
+			s.head.Reset(s.w.limits.Head)
+		} else {
+			s.head.Stop()
+		}
+	}
 }
 
 // End implements loop.Handler.
@@ -150,6 +162,7 @@ func (s *h2Server) Drained() {
 func (s *h2Server) Closed(error) {
 	s.h.Close()
 	s.idle.Stop()
+	s.head.Stop()
 }
 
 func (s *h2Server) event(e *h2.Event) {
