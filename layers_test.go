@@ -99,7 +99,7 @@ func list(t *testing.T) ([]goPackage, error) {
 	if err != nil {
 		return nil, err
 	}
-	command := exec.CommandContext(t.Context(), "go", "list", "-deps", "-json=ImportPath,Standard,Imports,TestImports,XTestImports,Error", "./...")
+	command := exec.CommandContext(t.Context(), "go", "list", "-pgo=off", "-deps", "-json=ImportPath,Standard,Imports,TestImports,XTestImports,Error", "./...")
 	var stderr bytes.Buffer
 	command.Stderr = &stderr
 	output, err := command.Output()
