@@ -19,12 +19,14 @@ ifneq ($(shell git rev-parse --is-inside-work-tree 2>/dev/null),true)
 export GOFLAGS := $(GOFLAGS) -buildvcs=false
 endif
 
+# The profile of the release build is left out where speed is not asked for: with it, every dependency is
+# compiled once more.
+export GOFLAGS := $(GOFLAGS) -pgo=off
+
 # The product needs no cgo, the race detector does. Everything but the latter is built without, so that
 # what takes a minute to compile (SQLite) is compiled once for the linters, the tests and the binary.
 export CGO_ENABLED := 0
-# The profile of the release build is left out where speed is not asked for: with it, every dependency is
-# compiled once more.
-RACE := CGO_ENABLED=1 $(GO) test -race -pgo=off
+RACE := CGO_ENABLED=1 $(GO) test -race
 
 .PHONY: help
 help: ## Show this list
@@ -32,7 +34,7 @@ help: ## Show this list
 
 .PHONY: build
 build: ## Build bin/countersign, fully static
-	$(GO) build -o bin/countersign ./cmd/countersign
+	$(GO) build -pgo=auto -o bin/countersign ./cmd/countersign
 
 .PHONY: test
 test: ## Everything a commit has to pass; .ci/run calls it
@@ -87,7 +89,7 @@ static: build ## Build without cgo and see that the binary is fully static
 
 .PHONY: cross
 cross: ## See that other systems compile
-	@for target in linux/arm64 darwin/arm64; do echo "$$target"; GOOS=$${target%/*} GOARCH=$${target#*/} $(GO) build -pgo=off ./...; done
+	@for target in linux/arm64 darwin/arm64; do echo "$$target"; GOOS=$${target%/*} GOARCH=$${target#*/} $(GO) build ./...; done
 
 .PHONY: tidy
 tidy: ## See that go.mod lists what is used

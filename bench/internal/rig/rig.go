@@ -70,7 +70,7 @@ func New(ctx context.Context, log *slog.Logger, binary string) (*Rig, error) {
 
 // build makes the product's binary as it is released.
 func build(ctx context.Context, path string) error {
-	command := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, Module+"/cmd/countersign")
+	command := exec.CommandContext(ctx, "go", "build", "-pgo=auto", "-trimpath", "-ldflags=-s -w", "-o", path, Module+"/cmd/countersign")
 	command.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := command.CombinedOutput(); err != nil {
 		return fmt.Errorf("building the product: %w\n%s", err, out)
