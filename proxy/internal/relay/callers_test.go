@@ -1,14 +1,11 @@
 package relay
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strings"
-	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -353,94 +350,60 @@ func TestRestNotWanted(t *testing.T) {
 	})
 }
 
-// TestIdleCallers closes connections on which nothing is asked for, whatever was asked before.
-func TestIdleCallers(t *testing.T) {
+// TestGoneWithContent has callers leave whose whole request came, and waits for an application that takes
+// none of it.
+func TestGoneWithContent(t *testing.T) {
 	drivers(t, func(t *testing.T, portable bool) {
-		arrived := make(chan struct{}, 1)
-		app := application(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-			arrived <- struct{}{}
-			if r.URL.Path == "/slow" {
-				<-r.Context().Done()
-			}
-		}))
-		limits := DefaultLimits()
-		limits.Idle, limits.Head = 30*time.Millisecond, 60*time.Millisecond
-		r := newRig(t, portable, limits, &Endpoint{Address: app, HTTP2: true})
-		closes := func(c net.Conn) {
-			_, err := io.Copy(io.Discard, c)
-			if err != nil && !errors.Is(err, syscall.ECONNRESET) {
-				t.Errorf("the connection does not end: %v", err)
-			}
-		}
-		c, in := r.dial()
-		_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-		<-arrived
-		answer(t, in, "GET")
-		closes(c)
-		for _, cancels := range []bool{false, true} {
-			c, _ := r.dial()
-			p := framedCaller(c)
-			if !cancels {
-				p.ask(1, "GET", "/", true)
-				<-arrived
-				closes(c)
-				continue
-			}
-			p.ask(1, "GET", "/slow", true)
-			<-arrived
-			ticks := 0
-			eventually(t, "the idle time is over", func() bool {
-				r.on(func() { ticks++ })
-				time.Sleep(limits.Idle / 4)
-				return ticks > 12
-			})
-			_ = p.WriteRSTStream(1, http2.ErrCodeCancel)
-			closes(c)
+		for _, request := range []string{
+			"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n\r\n01234567890123456789",
+			"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\na\r\n0123456789\r\na\r\n0123456789\r\n0\r\n\r\n",
+			"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\na\r\n0123456789\r\na\r\n0123456789\r\n0\r\nX-End: yes\r\n\r\n",
+		} {
+			leaves(t, portable, request)
 		}
 	})
 }
 
-// TestIdleRace has a request arrive on an HTTP/2 connection that is being closed for being idle: it was
-// not known to the caller, and its answer may take its time.
-func TestIdleRace(t *testing.T) {
-	drivers(t, func(t *testing.T, portable bool) {
-		gate := make(chan struct{})
-		var came atomic.Bool
-		app := application(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { came.Store(true); <-gate }))
-		limits := DefaultLimits()
-		limits.Idle, limits.Head = 20*time.Millisecond, 20*time.Millisecond
-		r := newRig(t, portable, limits, &Endpoint{Address: app, HTTP2: true})
-		c, _ := r.dial()
-		p := framedCaller(c)
-		p.mute = true // the PING after the GOAWAY is not answered yet
-		for {
-			f := p.frame()
-			if f == nil {
-				t.Fatal("the connection ended")
-			}
-			if _, ok := f.(*http2.GoAwayFrame); ok {
-				break
-			}
-		}
-		p.ask(1, "GET", "/", true)
-		eventually(t, "it has come", came.Load)
-		ticks := 0
-		eventually(t, "much time is over", func() bool {
-			r.on(func() { ticks++ })
-			time.Sleep(limits.Head / 4)
-			return ticks > 20
-		})
-		close(gate)
+// leaves sends a request, waits until all of it has come, and closes the connection.
+func leaves(t *testing.T, portable bool, request string) {
+	t.Helper()
+	reset := make(chan struct{}, 1)
+	addr := server(t, func(c net.Conn, _ int) {
+		p := newFramed(c, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 10})
 		for {
 			switch f := p.frame().(type) {
 			case nil:
-				t.Fatal("the connection ended before the answer")
-			case *http2.MetaHeadersFrame:
-				if status := f.PseudoValue("status"); status != "200" {
-					t.Errorf("status %s", status)
-				}
 				return
+			case *http2.MetaHeadersFrame:
+				if f.PseudoValue("method") == "GET" {
+					p.head(f.StreamID, true, ":status", "200")
+				}
+			case *http2.RSTStreamFrame:
+				reset <- struct{}{}
 			}
 		}
 	})
+	e := &Endpoint{Address: addr, HTTP2: true}
+	r := newRig(t, portable, DefaultLimits(), e)
+	if status, _, err := r.send(r.client(true), "GET", "/", nil); status != 200 || err != nil { // so that the window is known
+		t.Fatalf("%d %v", status, err)
+	}
+	c, _ := r.dial()
+	_, _ = io.WriteString(c, request)
+	eventually(t, "all has come", func() bool {
+		all := false
+		r.on(func() {
+			if e.active.Load() == 1 {
+				all = r.front().(*h1Server).body.Done()
+			}
+		})
+		return all
+	})
+	_ = c.Close()
+	select {
+	case <-reset:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the application is never told")
+	}
+	eventually(t, "it is done", func() bool { return r.last().Flag == FlagGone })
 }

@@ -195,6 +195,9 @@ func (s *h1Server) request() {
 
 func (s *h1Server) content(p []byte) {
 	done := s.body.Done()
+	if done { // there is nothing more to hold back, but the caller may leave
+		defer s.c.Resume()
+	}
 	if done && s.body.Trailers() != nil {
 		if len(p) > 0 {
 			s.deliver(p, false)
