@@ -412,7 +412,12 @@ func (c *Conn) abandon() {
 
 // lastWrite makes one attempt to send an alert on a connection that is being closed.
 func (c *Conn) lastWrite() {
-	if c.at < len(c.out) && !c.blocked {
-		_, _ = c.sock.write(c.out[c.at:], nil)
+	if c.at == len(c.out) || c.blocked {
+		return
 	}
+	if s, ok := c.sock.(interface{ last(p []byte) }); ok { // what was written before may not be on its way yet
+		s.last(c.out[c.at:])
+		return
+	}
+	_, _ = c.sock.write(c.out[c.at:], nil)
 }

@@ -58,6 +58,7 @@ type netSocket struct {
 	in      []byte // guarded by mu: what was read and not taken
 	inErr   error  // guarded by mu
 	out     []byte // guarded by mu: what is to be written
+	after   []byte // guarded by mu: what is to be written after that, before the close
 	outErr  error  // guarded by mu
 	shut    bool   // guarded by mu: close the writing side after out
 	stopped bool   // guarded by mu
@@ -146,7 +147,7 @@ func (s *netSocket) writer() {
 		s.mu.Unlock()
 		_, err := s.conn.Write(out)
 		s.mu.Lock()
-		s.out, s.outErr = nil, err
+		s.out, s.after, s.outErr = s.after, nil, err
 		s.l.Post(func() {
 			if !s.c.dead && s.c.blocked {
 				s.c.writable()
@@ -174,6 +175,21 @@ func (s *netSocket) write(p, more []byte) (int, error) {
 	s.out = append(append(make([]byte, 0, len(p)+len(more)), p...), more...)
 	s.wake.Broadcast()
 	return len(s.out), nil
+}
+
+// last queues what is written after all else, before the connection is closed.
+func (s *netSocket) last(p []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.outErr != nil || s.shut {
+		return
+	}
+	if len(s.out) > 0 {
+		s.after = append(s.after, p...)
+		return
+	}
+	s.out = append([]byte(nil), p...)
+	s.wake.Broadcast()
 }
 
 func (s *netSocket) closeWrite() error {
