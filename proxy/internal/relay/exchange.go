@@ -136,7 +136,11 @@ func (w *Worker) begin(x *Exchange, p *Peer, f front, h *message.Head, end bool)
 	if h.Upgrade != "" && x.Method == "CONNECT" {
 		x.Method = "GET" // RFC 8441 section 5: what an extended CONNECT stands for
 	}
+	offers := h.Upgrade != "" && h.Method != "CONNECT"
 	d := p.Service.Request(x)
+	if offers && h.Upgrade == "" && (!h.Body || h.ContentLength == 0) {
+		x.reqDone = true // the offer was dropped: nothing follows the head
+	}
 	if d.Target == nil {
 		x.outcome.Flag = d.Flag
 		x.answer(d.Reply)

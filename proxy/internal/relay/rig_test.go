@@ -61,6 +61,7 @@ func eventually(t *testing.T, what string, holds func() bool) {
 type ledger struct {
 	target  atomic.Pointer[Target]
 	timeout time.Duration
+	prepare func(x *Exchange) // nil: the head is left as it came
 
 	mu       sync.Mutex
 	began    int
@@ -74,10 +75,13 @@ func newLedger(t *Target) *ledger {
 	return l
 }
 
-func (l *ledger) Request(*Exchange) Decision {
+func (l *ledger) Request(x *Exchange) Decision {
 	l.mu.Lock()
 	l.began++
 	l.mu.Unlock()
+	if l.prepare != nil {
+		l.prepare(x)
+	}
 	return Decision{Target: l.target.Load(), Timeout: l.timeout}
 }
 

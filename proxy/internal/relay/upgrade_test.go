@@ -267,3 +267,30 @@ func TestExtendedConnect(t *testing.T) {
 		}
 	})
 }
+
+// TestOfferDropped has a caller offer another protocol where the next hop takes none: what is left is a
+// request like any other, with its end.
+func TestOfferDropped(t *testing.T) {
+	drivers(t, func(t *testing.T, portable bool) {
+		app := application(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, err := io.ReadAll(r.Body)
+			_, _ = fmt.Fprintf(w, "%s %q %v", r.Method, body, err)
+		}))
+		for _, app2 := range []bool{false, true} {
+			r := newRig(t, portable, DefaultLimits(), &Endpoint{Address: app, HTTP2: app2, Idle: idleHere})
+			r.prepare = func(x *Exchange) { x.Head.Upgrade = "" }
+			for _, k := range []struct{ request, want string }{
+				{upgrade, `GET "" <nil>`},
+				{strings.Replace(upgrade, "GET", "POST", 1), `POST "" <nil>`},
+				{strings.Replace(upgrade, "GET / HTTP/1.1\r\n", "POST / HTTP/1.1\r\nContent-Length: 0\r\n", 1), `POST "" <nil>`},
+				{strings.Replace(upgrade, "GET / HTTP/1.1\r\n", "POST / HTTP/1.1\r\nContent-Length: 4\r\n", 1) + "some", `POST "some" <nil>`},
+			} {
+				c, in := r.dial()
+				_, _ = io.WriteString(c, k.request)
+				if res, got := answer(t, in, "GET"); res.StatusCode != 200 || got != k.want {
+					t.Errorf("%d %s, want %s", res.StatusCode, got, k.want)
+				}
+			}
+		}
+	})
+}
