@@ -80,24 +80,34 @@ type soak struct {
 // book is a Service that knows its exchanges.
 type book struct {
 	*ledger
-	live map[*Exchange]bool // guarded by ledger.mu
+	live  map[*Exchange]bool   // guarded by ledger.mu
+	named map[string][]Outcome // guarded by ledger.mu
 }
 
 func (b *book) Request(x *Exchange) Decision {
 	b.mu.Lock()
 	b.live[x] = true
 	b.mu.Unlock()
-	b.ledger.mu.Lock()
+	b.mu.Lock()
 	b.began++
-	b.ledger.mu.Unlock()
+	b.mu.Unlock()
 	return Decision{Target: b.target.Load()}
 }
 
 func (b *book) Done(x *Exchange, o *Outcome) {
 	b.mu.Lock()
 	delete(b.live, x)
+	_, name, _ := strings.Cut(x.Head.Target, "name=")
+	b.named[name] = append(b.named[name], *o)
 	b.mu.Unlock()
 	b.ledger.Done(x, o)
+}
+
+// ending is how an exchange of a name ended.
+func (b *book) ending(name string) []Outcome {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.named[name]
 }
 
 func (b *book) Trailers(fields []message.Field) []message.Field { return fields }
@@ -111,7 +121,7 @@ func newSoak(t *testing.T, seed uint64, portable bool, proto string, app2 bool) 
 	}
 	t.Cleanup(s.group.Stop)
 	limits := DefaultLimits()
-	limits.Idle, limits.IdleUpstream = time.Second, time.Second // so that ends meet requests
+	limits.Idle, limits.IdleUpstream = 3*time.Second, time.Second // so that ends meet requests, but not those of busy loops
 	for _, l := range s.group.Loops() {
 		s.workers[l] = NewWorker(l, limits)
 	}
@@ -119,7 +129,7 @@ func newSoak(t *testing.T, seed uint64, portable bool, proto string, app2 bool) 
 	s.newIn = func() *Endpoint {
 		return s.endpoint(&Endpoint{Address: s.app.addr, HTTP2: app2, Idle: 500 * time.Millisecond})
 	}
-	s.in = &book{newLedger(&Target{Endpoints: []*Endpoint{s.newIn()}}), map[*Exchange]bool{}}
+	s.in = &book{newLedger(&Target{Endpoints: []*Endpoint{s.newIn()}}), map[*Exchange]bool{}, map[string][]Outcome{}}
 	ids := identities(t, "a", "b")
 	server := mtls.NewServer(mtls.NewStatic(ids[1]), mtls.ServerOptions{NextProtos: []string{proto}}).Config()
 	inbound := listen(t, s.group, func(c *loop.Conn) {
@@ -136,7 +146,7 @@ func newSoak(t *testing.T, seed uint64, portable bool, proto string, app2 bool) 
 	s.newOut = func() *Endpoint {
 		return s.endpoint(&Endpoint{Address: inbound, Idle: 500 * time.Millisecond, TLS: func(*Link) (*tls.Config, error) { return client.Config() }})
 	}
-	s.out = &book{newLedger(&Target{Endpoints: []*Endpoint{s.newOut(), s.newOut()}}), map[*Exchange]bool{}}
+	s.out = &book{newLedger(&Target{Endpoints: []*Endpoint{s.newOut(), s.newOut()}}), map[*Exchange]bool{}, map[string][]Outcome{}}
 	s.addr = listen(t, s.group, func(c *loop.Conn) {
 		f := &sniffer{c: c}
 		f.then = func(h2 bool) { s.serve(c, &Peer{Service: s.out}, h2).Data(f.got) }
@@ -405,7 +415,7 @@ func (s *soak) ask(r *rand.Rand, name string) {
 	case ctx.Err() == context.DeadlineExceeded:
 		s.t.Errorf("%s %s hangs: %v", kind, name, err)
 	case chaos == 0 && !left && kind != "abort" && kind != "early":
-		s.t.Errorf("%s %s, version %d, %d bytes and %d back: %v", kind, name, client+1, len(body), answer, err)
+		s.t.Errorf("%s %s, version %d, %d bytes and %d back: %v; last %+v and %+v", kind, name, client+1, len(body), answer, err, s.out.ending(name), s.in.ending(name))
 	}
 }
 

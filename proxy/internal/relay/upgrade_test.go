@@ -278,7 +278,7 @@ func TestOfferDropped(t *testing.T) {
 		}))
 		for _, app2 := range []bool{false, true} {
 			r := newRig(t, portable, DefaultLimits(), &Endpoint{Address: app, HTTP2: app2, Idle: idleHere})
-			r.prepare = func(x *Exchange) { x.Head.Upgrade = "" }
+			r.on(func() { r.prepare = func(x *Exchange) { x.Head.Upgrade = "" } })
 			for _, k := range []struct{ request, want string }{
 				{upgrade, `GET "" <nil>`},
 				{strings.Replace(upgrade, "GET", "POST", 1), `POST "" <nil>`},

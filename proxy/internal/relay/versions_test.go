@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/net/http2"
 )
@@ -248,7 +249,7 @@ func TestDeadline(t *testing.T) {
 		}
 		<-r.Context().Done()
 	}, func(t *testing.T, r *rig, c *http.Client) {
-		r.timeout = 1 << 26 // nanoseconds: 67 ms
+		r.on(func() { r.timeout = 60 * time.Millisecond })
 		if status, _, err := r.send(c, "GET", "/", nil); status != 504 || err != nil || r.last().Flag != FlagTimeout {
 			t.Errorf("%d %v %+v", status, err, r.last())
 		}
