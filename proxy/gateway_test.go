@@ -208,12 +208,14 @@ func TestNoEndpoint(t *testing.T) {
 			plan.Upstreams = []mesh.Upstream{plan.Upstreams[0]}
 			plan.Upstreams[0].Endpoints = tt.endpoints
 			s.gate.apply(&plan)
+			before := len(s.gate.access.entries(t))
 			for range 3 {
 				got := do(t, clientFor(t, false), newRequest(t, "POST", "http://"+s.gate.inboundAddress(8080), strings.NewReader("x")))
 				if got.status != tt.status {
 					t.Errorf("%+v", got)
 				}
 			}
+			eventually(t, "all three are logged", func() bool { return len(s.gate.access.entries(t)) == before+3 })
 			entries := s.gate.access.entries(t)
 			if e := entries[len(entries)-1]; e.Flag != tt.flag {
 				t.Errorf("flag %q, want %q", e.Flag, tt.flag)
