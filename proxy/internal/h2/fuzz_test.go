@@ -48,7 +48,7 @@ func FuzzServer(f *testing.F) {
 			c := New(Config{Intern: &message.Interner{}, Events: func(e *Event) {
 				switch e.Kind {
 				case Data:
-					if n := len(events); n > 0 && len(e.Data) > 0 && strings.HasPrefix(events[n-1], fmt.Sprintf("%d data", e.Stream.ID())) {
+					if n := len(events); n > 0 && strings.HasPrefix(events[n-1], fmt.Sprintf("%d data", e.Stream.ID())) {
 						events[n-1] += string(e.Data)
 					} else {
 						events = append(events, fmt.Sprintf("%d data%s", e.Stream.ID(), e.Data))
