@@ -81,6 +81,8 @@ type poller interface {
 	// wait blocks until something is ready and calls round, again and again, until it returns false.
 	wait(round func(ready func()) bool) error
 	wake()
+	// again is called in a round, for another one without waiting.
+	again()
 	close() error
 	dial(l *Loop, to netip.AddrPort, done func(*Conn, error)) (cancel func())
 	listen(g *Group, ln *Listener, tcp *net.TCPListener, take func(*Conn), failed func(error)) (shut func(), err error)
@@ -181,7 +183,7 @@ func (l *Loop) round(ready func()) bool {
 	l.turned = again
 	l.flush()
 	if len(l.again) > 0 { // a connection has more to read: come back without waiting
-		l.poller.wake()
+		l.poller.again()
 	}
 	if time.Since(l.now) > l.cfg.StallAfter {
 		l.stalls.Add(1)

@@ -38,6 +38,8 @@ func (p *portable) wake() {
 	}
 }
 
+func (p *portable) again() { p.wake() }
+
 func (p *portable) close() error {
 	for c := range p.open {
 		c.abandon()
