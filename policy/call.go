@@ -197,14 +197,35 @@ func Canonical(path string) (decoded, problem string) {
 	if !strings.HasPrefix(path, "/") {
 		return "", "it does not begin with /"
 	}
-	out := make([]byte, 0, len(path))
+	decoded, problem = decode(path)
+	if problem != "" {
+		return "", problem
+	}
+	for rest, more := decoded[1:], true; more; {
+		var segment string
+		segment, rest, more = strings.Cut(rest, "/")
+		switch {
+		case segment == "." || segment == "..":
+			return "", "it has a dot segment"
+		case segment == "" && more:
+			return "", "it has an empty segment"
+		}
+	}
+	return decoded, ""
+}
+
+// decode resolves percent-encodings. Most paths have none, and are returned as they are.
+func decode(path string) (decoded, problem string) {
+	var out []byte // nil: all so far stands for itself
 	for i := 0; i < len(path); i++ {
 		b := path[i]
 		if b != '%' {
 			if problem := rawProblem(b); problem != "" {
 				return "", problem
 			}
-			out = append(out, b)
+			if out != nil {
+				out = append(out, b)
+			}
 			continue
 		}
 		if i+2 >= len(path) {
@@ -218,23 +239,19 @@ func Canonical(path string) (decoded, problem string) {
 		if strings.IndexByte("/\\%;.?#", b) >= 0 || b < 0x20 || b == 0x7f {
 			return "", fmt.Sprintf("it has the character %q in percent-encoding", b)
 		}
+		if out == nil {
+			out = append(make([]byte, 0, len(path)), path[:i]...)
+		}
 		out = append(out, b)
 		i += 2
 	}
-	decoded = string(out)
-	if !utf8.ValidString(decoded) {
+	if out == nil {
+		return path, ""
+	}
+	if !utf8.Valid(out) {
 		return "", "it is not UTF-8"
 	}
-	segments := strings.Split(decoded[1:], "/")
-	for i, segment := range segments {
-		switch {
-		case segment == "." || segment == "..":
-			return "", "it has a dot segment"
-		case segment == "" && i < len(segments)-1:
-			return "", "it has an empty segment"
-		}
-	}
-	return decoded, ""
+	return string(out), ""
 }
 
 // rawProblem tells what is wrong with a byte that stands in a path as it is.
