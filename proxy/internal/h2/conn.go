@@ -114,8 +114,9 @@ type Conn struct {
 	out []byte
 
 	streams map[uint32]*Stream
-	last    uint32   // the highest stream that the peer opened (server) or we opened (client)
-	recent  []uint32 // streams that we reset lately
+	free    []*Stream // released
+	last    uint32    // the highest stream that the peer opened (server) or we opened (client)
+	recent  []uint32  // streams that we reset lately
 	nrecent int
 
 	// reading

@@ -132,7 +132,8 @@ func (c *Conn) request(b block) error {
 		c.remember(b.stream)
 		return c.spend(1, "streams beyond the limit")
 	}
-	s := &Stream{c: c, id: b.stream, window: c.initial, left: message.Unknown, remoteClosed: b.end}
+	s := c.newStream()
+	*s = Stream{c: c, id: b.stream, window: c.initial, left: message.Unknown, remoteClosed: b.end}
 	if c.decoded.tooLarge() {
 		return c.refuse(s, 431)
 	}

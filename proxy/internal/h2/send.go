@@ -64,7 +64,8 @@ func (c *Conn) Open(h *message.Head, end bool, owner any) (*Stream, error) {
 	} else {
 		c.last += 2
 	}
-	s := &Stream{c: c, id: c.last, window: c.initial, left: message.Unknown, Owner: owner, method: h.Method, localClosed: end}
+	s := c.newStream()
+	*s = Stream{c: c, id: c.last, window: c.initial, left: message.Unknown, Owner: owner, method: h.Method, localClosed: end}
 	c.streams[s.id] = s
 	c.encoded.Reset()
 	if h.Method == "CONNECT" && h.Upgrade == "" {

@@ -55,6 +55,33 @@ func (s *Stream) ID() uint32 { return s.id }
 // Gone tells whether the stream has ended.
 func (s *Stream) Gone() bool { return s.gone }
 
+// Spent tells whether the stream has ended and the connection refers to it no more.
+func (s *Stream) Spent() bool { return s.gone && !s.waiting }
+
+// Release gives a stream that is [Stream.Spent] back, to be used again for another. It is not called from
+// within an event, and nobody may touch the stream afterwards.
+func (s *Stream) Release() {
+	c := s.c
+	*s = Stream{}
+	if len(c.free) < maxFree {
+		c.free = append(c.free, s)
+	}
+}
+
+// maxFree bounds the streams that a connection keeps for further requests.
+const maxFree = 64
+
+// newStream takes one that was released, or makes one.
+func (c *Conn) newStream() *Stream {
+	n := len(c.free)
+	if n == 0 {
+		return new(Stream)
+	}
+	s := c.free[n-1]
+	c.free = c.free[:n-1]
+	return s
+}
+
 // Queued is the number of bytes that wait to be sent. Whoever feeds the stream stops while it is not
 // 0, until [Writable] comes: a stream queues what one call of [Stream.Write] brought, not more.
 func (s *Stream) Queued() int { return len(s.queue) - s.at }

@@ -114,6 +114,7 @@ type Exchange struct {
 	over      bool
 	tunnel    bool // after 101, or CONNECT: bytes, not content
 	waits     bool // for a connection
+	waited    bool // was in a list of those who do
 	retried   bool // an HTTP/1.1 connection that had served before has failed it
 	forgotten bool // more content came than is kept: it cannot be sent again
 
@@ -131,7 +132,9 @@ type Exchange struct {
 
 // begin decides about a request and sends it on its way.
 func (w *Worker) begin(x *Exchange, p *Peer, f front, h *message.Head, end bool) {
+	fields := x.head.Fields // storage
 	*x = Exchange{Peer: p, Head: h, w: w, front: f, Began: w.loop.Now(), Method: h.Method, Proto: x.Proto, reqDone: end}
+	x.head.Fields = fields
 	x.Path = pathOf(h.Target)
 	if h.Upgrade != "" && x.Method == "CONNECT" {
 		x.Method = "GET" // RFC 8441 section 5: what an extended CONNECT stands for
@@ -494,4 +497,5 @@ func (x *Exchange) end() {
 	x.kept, x.stuck = nil, time.Time{}
 	x.outcome.Duration = x.w.loop.Now().Sub(x.Began)
 	x.Peer.Service.Done(x, &x.outcome)
+	x.w.spend(x)
 }

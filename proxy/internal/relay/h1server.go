@@ -181,7 +181,8 @@ func (s *h1Server) request() {
 	// request. (An offer of HTTP/2 was dropped by the codec.)
 	s.leaving = s.leaving || h.Close || h.Upgrade != "" || h.Method == "CONNECT"
 	s.body = h1.NewBody(h, true, &s.w.intern)
-	x := &Exchange{Proto: "HTTP/1.1"}
+	x := s.w.spares.exchange()
+	x.Proto = "HTTP/1.1"
 	if h.Minor == 0 {
 		x.Proto = "HTTP/1.0"
 	}

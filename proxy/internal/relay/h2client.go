@@ -65,7 +65,8 @@ func (k *h2Client) start(x *Exchange) error {
 	case !k.h.Ready() && k.h.Streams() >= k.pool.streams:
 		return h2.ErrNoSettings
 	}
-	b := &h2Back{k: k, x: x}
+	b := k.w.spares.back()
+	b.k, b.x = k, x
 	head := x.Head
 	if head.Upgrade != "" && head.Method != "CONNECT" {
 		offer := *head

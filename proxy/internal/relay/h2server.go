@@ -167,7 +167,8 @@ func (s *h2Server) Closed(error) {
 
 func (s *h2Server) event(e *h2.Event) {
 	if e.Kind == h2.Headers {
-		f := &h2Front{s: s, st: e.Stream}
+		f := s.w.spares.front()
+		f.s, f.st = s, e.Stream
 		e.Stream.Owner = f
 		if e.Head.Upgrade != "" {
 			f.restores = takeField(e.Head, upgradeField)

@@ -109,7 +109,7 @@ func (p *pool) serve(x *Exchange) {
 			return
 		}
 	}
-	x.waits = true
+	x.waits, x.waited = true, true
 	p.waiting = append(p.waiting, x)
 	if !patient && len(p.sessions) < maxSessions {
 		p.dial()
@@ -167,7 +167,7 @@ func (p *pool) alone(x *Exchange) {
 		x.fail(502, FlagReset, "the service does not take a change of protocol")
 		return
 	}
-	x.waits = true
+	x.waits, x.waited = true, true
 	p.w.dial(p.e, p.e.OnlyHTTP1, func(k *Link, err error) {
 		switch {
 		case err != nil && x.waits:

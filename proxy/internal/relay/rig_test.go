@@ -64,20 +64,23 @@ type ledger struct {
 	prepare func(x *Exchange) // nil: the head is left as it came
 
 	mu       sync.Mutex
-	began    int
-	done     map[*Exchange]int
+	open     map[*Exchange]bool // an exchange may be used again, but not before it is done
+	wrong    string             // what was asked or done twice
 	outcomes []Outcome
 }
 
 func newLedger(t *Target) *ledger {
-	l := &ledger{done: map[*Exchange]int{}}
+	l := &ledger{open: map[*Exchange]bool{}}
 	l.target.Store(t)
 	return l
 }
 
 func (l *ledger) Request(x *Exchange) Decision {
 	l.mu.Lock()
-	l.began++
+	if l.open[x] {
+		l.wrong = "began anew while it was open: " + x.Method + " " + x.Path
+	}
+	l.open[x] = true
 	l.mu.Unlock()
 	if l.prepare != nil {
 		l.prepare(x)
@@ -90,7 +93,10 @@ func (l *ledger) Trailers(fields []message.Field) []message.Field { return field
 func (l *ledger) Done(x *Exchange, o *Outcome) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.done[x]++
+	if !l.open[x] {
+		l.wrong = "done twice: " + x.Method + " " + x.Path
+	}
+	delete(l.open, x)
 	l.outcomes = append(l.outcomes, *o)
 }
 
@@ -115,12 +121,10 @@ func (l *ledger) running(t *testing.T) int {
 	t.Helper()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for x, n := range l.done {
-		if n != 1 {
-			t.Fatalf("%s %s: done %d times", x.Method, x.Path, n)
-		}
+	if l.wrong != "" {
+		t.Fatal(l.wrong)
 	}
-	return l.began - len(l.done)
+	return len(l.open)
 }
 
 // rig is one proxy on one loop, to which callers of either version come in plaintext.

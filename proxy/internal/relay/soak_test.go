@@ -80,23 +80,11 @@ type soak struct {
 // book is a Service that knows its exchanges.
 type book struct {
 	*ledger
-	live  map[*Exchange]bool   // guarded by ledger.mu
 	named map[string][]Outcome // guarded by ledger.mu
-}
-
-func (b *book) Request(x *Exchange) Decision {
-	b.mu.Lock()
-	b.live[x] = true
-	b.mu.Unlock()
-	b.mu.Lock()
-	b.began++
-	b.mu.Unlock()
-	return Decision{Target: b.target.Load()}
 }
 
 func (b *book) Done(x *Exchange, o *Outcome) {
 	b.mu.Lock()
-	delete(b.live, x)
 	_, name, _ := strings.Cut(x.Head.Target, "name=")
 	b.named[name] = append(b.named[name], *o)
 	b.mu.Unlock()
@@ -129,7 +117,7 @@ func newSoak(t *testing.T, seed uint64, portable bool, proto string, app2 bool) 
 	s.newIn = func() *Endpoint {
 		return s.endpoint(&Endpoint{Address: s.app.addr, HTTP2: app2, Idle: 500 * time.Millisecond})
 	}
-	s.in = &book{newLedger(&Target{Endpoints: []*Endpoint{s.newIn()}}), map[*Exchange]bool{}, map[string][]Outcome{}}
+	s.in = &book{newLedger(&Target{Endpoints: []*Endpoint{s.newIn()}}), map[string][]Outcome{}}
 	ids := identities(t, "a", "b")
 	server := mtls.NewServer(mtls.NewStatic(ids[1]), mtls.ServerOptions{NextProtos: []string{proto}}).Config()
 	inbound := listen(t, s.group, func(c *loop.Conn) {
@@ -146,7 +134,7 @@ func newSoak(t *testing.T, seed uint64, portable bool, proto string, app2 bool) 
 	s.newOut = func() *Endpoint {
 		return s.endpoint(&Endpoint{Address: inbound, Idle: 500 * time.Millisecond, TLS: func(*Link) (*tls.Config, error) { return client.Config() }})
 	}
-	s.out = &book{newLedger(&Target{Endpoints: []*Endpoint{s.newOut(), s.newOut()}}), map[*Exchange]bool{}, map[string][]Outcome{}}
+	s.out = &book{newLedger(&Target{Endpoints: []*Endpoint{s.newOut(), s.newOut()}}), map[string][]Outcome{}}
 	s.addr = listen(t, s.group, func(c *loop.Conn) {
 		f := &sniffer{c: c}
 		f.then = func(h2 bool) { s.serve(c, &Peer{Service: s.out}, h2).Data(f.got) }
@@ -245,7 +233,7 @@ func (s *soak) dump() {
 	_ = pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
 	for _, b := range []*book{s.out, s.in} {
 		b.mu.Lock()
-		for x := range b.live {
+		for x := range b.open {
 			done := make(chan string, 1)
 			x.w.loop.Post(func() {
 				done <- fmt.Sprintf("%v %v %s %s: front %T, back %T, waits %t, request done %t, answered %t, owed %d and %d, tries %d",

@@ -44,6 +44,9 @@ type Worker struct {
 	pools  map[*Endpoint]*pool
 	later  []sender // HTTP/2 connections with output
 	posted bool
+	send   func() // flush, as one closure
+
+	spares spares
 }
 
 // sender is an HTTP/2 connection.
@@ -62,7 +65,9 @@ type Front interface {
 
 // NewWorker makes the worker of a loop. It is called on the loop, or before the loop has work.
 func NewWorker(l *loop.Loop, limits Limits) *Worker {
-	return &Worker{loop: l, limits: limits, pools: make(map[*Endpoint]*pool)}
+	w := &Worker{loop: l, limits: limits, pools: make(map[*Endpoint]*pool)}
+	w.send, w.spares.tend = w.flush, w.spares.look
+	return w
 }
 
 // Loop is the worker's.
@@ -90,7 +95,7 @@ func (w *Worker) flushLater(s sender) {
 	w.later = append(w.later, s)
 	if !w.posted {
 		w.posted = true
-		w.loop.Finally(w.flush)
+		w.loop.Finally(w.send)
 	}
 }
 
