@@ -56,6 +56,7 @@ type Loop struct {
 	lasts  []func()
 	dirty  []*Conn
 	spoken int     // connections that were written in this round
+	shared bool    // [Loop.Shared] was called in it
 	again  []*Conn // what has more to read, and what was read last: two lists that take turns
 	turned []*Conn
 	closed []*Conn
@@ -146,6 +147,11 @@ func (l *Loop) Post(f func()) bool {
 // Finally runs f at the end of this round, before connections are written.
 func (l *Loop) Finally(f func()) { l.finals = append(l.finals, f) }
 
+// Shared says that a connection that many share carries a message in this round. More of them would cost
+// little more: if several connections are spoken to, the loop lets those run who may have more to say and
+// wait for its CPU.
+func (l *Loop) Shared() { l.shared = true }
+
 // Stop ends the loop after what was posted before, and waits for it. Connections that are still open
 // are closed without a word to their handlers: close them first.
 func (l *Loop) Stop() {
@@ -170,7 +176,7 @@ func (l *Loop) Stalls() int64 { return l.stalls.Load() }
 // round handles what is ready, then what was posted and what asked for another turn, and writes at
 // the end. It is false when the loop is to end.
 func (l *Loop) round(ready func()) bool {
-	l.now, l.spoken = time.Now(), 0
+	l.now, l.spoken, l.shared = time.Now(), 0, false
 	ready()
 	l.takeInbox()
 	again := l.again

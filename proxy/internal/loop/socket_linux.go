@@ -94,7 +94,7 @@ func (p *epoll) wait(round func(ready func()) bool) error {
 			if !round(dispatch) {
 				return true
 			}
-			if p.loop.spoken > 1 {
+			if l := p.loop; l.shared && l.spoken > 1 {
 				p.yield()
 			}
 		}
@@ -107,8 +107,8 @@ func (p *epoll) wait(round func(ready func()) bool) error {
 const yieldEvery = 250 * time.Microsecond
 
 // yield lets other processes run that wait for this CPU, if there are any. Under load they are the
-// peers of our connections: what they say meanwhile makes the next round larger, and a round costs
-// nearly the same whatever its size. A connection that is alone gains nothing and does not wait.
+// peers of our connections: what they say meanwhile makes the next round larger, and a write costs
+// nearly the same whatever its size.
 func (p *epoll) yield() {
 	if now := p.loop.now; now.Sub(p.yielded) >= yieldEvery {
 		p.yielded = now

@@ -82,6 +82,7 @@ func (k *h2Client) start(x *Exchange) error {
 		k.watch.Reset(k.w.limits.Silence)
 	}
 	b.st = st
+	k.w.loop.Shared()
 	x.attach(b, k.link)
 	return nil
 }
@@ -204,6 +205,7 @@ func (k *h2Client) event(e *h2.Event) {
 	x := b.x
 	switch e.Kind {
 	case h2.Headers:
+		k.w.loop.Shared()
 		b.end = e.End
 		if x.head.Upgrade != "" && !takeField(e.Head, upgradeField) && e.Head.Status >= 200 && e.Head.Status < 300 {
 			e.Head.Status, e.Head.Upgrade = 101, x.head.Upgrade

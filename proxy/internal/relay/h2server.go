@@ -167,6 +167,7 @@ func (s *h2Server) Closed(error) {
 
 func (s *h2Server) event(e *h2.Event) {
 	if e.Kind == h2.Headers {
+		s.w.loop.Shared()
 		f := s.w.spares.front()
 		f.s, f.st = s, e.Stream
 		e.Stream.Owner = f
@@ -240,6 +241,7 @@ func (f *h2Front) respond(h *message.Head, end bool) {
 	if f.x.Head.Upgrade != "" && h.Status >= 200 && h.Status < 300 {
 		h.Add(upgradeField, upgradeRefused)
 	}
+	f.s.w.loop.Shared()
 	f.st.Respond(h, end)
 	if end {
 		f.done()
