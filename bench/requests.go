@@ -16,7 +16,7 @@ func requests(path string, connections int) func(context.Context, *bench, *rig.C
 	return func(ctx context.Context, b *bench, c *rig.Chain) (tally.Sample, error) {
 		wrk := load.Wrk{URL: "http://" + c.HTTP + path, Connections: connections}
 		var result load.Result
-		cpu, err := used(c, func() error {
+		connecting, receiving, err := usedBySide(c, func() error {
 			var err error
 			result, err = wrk.Run(ctx, b.Duration)
 			return err
@@ -24,7 +24,10 @@ func requests(path string, connections int) func(context.Context, *bench, *rig.C
 		if err != nil {
 			return nil, err
 		}
-		return requestSample(result, cpu), nil
+		sample := requestSample(result, connecting+receiving)
+		sample["cpu_connecting"] = micros(connecting) / float64(result.Requests)
+		sample["cpu_receiving"] = micros(receiving) / float64(result.Requests)
+		return sample, nil
 	}
 }
 

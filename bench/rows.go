@@ -62,7 +62,11 @@ func rows() []row {
 			metrics: []tally.Metric{p99, p50, perSecond, throughput},
 		},
 		{
-			name: "mixed-128-c64", title: "one of ours and one NGINX, 128 B, 64 connections", metrics: requestMetrics(), has: hasHTTP,
+			name: "mixed-128-c64", title: "one of ours and one NGINX, 128 B, 64 connections", has: hasHTTP,
+			metrics: requestMetrics(
+				tally.Metric{Name: "cpu_connecting", Title: "CPU per request, connecting side", Unit: "µs", Lower: true},
+				tally.Metric{Name: "cpu_receiving", Title: "CPU per request, receiving side", Unit: "µs", Lower: true},
+			),
 			only: []string{rig.MixedOut, rig.MixedIn}, run: requests(rig.PathSmall, 64),
 		},
 		{name: "grpc-unary", title: "gRPC, unary, 128 B, 16 connections with 4 calls each", metrics: requestMetrics(), has: hasGRPC, run: calls},
