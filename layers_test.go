@@ -26,6 +26,7 @@ var layer = map[string]int{
 	"id":      0,
 	"mesh":    0,
 	"durable": 0,
+	"secret":  0,
 	// The example specifications, embedded.
 	"examples": 0,
 	// The rules: what may be issued, who may call whom, what is written down.
@@ -39,6 +40,8 @@ var layer = map[string]int{
 	"agent":   2,
 	"proxy":   2,
 	"observe": 2,
+	// Secret stores.
+	"secret/filestore": 2,
 	// The edges.
 	"server":  3,
 	"up":      3,

@@ -31,6 +31,7 @@ type root struct {
 	CA      caCmd      `cmd:"" name:"ca" help:"The certificate authority: init, show, issue, list."`
 	Example exampleCmd `cmd:"" help:"The example meshes: their files and their applications."`
 	Proxy   proxyCmd   `cmd:"" help:"The sidecar of one instance."`
+	Secret  secretCmd  `cmd:"" help:"The secret store: init, put, get, list, versions."`
 	Server  serverCmd  `cmd:"" help:"The control plane."`
 	Status  statusCmd  `cmd:"" help:"What each instance really serves."`
 	Token   tokenCmd   `cmd:"" help:"Join tokens."`

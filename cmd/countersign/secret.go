@@ -1,0 +1,266 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"countersign.dev/secret"
+	"countersign.dev/secret/filestore"
+)
+
+type secretCmd struct {
+	Init     secretInitCmd     `cmd:"" help:"Make an encrypted store, and its identity file when there is none."`
+	Put      secretPutCmd      `cmd:"" help:"Write a version of a secret and make it current."`
+	Get      secretGetCmd      `cmd:"" help:"Print the value of a secret."`
+	List     secretListCmd     `cmd:"" help:"List the secrets of a store."`
+	Versions secretVersionsCmd `cmd:"" help:"List the versions of a secret."`
+}
+
+// storeFlags say which store, and how it is opened.
+type storeFlags struct {
+	Store        string `required:"" placeholder:"file:DIR" help:"The store: file:DIR is a directory, encrypted with age."`
+	IdentityFile string `required:"" placeholder:"FILE" help:"The age identity of the store, as age-keygen writes it. Nobody but its owner may read the file."`
+}
+
+// directory is the directory that --store names.
+func (f storeFlags) directory() (string, error) {
+	kind, dir, ok := strings.Cut(f.Store, ":")
+	switch {
+	case !ok || kind != "file":
+		return "", usagef("--store %s: write file:DIR; other kinds of stores are not known", f.Store)
+	case dir == "":
+		return "", usagef("--store %s: which directory? Write file:DIR", f.Store)
+	}
+	return dir, nil
+}
+
+// open opens the store.
+func (f storeFlags) open() (*filestore.Store, error) {
+	dir, err := f.directory()
+	if err != nil {
+		return nil, err
+	}
+	identity, err := filestore.LoadIdentity(f.IdentityFile)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	store, err := filestore.Open(dir, identity)
+	if err != nil {
+		return nil, secretError(err)
+	}
+	return store, nil
+}
+
+// secretError tells mistakes of the user, which he finds in what he wrote, from failures.
+func secretError(err error) error {
+	if errors.Is(err, secret.ErrInvalid) || errors.Is(err, filestore.ErrIdentity) {
+		return usageError{err}
+	}
+	return err
+}
+
+type secretInitCmd struct {
+	storeFlags
+	outputFlag
+}
+
+// Help is what --help adds.
+func (secretInitCmd) Help() string {
+	return `An identity file that does not exist is made, as age-keygen would; it must not lie in the store. Whoever
+has it reads every secret, and without it nobody does: keep it apart from the store and its backups. A
+store that is there is never touched.
+
+Examples:
+  countersign secret init --store file:/var/lib/secrets --identity-file /run/keys/secrets.age`
+}
+
+// createdStore is the answer of `secret init`.
+type createdStore struct {
+	Store        string `json:"store"`
+	IdentityFile string `json:"identityFile"`
+	Recipient    string `json:"recipient"`
+}
+
+// Run makes the store.
+func (c secretInitCmd) Run(p *process) error {
+	dir, err := c.directory()
+	if err != nil {
+		return err
+	}
+	if err := c.makeIdentity(p, dir); err != nil {
+		return err
+	}
+	identity, err := filestore.LoadIdentity(c.IdentityFile)
+	if err != nil {
+		return usageError{err}
+	}
+	if _, err := filestore.Create(dir, identity); err != nil {
+		return secretError(err)
+	}
+	if c.json() {
+		return writeJSON(p, createdStore{Store: c.Store, IdentityFile: c.IdentityFile, Recipient: identity.Recipient()})
+	}
+	_, err = fmt.Fprintf(p.stdout, "made the store %s\npublic key %s\n\nNext: countersign secret put NAME FILE --store %s --identity-file %s\n",
+		c.Store, identity.Recipient(), c.Store, c.IdentityFile)
+	return err
+}
+
+// makeIdentity makes the identity file when there is none. What one holds that exists is looked at later.
+func (c secretInitCmd) makeIdentity(p *process, dir string) error {
+	inside, err := lies(c.IdentityFile, dir)
+	if err != nil {
+		return err
+	}
+	if inside {
+		return usagef("--identity-file %s lies in the store that it opens; keep it somewhere else, and out of the store's backups", c.IdentityFile)
+	}
+	if _, err := os.Lstat(c.IdentityFile); !errors.Is(err, fs.ErrNotExist) {
+		return nil //nolint:nilerr // whatever is wrong with it, LoadIdentity says it
+	}
+	// A store that is there belongs to an identity that is elsewhere: another one would only mislead.
+	if _, err := os.Lstat(filepath.Join(dir, "store.age")); err == nil {
+		return fmt.Errorf("%w in %s, and %s does not exist; give the --identity-file that it was made with", filestore.ErrExists, dir, c.IdentityFile)
+	}
+	if err := filestore.GenerateIdentity(c.IdentityFile); err != nil {
+		return usageError{err}
+	}
+	p.log.InfoContext(p.ctx, "made a new identity file; without it the secrets are lost", "path", c.IdentityFile)
+	return nil
+}
+
+// lies tells whether a file lies in a directory.
+func lies(file, dir string) (bool, error) {
+	file, err := filepath.Abs(file)
+	if err != nil {
+		return false, err
+	}
+	dir, err = filepath.Abs(dir)
+	if err != nil {
+		return false, err
+	}
+	return file == dir || strings.HasPrefix(file, dir+string(filepath.Separator)), nil
+}
+
+type secretPutCmd struct {
+	Name      string `arg:"" help:"The secret's name: letters, digits and _+=@.- with slashes in between."`
+	File      string `arg:"" optional:"" default:"-" help:"The file with the value; - is standard input."`
+	VersionID string `placeholder:"ID" help:"The id of the version. Default: a digest of the value, so that writing a value twice makes one version."`
+	Pending   bool   `help:"Write the version and leave the current one current."`
+	storeFlags
+	outputFlag
+}
+
+// Help is what --help adds.
+func (secretPutCmd) Help() string {
+	return `The value is what the file holds, byte by byte, and has at most 65536 bytes. It is written as the pending
+version, read back, and then made current in one step; what was current becomes previous. A version that
+exists is not written again, so that a put may be repeated; with another value it is refused.
+
+The secrets of one certificate in the layout 'separate' need the same --version-id: write all of them
+with --pending, then again without.
+
+Examples:
+  countersign secret put payments/api credential.json --store file:./secrets --identity-file id.age
+  countersign secret put payments/api/key_pem key.pem --version-id 2027-01 --pending --store file:./secrets --identity-file id.age
+  countersign secret get payments/api --version previous --private-key --store file:./secrets --identity-file id.age |
+    countersign secret put payments/api --store file:./secrets --identity-file id.age`
+}
+
+// writtenSecret is the answer of `secret put`.
+type writtenSecret struct {
+	Name string `json:"name"`
+	secret.Version
+}
+
+// Run writes the version.
+func (c secretPutCmd) Run(p *process) error {
+	if err := secret.CheckName(c.Name); err != nil {
+		return usageError{err}
+	}
+	if c.VersionID != "" {
+		if err := secret.CheckVersion(c.VersionID); err != nil {
+			return usagef("--version-id: %w", err)
+		}
+	}
+	value, err := c.value(p)
+	if err != nil {
+		return usageError{err}
+	}
+	defer clear(value)
+	store, err := c.open()
+	if err != nil {
+		return err
+	}
+	version, err := store.Stage(p.ctx, c.Name, c.VersionID, value)
+	if err == nil && !c.Pending {
+		err = store.Promote(p.ctx, c.Name, version)
+	}
+	if err != nil {
+		return secretError(err)
+	}
+	written, err := describeVersion(p, store, c.Name, version)
+	if err != nil {
+		return err
+	}
+	if c.json() {
+		return writeJSON(p, writtenSecret{Name: c.Name, Version: written})
+	}
+	_, err = fmt.Fprintf(p.stdout, "%s version %s is %s\n", c.Name, written.ID, stages(written, "kept, and has no stage"))
+	return err
+}
+
+// value reads what is to be stored.
+func (c secretPutCmd) value(p *process) ([]byte, error) {
+	in, name := p.stdin, "standard input"
+	if c.File != "-" {
+		f, err := os.Open(c.File)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		in, name = f, c.File
+	}
+	value, err := io.ReadAll(io.LimitReader(in, secret.MaxValue+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", name, err)
+	}
+	if len(value) > secret.MaxValue {
+		clear(value)
+		return nil, fmt.Errorf("%s has more than %d bytes, which is the most that a value has", name, secret.MaxValue)
+	}
+	if len(value) == 0 {
+		return nil, fmt.Errorf("%s is empty", name)
+	}
+	return value, nil
+}
+
+// describeVersion finds a version that was just read or written.
+func describeVersion(p *process, store *filestore.Store, name, id string) (secret.Version, error) {
+	versions, err := store.Versions(p.ctx, name)
+	if err != nil {
+		return secret.Version{}, err
+	}
+	for _, version := range versions {
+		if version.ID == id {
+			return version, nil
+		}
+	}
+	return secret.Version{}, fmt.Errorf("the version %s of the secret %s was removed meanwhile; list the `versions` and try again", id, name)
+}
+
+// stages are a version's stages in words.
+func stages(version secret.Version, none string) string {
+	if len(version.Stages) == 0 {
+		return none
+	}
+	var words []string
+	for _, stage := range version.Stages {
+		words = append(words, string(stage))
+	}
+	return strings.Join(words, ", ")
+}

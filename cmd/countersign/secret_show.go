@@ -1,0 +1,179 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"text/tabwriter"
+	"time"
+	"unicode/utf8"
+
+	"countersign.dev/secret"
+)
+
+type secretGetCmd struct {
+	Name       string `arg:"" help:"The secret's name."`
+	Version    string `default:"current" help:"Which version: its id, or current, pending or previous."`
+	Field      string `placeholder:"NAME" help:"Print only this field of a value that is a JSON object of strings."`
+	PrivateKey bool   `help:"Print the value although a private key or a passphrase is in it."`
+	storeFlags
+	outputFlag
+}
+
+// Help is what --help adds.
+func (secretGetCmd) Help() string {
+	return `Prints the value as it is, without a line end of its own. A value with a private key in it (PEM, PKCS #8 or
+PKCS #12, also encrypted, encoded or inside JSON), and what is called key_pem, private_key or passphrase,
+is printed only with --private-key.
+
+Examples:
+  countersign secret get payments/api --field cert_pem --store file:./secrets --identity-file id.age
+  countersign secret get mesh/bundle --version pending --store file:./secrets --identity-file id.age`
+}
+
+// shownSecret is the answer of `secret get` in JSON: the value as text, or as Base64 when it is none.
+type shownSecret struct {
+	Name string `json:"name"`
+	secret.Version
+	Value       *string `json:"value,omitempty"`
+	ValueBase64 []byte  `json:"valueBase64,omitempty"`
+}
+
+// Run prints the value.
+func (c secretGetCmd) Run(p *process) error {
+	store, err := c.open()
+	if err != nil {
+		return err
+	}
+	value, id, err := store.Read(p.ctx, c.Name, c.Version)
+	if err != nil {
+		return secretError(err)
+	}
+	defer clear(value)
+	shown, err := c.choose(value)
+	if err != nil {
+		return err
+	}
+	if !c.json() {
+		_, err = p.stdout.Write(shown)
+		return err
+	}
+	version, err := describeVersion(p, store, c.Name, id)
+	if err != nil {
+		return err
+	}
+	answer := shownSecret{Name: c.Name, Version: version}
+	if text := string(shown); utf8.Valid(shown) {
+		answer.Value = &text
+	} else {
+		answer.ValueBase64 = shown
+	}
+	return writeJSON(p, answer)
+}
+
+// choose gives what is to be printed, unless it is not to be printed.
+func (c secretGetCmd) choose(value []byte) ([]byte, error) {
+	what := "the value"
+	private := secret.IsPrivateField(c.Name)
+	if c.Field != "" {
+		what = fmt.Sprintf("the field %q", c.Field)
+		object, err := secret.ParseObject(value)
+		if err != nil {
+			return nil, fmt.Errorf("the value of %s has no fields: %w", c.Name, err)
+		}
+		raw, ok := object[c.Field]
+		if !ok {
+			return nil, fmt.Errorf("the value of %s has no field %q", c.Name, c.Field)
+		}
+		var text string
+		if err := json.Unmarshal(raw, &text); err != nil {
+			return nil, fmt.Errorf("the field %q of %s is not a string", c.Field, c.Name)
+		}
+		value = []byte(text)
+		private = private || secret.IsPrivateField(c.Field)
+	}
+	if !c.PrivateKey && (private || secret.HoldsPrivateKey(value)) {
+		return nil, usagef("%s of %s holds a private key or a passphrase; say --private-key to print it", what, c.Name)
+	}
+	return value, nil
+}
+
+type secretListCmd struct {
+	storeFlags
+	outputFlag
+}
+
+// Help is what --help adds.
+func (secretListCmd) Help() string {
+	return `Lists every secret with its current version, when that was written, and the one that waits. No value is
+shown. When files are damaged, the other secrets are listed, each damaged file is named, and the exit
+status is 1.
+
+Examples:
+  countersign secret list --store file:./secrets --identity-file id.age
+  countersign secret list --store file:./secrets --identity-file id.age --output json | jq -r '.[].name'`
+}
+
+// Run lists the secrets.
+func (c secretListCmd) Run(p *process) error {
+	store, err := c.open()
+	if err != nil {
+		return err
+	}
+	entries, damaged := store.List(p.ctx)
+	if c.json() {
+		if entries == nil {
+			return damaged
+		}
+		return errors.Join(writeJSON(p, entries), damaged)
+	}
+	table := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "NAME\tCURRENT\tWRITTEN\tPENDING\tVERSIONS")
+	for _, entry := range entries {
+		current, written, pending := "-", "-", "-"
+		if version, ok := entry.Stage(secret.Current); ok {
+			current, written = version.ID, version.Created.Format(time.RFC3339)
+		}
+		if version, ok := entry.Stage(secret.Pending); ok {
+			pending = version.ID
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\n", entry.Name, current, written, pending, len(entry.Versions))
+	}
+	return errors.Join(table.Flush(), damaged)
+}
+
+type secretVersionsCmd struct {
+	Name string `arg:"" help:"The secret's name."`
+	storeFlags
+	outputFlag
+}
+
+// Help is what --help adds.
+func (secretVersionsCmd) Help() string {
+	return `Lists the versions that are kept, the newest first: the pending, the current and the previous one, and up
+to 16 in all. No value is shown.
+
+Examples:
+  countersign secret versions payments/api --store file:./secrets --identity-file id.age`
+}
+
+// Run lists the versions.
+func (c secretVersionsCmd) Run(p *process) error {
+	store, err := c.open()
+	if err != nil {
+		return err
+	}
+	versions, err := store.Versions(p.ctx, c.Name)
+	if err != nil {
+		return secretError(err)
+	}
+	if c.json() {
+		return writeJSON(p, versions)
+	}
+	table := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "VERSION\tSTAGES\tWRITTEN\tBYTES")
+	for _, version := range versions {
+		fmt.Fprintf(table, "%s\t%s\t%s\t%d\n", version.ID, stages(version, "-"), version.Created.Format(time.RFC3339), version.Size)
+	}
+	return table.Flush()
+}
