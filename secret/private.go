@@ -48,11 +48,8 @@ func holdsKey(value []byte, further []string, depth int) bool {
 	if len(trimmed) == 0 {
 		return false
 	}
-	if strings.IndexByte(`{["`, trimmed[0]) >= 0 {
-		var parsed any
-		if json.Unmarshal(trimmed, &parsed) == nil {
-			return jsonHoldsKey(parsed, further, depth+1)
-		}
+	if strings.IndexByte(`{["`, trimmed[0]) >= 0 && jsonHoldsKey(trimmed, further, depth+1) {
+		return true
 	}
 	if decoded, ok := decodeBase64(trimmed); ok {
 		return holdsKey(decoded, further, depth+1)
@@ -60,30 +57,41 @@ func holdsKey(value []byte, further []string, depth int) bool {
 	return false
 }
 
-func jsonHoldsKey(value any, further []string, depth int) bool {
-	if depth > deepest {
-		return true
-	}
-	switch v := value.(type) {
-	case string:
-		return holdsKey([]byte(v), further, depth)
-	case []any:
-		for _, item := range v {
-			if jsonHoldsKey(item, further, depth+1) {
-				return true
+// jsonHoldsKey looks at every name and every value of a JSON text, also where a name is there twice, as far
+// as the text parses.
+func jsonHoldsKey(text []byte, further []string, depth int) bool {
+	type level struct{ object, atName bool }
+	var levels []level
+	private := false // the value that comes next is that of a private field
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	for {
+		token, err := decoder.Token()
+		if err != nil {
+			return false
+		}
+		if token == json.Delim('}') || token == json.Delim(']') {
+			levels = levels[:len(levels)-1]
+			continue
+		}
+		text, isString := token.(string)
+		if isString && holdsKey([]byte(text), further, depth) {
+			return true
+		}
+		if at := len(levels) - 1; at >= 0 && levels[at].object {
+			levels[at].atName = !levels[at].atName
+			if !levels[at].atName { // it was one
+				private = IsPrivateField(text, further...)
+				continue
 			}
 		}
-	case map[string]any:
-		for name, item := range v {
-			if IsPrivateField(name, further...) && item != nil && item != "" {
-				return true
-			}
-			if holdsKey([]byte(name), further, depth+1) || jsonHoldsKey(item, further, depth+1) {
-				return true
-			}
+		if private && token != nil && token != "" {
+			return true
+		}
+		private = false
+		if delim, opens := token.(json.Delim); opens {
+			levels = append(levels, level{object: delim == '{', atName: delim == '{'})
 		}
 	}
-	return false
 }
 
 // decodeBase64 reads what may be Base64 of a key: the standard or the URL alphabet, with or without line

@@ -14,6 +14,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"math/big"
+	"strings"
 	"testing"
 )
 
@@ -89,9 +90,9 @@ func TestHoldsPrivateKey(t *testing.T) {
 			}
 		}
 	}
-	deep := []byte(`"x"`)
-	for range 4 * deepest {
-		deep = append(append([]byte("["), deep...), ']')
+	deep := strings.Repeat("nothing ", 10)
+	for range deepest + 1 {
+		deep = base64.StdEncoding.EncodeToString([]byte(deep))
 	}
 	for name, value := range map[string]string{
 		"escaped":         `{"a":"-----BEGIN \u0050RIVATE KEY-----"}`,
@@ -103,7 +104,11 @@ func TestHoldsPrivateKey(t *testing.T) {
 		"passphrase":      `{"x":{"passphrase":"whatever"}}`,
 		"configured":      `{"tls.key":"whatever"}`,
 		"an object":       `{"key_pem":{"a":1}}`,
-		"too deep to see": string(deep),
+		"too deep to see": deep,
+		"twice":           `{"key_pem":"whatever","key_pem":""}`,
+		"twice, another":  `{"a":"-----BEGIN \u0050RIVATE KEY-----","a":""}`,
+		"cut off":         `[{"a":[1,"-----BEGIN \u0050RIVATE KEY-----"`,
+		"after an object": `{"a":{"b":[]},"key_pem":1}`,
 	} {
 		if !HoldsPrivateKey([]byte(value), "tls.key") {
 			t.Errorf("%s: not found", name)
@@ -131,7 +136,8 @@ func TestHoldsNoPrivateKey(t *testing.T) {
 	for name, value := range map[string][]byte{
 		"nothing": nil, "text": []byte("hello"), "certificate": text, "DER": cert, "request": request, "public key": public,
 		"Base64": []byte(base64.StdEncoding.EncodeToString(cert)), "json": must[[]byte](t)(json.Marshal(map[string]string{"cert_pem": string(text)})),
-		"key empty": []byte(`{"key_pem":"","passphrase":null}`), "another name": []byte(`{"tls.key":"whatever"}`), "cut off": []byte(`{"a":`),
+		"key empty": []byte(`{"key_pem":"","passphrase":null}`), "another name": []byte(`{"tls.key":"whatever"}`), "cut off": []byte(`{"a":`), "a value": []byte(`{"a":"key_pem","b":["key_pem","x"],"c":{}}`),
+		"deep": []byte(strings.Repeat("[", 100) + `"x"` + strings.Repeat("]", 100)), "text in brackets": []byte("[hello]]}"),
 		"bytes": {0x30, 0x03, 0x02, 0x01, 0x00}, "zeros": make([]byte, 100),
 	} {
 		if HoldsPrivateKey(value) {

@@ -48,7 +48,7 @@ var damages = map[string]func(t *testing.T, path string){
 	"longer": func(t *testing.T, path string) { mustWriteFile(t, path, append(mustReadFile(t, path), 'x')) },
 	"zeros":  func(t *testing.T, path string) { mustWriteFile(t, path, make([]byte, 1000)) },
 	"huge":   func(t *testing.T, path string) { mustWriteFile(t, path, make([]byte, maxFile+1)) },
-	"text":   func(t *testing.T, path string) { mustWriteFile(t, path, []byte("hello\n")) },
+	"text":   func(t *testing.T, path string) { mustWriteFile(t, path, []byte("MARKER\n")) },
 	"a link": func(t *testing.T, path string) {
 		other := filepath.Join(t.TempDir(), "other")
 		mustWriteFile(t, other, mustReadFile(t, path))
@@ -75,7 +75,7 @@ func TestDamagedValue(t *testing.T) {
 			for _, version := range []string{"2", "3"} {
 				path := s.valuePath("a", version)
 				damage(t, path)
-				if value, _, err := s.Read(t.Context(), "a", version); !errors.Is(err, secret.ErrCorrupt) || !strings.Contains(err.Error(), path) || value != nil {
+				if value, _, err := s.Read(t.Context(), "a", version); !errors.Is(err, secret.ErrCorrupt) || !strings.Contains(err.Error(), path) || strings.Contains(err.Error(), "MARKER") || value != nil {
 					t.Errorf("reading: %q, %v, want ErrCorrupt and the path", value, err)
 				}
 			}

@@ -11,8 +11,6 @@ import (
 	"io/fs"
 	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"filippo.io/age"
@@ -184,7 +182,7 @@ func (s *Store) loadRaw(path, kind, name string) (record, []byte, []byte, error)
 		if errors.As(err, &noMatch) {
 			return record{}, nil, nil, corrupt(path, "it was not encrypted to "+s.identity.String())
 		}
-		return record{}, nil, nil, corrupt(path, "it does not decrypt, being cut off or changed: "+oneLine(err))
+		return record{}, nil, nil, corrupt(path, "it does not decrypt: it is cut off, or was changed") // age's error may quote it
 	}
 	r, value, err := unmarshal(plain, kind, name)
 	if err == nil && kind == kindIndex {
@@ -195,10 +193,6 @@ func (s *Store) loadRaw(path, kind, name string) (record, []byte, []byte, error)
 		return record{}, nil, nil, corrupt(path, err.Error())
 	}
 	return r, value, sealed, nil
-}
-
-func oneLine(err error) string {
-	return strconv.QuoteToASCII(strings.Join(strings.Fields(err.Error()), " "))
 }
 
 func corrupt(path, why string) error {
