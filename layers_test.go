@@ -64,6 +64,7 @@ var sideways = map[string][]string{
 // never are imports that a package's own promise excludes.
 var never = map[string][]string{
 	"id":     {"os", "net", "net/http"},
+	"secret": {"os", "net", "net/http"},
 	"issue":  {"os", "net/http", "database/sql"}, // a pure core: no disk, no network
 	"policy": {"os", "net/http", "database/sql"},
 }

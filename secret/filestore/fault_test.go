@@ -173,8 +173,8 @@ func crash(t *testing.T, binary, name string) {
 	operation := operations[name]
 	deaths, seen := 0, map[string]int{}
 	stride := 1
-	if name == "prune" { // hundreds of steps that repeat; 7 is prime to their period
-		stride = 7
+	if name == "prune" { // hundreds of steps that repeat; their period is shorter
+		stride = 23
 	}
 	for step := 1; ; step += stride {
 		dir := newPlace(t)

@@ -12,9 +12,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
-	"filippo.io/age"
 	"github.com/google/go-cmp/cmp"
 
 	"countersign.dev/durable"
@@ -282,68 +282,6 @@ func TestTooManySecrets(t *testing.T) {
 	put(t, s, "there", "2", "y")
 }
 
-// TestOpening makes and opens stores where that is right, and where it is not.
-func TestOpening(t *testing.T) {
-	identity := newIdentity(t)
-	dir := filepath.Join(t.TempDir(), "deep", "store")
-	if _, err := Open(dir, identity); !errors.Is(err, ErrNoStore) {
-		t.Errorf("no directory: %v", err)
-	}
-	s, err := Create(dir, identity)
-	if err != nil {
-		t.Fatal(err)
-	}
-	put(t, s, "a", "1", "x")
-	if s, err = Open(dir, identity); err != nil || read(t, s, "a", "") != "1=x" {
-		t.Errorf("opened: %v", err)
-	}
-	if _, err := Create(dir, identity); !errors.Is(err, ErrExists) {
-		t.Errorf("twice: %v", err)
-	}
-	if _, err := Open(dir, newIdentity(t)); !errors.Is(err, ErrIdentity) || errors.Is(err, secret.ErrCorrupt) {
-		t.Errorf("another identity: %v", err)
-	}
-	if _, err := Open(t.TempDir(), identity); !errors.Is(err, ErrNoStore) {
-		t.Errorf("an empty directory: %v", err)
-	}
-	if err := os.Chmod(dir, 0o770); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Open(dir, identity); !errors.Is(err, secret.ErrInvalid) || !strings.Contains(err.Error(), "chmod 700") {
-		t.Errorf("a directory that others may write to: %v", err)
-	}
-	if err := os.Chmod(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Remove(filepath.Join(dir, storeFile)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Open(dir, identity); !errors.Is(err, secret.ErrCorrupt) {
-		t.Errorf("without %s: %v", storeFile, err)
-	}
-	taken := t.TempDir()
-	file := filepath.Join(taken, "file")
-	if err := os.WriteFile(file, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Create(taken, identity); !errors.Is(err, secret.ErrInvalid) || !strings.Contains(err.Error(), "file is in it") {
-		t.Errorf("a directory with something in it: %v", err)
-	}
-	if _, err := Create(file, identity); err == nil {
-		t.Error("a file became a store")
-	}
-	if _, err := Open(file, identity); !errors.Is(err, secret.ErrInvalid) {
-		t.Errorf("a file: %v", err)
-	}
-	open := t.TempDir()
-	if err := os.Chmod(open, 0o777); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Create(open, identity); !errors.Is(err, secret.ErrInvalid) {
-		t.Errorf("a directory of everybody: %v", err)
-	}
-}
-
 // TestModes looks at every file for a mode that is wider than it should be, and for a plain text.
 func TestModes(t *testing.T) {
 	s := newStore(t)
@@ -382,109 +320,6 @@ func checkFiles(t *testing.T, dir string, markers ...string) {
 	})
 	if err != nil || files == 0 {
 		t.Errorf("%d files were looked at: %v", files, err)
-	}
-}
-
-// TestIdentities moves a store to another identity, and refuses files that are none.
-func TestIdentities(t *testing.T) {
-	first, second := filepath.Join(t.TempDir(), "1"), filepath.Join(t.TempDir(), "2")
-	for _, path := range []string{first, second} {
-		if err := GenerateIdentity(path); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := GenerateIdentity(first); !errors.Is(err, fs.ErrExist) {
-		t.Errorf("twice: %v", err)
-	}
-	old, err := os.ReadFile(first)
-	if err != nil {
-		t.Fatal(err)
-	}
-	next, err := os.ReadFile(second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	load := func(text []byte, mode fs.FileMode) (*Identity, error) {
-		path := filepath.Join(t.TempDir(), "id")
-		if err := os.WriteFile(path, text, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Chmod(path, mode); err != nil {
-			t.Fatal(err)
-		}
-		return LoadIdentity(path)
-	}
-	identity, err := load(old, 0o400)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if text := fmt.Sprintf("%v%#v%+v", identity, identity, *identity); strings.Contains(text, "SECRET-KEY") {
-		t.Errorf("it shows itself: %s", text)
-	}
-	s, err := Create(filepath.Join(t.TempDir(), "s"), identity)
-	if err != nil {
-		t.Fatal(err)
-	}
-	put(t, s, "a", "1", "x")
-	both, err := load(slices.Concat(next, old), 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if s, err = Open(s.dir, both); err != nil || read(t, s, "a", "") != "1=x" {
-		t.Fatalf("with both: %v", err)
-	}
-	put(t, s, "b", "1", "x")
-	onlyNext, err := load(next, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.identity = onlyNext
-	if got := read(t, s, "b", ""); got != "1=x" {
-		t.Errorf("what was written with both is %s to the new one", got)
-	}
-	if _, _, err := s.Read(t.Context(), "a", ""); !errors.Is(err, secret.ErrCorrupt) || !strings.Contains(err.Error(), "not encrypted to") {
-		t.Errorf("what was written with the old one: %v", err)
-	}
-	hybrid, err := age.GenerateHybridIdentity()
-	if err != nil {
-		t.Fatal(err)
-	}
-	quantum, err := load([]byte(hybrid.String()+"\n"), 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err = Create(filepath.Join(t.TempDir(), "s"), quantum)
-	if err != nil {
-		t.Fatal(err)
-	}
-	put(t, s, "a", "1", strings.Repeat("x", secret.MaxValue))
-	read(t, s, "a", "")
-	_, secretPart, _ := strings.Cut(string(old), "AGE-SECRET-KEY-")
-	secretPart = secretPart[:20]
-	for name, c := range map[string]struct {
-		text string
-		mode fs.FileMode
-		want string
-	}{
-		"empty":          {"", 0o600, "does not hold an age identity"},
-		"a recipient":    {identity.Recipient() + "\n", 0o600, "does not hold an age identity"},
-		"cut off":        {string(old[:len(old)-5]), 0o600, "does not hold an age identity"},
-		"group may read": {string(old), 0o640, "chmod 600"},
-		"others may":     {string(old), 0o604, "chmod 600"},
-		"large":          {strings.Repeat("#", maxIdentityFile+1), 0o600, "more than"},
-	} {
-		_, err := load([]byte(c.text), c.mode)
-		if !errors.Is(err, ErrIdentity) || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), secretPart) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	for _, path := range []string{t.TempDir(), "absent"} {
-		if _, err := LoadIdentity(path); !errors.Is(err, ErrIdentity) {
-			t.Errorf("%s: %v", path, err)
-		}
-	}
-	if err := GenerateIdentity(filepath.Join(t.TempDir(), "absent", "id")); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("no directory: %v", err)
 	}
 }
 
@@ -558,8 +393,72 @@ func TestLockedOut(t *testing.T) {
 	if _, err := s.Stage(ctx, "a", "", []byte("x")); !errors.Is(err, why) {
 		t.Errorf("%v, want the context's cause", err)
 	}
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		if _, err := s.Stage(t.Context(), "a", "", []byte("x")); !errors.Is(err, ErrBusy) {
+			t.Errorf("%v, want ErrBusy", err)
+		}
+		if waited := time.Since(begin); waited < lockWait {
+			t.Errorf("it gave up after %s", waited)
+		}
+	})
 	if err := unlock(); err != nil {
 		t.Fatal(err)
 	}
 	put(t, s, "a", "1", "x")
+}
+
+// TestLayouts keeps a certificate's parts in a store, and reads them while their stages are moved.
+func TestLayouts(t *testing.T) {
+	s := newStore(t)
+	for _, layout := range secret.Layouts() {
+		shape, err := secret.NewShape(layout, secret.Fields{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := "payments/" + string(layout)
+		write := func(id string) []secret.Value {
+			t.Helper()
+			m := &secret.Material{Certificate: []byte("cert " + id), Key: []byte("key " + id)}
+			switch layout {
+			case secret.LayoutExported:
+				m.Chain, m.Passphrase = []byte("chain "+id), []byte("passphrase "+id)
+			case secret.LayoutBundle:
+				m = &secret.Material{Bundle: []byte("bundle " + id)}
+			default:
+				m.Bundle = []byte("bundle " + id)
+			}
+			values, err := shape.Encode(name, m)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, value := range values {
+				stage(t, s, value.Name, id, string(value.Value))
+			}
+			return values
+		}
+		for _, value := range write("1") {
+			promote(t, s, value.Name, "1")
+		}
+		values := write("2")
+		seen := map[string]bool{}
+		for i := len(values); i >= 0; i-- {
+			if i < len(values) {
+				promote(t, s, values[i].Name, "2")
+			}
+			m, err := shape.Read(t.Context(), s, name, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen[m.Version] = true
+			for _, part := range [][]byte{m.Certificate, m.Chain, m.Key, m.Passphrase, m.Bundle} {
+				if part != nil && !strings.HasSuffix(string(part), " "+m.Version) {
+					t.Errorf("%s, version %s: a part is %q", layout, m.Version, part)
+				}
+			}
+		}
+		if !seen["1"] || !seen["2"] {
+			t.Errorf("%s: seen were the versions %v", layout, seen)
+		}
+	}
 }
