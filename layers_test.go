@@ -35,6 +35,8 @@ var layer = map[string]int{
 	"journal": 1,
 	"mtls":    1,
 	"api":     1,
+	// What comes from elsewhere: is it fit for a proxy, and then files.
+	"credential": 1,
 	// The engines, which never import one another.
 	"ca":      2,
 	"agent":   2,

@@ -50,7 +50,7 @@ func WriteFile(path string, data []byte, perm fs.FileMode) error {
 		dir = "."
 	}
 	temp := filepath.Join(dir, "."+base+tempMark+randomName())
-	if err := writeNew(temp, data, perm); err != nil {
+	if err := writeNew(temp, data, perm, nil); err != nil {
 		return fmt.Errorf("writing %s: %w", path, err)
 	}
 	Step("durable.rename.before")
@@ -66,15 +66,24 @@ func WriteFile(path string, data []byte, perm fs.FileMode) error {
 }
 
 // writeNew makes a file that must not exist yet and fsyncs its contents; the directory is not
-// synced. When it fails, the file is gone.
-func writeNew(path string, data []byte, perm fs.FileMode) error {
+// synced. access may be nil. When it fails, the file is gone.
+func writeNew(path string, data []byte, perm fs.FileMode, access *Access) error {
 	Step("durable.create.before")
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm.Perm())
+	made := perm.Perm()
+	if access != nil {
+		made &= 0o700
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, made)
 	if err != nil {
 		return err
 	}
 	Step("durable.create.after")
-	err = fill(f, data)
+	if access != nil {
+		err = access.file(f, perm)
+	}
+	if err == nil {
+		err = fill(f, data)
+	}
 	// Close reports what a network file system could not store.
 	if closeErr := f.Close(); err == nil {
 		err = closeErr

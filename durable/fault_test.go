@@ -38,6 +38,13 @@ var operations = map[string]struct {
 		check: func(t *testing.T, dir string) string { return current(t, dir) },
 		steps: 20,
 	},
+	"generation for others": {
+		run: func(dir string) error {
+			return WriteGenerationFor(dir, pair("new"), Access{UID: os.Geteuid(), GID: os.Getegid(), Dir: 0o700})
+		},
+		check: func(t *testing.T, dir string) string { return current(t, dir) },
+		steps: 26,
+	},
 }
 
 // TestFaultChild is the process that dies; by itself it does nothing.

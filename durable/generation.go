@@ -32,11 +32,23 @@ type File struct {
 // files; older ones and what a crash has left are removed. DIR is made with mode 0700 when it is
 // missing. One process at a time may write; its goroutines have to take turns.
 func WriteGeneration(dir string, files []File) error {
+	return writeGeneration(dir, files, nil)
+}
+
+// WriteGenerationFor is [WriteGeneration] for files that somebody else reads: they and their directories get exactly
+// the modes and owners that are asked for, whatever the umask, and never more at any moment before. Only a
+// privileged process can give files away; for others that is fs.ErrPermission, and nothing has changed. A DIR that
+// exists keeps its mode and its owner.
+func WriteGenerationFor(dir string, files []File, access Access) error {
+	return writeGeneration(dir, files, &access)
+}
+
+func writeGeneration(dir string, files []File, access *Access) error {
 	if err := checkNames(files); err != nil {
 		return fmt.Errorf("writing a generation in %s: %w", dir, err)
 	}
 	generations := filepath.Join(dir, generationsDir)
-	if err := MkdirAll(generations, 0o700); err != nil {
+	if err := makeDirs(dir, generations, access); err != nil {
 		return err
 	}
 	// A link that was not renamed; somebody may be writing another file of the directory right now.
@@ -51,7 +63,7 @@ func WriteGeneration(dir string, files []File) error {
 		return err
 	}
 	next := filepath.Join(generations, strconv.FormatUint(current+1, 10))
-	if err := writeSet(next, files); err != nil {
+	if err := writeSet(next, files, access); err != nil {
 		_ = os.RemoveAll(next) // a full disk gets its space back; the first error is the one that counts
 		return fmt.Errorf("writing a generation in %s: %w", dir, err)
 	}
@@ -156,14 +168,41 @@ func removeAllBut(generations string, current uint64) error {
 	return nil
 }
 
+// makeDirs makes the two directories above the generations.
+func makeDirs(dir, generations string, access *Access) error {
+	_, missing := os.Lstat(dir)
+	if err := MkdirAll(generations, 0o700); err != nil {
+		return err
+	}
+	if access == nil {
+		return nil
+	}
+	// Each time: a process that was killed may have made the directory and no more.
+	if err := access.directory(generations); err != nil {
+		return fmt.Errorf("making the directory %s: %w", generations, err)
+	}
+	if missing == nil {
+		return nil
+	}
+	if err := access.directory(dir); err != nil {
+		return fmt.Errorf("making the directory %s: %w", dir, err)
+	}
+	return nil
+}
+
 // writeSet makes the directory of a generation and everything in it durable. The files need no
 // temporary names: nothing points to the directory yet.
-func writeSet(dir string, files []File) error {
+func writeSet(dir string, files []File, access *Access) error {
 	if err := MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	for _, file := range files {
-		if err := writeNew(filepath.Join(dir, file.Name), file.Data, file.Perm); err != nil {
+		if err := writeNew(filepath.Join(dir, file.Name), file.Data, file.Perm, access); err != nil {
+			return err
+		}
+	}
+	if access != nil {
+		if err := access.directory(dir); err != nil {
 			return err
 		}
 	}

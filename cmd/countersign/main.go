@@ -30,6 +30,7 @@ type root struct {
 	Audit   auditCmd   `cmd:"" help:"The journal: copy it out, check a copy."`
 	CA      caCmd      `cmd:"" name:"ca" help:"The certificate authority: init, show, issue, list."`
 	Example exampleCmd `cmd:"" help:"The example meshes: their files and their applications."`
+	Init    initCmd    `cmd:"" help:"Put certificate, key and roots from a secret into files for a proxy, checked."`
 	Proxy   proxyCmd   `cmd:"" help:"The sidecar of one instance."`
 	Secret  secretCmd  `cmd:"" help:"The secret store: init, put, get, list, versions."`
 	Server  serverCmd  `cmd:"" help:"The control plane."`

@@ -1,0 +1,255 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"countersign.dev/credential"
+	"countersign.dev/id"
+)
+
+type initCmd struct {
+	From       string `required:"" placeholder:"env" help:"Where certificate and key come from: env, the environment, as ECS injects secrets."`
+	BundleFrom string `placeholder:"SOURCE" help:"Takes the roots from elsewhere: env:NAME, a variable, or pem:FILE, a file. Default: from where the certificate comes from."`
+	To         string `required:"" placeholder:"DIR" help:"The directory, best on a memory disk, whose link DIR/current leads to the files."`
+
+	CertEnv       string `default:"CERT_PEM" placeholder:"NAME" help:"The variable with the leaf and its issuers. Default: ${default}."`
+	ChainEnv      string `default:"CHAIN_PEM" placeholder:"NAME" help:"The variable with the issuers, where they are apart from the leaf; it may be missing. Default: ${default}."`
+	KeyEnv        string `default:"KEY_PEM" placeholder:"NAME" help:"The variable with the private key. Default: ${default}."`
+	PassphraseEnv string `default:"KEY_PASSPHRASE" placeholder:"NAME" help:"The variable with what opens an encrypted key; it may be missing. Default: ${default}."`
+	BundleEnv     string `default:"CA_BUNDLE" placeholder:"NAME" help:"The variable with the roots. Default: ${default}."`
+
+	ExpectID     string        `name:"expect-id" placeholder:"SPIFFE-ID" help:"The SPIFFE ID that the certificate has to have."`
+	ExpectName   []string      `sep:"none" placeholder:"DNS-NAME" help:"A DNS name that the certificate has to be valid for. May be repeated."`
+	MinRemaining time.Duration `default:"0s" help:"How long the certificate and its issuers have to be valid from now on. Default: ${default}."`
+
+	Mode   string `default:"0600" placeholder:"MODE" help:"The mode of the files with the private key: 0600, or 0640 for a group. Default: ${default}."`
+	Owner  string `placeholder:"UID[:GID]" help:"Gives the files to this user and group, in numbers. That needs a privilege: better run init as the proxy's user. Default: as they are made."`
+	PKCS12 bool   `name:"pkcs12" help:"Also write identity.p12, for Java, and its passphrase, which is made anew each time."`
+
+	HandedOver int `hidden:"" default:"0" help:"The descriptor from which a process that has cleaned its environment gets the values."`
+}
+
+// Help is what --help adds.
+func (initCmd) Help() string {
+	return `The init container of a proxy that is not ours: takes certificate, private key and roots, repairs what a
+transport does to such texts, checks that they belong together and will do, writes them in one step and
+ends. DIR/current then has cert.pem (leaf and issuers), key.pem, ca.pem and cert-and-key.pem. When
+anything is wrong, the message says what to mend, the exit status is 1, and what was in DIR stays in
+force. No message holds a value.
+
+The environment of a process can be read for as long as it lives; therefore this one starts itself anew with
+an empty one before it does anything else, and gets the values through a pipe.
+
+Examples:
+  countersign init --from env --to /run/tls
+  countersign init --from env --bundle-from pem:/etc/roots.pem --expect-id spiffe://shop.internal/service/orders --to /run/tls`
+}
+
+// initInputs are the names by which a source is asked for each value.
+type initInputs struct {
+	cert, chain, key, passphrase, bundle string
+}
+
+// Run does the whole.
+func (c initCmd) Run(p *process) error {
+	out, err := c.output()
+	if err != nil {
+		return err
+	}
+	if err := c.checkExpected(); err != nil {
+		return err
+	}
+	source, inputs, err := c.open()
+	if err != nil {
+		return err
+	}
+	if c.From == "env" && c.HandedOver == 0 {
+		return handOver(p.ctx, source, []string{inputs.cert, inputs.chain, inputs.key, inputs.passphrase, c.bundleVariable()})
+	}
+	input, err := c.read(p, source, inputs)
+	if err != nil {
+		return err
+	}
+	cred, err := credential.Parse(input)
+	clear(input.Key.Data)
+	clear(input.Passphrase.Data)
+	if err != nil {
+		return err
+	}
+	err = cred.Check(credential.Expect{Now: time.Now(), MinRemaining: c.MinRemaining, ID: c.ExpectID, DNSNames: c.ExpectName})
+	if err != nil {
+		return err
+	}
+	if err := p.ctx.Err(); err != nil {
+		return fmt.Errorf("ended before anything was written: %w", err)
+	}
+	if err := cred.Write(out); err != nil {
+		return err
+	}
+	return c.describe(p, cred)
+}
+
+// open finds the source of certificate and key, and what it calls them.
+func (c initCmd) open() (secretSource, initInputs, error) {
+	switch c.From {
+	case "env":
+		inputs := initInputs{cert: c.CertEnv, chain: c.ChainEnv, key: c.KeyEnv, passphrase: c.PassphraseEnv, bundle: c.BundleEnv}
+		if c.HandedOver == 0 {
+			return environment{}, inputs, nil
+		}
+		source, err := receive(c.HandedOver)
+		return source, inputs, err
+	default:
+		return nil, initInputs{}, usagef("--from %q is not known; write --from env", c.From)
+	}
+}
+
+// read asks the sources for all values.
+func (c initCmd) read(p *process, source secretSource, names initInputs) (credential.Input, error) {
+	var in credential.Input
+	for _, value := range []struct {
+		to          *credential.Value
+		name, field string
+		optional    bool
+	}{
+		{&in.Certificate, names.cert, "cert_pem", false},
+		{&in.Chain, names.chain, "chain_pem", true},
+		{&in.Key, names.key, "key_pem", false},
+		{&in.Passphrase, names.passphrase, "key_passphrase", true},
+	} {
+		data, _, err := source.Read(p.ctx, value.name, "")
+		if err != nil && (!value.optional || !errors.Is(err, fs.ErrNotExist)) {
+			return in, err
+		}
+		*value.to = credential.Value{Name: value.name, Field: value.field, Data: data}
+	}
+	bundle, err := c.readBundle(p, source, names.bundle)
+	in.Bundle = bundle
+	return in, err
+}
+
+// readBundle asks for the roots, in the source that --bundle-from names.
+func (c initCmd) readBundle(p *process, source secretSource, name string) (credential.Value, error) {
+	const field = "ca_bundle"
+	kind, rest, _ := strings.Cut(c.BundleFrom, ":")
+	switch {
+	case c.BundleFrom == "":
+	case kind == "pem":
+		data, err := readInput(p, rest, 1<<20)
+		var usage usageError
+		if errors.As(err, &usage) {
+			err = usage.err // what a deployment has put there is not a mistake in the command line
+		}
+		return credential.Value{Name: rest, Field: field, Data: data}, err
+	default:
+		name = c.bundleVariable()
+	}
+	data, _, err := source.Read(p.ctx, name, "")
+	return credential.Value{Name: name, Field: field, Data: data}, err
+}
+
+// bundleVariable is the variable with the roots.
+func (c initCmd) bundleVariable() string {
+	if name, ok := strings.CutPrefix(c.BundleFrom, "env:"); ok {
+		return name
+	}
+	return c.BundleEnv
+}
+
+// checkExpected refuses expectations that no certificate could fulfil.
+func (c initCmd) checkExpected() error {
+	if c.ExpectID != "" {
+		parsed, err := url.Parse(c.ExpectID)
+		if err != nil || parsed.Scheme != "spiffe" || parsed.Host == "" || parsed.Path == "" || parsed.RawQuery != "" || parsed.Fragment != "" || parsed.String() != c.ExpectID {
+			return usagef("--expect-id %q is not a SPIFFE ID: write spiffe://TRUST-DOMAIN/PATH", c.ExpectID)
+		}
+	}
+	for _, name := range c.ExpectName {
+		if err := id.CheckDNSName(name); err != nil {
+			return usagef("--expect-name: %w", err)
+		}
+	}
+	if c.MinRemaining < 0 {
+		return usagef("--min-remaining %s is less than nothing", c.MinRemaining)
+	}
+	kind, rest, _ := strings.Cut(c.BundleFrom, ":")
+	if c.BundleFrom != "" && (rest == "" || (kind != "env" && kind != "pem")) {
+		return usagef("--bundle-from %q is neither env:NAME nor pem:FILE", c.BundleFrom)
+	}
+	return nil
+}
+
+// output reads the flags about files.
+func (c initCmd) output() (credential.Output, error) {
+	out := credential.Output{Dir: c.To, UID: -1, GID: -1, PKCS12: c.PKCS12}
+	mode, err := strconv.ParseUint(c.Mode, 8, 32)
+	if err != nil {
+		return out, usagef("--mode %q is not a mode: write 0600 or 0640", c.Mode)
+	}
+	out.Mode = fs.FileMode(mode)
+	if err := credential.CheckMode(out.Mode); err != nil {
+		return out, usageError{err}
+	}
+	if c.Owner == "" {
+		return out, nil
+	}
+	uid, gid, both := strings.Cut(c.Owner, ":")
+	if out.UID, err = number(uid); err == nil && both {
+		out.GID, err = number(gid)
+	}
+	if err != nil {
+		return out, usagef("--owner %q: write UID or UID:GID, in numbers; an empty image knows no names", c.Owner)
+	}
+	return out, nil
+}
+
+// number reads a user's or a group's number.
+func number(text string) (int, error) {
+	n, err := strconv.ParseUint(text, 10, 31)
+	return int(n), err
+}
+
+// describe says what was done.
+func (c initCmd) describe(p *process, cred *credential.Credential) error {
+	for _, note := range cred.Notes {
+		p.log.InfoContext(p.ctx, "repaired", "value", note)
+	}
+	leaf := cred.Leaf()
+	names := leaf.DNSNames
+	for _, uri := range leaf.URIs {
+		names = append([]string{uri.String()}, names...)
+	}
+	_, err := fmt.Fprintf(p.stdout, "%q\nserial %x, valid to %s\n%s\n", names, leaf.SerialNumber, leaf.NotAfter.UTC().Format(time.RFC3339), filepath.Join(c.To, "current"))
+	return err
+}
+
+// secretSource is where values come from: an environment, a store.
+type secretSource interface {
+	// Read gives the value of a name, at a version or, when that is empty, the current one, and what the version is
+	// called. What is not there is fs.ErrNotExist.
+	Read(ctx context.Context, name, version string) (value []byte, versionID string, err error)
+}
+
+// environment is the variables of this process. They have no versions.
+type environment struct{}
+
+func (environment) Read(_ context.Context, name, _ string) ([]byte, string, error) {
+	value, ok := os.LookupEnv(name)
+	if !ok {
+		return nil, "", unset(name)
+	}
+	return []byte(value), "", nil
+}
+
+func unset(name string) error {
+	return fmt.Errorf("%s: the variable is not set; put the secret into it, or name another one with a flag: %w", name, fs.ErrNotExist)
+}
