@@ -121,6 +121,7 @@ func TestHarden(t *testing.T) {
 		"ca issue <workload>":     {0, 0, 0},
 		"server":                  {0, 0, 0},
 		"proxy":                   {0, 0, 0},
+		"init":                    {0, 0, 0},
 		"up <path> <command>":     {0, limit.Max, limit.Max},
 		"example run colorteller": {1, limit.Max, limit.Max},
 	}
