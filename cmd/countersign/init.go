@@ -116,6 +116,7 @@ func (c initCmd) open() (secretSource, initInputs, error) {
 // read asks the sources for all values.
 func (c initCmd) read(p *process, source secretSource, names initInputs) (credential.Input, error) {
 	var in credential.Input
+	var missing []error
 	for _, value := range []struct {
 		to          *credential.Value
 		name, field string
@@ -128,13 +129,13 @@ func (c initCmd) read(p *process, source secretSource, names initInputs) (creden
 	} {
 		data, _, err := source.Read(p.ctx, value.name, "")
 		if err != nil && (!value.optional || !errors.Is(err, fs.ErrNotExist)) {
-			return in, err
+			missing = append(missing, err)
 		}
 		*value.to = credential.Value{Name: value.name, Field: value.field, Data: data}
 	}
-	bundle, err := c.readBundle(p, source, names.bundle)
-	in.Bundle = bundle
-	return in, err
+	var err error
+	in.Bundle, err = c.readBundle(p, source, names.bundle)
+	return in, errors.Join(append(missing, err)...)
 }
 
 // readBundle asks for the roots, in the source that --bundle-from names.
@@ -146,8 +147,8 @@ func (c initCmd) readBundle(p *process, source secretSource, name string) (crede
 	case kind == "pem":
 		data, err := readInput(p, rest, 1<<20)
 		var usage usageError
-		if errors.As(err, &usage) {
-			err = usage.err // what a deployment has put there is not a mistake in the command line
+		if errors.As(err, &usage) { // what a deployment has put there is not a mistake in the command line
+			err = fmt.Errorf("reading the roots: %w; see that --bundle-from names a file with them that can be read here", usage.err)
 		}
 		return credential.Value{Name: rest, Field: field, Data: data}, err
 	default:
@@ -250,6 +251,11 @@ func (environment) Read(_ context.Context, name, _ string) ([]byte, string, erro
 	return []byte(value), "", nil
 }
 
-func unset(name string) error {
-	return fmt.Errorf("%s: the variable is not set; put the secret into it, or name another one with a flag: %w", name, fs.ErrNotExist)
+// unset says that there is no variable of a name. It is fs.ErrNotExist.
+type unset string
+
+func (u unset) Error() string {
+	return string(u) + ": the variable is not set; put the secret into it, or name another one with a flag"
 }
+
+func (unset) Is(target error) bool { return target == fs.ErrNotExist }
