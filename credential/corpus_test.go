@@ -366,6 +366,10 @@ var bundles = map[string]bad{
 			c.NotAfter = time.Now().Add(-time.Minute)
 		}))
 	}, "the root, the certificate"),
+	"huge root": bundle(func(t *testing.T, w *world) []byte {
+		huge := &rsa.PublicKey{N: new(big.Int).SetBit(big.NewInt(1), 1<<16-1, 1), E: 65537}
+		return pemOf(certify(t, "Huge", huge, nil, w.rootKey, asCA))
+	}, `of "CN=Huge" has RSA of 65536 bits`),
 	"weak root": bundle(func(t *testing.T, _ *world) []byte {
 		weak := rsaKey(t, 1024)
 		return pemOf(certify(t, "Weak", weak.Public(), nil, weak, asCA))
