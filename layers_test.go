@@ -37,6 +37,7 @@ var layer = map[string]int{
 	"api":     1,
 	// What comes from elsewhere: is it fit for a proxy, and then files.
 	"credential": 1,
+	"engine":  1,
 	// The engines, which never import one another.
 	"ca":      2,
 	"agent":   2,
@@ -44,6 +45,8 @@ var layer = map[string]int{
 	"observe": 2,
 	// Secret stores.
 	"secret/filestore": 2,
+	"nginx":   2,
+	"haproxy": 2,
 	// The edges.
 	"server":  3,
 	"up":      3,
@@ -60,6 +63,7 @@ var layer = map[string]int{
 // sideways are the imports inside a layer that are meant: IDs are the word that everything is said in.
 var sideways = map[string][]string{
 	"mesh":      {"id"},
+	"engine":    {"policy"}, // which paths are plain is the policy's word
 	"bench/pgo": {"bench/internal/load", "bench/internal/rig"}, // two programs of one subject
 }
 

@@ -7,7 +7,7 @@ set -euo pipefail
 PATH=$PATH:/usr/sbin
 
 # command=Debian package
-peers=(curl=curl openssl=openssl wrk=wrk h2load=nghttp2-client nginx=nginx node=nodejs python3=python3)
+peers=(curl=curl openssl=openssl wrk=wrk h2load=nghttp2-client nginx=nginx haproxy=haproxy node=nodejs python3=python3)
 # `go test -race` needs a C compiler and its headers; the product does not.
 peers+=(gcc=gcc)
 
@@ -25,7 +25,7 @@ for peer in "${peers[@]}"; do
 done
 case " ${missing[*]-} " in *" gcc "*) packages+=(libc6-dev) ;; esac
 # A module of NGINX has no command of its own.
-if $bench && [ ! -e /usr/lib/nginx/modules/ngx_stream_module.so ]; then
+if [ ! -e /usr/lib/nginx/modules/ngx_stream_module.so ]; then
 	missing+=("NGINX's stream module")
 	packages+=(libnginx-mod-stream)
 fi

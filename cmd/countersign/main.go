@@ -40,6 +40,8 @@ type root struct {
 	Up      upCmd      `cmd:"" help:"Run a whole mesh on this machine."`
 	Verify  verifyCmd  `cmd:"" help:"Compare what the wire shows with the specification."`
 	Version versionCmd `cmd:"" help:"Print the version."`
+
+	Generate generateCmd `cmd:"" help:"Configurations of foreign proxies: nginx, haproxy."`
 }
 
 // process is what a command sees of the process that it runs in.

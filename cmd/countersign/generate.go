@@ -1,0 +1,155 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"countersign.dev/engine"
+	"countersign.dev/haproxy"
+	"countersign.dev/mesh"
+	"countersign.dev/nginx"
+)
+
+// generateCmd holds the commands that write what other programs read.
+type generateCmd struct {
+	Nginx   generateNginxCmd   `cmd:"" name:"nginx" help:"Write the NGINX configuration of one workload."`
+	Haproxy generateHaproxyCmd `cmd:"" name:"haproxy" help:"Write the HAProxy configuration of one workload."`
+}
+
+// generateFlags are what both have.
+type generateFlags struct {
+	Path         string        `arg:"" help:"The specification: a file or a directory."`
+	Workload     string        `required:"" placeholder:"NAME" help:"The service or gateway whose sidecar it is."`
+	Certificates string        `default:"/run/countersign/certs" placeholder:"DIR" help:"The directory of certificates: current/cert.pem, key.pem, ca.pem and cert-and-key.pem. Default: ${default}."`
+	RunDir       string        `default:"/run/countersign/proxy" placeholder:"DIR" help:"A directory of this instance alone, for sockets, the pid and scratch files. Default: ${default}."`
+	Address      string        `default:"0.0.0.0" placeholder:"IP" help:"The address that peers connect to. Default: all, which goes only where the application has another port (app). Default: ${default}."`
+	AppAddress   string        `default:"127.0.0.1" placeholder:"IP" help:"The loopback address where the application is and dials. Default: ${default}."`
+	Endpoint     []string      `sep:"none" placeholder:"SERVICE:PORT=IP:PORT" help:"Where an instance of a called service is. May be repeated; calls to a service without one fail."`
+	Openssl      string        `name:"openssl-version" default:"3.0" placeholder:"VERSION" help:"The OpenSSL that the proxy is linked with; key exchanges with MLKEM need 3.5. Default: ${default}."`
+	DrainTimeout time.Duration `default:"30s" help:"How long connections live on after a reload. Default: ${default}."`
+}
+
+type generateNginxCmd struct {
+	generateFlags
+	ProxyVersion string `default:"1.22.1" placeholder:"VERSION" help:"The NGINX that will read it; newer directives are used only when it knows them. Default: ${default}."`
+	StreamModule string `default:"/usr/lib/nginx/modules/ngx_stream_module.so" placeholder:"FILE" help:"NGINX's stream module, loaded when a port needs it; \"none\" when it is compiled in. Default: ${default}."`
+	User         string `placeholder:"NAME" help:"Whom the workers of an NGINX that starts as root become. Default: NGINX's own default."`
+}
+
+type generateHaproxyCmd struct {
+	generateFlags
+	ProxyVersion string `default:"2.6.12" placeholder:"VERSION" help:"The HAProxy that will read it; newer words are used only when it knows them. Default: ${default}."`
+}
+
+const generateHelp = `What it cannot carry out is refused with a list of the reasons, and nothing is written; see
+docs/nginx-haproxy.md. Remarks go to standard error.
+
+Example:
+  `
+
+// Help is shown by --help.
+func (generateNginxCmd) Help() string {
+	return `The configuration makes a stock NGINX the sidecar of a service or gateway. ` + generateHelp +
+		`countersign generate nginx mesh.yaml --workload catalog --address 10.0.1.17 --endpoint inventory:9090=10.0.2.4:9090 > nginx.conf
+  nginx -t -c $PWD/nginx.conf`
+}
+
+// Help is shown by --help.
+func (generateHaproxyCmd) Help() string {
+	return `The configuration makes a stock HAProxy the sidecar of a service or gateway. ` + generateHelp +
+		`countersign generate haproxy mesh.yaml --workload catalog --address 10.0.1.17 --endpoint inventory:9090=10.0.2.4:9090 > haproxy.cfg
+  haproxy -c -f haproxy.cfg`
+}
+
+// Run writes the configuration.
+func (c generateNginxCmd) Run(p *process) error {
+	return c.write(p, nginx.Render, func(o *engine.Options) {
+		o.Version, o.User, o.StreamModule = c.ProxyVersion, c.User, c.StreamModule
+		if o.StreamModule == "none" {
+			o.StreamModule = ""
+		}
+	})
+}
+
+// Run writes the configuration.
+func (c generateHaproxyCmd) Run(p *process) error {
+	return c.write(p, haproxy.Render, func(o *engine.Options) { o.Version = c.ProxyVersion })
+}
+
+// write compiles the Plan, fills in where instances are, and writes what render makes of it.
+func (c generateFlags) write(p *process, render func(*mesh.Plan, engine.Options) (*engine.Config, error), further func(*engine.Options)) error {
+	o, err := c.options()
+	if err != nil {
+		return err
+	}
+	further(&o)
+	spec, err := loadSpec(p, c.Path)
+	if err != nil {
+		return err
+	}
+	plan, err := spec.Compile(c.Workload)
+	if err != nil {
+		return usageError{err}
+	}
+	for _, text := range c.Endpoint {
+		if err := addEndpoint(plan, text); err != nil {
+			return err
+		}
+	}
+	config, err := render(plan, o)
+	switch {
+	case errors.Is(err, engine.ErrRefused):
+		return usageError{err}
+	case err != nil:
+		return err
+	}
+	for _, note := range config.Notes {
+		fmt.Fprintf(p.stderr, "note: %s\n", note)
+	}
+	_, err = io.WriteString(p.stdout, config.Text)
+	return err
+}
+
+// options reads what kong cannot check.
+func (c generateFlags) options() (engine.Options, error) {
+	o := engine.Options{OpenSSL: c.Openssl, Drain: c.DrainTimeout}
+	var err error
+	if o.Address, err = netip.ParseAddr(c.Address); err != nil {
+		return o, usagef("--address %q is not an IP address", c.Address)
+	}
+	if o.Loopback, err = netip.ParseAddr(c.AppAddress); err != nil || !o.Loopback.IsLoopback() {
+		return o, usagef("--app-address %q is not a loopback address; whoever reaches an outbound listener speaks as this instance", c.AppAddress)
+	}
+	if o.Certificates, err = filepath.Abs(c.Certificates); err != nil {
+		return o, fmt.Errorf("--certificates: %w", err)
+	}
+	if o.Run, err = filepath.Abs(c.RunDir); err != nil {
+		return o, fmt.Errorf("--run-dir: %w", err)
+	}
+	return o, nil
+}
+
+// addEndpoint reads one --endpoint.
+func addEndpoint(plan *mesh.Plan, text string) error {
+	service, where, ok := strings.Cut(text, "=")
+	address, err := netip.ParseAddrPort(where)
+	if !ok || err != nil || address.Port() == 0 {
+		return usagef("--endpoint %q is not SERVICE:PORT=IP:PORT", text)
+	}
+	var called []string
+	for i := range plan.Upstreams {
+		u := &plan.Upstreams[i]
+		name := fmt.Sprintf("%s:%d", u.Service, u.Port)
+		if name == service {
+			u.Endpoints = append(u.Endpoints, mesh.Endpoint{Instance: fmt.Sprintf("%s-%d", u.Service, len(u.Endpoints)+1), Address: address})
+			return nil
+		}
+		called = append(called, name)
+	}
+	return usagef("--endpoint %s: %s calls no %q; it calls: %s", text, plan.Workload.Name, service, strings.Join(called, ", "))
+}

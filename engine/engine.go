@@ -1,0 +1,334 @@
+// Package engine knows what the foreign data planes, NGINX and HAProxy, have in common: where their files
+// and sockets are, how the policy of a Plan is said about a certificate's subject, which of the Plan's words
+// neither can carry out, and how that is refused.
+//
+// Neither program shows a certificate's URI SAN to its configuration in the versions that are rendered. So
+// a caller is known by the subject that this mesh's authority issues, CN=NAME,OU=KIND,O=TRUST-DOMAIN.
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"countersign.dev/id"
+	"countersign.dev/mesh"
+)
+
+// ErrRefused says that a Plan holds something that the engine cannot carry out. Nothing is rendered then:
+// a policy that is left out would be a policy that is weakened.
+var ErrRefused = errors.New("the plan cannot be carried out by this proxy")
+
+// Options say where a rendered configuration runs. The zero value of each field that has a default means it.
+type Options struct {
+	// Certificates is the directory that `countersign init --to` writes: current/cert.pem and so on. Required.
+	Certificates string
+	// Run is a directory of this instance alone, for the pid file, sockets and scratch files. Required.
+	Run string
+	// Address is what inbound listeners bind. The zero value is every address, which is refused where the
+	// application has the same port on loopback.
+	Address netip.Addr
+	// Loopback is where the application is and dials; default 127.0.0.1.
+	Loopback netip.Addr
+	// Binds replace single addresses, by the names inbound/PORT, outbound/PORT and app/PORT.
+	Binds map[string]netip.AddrPort
+	// Version is the proxy's, such as 1.22.1; the renderer has a default.
+	Version string
+	// OpenSSL is the version of the library that the proxy is linked with; default 3.0.
+	OpenSSL string
+	// User is whom an NGINX that starts as root becomes; default is to say nothing.
+	User string
+	// Drain bounds how long an old process serves on after a reload; default 30 s.
+	Drain time.Duration
+	// StreamModule is the file of NGINX's stream module, where it is one; empty when it is compiled in.
+	StreamModule string
+}
+
+// Config is a rendered configuration.
+type Config struct {
+	Text string
+	// Notes say in which points the proxy does less than the specification may be read to say, without
+	// admitting anybody whom the specification does not. They are for the person who asked.
+	Notes []string
+}
+
+// Refusal collects the reasons why a Plan is refused, so that a person sees all of them at once.
+type Refusal struct {
+	Engine  string
+	Reasons []string
+}
+
+// Addf adds a reason once.
+func (r *Refusal) Addf(format string, args ...any) {
+	if reason := fmt.Sprintf(format, args...); !slices.Contains(r.Reasons, reason) {
+		r.Reasons = append(r.Reasons, reason)
+	}
+}
+
+// Err is nil without a reason, and else wraps [ErrRefused].
+func (r *Refusal) Err() error {
+	if len(r.Reasons) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s: %w:\n  - %s", r.Engine, ErrRefused, strings.Join(r.Reasons, "\n  - "))
+}
+
+// WithDefaults fills in what is left out.
+func (o Options) WithDefaults(version string) Options {
+	if !o.Address.IsValid() {
+		o.Address = netip.IPv4Unspecified()
+	}
+	if !o.Loopback.IsValid() {
+		o.Loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	if o.Version == "" {
+		o.Version = version
+	}
+	if o.OpenSSL == "" {
+		o.OpenSSL = "3.0"
+	}
+	if o.Drain <= 0 {
+		o.Drain = 30 * time.Second
+	}
+	return o
+}
+
+// Inbound is where peers are listened for.
+func (o Options) Inbound(port int) string { return o.bind("inbound", o.Address, port) }
+
+// Outbound is where the application dials.
+func (o Options) Outbound(port int) string { return o.bind("outbound", o.Loopback, port) }
+
+// App is where the application listens.
+func (o Options) App(port int) string { return o.bind("app", o.Loopback, port) }
+
+func (o Options) bind(side string, address netip.Addr, port int) string {
+	if bind, ok := o.Binds[side+"/"+strconv.Itoa(port)]; ok {
+		return bind.String()
+	}
+	return netip.AddrPortFrom(address, uint16(port)).String()
+}
+
+// Current is a file of the current generation of certificates.
+func (o Options) Current(name string) string { return filepath.Join(o.Certificates, "current", name) }
+
+// InRun is a file of the run directory.
+func (o Options) InRun(name string) string { return filepath.Join(o.Run, name) }
+
+// AtLeast compares dotted versions by their numbers: 1.25.1 is at least 1.25. What is no number counts as 0.
+func AtLeast(version, least string) bool {
+	have, want := numbers(version), numbers(least)
+	for len(have) < len(want) {
+		have = append(have, 0)
+	}
+	return slices.Compare(have[:len(want)], want) >= 0
+}
+
+func numbers(version string) []int {
+	var parts []int
+	for part := range strings.SplitSeq(version, ".") {
+		n, err := strconv.Atoi(part)
+		if err != nil {
+			n = 0
+		}
+		parts = append(parts, n)
+	}
+	return parts
+}
+
+var (
+	versionForm = regexp.MustCompile(`^[0-9]{1,4}(\.[0-9]{1,4}){1,2}$`)
+	fileForm    = regexp.MustCompile(`^/[A-Za-z0-9_./+@:,=-]*$`)
+	userForm    = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
+	labelForm   = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,80}$`)
+	methodForm  = regexp.MustCompile(`^[A-Z][A-Z0-9_-]{0,31}$`)
+	dnsForm     = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,250}[a-z0-9])?$`)
+)
+
+// mostSocket is what sun_path holds on Linux, without the longest name that is given to a socket here.
+const mostSocket = 107 - len("/in65535-plain.sock.12345678.tmp")
+
+// Check finds what no engine can carry out, and every text of the Plan that has not the form that a valid
+// specification gives it: a Plan is data from elsewhere.
+func Check(plan *mesh.Plan, o Options, r *Refusal) {
+	if plan.Version != mesh.PlanVersion {
+		r.Addf("the plan has the version %d, and only %d is known", plan.Version, mesh.PlanVersion)
+	}
+	checkOptions(o, r)
+	if plan.Workload.Identity.IsZero() || plan.Workload.Identity.TrustDomain() != plan.TrustDomain {
+		r.Addf("the workload has no identity of the trust domain %q", plan.TrustDomain)
+	}
+	seen := map[string]bool{}
+	for _, u := range plan.Upstreams {
+		checkUpstream(u, r)
+		if seen[u.Name] {
+			r.Addf("upstream %q is there twice", u.Name)
+		}
+		seen[u.Name] = true
+	}
+	listens := map[string]string{}
+	for _, in := range plan.Inbound {
+		where := fmt.Sprintf("port %d", in.Port)
+		claim(listens, o.Inbound(in.Port), where, r)
+		checkInbound(plan, in, where, o, r)
+	}
+	for _, out := range plan.Outbound {
+		where := fmt.Sprintf("the call on port %d", out.Listen)
+		claim(listens, o.Outbound(out.Listen), where, r)
+		if !isPort(out.Listen) {
+			r.Addf("%s: that is no port", where)
+		}
+		checkProtocol(out.Protocol, where, r)
+		if _, ok := plan.Upstream(out.Upstream); !ok {
+			r.Addf("%s: upstream %q is not declared", where, out.Upstream)
+		}
+	}
+}
+
+// claim notes who listens where.
+func claim(listens map[string]string, address, who string, r *Refusal) {
+	if other, taken := listens[address]; taken {
+		r.Addf("%s and %s both listen on %s", other, who, address)
+	}
+	listens[address] = who
+}
+
+func checkOptions(o Options, r *Refusal) {
+	if !versionForm.MatchString(o.Version) || !versionForm.MatchString(o.OpenSSL) {
+		r.Addf("%q or %q is not a version such as 1.22.1", o.Version, o.OpenSSL)
+	}
+	for what, path := range map[string]string{"certificates": o.Certificates, "run": o.Run} {
+		if !fileForm.MatchString(path) {
+			r.Addf("the %s directory %q is not an absolute path of letters, digits and _ . / + @ : , = -", what, path)
+		}
+	}
+	if len(o.Run) > mostSocket {
+		r.Addf("the run directory %q has more than %d bytes, so that its sockets cannot be bound", o.Run, mostSocket)
+	}
+	if o.StreamModule != "" && !fileForm.MatchString(o.StreamModule) {
+		r.Addf("the stream module %q is not an absolute path", o.StreamModule)
+	}
+	if o.User != "" && !userForm.MatchString(o.User) {
+		r.Addf("%q is not a user's name", o.User)
+	}
+	if o.Address.Zone() != "" || o.Loopback.Zone() != "" {
+		r.Addf("an address with a zone cannot be bound")
+	}
+}
+
+func checkUpstream(u mesh.Upstream, r *Refusal) {
+	where := fmt.Sprintf("upstream %q", u.Name)
+	if !labelForm.MatchString(u.Name) {
+		r.Addf("%s: that is not SERVICE_PORT", where)
+	}
+	checkProtocol(u.Protocol, where, r)
+	if u.TLS {
+		if !dnsForm.MatchString(u.ServerName) || u.ServerName != u.Identity.ServerName() {
+			r.Addf("%s: the server name %q is not NAME.TRUST-DOMAIN of the identity %q", where, u.ServerName, u.Identity)
+		}
+		checkMinTLS(u.MinTLS, where, r)
+	}
+	for _, e := range u.Endpoints {
+		if !e.Address.IsValid() || e.Address.Port() == 0 || e.Address.Addr().Zone() != "" {
+			r.Addf("%s: the instance %q has no address", where, e.Instance)
+		}
+	}
+}
+
+func checkInbound(plan *mesh.Plan, in mesh.Inbound, where string, o Options, r *Refusal) {
+	if !isPort(in.Port) || in.App != 0 && !isPort(in.App) || in.App == 0 && plan.Workload.Kind == id.Service {
+		r.Addf("%s: it or the application's port %d is no port", where, in.App)
+	}
+	checkProtocol(in.Protocol, where, r)
+	if in.App == in.Port && o.Inbound(in.Port) == netip.AddrPortFrom(o.Address, uint16(in.Port)).String() && o.Address.IsUnspecified() {
+		r.Addf("%s: the application has the same port on loopback, which every address includes; say which address peers connect to (--address), or give the application another port (app)", where)
+	}
+	switch in.TLS {
+	case mesh.Strict, mesh.Permissive:
+		checkMinTLS(in.MinTLS, where, r)
+	case mesh.Off:
+	default:
+		r.Addf("%s: the TLS mode %q is not known", where, in.TLS)
+	}
+	switch in.ClientAuth {
+	case mesh.Require, mesh.Optional, mesh.None:
+	default:
+		r.Addf("%s: the client authentication %q is not known", where, in.ClientAuth)
+	}
+	for i, route := range in.Routes {
+		checkRoute(plan, in, route, fmt.Sprintf("%s, route %d", where, i+1), r)
+	}
+	if in.App == 0 && in.Protocol == mesh.TCP && len(in.Routes) != 1 {
+		r.Addf("%s: a tcp listener has exactly one route, and this one has %d", where, len(in.Routes))
+	}
+}
+
+func checkRoute(plan *mesh.Plan, in mesh.Inbound, route mesh.Route, where string, r *Refusal) {
+	if route.RequestTimeout != 0 {
+		r.Addf("%s: a bound on the whole request (timeout.request) cannot be said to it: it bounds only the silence between two reads", where)
+	}
+	total := 0
+	for _, to := range route.To {
+		total += to.Weight
+		upstream, ok := plan.Upstream(to.Upstream)
+		if !ok {
+			r.Addf("%s: upstream %q is not declared", where, to.Upstream)
+		} else if (upstream.Protocol == mesh.TCP) != (in.Protocol == mesh.TCP) {
+			r.Addf("%s: upstream %q speaks %s and the listener %s", where, to.Upstream, upstream.Protocol, in.Protocol)
+		}
+		if to.Weight < 0 {
+			r.Addf("%s: the weight %d is negative", where, to.Weight)
+		}
+	}
+	if total <= 0 {
+		r.Addf("%s: its weights sum to %d, so that it leads nowhere", where, total)
+	}
+	checkMethods(route.Match.Methods, where, r)
+	for name, value := range route.Match.Headers {
+		checkText("the header "+name, value, where, r)
+	}
+	checkText("the host", route.Match.Host, where, r)
+}
+
+func checkMethods(methods []string, where string, r *Refusal) {
+	for _, m := range methods {
+		if !methodForm.MatchString(m) {
+			r.Addf("%s: %q is not an HTTP method", where, m)
+		}
+	}
+}
+
+// checkText refuses what no quoting of either language carries.
+func checkText(what, text, where string, r *Refusal) {
+	if i := strings.IndexFunc(text, func(c rune) bool { return c < 0x20 || c == 0x7f }); i >= 0 {
+		r.Addf("%s: %q has a control character in %s", where, text, what)
+	}
+	if len(text) > mostText {
+		r.Addf("%s: %s has %d bytes, and at most %d are taken", where, what, len(text), mostText)
+	}
+}
+
+// mostText keeps one word below the buffers of both languages (4096 bytes in NGINX), all of it escaped.
+const mostText = 1024
+
+func checkProtocol(p mesh.Protocol, where string, r *Refusal) {
+	switch p {
+	case mesh.HTTP, mesh.HTTP2, mesh.GRPC, mesh.TCP:
+	default:
+		r.Addf("%s: the protocol %q is not known", where, p)
+	}
+}
+
+func checkMinTLS(v mesh.TLSVersion, where string, r *Refusal) {
+	if v != mesh.TLS12 && v != mesh.TLS13 {
+		r.Addf("%s: the TLS version %q is not known", where, v)
+	}
+}
+
+func isPort(port int) bool { return port > 0 && port < 1<<16 }
