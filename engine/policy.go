@@ -227,6 +227,7 @@ const (
 	NoRoute   = "no route matches this request"
 	Ambiguous = "the path is ambiguous"
 	Nobody    = "no instance is known"
+	Tunnel    = "CONNECT asks for a tunnel, which is not served"
 )
 
 // JSONError is the body of such an answer.

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/netip"
@@ -55,6 +56,7 @@ gateways:
     routes:
       - {match: {listener: 8080, path: /seen, headers: {x-to: here}}, to: [{service: back, port: 9080}]}
       - {match: {listener: 8080, prefix: /split, methods: [GET]}, to: [{service: back, port: 9081, weight: 1}, {service: back, port: 9082, weight: 3}]}
+      - {match: {listener: 8080, prefix: /post, methods: [POST]}, to: [{service: back, port: 9082}]}
       - {match: {listener: 8080, host: shop.example}, to: [{service: back, port: 9081}]}
       - {match: {listener: 7070}, to: [{service: back, port: 7000}]}
 `
@@ -244,6 +246,7 @@ func TestServe(t *testing.T) {
 			t.Run("bytes", p.bytes)
 			t.Run("websocket", p.websocket)
 			t.Run("gateway", p.gateway)
+			t.Run("tunnels", p.tunnels)
 			t.Run("log", p.log)
 		})
 	}
@@ -485,12 +488,86 @@ func (p *place) gateway(t *testing.T) {
 		{"GET", "/seen", []string{"X-To", "Here"}, 404},
 		{"GET", "/nothing", nil, 404},
 		{"POST", "/split/x", nil, 404},
+		{"GET", "/split/x", nil, 403},
+		{"GET", "/post/x", nil, 404},
+		{"POST", "/postx", nil, 404},
 		{"GET", "/a/../seen", nil, 400},
 		{"GET", "/x", []string{"Host", "SHOP.example:8080"}, 403}, // edge is not allowed on 9081, with a certificate
 	} {
 		if status, _, err := ask(t, nil, test.method, url+test.path, "", test.header...); err != nil || status != test.want {
 			t.Errorf("%s %s %v: %d, %v, want %d", test.method, test.path, test.header, status, err, test.want)
 		}
+	}
+	status, saw, err := ask(t, nil, "POST", url+"/post/x", "hello", append(forged, "X-Forwarded-For", "192.0.2.1")...)
+	if err != nil || status != 200 {
+		t.Fatalf("through the gateway: %d, %v", status, err)
+	}
+	truthful(t, saw, "CN=edge,OU=gateway,O=shop.internal")
+	if got := strings.Join(saw["X-Forwarded-For"], ", "); strings.Contains(got, "192.0.2.1") || strings.Count(got, "127.") != 2 {
+		t.Errorf("X-Forwarded-For through the gateway: %q", got)
+	}
+}
+
+// tunnels: no change of protocol but to a WebSocket is passed on, and no CONNECT.
+func (p *place) tunnels(t *testing.T) {
+	config := p.tls(t, p.front1)
+	answer := speak(t, config, p.back+":9080", "GET /seen HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n")
+	if !strings.HasPrefix(answer, "HTTP/1.1 200") || strings.Contains(answer, "h2c") {
+		t.Errorf("Upgrade: h2c: %s", answer)
+	}
+	answer = speak(t, config, p.back+":9080", "CONNECT back:1 HTTP/1.1\r\nHost: back:1\r\nConnection: close\r\n\r\n")
+	if !strings.HasPrefix(answer, "HTTP/1.1 40") {
+		t.Errorf("CONNECT: %s", answer)
+	}
+}
+
+// TestWrongServer asserts that a peer that has a good certificate of somebody else is not spoken to.
+func TestWrongServer(t *testing.T) {
+	for _, f := range engines {
+		t.Run(f.name, func(t *testing.T) {
+			f.path(t)
+			spec, ca, address, dir := parse(t, world), newAuthority(t), freeAddress(t, 9080, 9180, 9190, 7100), t.TempDir()
+			stranger := newAuthority(t)
+			for name, test := range map[string]struct {
+				by   *authority
+				who  id.ID
+				want int
+			}{"the right one": {ca, member(t, "back"), 200}, "another": {ca, member(t, "other"), 0}, "of another CA": {stranger, member(t, "back"), 0}} {
+				t.Run(name, func(t *testing.T) {
+					chain, key := test.by.certify(t, test.who)
+					pair, err := tls.X509KeyPair(chain, key)
+					if err != nil {
+						t.Fatal(err)
+					}
+					var sni string
+					listener, err := tls.Listen("tcp", address.String()+":9080", &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, ClientAuth: tls.RequireAnyClientCert, GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+						sni = h.ServerName
+						return nil, nil //nolint:nilnil // crypto/tls wants it: as it is
+					}})
+					if err != nil {
+						t.Fatal(err)
+					}
+					server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(application), ErrorLog: log.New(io.Discard, "", 0)}
+					go func() { _ = server.Serve(listener) }()
+					defer server.Close()
+					plan := compile(t, spec, "front")
+					ca.write(t, dir, plan.Workload.Identity)
+					for i := range plan.Upstreams {
+						plan.Upstreams[i].Endpoints = []mesh.Endpoint{{Instance: "1", Address: netip.AddrPortFrom(address, 9080)}}
+					}
+					o := options(dir)
+					o.Address, o.Loopback = address, address
+					f.start(t, dir, plan, o)
+					status, _, err := ask(t, nil, "GET", "http://"+address.String()+":9180/seen", "")
+					if err != nil || test.want != 0 && status != test.want || test.want == 0 && status != 502 && status != 503 {
+						t.Errorf("%d, %v", status, err)
+					}
+					if sni != "back.shop.internal" {
+						t.Errorf("the server was asked for %q", sni)
+					}
+				})
+			}
+		})
 	}
 }
 

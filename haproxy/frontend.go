@@ -79,6 +79,7 @@ func (r *renderer) frontend(in mesh.Inbound, called word, bind []word) {
 	}
 	r.requests(in.Name, "inbound")
 	r.typeOfRefusals(in)
+	r.tunnels(in.Protocol)
 	if in.App != 0 {
 		r.admit(in)
 	}
@@ -127,6 +128,13 @@ func (r *renderer) listenerName(name string) string {
 }
 
 var listenerForm = regexp.MustCompile(`^[0-9.]+_[0-9]+$`)
+
+// tunnels lets no request pass that would make of its connection something that nobody judges, but for
+// WebSockets.
+func (r *renderer) tunnels(protocol mesh.Protocol) {
+	r.answer(protocol, "400", "13", engine.Tunnel, "if", "{", "method", "CONNECT", "}")
+	r.line("http-request", "del-header", "Upgrade", "unless", "{", "req.hdr(upgrade)", "-i", "websocket", "}")
+}
 
 // takeClaims removes what a caller says about its own certificate, and the announcement of trailers, which
 // might say it later.
@@ -316,6 +324,7 @@ func (r *renderer) outbound(out mesh.Outbound) {
 	} else {
 		r.line("timeout", "http-keep-alive", silence)
 		r.requests(out.Name, "outbound")
+		r.tunnels(out.Protocol)
 		r.takeClaims()
 	}
 	r.line("default_backend", upstreamName(peer.Name))
