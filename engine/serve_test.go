@@ -10,13 +10,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -247,6 +248,7 @@ func TestServe(t *testing.T) {
 			t.Run("websocket", p.websocket)
 			t.Run("gateway", p.gateway)
 			t.Run("tunnels", p.tunnels)
+			t.Run("trailers", func(t *testing.T) { p.trailers(t, f.name) })
 			t.Run("log", p.log)
 		})
 	}
@@ -521,6 +523,19 @@ func (p *place) tunnels(t *testing.T) {
 	}
 }
 
+// trailers asserts what docs/nginx-haproxy.md says of them: NGINX drops them, and HAProxy drops only their
+// announcement.
+func (p *place) trailers(t *testing.T, program string) {
+	answer := speak(t, p.tls(t, p.front1), p.back+":9080", "POST /seen HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n"+
+		"Trailer: X-Client-Cert\r\n\r\n3\r\nabc\r\n0\r\nX-Client-Cert: "+lie+"\r\n\r\n")
+	if !strings.HasPrefix(answer, "HTTP/1.1 200") || strings.Contains(answer, `"Trailer"`) {
+		t.Errorf("answered %s", answer)
+	}
+	if got, want := strings.Contains(answer, lie), program == "haproxy"; got != want {
+		t.Errorf("the trailer passes: %v, and the document says %v: %s", got, want, answer)
+	}
+}
+
 // TestWrongServer asserts that a peer that has a good certificate of somebody else is not spoken to.
 func TestWrongServer(t *testing.T) {
 	for _, f := range engines {
@@ -539,15 +554,15 @@ func TestWrongServer(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					var sni string
+					var sni atomic.Value
 					listener, err := tls.Listen("tcp", address.String()+":9080", &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, ClientAuth: tls.RequireAnyClientCert, GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
-						sni = h.ServerName
+						sni.Store(h.ServerName)
 						return nil, nil //nolint:nilnil // crypto/tls wants it: as it is
 					}})
 					if err != nil {
 						t.Fatal(err)
 					}
-					server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(application), ErrorLog: log.New(io.Discard, "", 0)}
+					server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(application), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
 					go func() { _ = server.Serve(listener) }()
 					defer server.Close()
 					plan := compile(t, spec, "front")
@@ -562,8 +577,8 @@ func TestWrongServer(t *testing.T) {
 					if err != nil || test.want != 0 && status != test.want || test.want == 0 && status != 502 && status != 503 {
 						t.Errorf("%d, %v", status, err)
 					}
-					if sni != "back.shop.internal" {
-						t.Errorf("the server was asked for %q", sni)
+					if sni.Load() != "back.shop.internal" {
+						t.Errorf("the server was asked for %q", sni.Load())
 					}
 				})
 			}

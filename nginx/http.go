@@ -241,6 +241,7 @@ func (r *renderer) pass(protocol mesh.Protocol, to word, peer *mesh.Upstream, fi
 	r.line(word(module+"_pass"), word(scheme+"://")+to)
 	set := word(module + "_set_header")
 	r.line(set, "Host", "$cs_host")
+	r.line(set, "Trailer", `""`) // there are none any more
 	if module == "proxy" {
 		r.line(set, "Connection", "$cs_connection")
 		r.line(set, "Upgrade", "$cs_upgrade")
