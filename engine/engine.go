@@ -264,9 +264,18 @@ func checkInbound(plan *mesh.Plan, in mesh.Inbound, where string, o Options, r *
 	for i, route := range in.Routes {
 		checkRoute(plan, in, route, fmt.Sprintf("%s, route %d", where, i+1), r)
 	}
+	if in.App == 0 && in.Protocol != mesh.TCP && !admitsOutside(in) {
+		r.Addf("%s: a listener for the outside that does not admit everybody is not known: its routes are all that is rendered", where)
+	}
 	if in.App == 0 && in.Protocol == mesh.TCP && len(in.Routes) != 1 {
 		r.Addf("%s: a tcp listener has exactly one route, and this one has %d", where, len(in.Routes))
 	}
+}
+
+// admitsOutside tells whether a gateway's listener has the one policy that a specification gives it.
+func admitsOutside(in mesh.Inbound) bool {
+	return in.ClientAuth == mesh.None && len(in.Rules) == 1 && slices.Equal(in.Rules[0].From, []string{mesh.FromAnonymous}) &&
+		len(in.Rules[0].Methods) == 0 && len(in.Rules[0].Paths) == 0
 }
 
 func checkRoute(plan *mesh.Plan, in mesh.Inbound, route mesh.Route, where string, r *Refusal) {

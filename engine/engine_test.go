@@ -86,8 +86,8 @@ gateways:
 	}
 	plan.Inbound = append(plan.Inbound, gateway.Inbound...)
 	plan.Inbound[1].Port = 7000
-	plan.Inbound[1].App = 7001
 	plan.Upstreams = append(plan.Upstreams, gateway.Upstreams...)
+	plan.Workload.Kind = id.Gateway // both kinds of listeners in one Plan
 	return plan, Options{Certificates: "/certs", Run: "/run/x", Version: "1.22.1"}.WithDefaults("1")
 }
 
@@ -107,6 +107,8 @@ func TestRefused(t *testing.T) {
 		"zone":                {func(_ *mesh.Plan, o *Options) { o.Address = netip.MustParseAddr("fe80::1%eth0") }, "with a zone"},
 		"same port":           {func(p *mesh.Plan, _ *Options) { p.Inbound[0].App = 9080 }, "the same port on loopback"},
 		"no port":             {func(p *mesh.Plan, _ *Options) { p.Inbound[0].Port = 70000 }, "is no port"},
+		"gateway's policy":    {func(p *mesh.Plan, _ *Options) { p.Inbound[1].Rules = nil }, "does not admit everybody"},
+		"gateway's clients":   {func(p *mesh.Plan, _ *Options) { p.Inbound[1].ClientAuth = mesh.Require }, "does not admit everybody"},
 		"two listeners":       {func(p *mesh.Plan, _ *Options) { p.Inbound[1].Port = 9080 }, "both listen on"},
 		"protocol":            {func(p *mesh.Plan, _ *Options) { p.Inbound[0].Protocol = "udp" }, `the protocol "udp"`},
 		"TLS mode":            {func(p *mesh.Plan, _ *Options) { p.Inbound[0].TLS = "maybe" }, "the TLS mode"},
@@ -126,7 +128,7 @@ func TestRefused(t *testing.T) {
 		"header's value":      {func(p *mesh.Plan, _ *Options) { p.Inbound[1].Routes[0].Match.Headers["x-a"] = "a\nb" }, "control character"},
 		"long host":           {func(p *mesh.Plan, _ *Options) { p.Inbound[1].Routes[0].Match.Host = strings.Repeat("h", 2000) }, "at most 1024"},
 		"two tcp routes": {func(p *mesh.Plan, _ *Options) {
-			p.Inbound[1].App, p.Inbound[1].Protocol, p.Inbound[1].Routes = 0, mesh.TCP, nil
+			p.Inbound[1].Protocol, p.Inbound[1].Routes = mesh.TCP, nil
 		}, "exactly one route"},
 	}
 	for name, test := range tests {
