@@ -35,18 +35,18 @@ var layer = map[string]int{
 	"journal": 1,
 	"mtls":    1,
 	"api":     1,
-	// What comes from elsewhere: is it fit for a proxy, and then files.
+	// What other proxies get: certificates from elsewhere, checked, and what their configurations share.
 	"credential": 1,
-	"engine":  1,
+	"engine":     1,
 	// The engines, which never import one another.
 	"ca":      2,
 	"agent":   2,
 	"proxy":   2,
 	"observe": 2,
-	// Secret stores.
+	// Secret stores, and the configurations of other proxies.
 	"secret/filestore": 2,
-	"nginx":   2,
-	"haproxy": 2,
+	"nginx":            2,
+	"haproxy":          2,
 	// The edges.
 	"server":  3,
 	"up":      3,
@@ -63,7 +63,7 @@ var layer = map[string]int{
 // sideways are the imports inside a layer that are meant: IDs are the word that everything is said in.
 var sideways = map[string][]string{
 	"mesh":      {"id"},
-	"engine":    {"policy"}, // which paths are plain is the policy's word
+	"engine":    {"policy"},                                    // which paths are plain is the policy's word
 	"bench/pgo": {"bench/internal/load", "bench/internal/rig"}, // two programs of one subject
 }
 

@@ -27,21 +27,20 @@ type root struct {
 	LogFormat string `help:"How log lines on standard error are written: ${enum}." enum:"text,json" default:"text" env:"COUNTERSIGN_LOG_FORMAT"`
 	LogLevel  string `help:"The least important log lines that are written: ${enum}." enum:"debug,info,warn,error" default:"info" env:"COUNTERSIGN_LOG_LEVEL"`
 
-	Audit   auditCmd   `cmd:"" help:"The journal: copy it out, check a copy."`
-	CA      caCmd      `cmd:"" name:"ca" help:"The certificate authority: init, show, issue, list."`
-	Example exampleCmd `cmd:"" help:"The example meshes: their files and their applications."`
-	Init    initCmd    `cmd:"" help:"Put certificate, key and roots from a secret into files for a proxy, checked."`
-	Proxy   proxyCmd   `cmd:"" help:"The sidecar of one instance."`
-	Secret  secretCmd  `cmd:"" help:"The secret store: init, put, get, list, versions."`
-	Server  serverCmd  `cmd:"" help:"The control plane."`
-	Status  statusCmd  `cmd:"" help:"What each instance really serves."`
-	Token   tokenCmd   `cmd:"" help:"Join tokens."`
-	Mesh    meshCmd    `cmd:"" help:"The specification: validate, plan, apply, schema, graph."`
-	Up      upCmd      `cmd:"" help:"Run a whole mesh on this machine."`
-	Verify  verifyCmd  `cmd:"" help:"Compare what the wire shows with the specification."`
-	Version versionCmd `cmd:"" help:"Print the version."`
-
-	Generate generateCmd `cmd:"" help:"Configurations of foreign proxies: nginx, haproxy."`
+	Audit    auditCmd    `cmd:"" help:"The journal: copy it out, check a copy."`
+	CA       caCmd       `cmd:"" name:"ca" help:"The certificate authority: init, show, issue, list."`
+	Example  exampleCmd  `cmd:"" help:"The example meshes: their files and their applications."`
+	Generate generateCmd `cmd:"" help:"Configurations of other proxies: nginx, haproxy."`
+	Init     initCmd     `cmd:"" help:"Put certificate, key and roots from a secret into files for a proxy, checked."`
+	Proxy    proxyCmd    `cmd:"" help:"The sidecar of one instance."`
+	Secret   secretCmd   `cmd:"" help:"The secret store: init, put, get, list, versions."`
+	Server   serverCmd   `cmd:"" help:"The control plane."`
+	Status   statusCmd   `cmd:"" help:"What each instance really serves."`
+	Token    tokenCmd    `cmd:"" help:"Join tokens."`
+	Mesh     meshCmd     `cmd:"" help:"The specification: validate, plan, apply, schema, graph."`
+	Up       upCmd       `cmd:"" help:"Run a whole mesh on this machine."`
+	Verify   verifyCmd   `cmd:"" help:"Compare what the wire shows with the specification."`
+	Version  versionCmd  `cmd:"" help:"Print the version."`
 }
 
 // process is what a command sees of the process that it runs in.
