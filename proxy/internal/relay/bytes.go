@@ -164,8 +164,13 @@ func (s *bytesClient) End() {
 	(*Bytes)(s).settle()
 }
 
-// Drained implements loop.Handler.
-func (s *bytesClient) Drained() { s.Link.Conn.Resume() }
+// Drained implements loop.Handler. It may come before there is a link, for what was written to the client
+// before the connection was taken over: the end of a handshake.
+func (s *bytesClient) Drained() {
+	if s.Link != nil {
+		s.Link.Conn.Resume()
+	}
+}
 
 // Closed implements loop.Handler.
 func (s *bytesClient) Closed(error) { (*Bytes)(s).broken() }

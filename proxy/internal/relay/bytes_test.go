@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -287,6 +288,45 @@ func TestBytesEnded(t *testing.T) {
 		_ = c.Close()
 		if o := w.outcome(1); o.Flag != "" {
 			t.Errorf("%+v", o)
+		}
+	})
+}
+
+// TestBytesDrainedEarly lets a client read what was written before its bytes had anywhere to go.
+func TestBytesDrainedEarly(t *testing.T) {
+	drivers(t, func(t *testing.T, portable bool) {
+		connect := make(chan struct{})
+		addr := server(t, func(c net.Conn, _ int) {
+			<-connect
+			_, _ = io.Copy(c, c)
+		})
+		g, err := loop.NewGroup(1, loop.Config{Portable: portable})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(g.Stop)
+		const size = 16 << 20 // more than the kernel takes
+		worker := NewWorker(g.Loops()[0], DefaultLimits())
+		// The endpoint says nothing in its handshake: there is no link for as long as the test likes.
+		silent := &Endpoint{Address: addr, TLS: func(*Link) (*tls.Config, error) {
+			return &tls.Config{MinVersion: tls.VersionTLS13, ServerName: "x"}, nil
+		}}
+		outcomes := make(chan Outcome, 1)
+		front := listen(t, g, func(c *loop.Conn) {
+			c.Write(make([]byte, size))
+			worker.ServeBytes(c, &Target{Endpoints: []*Endpoint{silent}}, nil, func(_ *Bytes, o *Outcome) { outcomes <- *o })
+		})
+		c, err := net.Dial("tcp", front.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := io.CopyN(io.Discard, c, size); err != nil {
+			t.Fatal(err)
+		}
+		close(connect)
+		if o := <-outcomes; o.Flag != FlagConnect {
+			t.Errorf("it ended as %q, want %q", o.Flag, FlagConnect)
 		}
 	})
 }
