@@ -62,7 +62,7 @@ func (s *Stream) Spent() bool { return s.gone && !s.waiting }
 // within an event, and nobody may touch the stream afterwards.
 func (s *Stream) Release() {
 	c := s.c
-	*s = Stream{}
+	*s = Stream{gone: true, silent: true}
 	if len(c.free) < maxFree {
 		c.free = append(c.free, s)
 	}
@@ -78,6 +78,7 @@ func (c *Conn) newStream() *Stream {
 		return new(Stream)
 	}
 	s := c.free[n-1]
+	c.free[n-1] = nil
 	c.free = c.free[:n-1]
 	return s
 }

@@ -101,9 +101,9 @@ func (p *epoll) wait(round func(ready func()) bool) error {
 	})
 }
 
-// yieldEvery is how long a loop keeps its CPU to itself after it has let others run. Linux's scheduler
-// (EEVDF) takes up to a whole slice, of milliseconds, from who yields: to yield in every round saved as
-// much CPU, and one answer in a hundred took ten times as long.
+// yieldEvery is the least time from one yield to the next. Linux's scheduler (EEVDF) takes up to a whole
+// slice, of milliseconds, from who yields: to yield in every round saved as much CPU, and one answer in a
+// hundred took ten times as long.
 const yieldEvery = 250 * time.Microsecond
 
 // yield lets other processes run that wait for this CPU, if there are any. Under load they are the

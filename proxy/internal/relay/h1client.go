@@ -1,6 +1,8 @@
 package relay
 
 import (
+	"time"
+
 	"countersign.dev/proxy/internal/h1"
 	"countersign.dev/proxy/internal/loop"
 	"countersign.dev/proxy/internal/message"
@@ -24,8 +26,9 @@ type h1Client struct {
 	chunked bool // the request is framed in chunks
 	close   bool // the connection ends after this response
 	tunnel  bool
-	served  int  // requests that were answered on this connection
-	said    bool // something of this response came
+	served  int       // requests that were answered on this connection
+	said    bool      // something of this response came
+	began   time.Time // of the round in which the request was written
 	held    int
 	idle    bool
 	timer   *loop.Timer
@@ -53,6 +56,7 @@ func (k *h1Client) start(x *Exchange) {
 	h := x.Head
 	k.x, k.method = x, h.Method
 	k.got, k.said, k.chunked, k.held = false, false, false, 0
+	k.began = k.w.loop.Now()
 	k.reqDone = x.reqDone && len(x.kept) == 0 && x.trailers == nil
 	out := *h
 	out.Close = false
@@ -127,6 +131,13 @@ func (k *h1Client) Data(p []byte) {
 		k.c.Close()
 		return
 	}
+	if k.unsent() {
+		x := k.x
+		k.x = nil
+		k.c.Close()
+		x.backGone(x.outcome.BytesIn == 0)
+		return
+	}
 	k.said = true
 	if len(k.part) > 0 {
 		p = append(k.part, p...)
@@ -143,6 +154,12 @@ func (k *h1Client) Data(p []byte) {
 	if len(p) > 0 && !k.c.Dead() {
 		k.c.Close() // bytes after the response
 	}
+}
+
+// unsent tells whether the request still waits for the end of the round: what has come cannot be its answer.
+func (k *h1Client) unsent() bool {
+	_, blocked := k.c.Blocked()
+	return k.began.Equal(k.w.loop.Now()) && k.c.Queued() > 0 && !blocked
 }
 
 func (k *h1Client) step(p []byte) (used int, more bool) {
@@ -224,7 +241,8 @@ func (k *h1Client) response(x *Exchange) {
 }
 
 // release gives the connection back when its exchange needs it no more; the exchange may still have
-// to be told of the last bytes.
+// to be told of the last bytes. It is used again after this round at the earliest: what comes in it after the
+// answer must not meet another request.
 func (k *h1Client) release() {
 	x := k.x
 	k.x = nil
@@ -237,7 +255,7 @@ func (k *h1Client) release() {
 		k.c.CloseAfterFlush()
 		return
 	}
-	k.pool.putIdle(k)
+	k.w.rest(k)
 }
 
 // released stands for a connection that has served its exchange.

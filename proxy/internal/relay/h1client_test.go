@@ -135,6 +135,43 @@ func TestUnaskedAnswer(t *testing.T) {
 	})
 }
 
+// TestUnaskedAnswerPipelined has a server say too much while the next request waits behind the first one: it
+// must meet neither that request nor one of another caller.
+func TestUnaskedAnswerPipelined(t *testing.T) {
+	const right = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
+	drivers(t, func(t *testing.T, portable bool) {
+		hold := make(chan struct{})
+		addr := server(t, func(c net.Conn, _ int) {
+			eachRequest(c, func(req *http.Request, _ string) bool {
+				switch req.URL.Path {
+				case "/0":
+					_, _ = io.WriteString(c, right+"/0"+"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfalse")
+					return true
+				case "/1":
+					<-hold
+				}
+				_, _ = io.WriteString(c, right+req.URL.Path)
+				return true
+			})
+		})
+		r := newRig(t, portable, DefaultLimits(), &Endpoint{Address: addr, Idle: idleHere})
+		one, fromOne := r.dial()
+		_, _ = io.WriteString(one, "GET /0 HTTP/1.1\r\nHost: a\r\n\r\nGET /1 HTTP/1.1\r\nHost: a\r\n\r\n")
+		if h, got := answer(t, fromOne, "GET"); h.StatusCode != 200 || got != "/0" {
+			t.Fatalf("/0: %d %q", h.StatusCode, got)
+		}
+		two, fromTwo := r.dial()
+		_, _ = io.WriteString(two, "GET /2 HTTP/1.1\r\nHost: a\r\n\r\n")
+		if h, got := answer(t, fromTwo, "GET"); h.StatusCode != 200 || got != "/2" {
+			t.Fatalf("/2: %d %q", h.StatusCode, got)
+		}
+		close(hold)
+		if h, got := answer(t, fromOne, "GET"); h.StatusCode != 200 || got != "/1" {
+			t.Fatalf("/1: %d %q", h.StatusCode, got)
+		}
+	})
+}
+
 // TestPipelinedCallers sends many requests at once: those before the last are answered in order, whatever
 // their kind.
 func TestPipelinedCallers(t *testing.T) {

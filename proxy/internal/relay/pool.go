@@ -222,20 +222,7 @@ func (p *pool) next() {
 // putIdle keeps a connection for the next request, which may be waiting.
 func (p *pool) putIdle(k *h1Client) {
 	if x := p.first(true); x != nil {
-		x.waits = true
-		// Not at once: the exchange that has just ended is still being told so.
-		p.w.loop.Finally(func() {
-			switch {
-			case !x.waits:
-				p.putIdle(k)
-			case k.c.Dead():
-				x.waits = false
-				p.serve(x)
-			default:
-				x.waits = false
-				k.start(x)
-			}
-		})
+		k.start(x)
 		return
 	}
 	if p.retired || len(p.idle) >= maxIdle {

@@ -2,18 +2,17 @@ package relay
 
 // Nearly every exchange ends as it should: one connection, one answer, both ends complete. What it was made
 // of is used again, so that such a request costs no allocation; what any other was made of is left to the
-// garbage collector. Nobody may know what is used again, or one request would meet another's answer: so it
-// rests until a later round of the loop, and is looked at again then.
+// garbage collector. Nobody may know what is used again, or one request would meet another's answer. So it
+// is looked at twice, at the ends of rounds, when no call that knows it is under way: first it rests, and at a
+// later look it is taken apart, if neither of its ends can still speak of it.
 
-// maxSpare bounds what a worker keeps for further exchanges.
-const maxSpare = 256
+// maxSpare bounds what a worker keeps of each kind.
+const maxSpare = 128
 
 // spares are what ended exchanges were made of.
 type spares struct {
 	spent   []*Exchange // that have ended since the last look
 	resting []*Exchange // that had ended before it
-	asked   bool        // for a look
-	tend    func()      // the look, as one closure
 
 	exchanges []*Exchange
 	fronts    []*h2Front
@@ -26,21 +25,21 @@ func (w *Worker) spend(x *Exchange) {
 		return
 	}
 	w.spares.spent = append(w.spares.spent, x)
-	if !w.spares.asked {
-		w.spares.asked = true
-		w.loop.Finally(w.spares.tend)
-	}
+	w.tendLater()
 }
 
-// look takes apart what has rested.
+// look takes apart what has rested, and lets rest what has ended since.
 func (s *spares) look() {
-	s.asked = false
 	for _, x := range s.resting {
-		if len(s.exchanges)+len(s.fronts) < maxSpare {
+		if !x.known() {
 			s.keep(x)
 		}
 	}
 	clear(s.resting)
+	for _, x := range s.spent {
+		clear(x.head.Fields) // what a caller said is not kept
+		x.head.Fields = x.head.Fields[:0]
+	}
 	s.resting, s.spent = s.spent, s.resting[:0]
 }
 
@@ -73,26 +72,22 @@ func (x *Exchange) known() bool {
 
 // keep takes apart an exchange that nobody knows any more.
 func (s *spares) keep(x *Exchange) {
-	if x.known() {
-		return
-	}
 	if b, ok := x.back.(*h2Back); ok {
 		b.st.Release()
 		*b = h2Back{}
-		s.backs = append(s.backs, b)
+		put(&s.backs, b)
 	}
 	fields := x.head.Fields
-	clear(fields) // what a caller said is not kept
 	if f, ok := x.front.(*h2Front); ok {
 		f.st.Release()
 		*f = h2Front{}
-		f.x.head.Fields = fields[:0]
-		s.fronts = append(s.fronts, f)
+		f.x.head.Fields = fields
+		put(&s.fronts, f)
 		return
 	}
 	*x = Exchange{}
-	x.head.Fields = fields[:0]
-	s.exchanges = append(s.exchanges, x)
+	x.head.Fields = fields
+	put(&s.exchanges, x)
 }
 
 // exchange is one for a request by HTTP/1.1.
@@ -103,6 +98,13 @@ func (s *spares) front() *h2Front { return take(&s.fronts) }
 
 // back is the other end of an exchange by HTTP/2.
 func (s *spares) back() *h2Back { return take(&s.backs) }
+
+// put keeps v unless there are many.
+func put[T any](list *[]*T, v *T) {
+	if len(*list) < maxSpare {
+		*list = append(*list, v)
+	}
+}
 
 // take takes the last of a list, or makes one.
 func take[T any](list *[]*T) *T {

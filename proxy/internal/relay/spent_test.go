@@ -107,9 +107,18 @@ func TestUsedAgain(t *testing.T) {
 func TestKeepsNotTooMany(t *testing.T) {
 	s := &spares{}
 	for range 3 * maxSpare {
-		s.resting = append(s.resting, &Exchange{
+		s.spent = append(s.spent, &Exchange{
 			back: released{}, front: &h1Server{}, head: message.Head{Fields: []message.Field{{Name: "authorization", Value: "secret"}}},
 		})
+	}
+	s.look()
+	if len(s.exchanges) != 0 {
+		t.Error("an exchange did not rest")
+	}
+	for _, x := range s.resting {
+		if f := x.head.Fields[:1][0]; f != (message.Field{}) {
+			t.Fatalf("an exchange that rests has the field %v of its request", f)
+		}
 	}
 	s.look()
 	if len(s.exchanges) != maxSpare {

@@ -45,8 +45,11 @@ type Worker struct {
 	later  []sender // HTTP/2 connections with output
 	posted bool
 	send   func() // flush, as one closure
+	tended bool   // endOfRound was asked for
+	tend   func() // it, as one closure
 
 	spares spares
+	rested []*h1Client // connections that have answered in this round
 }
 
 // sender is an HTTP/2 connection.
@@ -66,7 +69,7 @@ type Front interface {
 // NewWorker makes the worker of a loop. It is called on the loop, or before the loop has work.
 func NewWorker(l *loop.Loop, limits Limits) *Worker {
 	w := &Worker{loop: l, limits: limits, pools: make(map[*Endpoint]*pool)}
-	w.send, w.spares.tend = w.flush, w.spares.look
+	w.send, w.tend = w.flush, w.endOfRound
 	return w
 }
 
@@ -106,6 +109,32 @@ func (w *Worker) flush() {
 	}
 	clear(w.later)
 	w.later = w.later[:0]
+}
+
+// rest keeps a connection that has answered for further requests, from the end of this round on.
+func (w *Worker) rest(k *h1Client) {
+	w.rested = append(w.rested, k)
+	w.tendLater()
+}
+
+func (w *Worker) tendLater() {
+	if !w.tended {
+		w.tended = true
+		w.loop.Finally(w.tend)
+	}
+}
+
+// endOfRound puts to further use what exchanges that have ended need no more.
+func (w *Worker) endOfRound() {
+	w.tended = false
+	for i := 0; i < len(w.rested); i++ { // one that is put to use may fail, and add to the list
+		if k := w.rested[i]; !k.c.Dead() {
+			k.pool.putIdle(k)
+		}
+	}
+	clear(w.rested)
+	w.rested = w.rested[:0]
+	w.spares.look()
 }
 
 // ServeHTTP1 takes over a connection on which HTTP/1.1 requests come in.
