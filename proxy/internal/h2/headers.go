@@ -383,7 +383,9 @@ func regular(fields []hpack.HeaderField, h *message.Head, request bool) bool {
 				continue
 			}
 		case "cookie": // crumbs: RFC 9113 section 8.2.3
-			cookies = append(cookies, f.Value)
+			if f.Value != "" { // joined, an empty one would be white space that the next reader drops
+				cookies = append(cookies, f.Value)
+			}
 			continue
 		case "proxy-authorization", "proxy-authenticate", "http2-settings":
 			continue
@@ -394,6 +396,9 @@ func regular(fields []hpack.HeaderField, h *message.Head, request bool) bool {
 		h.Add(f.Name, f.Value)
 	}
 	if len(cookies) > 0 {
+		if len(h.Fields) == message.MaxFields {
+			return false
+		}
 		h.Add("cookie", strings.Join(cookies, "; "))
 	}
 	return true

@@ -196,7 +196,7 @@ func TestRequests(t *testing.T) {
 // TestCookies joins what HTTP/2 may split, and keeps the names of trailers that can be sent on.
 func TestCookies(t *testing.T) {
 	r := newRaw()
-	r.get(1, false, "cookie", "a=b", "x", "y", "cookie", "c=d", "trailer", "x-t, host", "trailer", "x-u")
+	r.get(1, false, "cookie", "a=b", "x", "y", "cookie", "", "cookie", "c=d", "cookie", "", "trailer", "x-t, host", "trailer", "x-u")
 	var got message.Head
 	server := New(Config{Intern: &message.Interner{}, Events: func(e *Event) { got = *e.Head }})
 	if err := server.Feed(r.out.Bytes()); err != nil {
