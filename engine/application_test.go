@@ -62,8 +62,18 @@ func serveApplication(t *testing.T, address netip.Addr) {
 	}()
 }
 
-// application answers with the request's headers, and echoes on a WebSocket.
+// application answers with the request's headers, and echoes on a WebSocket. It is one that takes HTTP/2 in
+// plaintext whenever it may, and that changes to it unasked with X-Switch.
 func application(w http.ResponseWriter, r *http.Request) {
+	if strings.Contains(strings.ToLower(strings.Join(r.Header["Upgrade"], ",")), "h2c") || r.Header.Get("X-Switch") == "h2c" {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+		return
+	}
 	if r.URL.Path == "/ws" && strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
 		conn, buffered, err := http.NewResponseController(w).Hijack()
 		if err != nil {

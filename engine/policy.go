@@ -228,6 +228,7 @@ const (
 	Ambiguous = "the path is ambiguous"
 	Nobody    = "no instance is known"
 	Tunnel    = "CONNECT asks for a tunnel, which is not served"
+	Switched  = "the answer changes to a protocol that was not asked for"
 )
 
 // JSONError is the body of such an answer.

@@ -244,7 +244,8 @@ func (o *output) String() string {
 	return o.buf.String()
 }
 
-// start renders a Plan, starts the program and waits until all of it listens.
+// start renders a Plan, starts the program and waits until all of it listens. It gives what comes to
+// standard output: the access log.
 func (f foreign) start(t *testing.T, dir string, plan *mesh.Plan, o engine.Options) *output {
 	t.Helper()
 	config, err := f.render(plan, o)
@@ -257,7 +258,8 @@ func (f foreign) start(t *testing.T, dir string, plan *mesh.Plan, o engine.Optio
 	}
 	out := newOutput()
 	command := exec.CommandContext(context.WithoutCancel(t.Context()), f.path(t), f.serve(file)...)
-	command.Stdout, command.Stderr = out, out
+	said := newOutput()
+	command.Stdout, command.Stderr = out, said
 	if err := command.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -272,7 +274,7 @@ func (f foreign) start(t *testing.T, dir string, plan *mesh.Plan, o engine.Optio
 			<-exited
 		}
 		if t.Failed() {
-			t.Logf("%s of %s wrote:\n%s", f.name, plan.Workload.Name, out)
+			t.Logf("%s of %s wrote:\n%s%s", f.name, plan.Workload.Name, said, out)
 		}
 	})
 	o = o.WithDefaults("")

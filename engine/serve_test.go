@@ -180,8 +180,10 @@ func TestServe(t *testing.T) {
 			t.Run("websocket", p.websocket)
 			t.Run("gateway", p.gateway)
 			t.Run("tunnels", p.tunnels)
+			t.Run("switching", func(t *testing.T) { p.switching(t, f.name) })
+			t.Run("resumption", p.resumption)
 			t.Run("trailers", func(t *testing.T) { p.trailers(t, f.name) })
-			t.Run("log", p.log)
+			t.Run("log", func(t *testing.T) { p.log(t, f.name) })
 		})
 	}
 }
@@ -391,26 +393,6 @@ func (p *place) bytes(t *testing.T) {
 	}
 }
 
-func (p *place) websocket(t *testing.T) {
-	conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", p.front+":9180")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
-	_, _ = io.WriteString(conn, "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n")
-	reader := bufio.NewReader(conn)
-	response, err := http.ReadResponse(reader, nil)
-	if err != nil || response.StatusCode != http.StatusSwitchingProtocols {
-		t.Fatalf("%v, %v", response, err)
-	}
-	defer response.Body.Close()
-	_, _ = io.WriteString(conn, "ping\n")
-	if line, err := reader.ReadString('\n'); err != nil || line != "ping\n" {
-		t.Errorf("heard %q, %v", line, err)
-	}
-}
-
 func (p *place) gateway(t *testing.T) {
 	url := "http://" + p.edge + ":8080"
 	for _, test := range []struct {
@@ -439,32 +421,6 @@ func (p *place) gateway(t *testing.T) {
 	truthful(t, saw, "CN=edge,OU=gateway,O=shop.internal")
 	if got := strings.Join(saw["X-Forwarded-For"], ", "); strings.Contains(got, "192.0.2.1") || strings.Count(got, "127.") != 2 {
 		t.Errorf("X-Forwarded-For through the gateway: %q", got)
-	}
-}
-
-// tunnels: no change of protocol but to a WebSocket is passed on, and no CONNECT.
-func (p *place) tunnels(t *testing.T) {
-	config := p.tls(t, p.front1)
-	answer := speak(t, config, p.back+":9080", "GET /seen HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n")
-	if !strings.HasPrefix(answer, "HTTP/1.1 200") || strings.Contains(answer, "h2c") {
-		t.Errorf("Upgrade: h2c: %s", answer)
-	}
-	answer = speak(t, config, p.back+":9080", "CONNECT back:1 HTTP/1.1\r\nHost: back:1\r\nConnection: close\r\n\r\n")
-	if !strings.HasPrefix(answer, "HTTP/1.1 40") {
-		t.Errorf("CONNECT: %s", answer)
-	}
-}
-
-// trailers asserts what docs/nginx-haproxy.md says of them: NGINX drops them, and HAProxy drops only their
-// announcement.
-func (p *place) trailers(t *testing.T, program string) {
-	answer := speak(t, p.tls(t, p.front1), p.back+":9080", "POST /seen HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n"+
-		"Trailer: X-Client-Cert\r\n\r\n3\r\nabc\r\n0\r\nX-Client-Cert: "+lie+"\r\n\r\n")
-	if !strings.HasPrefix(answer, "HTTP/1.1 200") || strings.Contains(answer, `"Trailer"`) {
-		t.Errorf("answered %s", answer)
-	}
-	if got, want := strings.Contains(answer, lie), program == "haproxy"; got != want {
-		t.Errorf("the trailer passes: %v, and the document says %v: %s", got, want, answer)
 	}
 }
 
@@ -515,27 +471,5 @@ func TestWrongServer(t *testing.T) {
 				})
 			}
 		})
-	}
-}
-
-// log asserts that the access log is JSON and names the caller's serial.
-func (p *place) log(t *testing.T) {
-	eventually(t, "a line of the access log with a peer's serial", func() bool {
-		for line := range strings.Lines(p.backLog.String()) {
-			if !strings.HasPrefix(line, `{"time"`) || !strings.HasSuffix(line, "\n") {
-				continue
-			}
-			entry := map[string]any{}
-			if err := json.Unmarshal([]byte(line), &entry); err != nil {
-				t.Fatalf("%v: %s", err, line)
-			}
-			if entry["listener"] == "0.0.0.0_9080" && entry["path"] == "/seen" && len(fmt.Sprint(entry["peerSerial"])) > 20 && entry["status"] == 200.0 {
-				return true
-			}
-		}
-		return false
-	})
-	if strings.Contains(p.backLog.String(), "a=b") {
-		t.Error("a query is in the log")
 	}
 }

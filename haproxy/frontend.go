@@ -111,12 +111,21 @@ func (r *renderer) requests(listener, direction string) {
 	r.line("log-format", quote(`{"time":"%[date,utime(%Y-%m-%dT%H:%M:%SZ)]","listener":"`+r.listenerName(listener)+`","direction":"`+direction+
 		`","protocol":"%HV","remote":"%ci:%cp","subject":"%[`+string(subject)+`,json(utf8s)]","peerSerial":"%[ssl_c_serial,hex]","tls":"%[ssl_fc_protocol]",`+
 		`"method":"%[var(txn.method),json(utf8s)]","path":"%[var(txn.path),json(utf8s)]","status":%ST,"milliseconds":%Ta,"upstream":"%si:%sp","end":"%ts"}`))
+	r.errorLog(listener, direction)
 }
 
 func (r *renderer) bytesLog(listener, direction string) {
 	r.line("log-format", quote(`{"time":"%[date,utime(%Y-%m-%dT%H:%M:%SZ)]","listener":"`+r.listenerName(listener)+`","direction":"`+direction+
 		`","protocol":"tcp","remote":"%ci:%cp","subject":"%[`+string(subject)+`,json(utf8s)]","peerSerial":"%[ssl_c_serial,hex]","tls":"%[ssl_fc_protocol]",`+
 		`"bytesIn":%U,"bytesOut":%B,"milliseconds":%Tt,"upstream":"%si:%sp","end":"%ts"}`))
+	r.errorLog(listener, direction)
+}
+
+// errorLog writes what the log says of a connection that failed before there was anything else to say: in
+// its TLS handshake, most often. Without it HAProxy writes a line that is no JSON.
+func (r *renderer) errorLog(listener, direction string) {
+	r.line("error-log-format", quote(`{"time":"%[date,utime(%Y-%m-%dT%H:%M:%SZ)]","listener":"`+r.listenerName(listener)+`","direction":"`+direction+
+		`","remote":"%ci:%cp","error":"%[fc_err_str,json(utf8s)]","tlsError":"%[ssl_fc_err_str,json(utf8s)]","certificateError":"%[ssl_c_err]"}`))
 }
 
 // listenerName is a listener's name in the statistics, which goes into a log-format.
@@ -133,7 +142,16 @@ var listenerForm = regexp.MustCompile(`^[0-9.]+_[0-9]+$`)
 // WebSockets.
 func (r *renderer) tunnels(protocol mesh.Protocol) {
 	r.answer(protocol, "400", "13", engine.Tunnel, "if", "{", "method", "CONNECT", "}")
-	r.line("http-request", "del-header", "Upgrade", "unless", "{", "req.hdr(upgrade)", "-i", "websocket", "}")
+	// A list of protocols, in one field or in several, lets the application choose another than the WebSocket.
+	r.line("http-request", "set-var(txn.websocket)", "int(1)", "if",
+		"{", "req.fhdr_cnt(upgrade)", "eq", "1", "}", "{", "req.fhdr(upgrade)", "-m", "str", "-i", "websocket", "}")
+	r.line("http-request", "del-header", "Upgrade", "unless", "{", "var(txn.websocket)", "-m", "found", "}")
+	r.line("http-request", "del-header", "HTTP2-Settings")
+	// HAProxy tunnels after any 101, whatever was asked for.
+	r.line("http-response", "set-var(txn.switched)", "int(1)", "if", "{", "var(txn.websocket)", "-m", "found", "}",
+		"{", "res.fhdr_cnt(upgrade)", "eq", "1", "}", "{", "res.fhdr(upgrade)", "-m", "str", "-i", "websocket", "}")
+	r.line("http-response", "deny", "status", "502", "content-type", "application/json", "string", quote(engine.JSONError(engine.Switched)),
+		"if", "{", "status", "101", "}", "!{", "var(txn.switched)", "-m", "found", "}")
 }
 
 // takeClaims removes what a caller says about its own certificate, and the announcement of trailers, which

@@ -72,12 +72,16 @@ func (r *renderer) note(text string, args ...any) {
 
 func (r *renderer) global() {
 	r.section("global")
-	r.line("log", "stdout", "format", "raw", "local0")
+	// At its default of 1024 bytes a line on a long path is cut off, and is no JSON.
+	r.line("log", "stdout", "len", "65535", "format", "raw", "local0")
 	r.line("stats", "socket", quote(r.o.InRun("haproxy.sock")), "mode", "600", "level", "admin")
 	r.line("hard-stop-after", word(strconv.Itoa(max(int(r.o.Drain/time.Second), 1))+"s"))
 	for _, side := range []word{"bind", "server"} {
 		r.line("ssl-default-"+side+"-ciphers", engine.Ciphers)
 	}
+	// The cache of sessions is one for all ports: a session of a port that asks for no certificate would be
+	// resumed on one that requires it. Tickets have each port's own key, and remain.
+	r.line("tune.ssl.cachesize", "0")
 	r.section("defaults")
 	r.line("log", "global")
 	r.line("option", "dontlognull")

@@ -279,6 +279,37 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestListeners asserts that every listener that logs says what is wrong in JSON, that none passes another
+// change of protocol on than a WebSocket's, and that ports share no sessions.
+func TestListeners(t *testing.T) {
+	service, gateway := plans(t)
+	for _, plan := range []*mesh.Plan{service, gateway} {
+		config, err := Render(plan, options())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(config.Text, "\n    tune.ssl.cachesize 0\n") {
+			t.Error("the ports share a cache of sessions")
+		}
+		frontends := strings.Split(config.Text, "\nfrontend ")[1:]
+		for _, frontend := range frontends {
+			frontend, _, _ = strings.Cut(frontend, "\nbackend ")
+			if strings.Contains(frontend, " no log\n") {
+				continue
+			}
+			if strings.Count(frontend, " error-log-format ") != 1 || strings.Count(frontend, " log-format ") != 1 {
+				t.Errorf("its log: %s", frontend)
+			}
+			if strings.Contains(frontend, " mode http\n") && (!strings.Contains(frontend, " del-header Upgrade unless ") || !strings.Contains(frontend, " http-response deny ")) {
+				t.Errorf("it changes protocols: %s", frontend)
+			}
+		}
+		if len(frontends) < 2 {
+			t.Errorf("%d frontends", len(frontends))
+		}
+	}
+}
+
 // TestVersion asserts that newer words are written only for who knows them.
 func TestVersion(t *testing.T) {
 	service, _ := plans(t)
