@@ -78,6 +78,15 @@ gateways:
       - {match: {listener: 8080}, to: [{service: a, port: 9081}]}
       - {match: {listener: 8081, prefix: "/pkg.Service"}, to: [{service: b}]}
 `
+	meshes["long texts"] = `
+mesh: long
+services:
+  a: {ports: [{port: 9080, protocol: http, allow: [{from: any, paths: ["/` + strings.Repeat("+", 950) + `"]}]}]}
+gateways:
+  g:
+    listen: [{port: 8080, protocol: http}]
+    routes: [{match: {listener: 8080, headers: {x-a: '` + strings.Repeat(`\`, 990) + `'}}, to: [{service: a}]}, {match: {listener: 8080, path: "/` + strings.Repeat("(", 950) + `"}, to: [{service: a}]}]
+`
 	meshes["own certificates"] = `
 mesh: own
 services:

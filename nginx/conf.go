@@ -20,7 +20,12 @@ func quote(text string) word {
 type conf struct {
 	text  strings.Builder
 	depth int
+	long  []word // what NGINX would not read
 }
+
+// mostWord is how long a word may be, with its quotation marks and all that is escaped in it. NGINX reads a
+// configuration through a buffer of 4096 bytes, and a word has to fit into it.
+const mostWord = 4000
 
 // line writes a directive.
 func (c *conf) line(words ...word) { c.write(words, ";") }
@@ -39,6 +44,9 @@ func (c *conf) write(words []word, end string) {
 	for i, w := range words {
 		if i > 0 {
 			c.text.WriteByte(' ')
+		}
+		if len(w) > mostWord {
+			c.long = append(c.long, w)
 		}
 		c.text.WriteString(string(w))
 	}

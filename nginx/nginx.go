@@ -62,6 +62,9 @@ func Render(plan *mesh.Plan, o engine.Options) (*engine.Config, error) {
 	if r.needsStream() {
 		r.stream()
 	}
+	for _, w := range r.long {
+		r.refusal.Addf("a word of its configuration has %d bytes, and NGINX reads at most %d: shorten what it is made of, or ask for less in one port; it begins with %.80q", len(w), mostWord, string(w))
+	}
 	if err := r.refusal.Err(); err != nil {
 		return nil, err
 	}

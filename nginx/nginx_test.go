@@ -68,6 +68,9 @@ func structure(text string) ([]string, error) {
 				i++
 			}
 		case ';', '{', '}':
+			if slices.ContainsFunc(words, func(w string) bool { return len(w) >= 4096 }) {
+				return nil, fmt.Errorf("too long a parameter in %.80q", words)
+			}
 			if (c == '}') != (len(words) == 0) {
 				return nil, fmt.Errorf("%q after %q", c, words)
 			}
@@ -117,7 +120,7 @@ func structure(text string) ([]string, error) {
 }
 
 func TestStructure(t *testing.T) {
-	for _, broken := range []string{`a "b;`, "a {", "a", "}", `a "b"c;`, "a } ;"} {
+	for _, broken := range []string{`a "b;`, "a {", "a", "}", `a "b"c;`, "a } ;", "a " + strings.Repeat("b", 4096) + ";"} {
 		if got, err := structure(broken); err == nil {
 			t.Errorf("%q is taken for %q", broken, got)
 		}
@@ -136,6 +139,10 @@ func FuzzTexts(f *testing.F) {
 	for _, text := range []string{"v", `a"b`, `a'b`, "a{b}c", "a\nb", "$http_x", "${x}", "a;b", "%[src]", "a b", `a\`, `\"; }`, "é", "#", "/a;b", "/a\"b", "~x", "\x00", "/$x", "GET", "default"} {
 		f.Add(text, 0)
 		f.Add("/"+text, 5)
+	}
+	for _, length := range []int{512, 990, 1000, 1024} {
+		f.Add(strings.Repeat(`\`, length), 3)
+		f.Add(strings.Repeat(`"`, length), 10)
 	}
 	f.Fuzz(func(t *testing.T, text string, where int) {
 		service, gateway := plans(t)
@@ -259,11 +266,19 @@ func TestRefused(t *testing.T) {
 		change func(*mesh.Plan, *engine.Options)
 		reason string
 	}{
-		"old":             {func(_ *mesh.Plan, o *engine.Options) { o.Version = "1.18.0" }, "older than 1.22"},
-		"variable":        {func(p *mesh.Plan, _ *engine.Options) { p.Inbound[0].Certificate.Cert = "/etc/$host.pem" }, "without $"},
-		"relative":        {func(p *mesh.Plan, _ *engine.Options) { p.Inbound[0].Certificate.Key = "k.pem" }, "has to be absolute"},
-		"listener":        {func(p *mesh.Plan, _ *engine.Options) { p.Inbound[0].Name = "$x" }, "is not the name of a listener"},
-		"tiny weight":     {func(p *mesh.Plan, _ *engine.Options) { p.Inbound[0].Routes[0].To[1].Weight = 100000 }, "less than NGINX can split off"},
+		"old":         {func(_ *mesh.Plan, o *engine.Options) { o.Version = "1.18.0" }, "older than 1.22"},
+		"variable":    {func(p *mesh.Plan, _ *engine.Options) { p.Inbound[0].Certificate.Cert = "/etc/$host.pem" }, "without $"},
+		"relative":    {func(p *mesh.Plan, _ *engine.Options) { p.Inbound[0].Certificate.Key = "k.pem" }, "has to be absolute"},
+		"listener":    {func(p *mesh.Plan, _ *engine.Options) { p.Inbound[0].Name = "$x" }, "is not the name of a listener"},
+		"tiny weight": {func(p *mesh.Plan, _ *engine.Options) { p.Inbound[0].Routes[0].To[1].Weight = 100000 }, "less than NGINX can split off"},
+		"long words": {func(p *mesh.Plan, _ *engine.Options) {
+			p.Inbound[0].Routes[0].Match.Headers["x-a"] = strings.Repeat(`\`, 1024)
+		}, "and NGINX reads at most 4000"},
+		"many routes": {func(p *mesh.Plan, _ *engine.Options) {
+			for range 300 {
+				p.Inbound[0].Routes = append(p.Inbound[0].Routes, p.Inbound[0].Routes[0])
+			}
+		}, "and NGINX reads at most 4000"},
 		"request timeout": {func(p *mesh.Plan, _ *engine.Options) { p.Inbound[0].Routes[0].RequestTimeout = 1 }, "a bound on the whole request"},
 		"split of bytes": {func(p *mesh.Plan, _ *engine.Options) {
 			u := *mustUpstream(p, "a_7000")
