@@ -100,19 +100,19 @@ func (o Options) WithDefaults(version string) Options {
 }
 
 // Inbound is where peers are listened for.
-func (o Options) Inbound(port int) string { return o.bind("inbound", o.Address, port) }
+func (o Options) Inbound(port int) string { return o.bind("inbound", o.Address, port).String() }
 
 // Outbound is where the application dials.
-func (o Options) Outbound(port int) string { return o.bind("outbound", o.Loopback, port) }
+func (o Options) Outbound(port int) string { return o.bind("outbound", o.Loopback, port).String() }
 
 // App is where the application listens.
-func (o Options) App(port int) string { return o.bind("app", o.Loopback, port) }
+func (o Options) App(port int) string { return o.bind("app", o.Loopback, port).String() }
 
-func (o Options) bind(side string, address netip.Addr, port int) string {
+func (o Options) bind(side string, address netip.Addr, port int) netip.AddrPort {
 	if bind, ok := o.Binds[side+"/"+strconv.Itoa(port)]; ok {
-		return bind.String()
+		return bind
 	}
-	return netip.AddrPortFrom(address, uint16(port)).String()
+	return netip.AddrPortFrom(address, uint16(port))
 }
 
 // Current is a file of the current generation of certificates.
@@ -120,6 +120,9 @@ func (o Options) Current(name string) string { return filepath.Join(o.Certificat
 
 // InRun is a file of the run directory.
 func (o Options) InRun(name string) string { return filepath.Join(o.Run, name) }
+
+// IsVersion tells whether a text is a version such as 1.22.1.
+func IsVersion(text string) bool { return versionForm.MatchString(text) }
 
 // AtLeast compares dotted versions by their numbers: 1.25.1 is at least 1.25. What is no number counts as 0.
 func AtLeast(version, least string) bool {
@@ -172,15 +175,12 @@ func Check(plan *mesh.Plan, o Options, r *Refusal) {
 		}
 		seen[u.Name] = true
 	}
-	listens := map[string]string{}
+	checkPlaces(plan, o, r)
 	for _, in := range plan.Inbound {
-		where := fmt.Sprintf("port %d", in.Port)
-		claim(listens, o.Inbound(in.Port), where, r)
-		checkInbound(plan, in, where, o, r)
+		checkInbound(plan, in, fmt.Sprintf("port %d", in.Port), r)
 	}
 	for _, out := range plan.Outbound {
-		where := fmt.Sprintf("the call on port %d", out.Listen)
-		claim(listens, o.Outbound(out.Listen), where, r)
+		where := callName(out)
 		if !isPort(out.Listen) {
 			r.Addf("%s: that is no port", where)
 		}
@@ -191,17 +191,55 @@ func Check(plan *mesh.Plan, o Options, r *Refusal) {
 	}
 }
 
-// claim notes who listens where.
-func claim(listens map[string]string, address, who string, r *Refusal) {
-	if other, taken := listens[address]; taken {
-		r.Addf("%s and %s both listen on %s", other, who, address)
+func callName(out mesh.Outbound) string { return fmt.Sprintf("the call on port %d", out.Listen) }
+
+// place is who is to be met at an address.
+type place struct {
+	who string
+	at  netip.AddrPort
+}
+
+// meets tells whether a connection to one place may come to the other: a listener on every address is also
+// on the addresses of others, and on those of the other family.
+func (p place) meets(other place) bool {
+	a, b := p.at.Addr().Unmap(), other.at.Addr().Unmap()
+	return p.at.Port() == other.at.Port() && (a == b || a.IsUnspecified() || b.IsUnspecified())
+}
+
+// checkPlaces refuses two listeners at one place, and a listener where an application is: what is meant for
+// the application would come to the listener again, under its policy or under none.
+func checkPlaces(plan *mesh.Plan, o Options, r *Refusal) {
+	const remedy = "say which address peers connect to (--address), or give"
+	var listeners, apps []place
+	for _, in := range plan.Inbound {
+		listeners = append(listeners, place{fmt.Sprintf("port %d", in.Port), o.bind("inbound", o.Address, in.Port)})
+		if in.App != 0 {
+			apps = append(apps, place{fmt.Sprintf("the application of port %d", in.Port), o.bind("app", o.Loopback, in.App)})
+		}
 	}
-	listens[address] = who
+	for _, out := range plan.Outbound {
+		listeners = append(listeners, place{callName(out), o.bind("outbound", o.Loopback, out.Listen)})
+	}
+	for i, l := range listeners {
+		for _, other := range listeners[:i] {
+			if l.meets(other) {
+				r.Addf("%s and %s both listen on %s (%s and %s); %s one of them another port", other.who, l.who, l.at, other.at, l.at, remedy)
+			}
+		}
+		for _, app := range apps {
+			if l.meets(app) {
+				r.Addf("%s listens on %s, where %s is (%s); %s the application another port (app)", l.who, l.at, app.who, app.at, remedy)
+			}
+		}
+	}
 }
 
 func checkOptions(o Options, r *Refusal) {
-	if !versionForm.MatchString(o.Version) || !versionForm.MatchString(o.OpenSSL) {
-		r.Addf("%q or %q is not a version such as 1.22.1", o.Version, o.OpenSSL)
+	if !IsVersion(o.Version) {
+		r.Addf("%q is not a version of the proxy such as 1.22.1 (--proxy-version)", o.Version)
+	}
+	if !IsVersion(o.OpenSSL) {
+		r.Addf("%q is not a version of OpenSSL such as 3.0 (--openssl-version)", o.OpenSSL)
 	}
 	for what, path := range map[string]string{"certificates": o.Certificates, "run": o.Run} {
 		if !fileForm.MatchString(path) {
@@ -241,14 +279,11 @@ func checkUpstream(u mesh.Upstream, r *Refusal) {
 	}
 }
 
-func checkInbound(plan *mesh.Plan, in mesh.Inbound, where string, o Options, r *Refusal) {
+func checkInbound(plan *mesh.Plan, in mesh.Inbound, where string, r *Refusal) {
 	if !isPort(in.Port) || in.App != 0 && !isPort(in.App) || in.App == 0 && plan.Workload.Kind == id.Service {
 		r.Addf("%s: it or the application's port %d is no port", where, in.App)
 	}
 	checkProtocol(in.Protocol, where, r)
-	if in.App == in.Port && o.Inbound(in.Port) == netip.AddrPortFrom(o.Address, uint16(in.Port)).String() && o.Address.IsUnspecified() {
-		r.Addf("%s: the application has the same port on loopback, which every address includes; say which address peers connect to (--address), or give the application another port (app)", where)
-	}
 	switch in.TLS {
 	case mesh.Strict, mesh.Permissive:
 		checkMinTLS(in.MinTLS, where, r)
@@ -323,7 +358,7 @@ func checkText(what, text, where string, r *Refusal) {
 	}
 }
 
-// mostText keeps one word below the buffers of both languages (4096 bytes in NGINX), all of it escaped.
+// mostText keeps words below what both languages read; what escaping adds is bounded where it is added.
 const mostText = 1024
 
 func checkProtocol(p mesh.Protocol, where string, r *Refusal) {

@@ -97,36 +97,47 @@ func TestRefused(t *testing.T) {
 		change func(*mesh.Plan, *Options)
 		reason string
 	}{
-		"version of the plan": {func(p *mesh.Plan, _ *Options) { p.Version++ }, "the plan has the version"},
-		"identity":            {func(p *mesh.Plan, _ *Options) { p.TrustDomain = "other" }, "no identity of the trust domain"},
-		"version":             {func(_ *mesh.Plan, o *Options) { o.Version = "1;2" }, "is not a version"},
-		"certificates":        {func(_ *mesh.Plan, o *Options) { o.Certificates = "/a b" }, "is not an absolute path"},
-		"long run":            {func(_ *mesh.Plan, o *Options) { o.Run = "/" + strings.Repeat("r", 99) }, "sockets cannot be bound"},
-		"module":              {func(_ *mesh.Plan, o *Options) { o.StreamModule = "x.so;" }, "the stream module"},
-		"user":                {func(_ *mesh.Plan, o *Options) { o.User = "a b" }, "is not a user's name"},
-		"zone":                {func(_ *mesh.Plan, o *Options) { o.Address = netip.MustParseAddr("fe80::1%eth0") }, "with a zone"},
-		"same port":           {func(p *mesh.Plan, _ *Options) { p.Inbound[0].App = 9080 }, "the same port on loopback"},
-		"no port":             {func(p *mesh.Plan, _ *Options) { p.Inbound[0].Port = 70000 }, "is no port"},
-		"gateway's policy":    {func(p *mesh.Plan, _ *Options) { p.Inbound[1].Rules = nil }, "does not admit everybody"},
-		"gateway's clients":   {func(p *mesh.Plan, _ *Options) { p.Inbound[1].ClientAuth = mesh.Require }, "does not admit everybody"},
-		"two listeners":       {func(p *mesh.Plan, _ *Options) { p.Inbound[1].Port = 9080 }, "both listen on"},
-		"protocol":            {func(p *mesh.Plan, _ *Options) { p.Inbound[0].Protocol = "udp" }, `the protocol "udp"`},
-		"TLS mode":            {func(p *mesh.Plan, _ *Options) { p.Inbound[0].TLS = "maybe" }, "the TLS mode"},
-		"client auth":         {func(p *mesh.Plan, _ *Options) { p.Inbound[0].ClientAuth = "maybe" }, "the client authentication"},
-		"TLS version":         {func(p *mesh.Plan, _ *Options) { p.Inbound[0].MinTLS = "1.1" }, "the TLS version"},
-		"upstream's name":     {func(p *mesh.Plan, _ *Options) { p.Upstreams[0].Name = "a;b" }, "that is not SERVICE_PORT"},
-		"upstream twice":      {func(p *mesh.Plan, _ *Options) { p.Upstreams[0].Name = p.Upstreams[1].Name }, "is there twice"},
-		"server name":         {func(p *mesh.Plan, _ *Options) { p.Upstreams[0].ServerName = "evil" }, "is not NAME.TRUST-DOMAIN"},
-		"endpoint":            {func(p *mesh.Plan, _ *Options) { p.Upstreams[0].Endpoints = []mesh.Endpoint{{Instance: "x"}} }, "has no address"},
-		"no upstream":         {func(p *mesh.Plan, _ *Options) { p.Outbound[0].Upstream = "nobody" }, "is not declared"},
-		"outbound port":       {func(p *mesh.Plan, _ *Options) { p.Outbound[0].Listen = 0 }, "is no port"},
-		"request timeout":     {func(p *mesh.Plan, _ *Options) { p.Inbound[1].Routes[0].RequestTimeout = 1 }, "a bound on the whole request"},
-		"route's upstream":    {func(p *mesh.Plan, _ *Options) { p.Inbound[1].Routes[0].To[0].Upstream = "nobody" }, "is not declared"},
-		"route's protocol":    {func(p *mesh.Plan, _ *Options) { p.Inbound[1].Protocol = mesh.TCP }, "and the listener tcp"},
-		"weights":             {func(p *mesh.Plan, _ *Options) { p.Inbound[1].Routes[0].To[0].Weight = 0 }, "leads nowhere"},
-		"method":              {func(p *mesh.Plan, _ *Options) { p.Inbound[1].Routes[0].Match.Methods = []string{"GET }"} }, "is not an HTTP method"},
-		"header's value":      {func(p *mesh.Plan, _ *Options) { p.Inbound[1].Routes[0].Match.Headers["x-a"] = "a\nb" }, "control character"},
-		"long host":           {func(p *mesh.Plan, _ *Options) { p.Inbound[1].Routes[0].Match.Host = strings.Repeat("h", 2000) }, "at most 1024"},
+		"version of the plan":         {func(p *mesh.Plan, _ *Options) { p.Version++ }, "the plan has the version"},
+		"identity":                    {func(p *mesh.Plan, _ *Options) { p.TrustDomain = "other" }, "no identity of the trust domain"},
+		"version":                     {func(_ *mesh.Plan, o *Options) { o.Version = "1;2" }, `"1;2" is not a version of the proxy`},
+		"certificates":                {func(_ *mesh.Plan, o *Options) { o.Certificates = "/a b" }, "is not an absolute path"},
+		"long run":                    {func(_ *mesh.Plan, o *Options) { o.Run = "/" + strings.Repeat("r", 99) }, "sockets cannot be bound"},
+		"module":                      {func(_ *mesh.Plan, o *Options) { o.StreamModule = "x.so;" }, "the stream module"},
+		"user":                        {func(_ *mesh.Plan, o *Options) { o.User = "a b" }, "is not a user's name"},
+		"zone":                        {func(_ *mesh.Plan, o *Options) { o.Address = netip.MustParseAddr("fe80::1%eth0") }, "with a zone"},
+		"same port":                   {func(p *mesh.Plan, _ *Options) { p.Inbound[0].App = 9080 }, "port 9080 listens on 0.0.0.0:9080, where the application of port 9080 is (127.0.0.1:9080)"},
+		"application of another port": {func(p *mesh.Plan, _ *Options) { p.Inbound[0].App = 7000 }, "port 7000 listens on 0.0.0.0:7000, where the application of port 9080 is"},
+		"application at the listener": {func(p *mesh.Plan, o *Options) { p.Inbound[0].App, o.Address = 9080, o.Loopback }, "port 9080 listens on 127.0.0.1:9080, where the application of port 9080 is"},
+		"application at a call":       {func(p *mesh.Plan, _ *Options) { p.Inbound[0].App = p.Outbound[0].Listen }, "the call on port 9081 listens on 127.0.0.1:9081, where the application of port 9080 is"},
+		"call on a port of all":       {func(p *mesh.Plan, _ *Options) { p.Outbound[0].Listen = 9080 }, "port 9080 and the call on port 9080 both listen on 127.0.0.1:9080"},
+		"both families": {func(p *mesh.Plan, o *Options) {
+			p.Inbound[0].App, o.Address = 9080, netip.IPv6Unspecified()
+		}, "port 9080 listens on [::]:9080, where the application of port 9080 is"},
+		"mapped": {func(p *mesh.Plan, o *Options) {
+			p.Inbound[0].App, o.Address = 9080, netip.MustParseAddr("::ffff:127.0.0.1")
+		}, "where the application of port 9080 is"},
+		"version of OpenSSL": {func(_ *mesh.Plan, o *Options) { o.OpenSSL = "new" }, `"new" is not a version of OpenSSL`},
+		"no port":            {func(p *mesh.Plan, _ *Options) { p.Inbound[0].Port = 70000 }, "is no port"},
+		"gateway's policy":   {func(p *mesh.Plan, _ *Options) { p.Inbound[1].Rules = nil }, "does not admit everybody"},
+		"gateway's clients":  {func(p *mesh.Plan, _ *Options) { p.Inbound[1].ClientAuth = mesh.Require }, "does not admit everybody"},
+		"two listeners":      {func(p *mesh.Plan, _ *Options) { p.Inbound[1].Port = 9080 }, "both listen on"},
+		"protocol":           {func(p *mesh.Plan, _ *Options) { p.Inbound[0].Protocol = "udp" }, `the protocol "udp"`},
+		"TLS mode":           {func(p *mesh.Plan, _ *Options) { p.Inbound[0].TLS = "maybe" }, "the TLS mode"},
+		"client auth":        {func(p *mesh.Plan, _ *Options) { p.Inbound[0].ClientAuth = "maybe" }, "the client authentication"},
+		"TLS version":        {func(p *mesh.Plan, _ *Options) { p.Inbound[0].MinTLS = "1.1" }, "the TLS version"},
+		"upstream's name":    {func(p *mesh.Plan, _ *Options) { p.Upstreams[0].Name = "a;b" }, "that is not SERVICE_PORT"},
+		"upstream twice":     {func(p *mesh.Plan, _ *Options) { p.Upstreams[0].Name = p.Upstreams[1].Name }, "is there twice"},
+		"server name":        {func(p *mesh.Plan, _ *Options) { p.Upstreams[0].ServerName = "evil" }, "is not NAME.TRUST-DOMAIN"},
+		"endpoint":           {func(p *mesh.Plan, _ *Options) { p.Upstreams[0].Endpoints = []mesh.Endpoint{{Instance: "x"}} }, "has no address"},
+		"no upstream":        {func(p *mesh.Plan, _ *Options) { p.Outbound[0].Upstream = "nobody" }, "is not declared"},
+		"outbound port":      {func(p *mesh.Plan, _ *Options) { p.Outbound[0].Listen = 0 }, "is no port"},
+		"request timeout":    {func(p *mesh.Plan, _ *Options) { p.Inbound[1].Routes[0].RequestTimeout = 1 }, "a bound on the whole request"},
+		"route's upstream":   {func(p *mesh.Plan, _ *Options) { p.Inbound[1].Routes[0].To[0].Upstream = "nobody" }, "is not declared"},
+		"route's protocol":   {func(p *mesh.Plan, _ *Options) { p.Inbound[1].Protocol = mesh.TCP }, "and the listener tcp"},
+		"weights":            {func(p *mesh.Plan, _ *Options) { p.Inbound[1].Routes[0].To[0].Weight = 0 }, "leads nowhere"},
+		"method":             {func(p *mesh.Plan, _ *Options) { p.Inbound[1].Routes[0].Match.Methods = []string{"GET }"} }, "is not an HTTP method"},
+		"header's value":     {func(p *mesh.Plan, _ *Options) { p.Inbound[1].Routes[0].Match.Headers["x-a"] = "a\nb" }, "control character"},
+		"long host":          {func(p *mesh.Plan, _ *Options) { p.Inbound[1].Routes[0].Match.Host = strings.Repeat("h", 2000) }, "at most 1024"},
 		"two tcp routes": {func(p *mesh.Plan, _ *Options) {
 			p.Inbound[1].Protocol, p.Inbound[1].Routes = mesh.TCP, nil
 		}, "exactly one route"},
@@ -145,6 +156,36 @@ func TestRefused(t *testing.T) {
 				t.Errorf("got %v, want %q", err, test.reason)
 			}
 		})
+	}
+}
+
+// TestPlaces asserts that places which do not meet are not refused.
+func TestPlaces(t *testing.T) {
+	plan, o := sound(t)
+	plan.Inbound[0].App, o.Address = 9080, netip.MustParseAddr("10.0.0.1")
+	plan.Outbound[0].Listen = plan.Inbound[1].Port
+	r := Refusal{Engine: "x"}
+	if Check(plan, o, &r); r.Err() != nil {
+		t.Errorf("the same ports at other addresses: %v", r.Err())
+	}
+	o.Binds = map[string]netip.AddrPort{"app/9080": netip.MustParseAddrPort("10.0.0.1:9080")}
+	if Check(plan, o, &r); r.Err() == nil || !strings.Contains(r.Err().Error(), "where the application of port 9080 is") {
+		t.Errorf("an application that is bound to the listener's address: %v", r.Err())
+	}
+}
+
+func TestMissing(t *testing.T) {
+	var m Missing
+	if notes := m.Notes(Options{}); len(notes) != 0 {
+		t.Errorf("without anything: %q", notes)
+	}
+	m.Add("port 1", nil)
+	for _, where := range []string{"port 2", "upstream b_1", "port 2"} {
+		m.Add(where, []mesh.TLSGroup{mesh.X25519MLKEM768})
+	}
+	notes := m.Notes(Options{OpenSSL: "3.0"})
+	if len(notes) != 1 || !strings.Contains(notes[0], "3.0 does not speak X25519MLKEM768, ") || !strings.Contains(notes[0], ": port 2, upstream b_1 (") {
+		t.Errorf("notes %q", notes)
 	}
 }
 

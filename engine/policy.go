@@ -193,6 +193,32 @@ var groupNames = map[mesh.TLSGroup]string{
 	mesh.X25519: "X25519", mesh.Secp256r1: "P-256", mesh.Secp384r1: "P-384", mesh.Secp521r1: "P-521",
 }
 
+// Missing collects the key exchanges that are left out, and where, for one remark on all of them.
+type Missing struct {
+	groups, where []string
+}
+
+// Add notes what [Groups] has left out.
+func (m *Missing) Add(where string, groups []mesh.TLSGroup) {
+	for _, g := range groups {
+		if !slices.Contains(m.groups, string(g)) {
+			m.groups = append(m.groups, string(g))
+		}
+		if !slices.Contains(m.where, where) {
+			m.where = append(m.where, where)
+		}
+	}
+}
+
+// Notes is the remark, or nothing.
+func (m *Missing) Notes(o Options) []string {
+	if len(m.groups) == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("OpenSSL %s does not speak %s, and the other key exchanges are used: %s (--openssl-version says which one the proxy is linked with)",
+		o.OpenSSL, strings.Join(m.groups, ", "), strings.Join(m.where, ", "))}
+}
+
 // Groups gives the key exchanges that the proxy's OpenSSL speaks, in OpenSSL's list form, and those that
 // it does not. A list of which nothing is left is refused.
 func Groups(groups []mesh.TLSGroup, where string, o Options, r *Refusal) (list string, missing []mesh.TLSGroup) {

@@ -36,6 +36,7 @@ type renderer struct {
 	o       engine.Options
 	refusal engine.Refusal
 	notes   []string
+	missing engine.Missing
 }
 
 // Render writes the configuration of a Plan. It is the same for the same arguments. The error wraps
@@ -43,7 +44,7 @@ type renderer struct {
 func Render(plan *mesh.Plan, o engine.Options) (*engine.Config, error) {
 	r := &renderer{plan: plan, o: o.WithDefaults(DefaultVersion), refusal: engine.Refusal{Engine: "haproxy"}}
 	engine.Check(plan, r.o, &r.refusal)
-	if !engine.AtLeast(r.o.Version, "2.6") {
+	if engine.IsVersion(r.o.Version) && !engine.AtLeast(r.o.Version, "2.6") {
 		r.refusal.Addf("HAProxy %s is older than 2.6, for which nothing is tested", r.o.Version)
 	}
 	if err := r.refusal.Err(); err != nil {
@@ -62,7 +63,7 @@ func Render(plan *mesh.Plan, o engine.Options) (*engine.Config, error) {
 	if err := r.refusal.Err(); err != nil {
 		return nil, err
 	}
-	return &engine.Config{Text: r.text.String(), Notes: r.notes}, nil
+	return &engine.Config{Text: r.text.String(), Notes: append(r.notes, r.missing.Notes(r.o)...)}, nil
 }
 
 // note adds a remark for the person who asked.
@@ -151,17 +152,11 @@ func (r *renderer) peer(u mesh.Upstream) []word {
 	}
 	where := "upstream " + u.Name
 	groups, missing := engine.Groups(u.TLSGroups, where, r.o, &r.refusal)
-	r.missing(where, missing)
+	r.missing.Add(where, missing)
 	if engine.AtLeast(r.o.Version, "3.0") {
 		return append(words, "curves", word(groups))
 	}
 	return words // the server chooses among its own, and those are the declared ones
-}
-
-func (r *renderer) missing(where string, groups []mesh.TLSGroup) {
-	for _, g := range groups {
-		r.note("%s: OpenSSL %s does not speak %s; the other key exchanges are used", where, r.o.OpenSSL, g)
-	}
 }
 
 func minVersion(v mesh.TLSVersion) word {
@@ -188,7 +183,7 @@ func (r *renderer) tls(in mesh.Inbound) []word {
 	}
 	words := []word{"ssl", "crt", quote(cert), "ssl-min-ver", minVersion(in.MinTLS)}
 	groups, missing := engine.Groups(in.TLSGroups, where, r.o, &r.refusal)
-	r.missing(where, missing)
+	r.missing.Add(where, missing)
 	words = append(words, "curves", word(groups))
 	if in.Protocol != mesh.TCP {
 		words = append(words, "alpn", "h2,http/1.1")

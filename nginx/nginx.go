@@ -42,6 +42,7 @@ type renderer struct {
 	o       engine.Options
 	refusal engine.Refusal
 	notes   []string
+	missing engine.Missing
 }
 
 // Render writes the configuration of a Plan. It is the same for the same arguments. The error wraps
@@ -49,7 +50,7 @@ type renderer struct {
 func Render(plan *mesh.Plan, o engine.Options) (*engine.Config, error) {
 	r := &renderer{plan: plan, o: o.WithDefaults(DefaultVersion), refusal: engine.Refusal{Engine: "nginx"}}
 	engine.Check(plan, r.o, &r.refusal)
-	if !engine.AtLeast(r.o.Version, "1.22") {
+	if engine.IsVersion(r.o.Version) && !engine.AtLeast(r.o.Version, "1.22") {
 		r.refusal.Addf("NGINX %s is older than 1.22, for which nothing is tested", r.o.Version)
 	}
 	if err := r.refusal.Err(); err != nil {
@@ -68,7 +69,7 @@ func Render(plan *mesh.Plan, o engine.Options) (*engine.Config, error) {
 	if err := r.refusal.Err(); err != nil {
 		return nil, err
 	}
-	return &engine.Config{Text: r.text.String(), Notes: r.notes}, nil
+	return &engine.Config{Text: r.text.String(), Notes: append(r.notes, r.missing.Notes(r.o)...)}, nil
 }
 
 // note adds a remark for the person who asked.
@@ -178,7 +179,7 @@ func (r *renderer) serverTLS(in mesh.Inbound) {
 	r.line(append([]word{"ssl_protocols"}, protocols(in.MinTLS)...)...)
 	r.line("ssl_ciphers", engine.Ciphers)
 	groups, missing := engine.Groups(in.TLSGroups, where, r.o, &r.refusal)
-	r.missing(where, missing)
+	r.missing.Add(where, missing)
 	r.line("ssl_ecdh_curve", word(groups))
 	verify := map[mesh.ClientAuth]word{mesh.Require: "on", mesh.Optional: "optional", mesh.None: "off"}[in.ClientAuth]
 	r.line("ssl_verify_client", verify)
@@ -205,14 +206,8 @@ func (r *renderer) clientTLS(module string, u mesh.Upstream) {
 	r.line(append([]word{name("protocols")}, protocols(u.MinTLS)...)...)
 	r.line(name("ciphers"), engine.Ciphers)
 	groups, missing := engine.Groups(u.TLSGroups, "upstream "+u.Name, r.o, &r.refusal)
-	r.missing("upstream "+u.Name, missing)
+	r.missing.Add("upstream "+u.Name, missing)
 	r.line(name("conf_command"), "Groups", word(groups))
-}
-
-func (r *renderer) missing(where string, groups []mesh.TLSGroup) {
-	for _, g := range groups {
-		r.note("%s: OpenSSL %s does not speak %s; the other key exchanges are used", where, r.o.OpenSSL, g)
-	}
 }
 
 // file is a file that the specification names. NGINX would take a $ in it for a variable.

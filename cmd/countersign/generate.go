@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
+	"countersign.dev/durable"
 	"countersign.dev/engine"
 	"countersign.dev/haproxy"
 	"countersign.dev/mesh"
@@ -25,13 +27,14 @@ type generateCmd struct {
 type generateFlags struct {
 	Path         string        `arg:"" help:"The specification: a file or a directory."`
 	Workload     string        `required:"" placeholder:"NAME" help:"The service or gateway whose sidecar it is."`
-	Certificates string        `default:"/run/countersign/certs" placeholder:"DIR" help:"The directory of certificates: current/cert.pem, key.pem, ca.pem and cert-and-key.pem. Default: ${default}."`
-	RunDir       string        `default:"/run/countersign/proxy" placeholder:"DIR" help:"A directory of this instance alone, for sockets, the pid and scratch files. Default: ${default}."`
+	Certificates string        `default:"/run/countersign/certs" placeholder:"DIR" help:"The directory of certificates where the proxy runs, absolute: current/cert.pem, key.pem, ca.pem and cert-and-key.pem. Default: ${default}."`
+	RunDir       string        `default:"/run/countersign/proxy" placeholder:"DIR" help:"A directory of this instance and its user alone (0700) where the proxy runs, absolute, for sockets, the pid and scratch files. Default: ${default}."`
 	Address      string        `default:"0.0.0.0" placeholder:"IP" help:"The address that peers connect to. Default: all, which goes only where the application has another port (app). Default: ${default}."`
 	AppAddress   string        `default:"127.0.0.1" placeholder:"IP" help:"The loopback address where the application is and dials. Default: ${default}."`
 	Endpoint     []string      `sep:"none" placeholder:"SERVICE:PORT=IP:PORT" help:"Where an instance of a called service is. May be repeated; calls to a service without one fail."`
 	Openssl      string        `name:"openssl-version" default:"3.0" placeholder:"VERSION" help:"The OpenSSL that the proxy is linked with; key exchanges with MLKEM need 3.5. Default: ${default}."`
-	DrainTimeout time.Duration `default:"30s" help:"How long connections live on after a reload. Default: ${default}."`
+	DrainTimeout time.Duration `default:"30s" help:"How long connections live on after a reload, at least 1s. Default: ${default}."`
+	Out          string        `placeholder:"FILE" help:"Write the configuration to this file, in one step. What is refused leaves the file as it is. Default: standard output."`
 }
 
 type generateNginxCmd struct {
@@ -47,7 +50,7 @@ type generateHaproxyCmd struct {
 }
 
 const generateHelp = `What it cannot carry out is refused with a list of the reasons, and nothing is written; see
-docs/nginx-haproxy.md. Remarks go to standard error.
+docs/nginx-haproxy.md. Remarks go to standard error. The example is a service of "countersign example shop".
 
 Example:
   `
@@ -55,14 +58,14 @@ Example:
 // Help is shown by --help.
 func (generateNginxCmd) Help() string {
 	return `The configuration makes a stock NGINX the sidecar of a service or gateway. ` + generateHelp +
-		`countersign generate nginx mesh.yaml --workload catalog --address 10.0.1.17 --endpoint inventory:9090=10.0.2.4:9090 > nginx.conf
+		`countersign generate nginx mesh.yaml --workload catalog --address 10.0.1.17 --endpoint stock:7000=10.0.2.4:7000 --out nginx.conf
   nginx -t -c $PWD/nginx.conf`
 }
 
 // Help is shown by --help.
 func (generateHaproxyCmd) Help() string {
 	return `The configuration makes a stock HAProxy the sidecar of a service or gateway. ` + generateHelp +
-		`countersign generate haproxy mesh.yaml --workload catalog --address 10.0.1.17 --endpoint inventory:9090=10.0.2.4:9090 > haproxy.cfg
+		`countersign generate haproxy mesh.yaml --workload catalog --address 10.0.1.17 --endpoint stock:7000=10.0.2.4:7000 --out haproxy.cfg
   haproxy -c -f haproxy.cfg`
 }
 
@@ -108,11 +111,27 @@ func (c generateFlags) write(p *process, render func(*mesh.Plan, engine.Options)
 	case err != nil:
 		return err
 	}
-	for _, note := range config.Notes {
+	for _, note := range append(config.Notes, c.openRunDir()...) {
 		fmt.Fprintf(p.stderr, "note: %s\n", note)
+	}
+	if c.Out != "" { // it holds no secret
+		if err := durable.WriteFile(c.Out, []byte(config.Text), 0o644); err != nil {
+			return fmt.Errorf("--out: %w", err)
+		}
+		return nil
 	}
 	_, err = io.WriteString(p.stdout, config.Text)
 	return err
+}
+
+// openRunDir remarks that others than its owner get at a run directory, if it is on this machine. NGINX lets
+// everybody write to its inner sockets, and only the directory is in front of them.
+func (c generateFlags) openRunDir() []string {
+	info, err := os.Stat(c.RunDir)
+	if err != nil || info.Mode().Perm()&0o077 == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("--run-dir %s has the mode %#o: others reach the proxy's sockets in it, past its listeners; run: chmod 700 %s", c.RunDir, info.Mode().Perm(), c.RunDir)}
 }
 
 // options reads what kong cannot check.
@@ -125,11 +144,14 @@ func (c generateFlags) options() (engine.Options, error) {
 	if o.Loopback, err = netip.ParseAddr(c.AppAddress); err != nil || !o.Loopback.IsLoopback() {
 		return o, usagef("--app-address %q is not a loopback address; whoever reaches an outbound listener speaks as this instance", c.AppAddress)
 	}
-	if o.Certificates, err = filepath.Abs(c.Certificates); err != nil {
-		return o, fmt.Errorf("--certificates: %w", err)
+	for _, dir := range [][2]string{{"--certificates", c.Certificates}, {"--run-dir", c.RunDir}} {
+		if !filepath.IsAbs(dir[1]) {
+			return o, usagef("%s %q is not an absolute path; it is one of the machine where the proxy runs", dir[0], dir[1])
+		}
 	}
-	if o.Run, err = filepath.Abs(c.RunDir); err != nil {
-		return o, fmt.Errorf("--run-dir: %w", err)
+	o.Certificates, o.Run = filepath.Clean(c.Certificates), filepath.Clean(c.RunDir)
+	if c.DrainTimeout < time.Second {
+		return o, usagef("--drain-timeout %s is less than 1s, and the proxies count whole seconds", c.DrainTimeout)
 	}
 	return o, nil
 }
