@@ -208,6 +208,9 @@ func readFile(path string) ([]byte, error) {
 	if !info.Mode().IsRegular() {
 		return nil, corrupt(path, "it is not a regular file")
 	}
+	if err := guardFile(path, info); err != nil {
+		return nil, err
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err

@@ -9,8 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"filippo.io/age"
@@ -21,8 +23,8 @@ import (
 // maxIdentityFile bounds an identity file in bytes.
 const maxIdentityFile = 64 << 10
 
-// ErrIdentity says that an identity file cannot be used: it is missing, open to others, or not one. Its
-// errors hold no part of the file.
+// ErrIdentity says that an identity file cannot be used: it is missing, open to others, somebody else's, or
+// not one. Its errors hold no part of the file.
 var ErrIdentity = errors.New("unusable identity file")
 
 // Identity is what a store is encrypted to and decrypted with. It is safe for concurrent use.
@@ -74,7 +76,8 @@ func GenerateIdentity(path string) error {
 // LoadIdentity reads a file of age identities, one a line, as age-keygen and [GenerateIdentity] write it
 // (X25519, or the post-quantum hybrid). Each of them decrypts; what is written is encrypted to the first,
 // so that a store moves to a new identity by putting it in front. A file that its group or others may
-// read is refused. Errors are [ErrIdentity].
+// read is refused, and so are one that belongs to another user than root and the process's own, and what is
+// not a regular file. Errors are [ErrIdentity].
 func LoadIdentity(path string) (*Identity, error) {
 	text, err := readIdentityFile(path)
 	if err != nil {
@@ -103,7 +106,11 @@ func LoadIdentity(path string) (*Identity, error) {
 }
 
 func readIdentityFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	// A pipe is not waited for: nobody may ever write to it.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: give the file that the store was made with, or make a new store with `countersign secret init`", err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -112,10 +119,13 @@ func readIdentityFile(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch {
-	case info.IsDir():
-		return nil, fmt.Errorf("%s is a directory", path)
-	case info.Mode().Perm()&0o077 != 0:
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file: copy what it gives to a file of mode 0600", path)
+	}
+	if err := checkOwner(path, info, os.Geteuid()); err != nil {
+		return nil, err
+	}
+	if info.Mode().Perm()&0o077 != 0 {
 		return nil, fmt.Errorf("%s may be used by others (mode %04o): `chmod 600 %s`; if somebody may have read it, make another identity and another store, and new keys for what is in this one",
 			path, info.Mode().Perm(), path)
 	}

@@ -57,21 +57,20 @@ func (s *Store) read(ctx context.Context, name, version string) (indexed, []byte
 
 // index reads the index of a secret, and gives the file as it is too.
 func (s *Store) index(name string) (record, []byte, error) {
+	err := privateDir(s.secretDir(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return record{}, nil, fmt.Errorf("%w; `countersign secret list` shows what is", secret.ErrNotFound)
+	}
+	if err != nil {
+		return record{}, nil, err
+	}
 	path := s.indexPath(name)
 	index, _, raw, err := s.loadRaw(path, kindIndex, name)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return index, raw, err
+	// A secret's directory is put in place with its index, and stays: one without it was damaged.
+	if errors.Is(err, fs.ErrNotExist) {
+		err = corrupt(path, "it is missing")
 	}
-	// A secret's directory is put in place with its index: one without it was damaged.
-	if _, err := os.Lstat(s.secretDir(name)); err == nil {
-		// It may have been put in place just now.
-		index, _, raw, err = s.loadRaw(path, kindIndex, name)
-		if errors.Is(err, fs.ErrNotExist) {
-			err = corrupt(path, "it is missing")
-		}
-		return index, raw, err
-	}
-	return record{}, nil, secret.ErrNotFound
+	return index, raw, err
 }
 
 // find finds a version by id or stage.
@@ -85,9 +84,9 @@ func find(index record, version string) (indexed, error) {
 		}
 	}
 	if secret.IsStage(version) {
-		return indexed{}, fmt.Errorf("%w: no version of it is %s", secret.ErrNotFound, version)
+		return indexed{}, fmt.Errorf("%w: no version of it is %s; `countersign secret versions %s` shows what is", secret.ErrNotFound, version, index.Name)
 	}
-	return indexed{}, fmt.Errorf("%w: it has no version %.80q", secret.ErrNotFound, version)
+	return indexed{}, fmt.Errorf("%w: it has no version %.80q; `countersign secret versions %s` shows which it has", secret.ErrNotFound, version, index.Name)
 }
 
 // value reads one value and compares it with what the index says of it. A file that is missing is

@@ -13,7 +13,8 @@
 //
 // NAME has commas in place of slashes. Files are 0600 and directories 0700. Each file says inside what it
 // is and to which secret it belongs, and the index holds the digest of each value, so that files cannot
-// be put in one another's place; only an older copy of a whole secret cannot be told from the newest.
+// be put in one another's place; only an older copy of a whole secret cannot be told from the newest. What
+// belongs to another user than root and the process's own, or what others may write to, is refused.
 // Names, ids, sizes and times of writing are visible to whoever sees the directory.
 //
 // A value is written and synced before the index that names it, and the index is replaced in one step
@@ -89,7 +90,7 @@ func (s *Store) create() error {
 	if err := durable.MkdirAll(s.dir, dirMode); err != nil {
 		return err
 	}
-	if err := privateDir(s.dir); err != nil {
+	if err := s.private(); err != nil {
 		return err
 	}
 	if err := s.onlyOurs(); err != nil {
@@ -139,7 +140,7 @@ func (s *Store) onlyOurs() error {
 }
 
 // Open opens the store in a directory. None there is [ErrNoStore]; a store of another identity is
-// [ErrIdentity]; a directory that others may write to is refused.
+// [ErrIdentity]; what others may write to or own is refused.
 func Open(dir string, identity *Identity) (*Store, error) {
 	s := &Store{dir: dir, identity: identity}
 	if err := s.open(); err != nil {
@@ -149,7 +150,7 @@ func Open(dir string, identity *Identity) (*Store, error) {
 }
 
 func (s *Store) open() error {
-	if err := privateDir(s.dir); err != nil {
+	if err := s.private(); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%w: the directory does not exist; `countersign secret init` makes one", ErrNoStore)
 		}
@@ -173,22 +174,6 @@ func (s *Store) open() error {
 	}
 	_, _, err = s.load(path, kindStore, "")
 	return err
-}
-
-// privateDir refuses a directory that others may write to: they could put back older secrets, or remove
-// them.
-func privateDir(dir string) error {
-	info, err := os.Stat(dir)
-	if err != nil {
-		return err
-	}
-	if !info.IsDir() {
-		return fmt.Errorf("%w directory: it is not one", secret.ErrInvalid)
-	}
-	if info.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("%w directory: others may write to it (mode %04o): `chmod 700 %s` first", secret.ErrInvalid, info.Mode().Perm(), dir)
-	}
-	return nil
 }
 
 func (s *Store) path(names ...string) string {
@@ -221,7 +206,9 @@ func (s *Store) locked(ctx context.Context, run func() error) error {
 		}
 		unlock, err := durable.Lock(s.path(lockFile))
 		if err == nil {
-			err = run()
+			if err = s.private(); err == nil {
+				err = run()
+			}
 			_ = unlock() // nothing was written to it
 			return full(err)
 		}
