@@ -23,14 +23,18 @@ type secretCmd struct {
 
 // storeFlags say which store, and how it is opened.
 type storeFlags struct {
-	Store        string `required:"" placeholder:"file:DIR" help:"The store: file:DIR is a directory, encrypted with age."`
-	IdentityFile string `required:"" placeholder:"FILE" help:"The age identity of the store, as age-keygen writes it. Nobody but its owner may read the file."`
+	Store        string `required:"" placeholder:"file:DIR" env:"COUNTERSIGN_STORE" help:"The store: file:DIR is a directory, encrypted with age."`
+	IdentityFile string `required:"" placeholder:"FILE" env:"COUNTERSIGN_IDENTITY_FILE" help:"The age identity of the store, as age-keygen writes it. Nobody but its owner may read the file."`
 }
 
 // directory is the directory that --store names.
 func (f storeFlags) directory() (string, error) {
 	kind, dir, ok := strings.Cut(f.Store, ":")
 	switch {
+	case f.Store == "": // a variable that is set to nothing counts as given
+		return "", usagef("which store? Give --store file:DIR, or set COUNTERSIGN_STORE to it")
+	case f.IdentityFile == "":
+		return "", usagef("which identity? Give --identity-file FILE, or set COUNTERSIGN_IDENTITY_FILE to it")
 	case !ok || kind != "file":
 		return "", usagef("--store %s: write file:DIR; other kinds of stores are not known", f.Store)
 	case dir == "":
@@ -114,7 +118,7 @@ func (c secretInitCmd) Run(p *process) error {
 func (c secretInitCmd) makeIdentity(p *process, dir string) error {
 	inside, err := lies(c.IdentityFile, dir)
 	if err != nil {
-		return err
+		return usagef("looking whether --identity-file lies in the store: %w", err)
 	}
 	if inside {
 		return usagef("--identity-file %s lies in the store that it opens; keep it somewhere else, and out of the store's backups", c.IdentityFile)
@@ -133,17 +137,40 @@ func (c secretInitCmd) makeIdentity(p *process, dir string) error {
 	return nil
 }
 
-// lies tells whether a file lies in a directory.
+// lies tells whether a file lies in a directory, by whatever links it is reached. Neither needs to be there.
 func lies(file, dir string) (bool, error) {
-	file, err := filepath.Abs(file)
+	file, err := followed(file)
 	if err != nil {
 		return false, err
 	}
-	dir, err = filepath.Abs(dir)
+	dir, err = followed(dir)
 	if err != nil {
 		return false, err
 	}
 	return file == dir || strings.HasPrefix(file, dir+string(filepath.Separator)), nil
+}
+
+// followed is where a path leads: absolute, and with the links followed in the part of it that is there.
+func followed(path string) (string, error) {
+	if !filepath.IsAbs(path) {
+		here, err := os.Getwd()
+		if err != nil {
+			return "", err
+		}
+		path = here + string(filepath.Separator) + path // filepath.Join would take LINK/.. for nothing
+	}
+	missing := ""
+	for {
+		found, err := filepath.EvalSymlinks(path)
+		if err == nil {
+			return filepath.Join(found, missing), nil
+		}
+		parent, name := filepath.Split(strings.TrimRight(path, string(filepath.Separator)))
+		if !errors.Is(err, fs.ErrNotExist) || name == "" {
+			return "", err
+		}
+		path, missing = parent, filepath.Join(name, missing)
+	}
 }
 
 type secretPutCmd struct {
@@ -161,14 +188,14 @@ func (secretPutCmd) Help() string {
 version, read back, and then made current in one step; what was current becomes previous. A version that
 exists is not written again, so that a put may be repeated; with another value it is refused.
 
-The secrets of one certificate in the layout 'separate' need the same --version-id: write all of them
-with --pending, then again without.
+The parts of one certificate that are secrets of their own need the same --version-id: write all of them
+with --pending, then again without, the certificate last.
 
 Examples:
-  countersign secret put payments/api credential.json --store file:./secrets --identity-file id.age
-  countersign secret put payments/api/key_pem key.pem --version-id 2027-01 --pending --store file:./secrets --identity-file id.age
-  countersign secret get payments/api --version previous --private-key --store file:./secrets --identity-file id.age |
-    countersign secret put payments/api --store file:./secrets --identity-file id.age`
+  export COUNTERSIGN_STORE=file:./secrets COUNTERSIGN_IDENTITY_FILE=id.age
+  countersign secret put payments/api credential.json
+  countersign secret put payments/api/key_pem key.pem --version-id 2027-01 --pending
+  countersign secret get payments/api --version previous --private-key | countersign secret put payments/api`
 }
 
 // writtenSecret is the answer of `secret put`.

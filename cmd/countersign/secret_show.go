@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"text/tabwriter"
 	"time"
 	"unicode/utf8"
@@ -15,20 +17,21 @@ type secretGetCmd struct {
 	Name       string `arg:"" help:"The secret's name."`
 	Version    string `default:"current" help:"Which version: its id, or current, pending or previous."`
 	Field      string `placeholder:"NAME" help:"Print only this field of a value that is a JSON object of strings."`
-	PrivateKey bool   `help:"Print the value although a private key or a passphrase is in it."`
+	PrivateKey bool   `help:"Print the value although it is not certificates alone: it may be a private key or a passphrase."`
 	storeFlags
 	outputFlag
 }
 
 // Help is what --help adds.
 func (secretGetCmd) Help() string {
-	return `Prints the value as it is, without a line end of its own. A value with a private key in it (PEM, PKCS #8 or
-PKCS #12, also encrypted, encoded or inside JSON), and what is called key_pem, private_key or passphrase,
-is printed only with --private-key.
+	return `Prints the value as it is, without a line end of its own. Certificates and revocation lists with nothing
+beside them (PEM or DER) are public, and are printed. Anything else may be a private key or a passphrase,
+and is printed only with --private-key. The same holds for what --field takes out of a JSON object.
 
 Examples:
-  countersign secret get payments/api --field cert_pem --store file:./secrets --identity-file id.age
-  countersign secret get mesh/bundle --version pending --store file:./secrets --identity-file id.age`
+  export COUNTERSIGN_STORE=file:./secrets COUNTERSIGN_IDENTITY_FILE=id.age
+  countersign secret get payments/api --field cert_pem
+  countersign secret get mesh/bundle --version pending`
 }
 
 // shownSecret is the answer of `secret get` in JSON: the value as text, or as Base64 when it is none.
@@ -73,9 +76,12 @@ func (c secretGetCmd) Run(p *process) error {
 
 // choose gives what is to be printed, unless it is not to be printed.
 func (c secretGetCmd) choose(value []byte) ([]byte, error) {
-	what := "the value"
-	private := secret.IsPrivateField(c.Name)
-	if c.Field != "" {
+	what, instead := "the value", ""
+	if c.Field == "" {
+		if field := publicField(value); field != "" {
+			instead = fmt.Sprintf("`--field %s` prints the certificates in it, ", field)
+		}
+	} else {
 		what = fmt.Sprintf("the field %q", c.Field)
 		object, err := secret.ParseObject(value)
 		if err != nil {
@@ -90,12 +96,27 @@ func (c secretGetCmd) choose(value []byte) ([]byte, error) {
 			return nil, fmt.Errorf("the field %q of %s is not a string", c.Field, c.Name)
 		}
 		value = []byte(text)
-		private = private || secret.IsPrivateField(c.Field)
 	}
-	if !c.PrivateKey && (private || secret.HoldsPrivateKey(value)) {
-		return nil, usagef("%s of %s holds a private key or a passphrase; say --private-key to print it", what, c.Name)
+	if !c.PrivateKey && !secret.IsPublic(value) {
+		return nil, usagef("%s of %s is not certificates alone, and may be or hold a private key or a passphrase: %s`--private-key` prints it all the same", what, c.Name, instead)
 	}
 	return value, nil
+}
+
+// publicField finds a field of a JSON object that may be printed, the one of the certificate if possible.
+func publicField(value []byte) string {
+	object, err := secret.ParseObject(value)
+	if err != nil {
+		return ""
+	}
+	for _, name := range append([]string{"cert_pem"}, slices.Sorted(maps.Keys(object))...) {
+		var text string
+		// Somebody may have mixed up name and value: only what looks like a name is shown.
+		if secret.CheckName(name) == nil && json.Unmarshal(object[name], &text) == nil && secret.IsPublic([]byte(text)) {
+			return name
+		}
+	}
+	return ""
 }
 
 type secretListCmd struct {
@@ -110,8 +131,9 @@ shown. When files are damaged, the other secrets are listed, each damaged file i
 status is 1.
 
 Examples:
-  countersign secret list --store file:./secrets --identity-file id.age
-  countersign secret list --store file:./secrets --identity-file id.age --output json | jq -r '.[].name'`
+  export COUNTERSIGN_STORE=file:./secrets COUNTERSIGN_IDENTITY_FILE=id.age
+  countersign secret list
+  countersign secret list --output json | jq -r '.[].name'`
 }
 
 // Run lists the secrets.

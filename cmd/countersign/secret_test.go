@@ -45,11 +45,25 @@ func TestSecretsPage(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	for _, want := range []string{
-		"made the store file:./secrets\n", "is current\n", "VERSION ", "the second bundle\nthe first bundle\n", "NAME ",
+		"made the store file:./secrets\n", "is current\n", "VERSION ", "NAME ", "`--private-key` prints it all the same\nstatus 2\n",
 		"mesh/bundle version 2027-01 is pending\n", "mesh/bundle version 2027-01 is current\n",
+		"shop/orders/key_pem version 2027-02 is pending\n", "shop/orders/cert_pem version 2027-02 is current\n",
+		"spiffe://shop.internal/service/orders",
 	} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("%q is not in the output:\n%s", want, out)
+		}
+	}
+	// The bundle of two roots, and the one before.
+	if got := strings.Count(string(out), "BEGIN CERTIFICATE"); got != 3 {
+		t.Errorf("%d certificates were printed, want 3:\n%s", got, out)
+	}
+	if strings.Contains(string(out), "PRIVATE KEY") {
+		t.Error("a private key was printed")
+	}
+	for _, name := range []string{"cert.pem", "key.pem", "ca.pem"} {
+		if _, err := os.Stat(filepath.Join(dir, "tls", "current", name)); err != nil {
+			t.Error(err)
 		}
 	}
 }
