@@ -35,12 +35,17 @@ const (
 	PassphraseFile = "identity.p12.passphrase"
 )
 
-// lockFile keeps two writers of a directory apart.
-const lockFile = ".lock"
+const (
+	// lockFile keeps two writers of a directory apart.
+	lockFile = ".lock"
+	// generationsDir is where [durable.WriteGenerationFor] puts the generations.
+	generationsDir = "generations"
+)
 
 // Output says where and for whom a credential is written.
 type Output struct {
-	// Dir gets the generations; Dir/current is the link to the one in force.
+	// Dir gets the generations; Dir/current is the link to the one in force. When it is there already, it has to belong to
+	// root, to this process's user or to UID, and not everybody may write to it, unless it has the sticky bit.
 	Dir string
 	// Mode is what the files with a private key get: 0600, or 0640 for a group. Others never have a part in it.
 	Mode fs.FileMode
@@ -64,7 +69,7 @@ func CheckMode(mode fs.FileMode) error {
 // Write makes the credential the current generation in a directory (see [durable.WriteGenerationFor]): readers that
 // resolve Dir/current once see the old set or the new one. When it fails, however it fails, the old one is in force
 // and what was written of the new one is gone. The error says what to do about a full or read-only volume, a missing
-// privilege, another writer.
+// privilege, another writer; it is [ErrDirectory] when others could replace what is written.
 func (c *Credential) Write(out Output) error {
 	if err := CheckMode(out.Mode); err != nil {
 		return err
@@ -91,7 +96,7 @@ func write(out Output, files []durable.File) (err error) {
 	if err := durable.MkdirAll(filepath.Dir(filepath.Clean(out.Dir)), 0o755); err != nil {
 		return err
 	}
-	if err := prepare(out.Dir, access); err != nil {
+	if err := prepare(out, access); err != nil {
 		return err
 	}
 	unlock, err := durable.Lock(filepath.Join(out.Dir, lockFile))
@@ -103,6 +108,12 @@ func write(out Output, files []durable.File) (err error) {
 			err = closeErr
 		}
 	}()
+	if err := durable.MkdirAll(filepath.Join(out.Dir, generationsDir), 0o700); err != nil {
+		return err
+	}
+	if err := checkEntries(out); err != nil {
+		return err
+	}
 	if err := durable.Sweep(out.Dir); err != nil {
 		return err
 	}
@@ -111,12 +122,16 @@ func write(out Output, files []durable.File) (err error) {
 
 // prepare makes the directory when it is missing. It is opened to its readers at once, and not when all is written:
 // killed in between, nobody would do it.
-func prepare(dir string, access durable.Access) error {
+func prepare(out Output, access durable.Access) error {
+	dir := out.Dir
 	err := os.Mkdir(dir, 0o700)
 	if errors.Is(err, fs.ErrExist) {
 		info, err := os.Stat(dir)
 		if err == nil && !info.IsDir() {
 			err = fmt.Errorf("%s is not a directory", dir)
+		}
+		if err == nil {
+			err = checkDirectory(out, info)
 		}
 		return err
 	}
