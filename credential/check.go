@@ -14,7 +14,7 @@ import (
 type Expect struct {
 	// Now is when it has to be valid.
 	Now time.Time
-	// MinRemaining is how long every certificate of the chain has to be valid from Now on.
+	// MinRemaining is how long every certificate of the chain, and a root that it leads to, has to be valid from Now on.
 	MinRemaining time.Duration
 	// ID is the SPIFFE ID that the leaf has to have; empty for any or none.
 	ID string
@@ -67,7 +67,6 @@ func equal(a, b crypto.PublicKey) bool {
 // checkLeaf asks whether the leaf is one, and one for TLS.
 func (c *Credential) checkLeaf() error {
 	v, leaf := c.names.Certificate, c.Leaf()
-	usages := []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageAny}
 	switch {
 	case leaf.IsCA:
 		return v.fault("issue a leaf, and keep the authority's key away from here", "the leaf has the CA flag: it could sign for anybody")
@@ -75,12 +74,20 @@ func (c *Credential) checkLeaf() error {
 		return v.fault("issue a leaf with the key usage digitalSignature", "the leaf's key usage allows it to sign certificates")
 	case leaf.KeyUsage != 0 && leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0:
 		return v.fault("issue it with digitalSignature", "the leaf's key usage does not allow signatures, which TLS needs")
-	case len(leaf.ExtKeyUsage)+len(leaf.UnknownExtKeyUsage) > 0 && !slices.ContainsFunc(leaf.ExtKeyUsage, func(u x509.ExtKeyUsage) bool { return slices.Contains(usages, u) }):
+	case !allows(leaf, x509.ExtKeyUsageServerAuth) && allows(leaf, x509.ExtKeyUsageClientAuth):
+		return v.fault("issue it with serverAuth too", "the leaf is for clients only: its extended key usage has no serverAuth, and the proxy's callers would refuse it")
+	case !allows(leaf, x509.ExtKeyUsageServerAuth):
 		return v.fault("issue it with serverAuth and clientAuth", "the leaf is not for TLS: its extended key usage has neither serverAuth nor clientAuth")
 	case bytes.Equal(leaf.RawIssuer, leaf.RawSubject) && selfSigned(leaf):
 		return v.fault("have it issued by an authority whose root is in "+c.names.Bundle.Name, "the leaf is self-signed")
 	}
 	return nil
+}
+
+// allows tells whether a certificate may be used so (RFC 5280, section 4.2.1.12): one that says nothing may.
+func allows(cert *x509.Certificate, usage x509.ExtKeyUsage) bool {
+	return len(cert.ExtKeyUsage)+len(cert.UnknownExtKeyUsage) == 0 ||
+		slices.Contains(cert.ExtKeyUsage, usage) || slices.Contains(cert.ExtKeyUsage, x509.ExtKeyUsageAny)
 }
 
 // weakSignatures are algorithms that can be forged.
@@ -171,23 +178,44 @@ func (c *Credential) checkValidity(want Expect) error {
 		if err := validity(v, which, cert, want.Now); err != nil {
 			return err
 		}
-		if left := cert.NotAfter.Sub(want.Now); left < want.MinRemaining {
-			return v.fault("rotate it first", "%s is valid for %s more, to %s, and at least %s are asked for", which, left.Round(time.Second), stamp(cert.NotAfter), want.MinRemaining)
+		if err := remains(v, "rotate it first", which, cert, want); err != nil {
+			return err
 		}
 	}
+	return c.checkRoots(want)
+}
+
+// checkRoots asks for one root of the chain that is valid for long enough: peers need no more. Of several that are not,
+// the error is about the one that comes closest.
+func (c *Credential) checkRoots(want Expect) error {
 	last := c.Chain[len(c.Chain)-1]
-	var first error
+	var best error
+	closest := time.Time{}
 	for _, root := range c.Roots {
 		if !issued(root, last) {
 			continue
 		}
-		err := validity(c.names.Bundle, "the root, "+nameOf(root), root, want.Now)
+		which := "the root, " + nameOf(root)
+		err := validity(c.names.Bundle, which, root, want.Now)
+		if err == nil {
+			err = remains(c.names.Bundle, "put the next root beside it, and have the chain issued below that one", which, root, want)
+		}
 		if err == nil {
 			return nil
 		}
-		first = err
+		if best == nil || root.NotAfter.After(closest) {
+			best, closest = err, root.NotAfter
+		}
 	}
-	return first
+	return best
+}
+
+// remains asks whether a certificate is valid for as long as is expected.
+func remains(v Value, fix, which string, cert *x509.Certificate, want Expect) error {
+	if left := cert.NotAfter.Sub(want.Now); left < want.MinRemaining {
+		return v.fault(fix, "%s is valid for %s more, to %s, and at least %s are asked for", which, left.Round(time.Second), stamp(cert.NotAfter), want.MinRemaining)
+	}
+	return nil
 }
 
 func validity(v Value, which string, cert *x509.Certificate, now time.Time) error {
@@ -202,8 +230,8 @@ func validity(v Value, which string, cert *x509.Certificate, now time.Time) erro
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-// checkPath asks the standard library, which knows what was not looked at: path lengths, name constraints, critical
-// extensions.
+// checkPath asks the standard library, which knows what was not looked at: path lengths, name constraints, what issuers
+// may issue for, critical extensions.
 func (c *Credential) checkPath(now time.Time) error {
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	for _, root := range c.Roots {
@@ -213,7 +241,7 @@ func (c *Credential) checkPath(now time.Time) error {
 		between.AddCert(cert)
 	}
 	_, err := c.Leaf().Verify(x509.VerifyOptions{
-		Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+		Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	})
 	if err != nil {
 		return c.names.Certificate.fault("ask the authority for another chain", "peers would refuse the chain: %.300v", err)

@@ -173,6 +173,7 @@ var kinds = map[string]bad{
 	"two keys":            key(func(t *testing.T, w *world) []byte { return append(keyPEM(t, w.leafKey), keyPEM(t, w.rootKey)...) }, "it holds 2 private keys"),
 	"key in bundle":       bundle(func(t *testing.T, w *world) []byte { return keyPEM(t, w.leafKey) }, "CA_BUNDLE: it holds a private key"),
 	"hidden key":          cert(func(t *testing.T, w *world) []byte { return labeled("CERTIFICATE", keyDER(t, w.leafKey)) }, "a private key under the label of a certificate"),
+	"huge hidden key":     cert(func(t *testing.T, w *world) []byte { return labeled("CERTIFICATE", longKey(t, w.leafKey)) }, "is not a certificate (x509: malformed tbs certificate)"),
 	"hidden certificate":  key(func(_ *testing.T, w *world) []byte { return labeled("PRIVATE KEY", w.leaf.Raw) }, "a certificate under the label of a private key"),
 	"request":             cert(func(*testing.T, *world) []byte { return labeled("CERTIFICATE REQUEST", []byte{1}) }, "is a certificate request, not a certificate"),
 	"hidden request":      cert(request, "a certificate request under the label of a certificate"),
@@ -248,6 +249,7 @@ var leaves = map[string]bad{
 	"signs":          leaf(func(c *x509.Certificate) { c.BasicConstraintsValid, c.KeyUsage = false, x509.KeyUsageCertSign }, "the leaf's key usage allows it to sign certificates"),
 	"no signatures":  leaf(func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement }, "does not allow signatures"),
 	"for mail":       leaf(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageEmailProtection} }, "the leaf is not for TLS"),
+	"for clients":    leaf(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }, "the leaf is for clients only"),
 	"expired":        leaf(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }, "the leaf has expired at"),
 	"not valid yet":  leaf(func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Hour) }, "the leaf is not valid yet"),
 	"too short":      expects(func(e *Expect) { e.MinRemaining = 72 * time.Hour }, "and at least 72h0m0s are asked for"),
@@ -330,6 +332,12 @@ var chains = map[string]bad{
 		low := certify(t, "Low", k.Public(), w.between, w.betweenKey, asCA)
 		return pemOf(certify(t, "orders", w.leafKey.Public(), low, k, asLeaf), w.between)
 	}, "an intermediate is missing"),
+	"for clients only": cert(func(t *testing.T, w *world) []byte {
+		return pemOf(w.leaf, certify(t, "Intermediate", w.betweenKey.Public(), w.root, w.rootKey, func(c *x509.Certificate) {
+			asCA(c)
+			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+		}))
+	}, "peers would refuse the chain: x509: certificate specifies an incompatible key usage"),
 	"path too long": cert(func(t *testing.T, w *world) []byte {
 		k := newKey(t)
 		short := certify(t, "Short", w.betweenKey.Public(), w.root, w.rootKey, func(c *x509.Certificate) {
@@ -366,6 +374,10 @@ var bundles = map[string]bad{
 			c.NotAfter = time.Now().Add(-time.Minute)
 		}))
 	}, "the root, the certificate"),
+	"root ends too soon": {func(t *testing.T, w *world, in *Input, want *Expect) {
+		in.Bundle.Data = pemOf(w.rootUntil(t, time.Hour), w.rootUntil(t, 2*time.Hour), w.rootUntil(t, -time.Minute))
+		want.MinRemaining = 24 * time.Hour
+	}, " is valid for 1h59m"},
 	"huge root": bundle(func(t *testing.T, w *world) []byte {
 		huge := &rsa.PublicKey{N: new(big.Int).SetBit(big.NewInt(1), 1<<16-1, 1), E: 65537}
 		return pemOf(certify(t, "Huge", huge, nil, w.rootKey, asCA))

@@ -44,11 +44,19 @@ type Credential struct {
 	Chain []*x509.Certificate
 	// Roots is the trust bundle.
 	Roots []*x509.Certificate
-	// Notes says what was repaired and what was left out, for people: one sentence each, no value in it.
-	Notes []string
+	// Notes says what was repaired and what was left out.
+	Notes []Note
 
 	key   crypto.Signer
 	names Input // without data: what to call things in errors
+}
+
+// Note is something that was repaired or left out.
+type Note struct {
+	// Text is one sentence for people, with the value's name and nothing of the value.
+	Text string
+	// Usual is set for what nearly every value needs: a shell's $(...) takes the last line end.
+	Usual bool
 }
 
 // Leaf is the workload's own certificate.

@@ -24,7 +24,7 @@ const maxKey = 16 << 10
 
 // parseKey reads a value that holds one private key, decrypting it when it has to. No error of a parser is
 // passed on: it may know what stands in the key.
-func parseKey(v, passphrase Value, notes *[]string) (crypto.Signer, error) {
+func parseKey(v, passphrase Value, notes *[]Note) (crypto.Signer, error) {
 	text, err := repair(v, notes)
 	if err != nil {
 		return nil, err

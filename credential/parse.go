@@ -40,7 +40,7 @@ func Parse(in Input) (*Credential, error) {
 }
 
 // certificates reads a value that holds certificates only.
-func certificates(v Value, notes *[]string) ([]*x509.Certificate, error) {
+func certificates(v Value, notes *[]Note) ([]*x509.Certificate, error) {
 	text, err := repair(v, notes)
 	if err != nil {
 		return nil, err
@@ -110,8 +110,12 @@ func (v Value) notCertificate(b block, err error) error {
 	return v.fault("copy the certificate again", "the block at line %d is not a certificate (%s)", b.line, why)
 }
 
-// isKey tells whether bytes are a private key in one of its usual forms.
+// isKey tells whether bytes are a private key in one of its usual forms. What is longer than any key that is read is
+// not looked at: the standard library computes on the numbers of an RSA key, and on long ones for seconds.
 func isKey(der []byte) bool {
+	if len(der) > maxKey {
+		return false
+	}
 	for _, parse := range []func([]byte) error{
 		func(der []byte) error { _, err := x509.ParsePKCS8PrivateKey(der); return err },
 		func(der []byte) error { _, err := x509.ParsePKCS1PrivateKey(der); return err },
@@ -130,7 +134,7 @@ func (c *Credential) dropRoot() {
 	for _, root := range c.Roots {
 		if last > 0 && c.Chain[last].Equal(root) && bytes.Equal(root.RawIssuer, root.RawSubject) {
 			c.Chain = c.Chain[:last]
-			c.Notes = append(c.Notes, c.names.Certificate.Name+": the root at its end was left out; peers have it")
+			c.Notes = append(c.Notes, Note{Text: c.names.Certificate.Name + ": the root at its end was left out; peers have it"})
 			return
 		}
 	}
@@ -143,7 +147,7 @@ func (c *Credential) readRoots() error {
 	for n, cert := range c.Roots {
 		switch {
 		case contains(roots, cert):
-			c.Notes = append(c.Notes, v.Name+": a root that it holds twice was taken once")
+			c.Notes = append(c.Notes, Note{Text: v.Name + ": a root that it holds twice was taken once"})
 			continue
 		case cert.Equal(c.Leaf()) && !cert.IsCA:
 			return v.fault("put the root there that its issuers lead to", "it holds the leaf itself")

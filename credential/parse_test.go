@@ -6,6 +6,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/json"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -54,12 +55,12 @@ func TestRepair(t *testing.T) {
 			in.Certificate.Data, in.Key.Data, in.Bundle.Data = c.change(good.Certificate.Data), c.change(good.Key.Data), c.change(good.Bundle.Data)
 			parsed := accept(t, w, in)
 			for _, value := range []string{"CERT_PEM: ", "KEY_PEM: ", "CA_BUNDLE: "} {
-				if notes := strings.Join(parsed.Notes, "\n"); c.note != "" && !strings.Contains(notes, value+c.note) {
+				if notes := notesOf(parsed); c.note != "" && !strings.Contains(notes, value+c.note) {
 					t.Errorf("the notes are\n%s", notes)
 				}
 			}
 			if c.note == "" && len(parsed.Notes) != 0 {
-				t.Errorf("the notes are %q", parsed.Notes)
+				t.Errorf("the notes are %v", parsed.Notes)
 			}
 		})
 	}
@@ -67,10 +68,41 @@ func TestRepair(t *testing.T) {
 		in := good
 		in.Certificate.Data, in.Key.Data, in.Bundle.Data = object("cert_pem")(good.Certificate.Data), object("key_pem")(good.Key.Data), object("ca_bundle")(good.Bundle.Data)
 		parsed := accept(t, w, in)
-		if len(parsed.Notes) != 3 || !strings.Contains(parsed.Notes[0], "its field cert_pem was taken") {
-			t.Errorf("the notes are %q", parsed.Notes)
+		if len(parsed.Notes) != 3 || !strings.Contains(parsed.Notes[0].Text, "its field cert_pem was taken") {
+			t.Errorf("the notes are %v", parsed.Notes)
 		}
 	})
+}
+
+// notesOf are the sentences, one in a line.
+func notesOf(c *Credential) string {
+	var b strings.Builder
+	for _, note := range c.Notes {
+		b.WriteString(note.Text + "\n")
+	}
+	return b.String()
+}
+
+// TestUsualNotes tells what every start would say from what somebody should look at.
+func TestUsualNotes(t *testing.T) {
+	w := newWorld(t)
+	in := w.input(t)
+	in.Certificate.Data = bytes.TrimSpace(in.Certificate.Data)
+	in.Key.Data = bytes.TrimSpace(encrypted(t, keyDER(t, w.leafKey), "correct horse", recipe{}))
+	in.Passphrase.Data = []byte("correct horse\n")
+	in.Bundle.Data = bytes.ReplaceAll(in.Bundle.Data, []byte("\n"), []byte("\r\n"))
+	usual := map[string]bool{}
+	for _, note := range accept(t, w, in).Notes {
+		usual[note.Text] = note.Usual
+	}
+	want := map[string]bool{
+		"CERT_PEM: the last line was ended": true, "KEY_PEM: the last line was ended": true,
+		"KEY_PASSPHRASE: the line end behind the passphrase was removed": true,
+		"CA_BUNDLE: line ends of Windows were made ordinary ones":        false,
+	}
+	if !maps.Equal(usual, want) {
+		t.Errorf("the notes are %v", usual)
+	}
 }
 
 // accept expects the good credential.
@@ -97,9 +129,34 @@ func TestLeftOut(t *testing.T) {
 	in.Chain.Data = pemOf(w.between, w.root)
 	in.Bundle.Data = pemOf(w.root, w.root)
 	c := accept(t, w, in)
-	notes := strings.Join(c.Notes, "\n")
+	notes := notesOf(c)
 	if !strings.Contains(notes, "the root at its end was left out") || !strings.Contains(notes, "a root that it holds twice") {
 		t.Errorf("the notes are\n%s", notes)
+	}
+}
+
+// TestUsages takes leaves that callers take.
+func TestUsages(t *testing.T) {
+	w := newWorld(t)
+	for _, usages := range [][]x509.ExtKeyUsage{nil, {x509.ExtKeyUsageServerAuth}, {x509.ExtKeyUsageAny}} {
+		in := w.input(t)
+		in.Certificate.Data = pemOf(w.issue(t, func(c *x509.Certificate) { c.ExtKeyUsage = usages }), w.between)
+		if err := judge(in, Expect{Now: time.Now()}); err != nil {
+			t.Errorf("%v: %v", usages, err)
+		}
+	}
+}
+
+// TestOneRootIsEnough gives roots of which one alone is valid for as long as is asked for, whatever their order.
+func TestOneRootIsEnough(t *testing.T) {
+	w := newWorld(t)
+	short, long := w.rootUntil(t, time.Hour), w.rootUntil(t, 48*time.Hour)
+	for _, roots := range [][]*x509.Certificate{{short, long}, {long, short}} {
+		in := w.input(t)
+		in.Bundle.Data = pemOf(roots...)
+		if err := judge(in, Expect{Now: time.Now(), MinRemaining: 24 * time.Hour}); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
@@ -119,8 +176,8 @@ func TestKeyForms(t *testing.T) {
 		in := w.input(t)
 		in.Key.Data, in.Passphrase.Data = text, []byte(phrase+"\n")
 		c := accept(t, w, in)
-		if locked := bytes.Contains(text, []byte("ENCRYPTED")); locked != strings.Contains(strings.Join(c.Notes, "\n"), "the line end behind the passphrase") {
-			t.Errorf("%s: the notes are %q", name, c.Notes)
+		if locked := bytes.Contains(text, []byte("ENCRYPTED")); locked != strings.Contains(notesOf(c), "the line end behind the passphrase") {
+			t.Errorf("%s: the notes are %v", name, c.Notes)
 		}
 	}
 	// RSA, in a form of its own.

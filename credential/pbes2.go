@@ -90,7 +90,7 @@ func outer(der []byte) (scheme asn1.ObjectIdentifier, parameters cryptobyte.Stri
 }
 
 // decrypt opens an encrypted key. All that its author has chosen is looked at before anything is computed.
-func decrypt(v, passphrase Value, der []byte, notes *[]string) ([]byte, error) {
+func decrypt(v, passphrase Value, der []byte, notes *[]Note) ([]byte, error) {
 	e, err := open(v, der)
 	if err != nil {
 		return nil, err
@@ -100,7 +100,7 @@ func decrypt(v, passphrase Value, der []byte, notes *[]string) ([]byte, error) {
 		return nil, passphrase.fault("store the passphrase beside the key", "the key %s is encrypted, and there is no passphrase", v.Name)
 	}
 	if len(phrase) != len(passphrase.Data) {
-		*notes = append(*notes, passphrase.Name+": the line end behind the passphrase was removed")
+		*notes = append(*notes, Note{Text: passphrase.Name + ": the line end behind the passphrase was removed", Usual: true})
 	}
 	key, err := pbkdf2.Key(e.prf, string(phrase), e.salt, e.iterations, e.keySize)
 	if err != nil {

@@ -22,8 +22,8 @@ var utf8Mark = []byte("\xef\xbb\xbf")
 
 // repair undoes what transports and editors do to a text in PEM, and refuses by name what is not such a text
 // at all. notes gets what was done.
-func repair(v Value, notes *[]string) ([]byte, error) {
-	note := func(what string) { *notes = append(*notes, v.Name+": "+what) }
+func repair(v Value, notes *[]Note) ([]byte, error) {
+	note := func(what string) { *notes = append(*notes, Note{Text: v.Name + ": " + what}) }
 	if len(v.Data) > maxValue {
 		return nil, v.fault("is it the right secret?", "it has %d bytes, and at most %d are read", len(v.Data), maxValue)
 	}
@@ -53,7 +53,7 @@ func repair(v Value, notes *[]string) ([]byte, error) {
 	}
 	if text[len(text)-1] != '\n' {
 		text = append(bytes.Clone(text), '\n')
-		note("the last line was ended")
+		*notes = append(*notes, Note{Text: v.Name + ": the last line was ended", Usual: true})
 	}
 	return text, nil
 }

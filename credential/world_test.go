@@ -108,6 +108,15 @@ func (w *world) issue(t testing.TB, change func(*x509.Certificate)) *x509.Certif
 	})
 }
 
+// rootUntil is the world's root once more, valid for so long from now on.
+func (w *world) rootUntil(t testing.TB, left time.Duration) *x509.Certificate {
+	t.Helper()
+	return certify(t, "Root", w.rootKey.Public(), nil, w.rootKey, func(c *x509.Certificate) {
+		asCA(c)
+		c.NotAfter = time.Now().Add(left)
+	})
+}
+
 // input is what a good source has.
 func (w *world) input(t testing.TB) Input {
 	t.Helper()
@@ -138,6 +147,20 @@ func keyDER(t testing.TB, key crypto.Signer) []byte {
 func keyPEM(t testing.TB, key crypto.Signer) []byte {
 	t.Helper()
 	return labeled("PRIVATE KEY", keyDER(t, key))
+}
+
+// longKey is a private key with so much behind it that it is longer than what is read, and still parses.
+func longKey(t *testing.T, key crypto.Signer) []byte {
+	t.Helper()
+	var fields []asn1.RawValue
+	if rest, err := asn1.Unmarshal(keyDER(t, key), &fields); err != nil || len(rest) != 0 {
+		t.Fatal(err)
+	}
+	long := must(t, append(fields, must(t, make([]byte, maxKey)))).FullBytes
+	if !isPKCS8(long) {
+		t.Fatal("it is no key to anybody")
+	}
+	return long
 }
 
 // recipe is how a test encrypts a key. Empty identifiers are the good ones.

@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"countersign.dev/credential"
@@ -29,7 +32,7 @@ type initCmd struct {
 
 	ExpectID     string        `name:"expect-id" placeholder:"SPIFFE-ID" help:"The SPIFFE ID that the certificate has to have."`
 	ExpectName   []string      `sep:"none" placeholder:"DNS-NAME" help:"A DNS name that the certificate has to be valid for. May be repeated."`
-	MinRemaining time.Duration `default:"0s" help:"How long the certificate and its issuers have to be valid from now on. Default: ${default}."`
+	MinRemaining time.Duration `default:"0s" help:"How long the certificate, its issuers and a root of theirs have to be valid from now on. Default: ${default}."`
 
 	Mode   string `default:"0600" placeholder:"MODE" help:"The mode of the files with the private key: 0600, or 0640 for a group. Default: ${default}."`
 	Owner  string `placeholder:"UID[:GID]" help:"Gives the files to this user and group, in numbers. That needs a privilege: better run init as the proxy's user. Default: as they are made."`
@@ -134,28 +137,52 @@ func (c initCmd) read(p *process, source secretSource, names initInputs) (creden
 		*value.to = credential.Value{Name: value.name, Field: value.field, Data: data}
 	}
 	var err error
-	in.Bundle, err = c.readBundle(p, source, names.bundle)
+	in.Bundle, err = c.readBundle(p.ctx, source, names.bundle)
 	return in, errors.Join(append(missing, err)...)
 }
 
 // readBundle asks for the roots, in the source that --bundle-from names.
-func (c initCmd) readBundle(p *process, source secretSource, name string) (credential.Value, error) {
+func (c initCmd) readBundle(ctx context.Context, source secretSource, name string) (credential.Value, error) {
 	const field = "ca_bundle"
 	kind, rest, _ := strings.Cut(c.BundleFrom, ":")
 	switch {
 	case c.BundleFrom == "":
 	case kind == "pem":
-		data, err := readInput(p, rest, 1<<20)
-		var usage usageError
-		if errors.As(err, &usage) { // what a deployment has put there is not a mistake in the command line
-			err = fmt.Errorf("reading the roots: %w; see that --bundle-from names a file with them that can be read here", usage.err)
-		}
+		data, err := readRoots(rest)
 		return credential.Value{Name: rest, Field: field, Data: data}, err
 	default:
 		name = c.bundleVariable()
 	}
-	data, _, err := source.Read(p.ctx, name, "")
+	data, _, err := source.Read(ctx, name, "")
 	return credential.Value{Name: name, Field: field, Data: data}, err
+}
+
+// maxRoots is the greatest size of a file with roots in bytes.
+const maxRoots = 1 << 20
+
+// readRoots reads a file that a deployment has put there. To open a named pipe would wait for somebody to write into it,
+// and no signal would end that.
+func readRoots(name string) ([]byte, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("reading the roots: %w; see that --bundle-from names a file with them that can be read here", err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("reading the roots: %w", err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("reading the roots: %s is not an ordinary file; see that --bundle-from names one", name)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxRoots+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading the roots: %w", err)
+	}
+	if len(data) > maxRoots {
+		return nil, fmt.Errorf("reading the roots: %s has more than %d bytes; see that --bundle-from names the right file", name, maxRoots)
+	}
+	return data, nil
 }
 
 // bundleVariable is the variable with the roots.
@@ -186,12 +213,32 @@ func (c initCmd) checkExpected() error {
 	if c.BundleFrom != "" && (rest == "" || (kind != "env" && kind != "pem")) {
 		return usagef("--bundle-from %q is neither env:NAME nor pem:FILE", c.BundleFrom)
 	}
+	return c.checkVariables()
+}
+
+// checkVariables refuses names that no variable can have.
+func (c initCmd) checkVariables() error {
+	for _, variable := range []struct{ flag, name string }{
+		{"--cert-env", c.CertEnv},
+		{"--chain-env", c.ChainEnv},
+		{"--key-env", c.KeyEnv},
+		{"--passphrase-env", c.PassphraseEnv},
+		{"--bundle-env", c.BundleEnv},
+		{"--bundle-from", c.bundleVariable()},
+	} {
+		if variable.name == "" || strings.Contains(variable.name, "=") {
+			return usagef("%s: %q is not the name of a variable; leave the flag out for the usual one", variable.flag, variable.name)
+		}
+	}
 	return nil
 }
 
 // output reads the flags about files.
 func (c initCmd) output() (credential.Output, error) {
 	out := credential.Output{Dir: c.To, UID: -1, GID: -1, PKCS12: c.PKCS12}
+	if c.To == "" {
+		return out, usagef("--to is empty; name the directory that gets the files")
+	}
 	mode, err := strconv.ParseUint(c.Mode, 8, 32)
 	if err != nil {
 		return out, usagef("--mode %q is not a mode: write 0600 or 0640", c.Mode)
@@ -222,7 +269,11 @@ func number(text string) (int, error) {
 // describe says what was done.
 func (c initCmd) describe(p *process, cred *credential.Credential) error {
 	for _, note := range cred.Notes {
-		p.log.InfoContext(p.ctx, "repaired", "value", note)
+		level := slog.LevelInfo
+		if note.Usual {
+			level = slog.LevelDebug
+		}
+		p.log.Log(p.ctx, level, "repaired", "value", note.Text)
 	}
 	leaf := cred.Leaf()
 	names := leaf.DNSNames

@@ -8,20 +8,22 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"syscall"
 )
 
 // The kernel shows the environment that a process was started with in /proc/PID/environ for as long as it lives, and
 // the process cannot change it. Therefore this one reads the values, puts them into a pipe, and replaces itself (the
-// same process, by execve) with the same program in an empty environment: nobody is left whose environment has them.
+// same process, by execve) with the same program without them: nobody is left whose environment has them.
 // The pipe has them in the kernel's memory until they are read, and they are on no disk and in no argument.
 
 // maxHandOver is how many bytes are passed on: a Linux pipe gets no larger without a privilege.
 const maxHandOver = 1<<20 - 64<<10
 
-// passedOn are the variables that the new process gets: they are about logging only.
-var passedOn = []string{"COUNTERSIGN_LOG_FORMAT", "COUNTERSIGN_LOG_LEVEL"}
+// passedOn are the variables that the new process gets: how it logs, and what the Go runtime was told. Without GODEBUG an
+// administrator's fips140=only would be forgotten without a word.
+var passedOn = []string{"COUNTERSIGN_LOG_FORMAT", "COUNTERSIGN_LOG_LEVEL", "GODEBUG", "GOMEMLIMIT"}
 
 // handedOver is what came through the pipe: values by the names of their variables.
 type handedOver map[string][]byte
@@ -64,17 +66,23 @@ func handOver(ctx context.Context, source secretSource, names []string) error {
 	if err != nil {
 		return fmt.Errorf("finding this program, to start it anew: %w", err)
 	}
-	var env []string
-	for _, name := range passedOn {
-		if value, ok := os.LookupEnv(name); ok {
-			env = append(env, name+"="+value)
-		}
-	}
 	args := append(os.Args[:len(os.Args):len(os.Args)], "--handed-over="+strconv.Itoa(fd))
-	if err := syscall.Exec(self, args, env); err != nil { //nolint:gosec // itself, with its own arguments
+	if err := syscall.Exec(self, args, keptEnvironment(names)); err != nil { //nolint:gosec // itself, with its own arguments
 		return fmt.Errorf("starting %s anew: %w", self, err)
 	}
 	return nil
+}
+
+// keptEnvironment is the environment of the new process. A variable that a value was read from is not in it, whatever
+// it is called.
+func keptEnvironment(values []string) []string {
+	var env []string
+	for _, name := range passedOn {
+		if value, ok := os.LookupEnv(name); ok && !slices.Contains(values, name) {
+			env = append(env, name+"="+value)
+		}
+	}
+	return env
 }
 
 // fillPipe makes a pipe that has a text in it and that survives execve; it gives the end to read from.

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -50,17 +52,13 @@ func initCommand(t *testing.T, env []string, args ...string) *exec.Cmd {
 	return command
 }
 
-// TestInitEnvironment looks at the process while it works, which is while it waits for a pipe: neither its environment
-// nor its arguments hold a part of the key, and it allows no core dump. Before it starts itself anew its environment
+// TestInitEnvironment looks at the process before its end, which is while it waits to say what it did: neither its
+// environment nor its arguments hold a part of the key, and it allows no core dump. Before it starts itself anew its environment
 // does hold the key, which shows that the search works.
 func TestInitEnvironment(t *testing.T) {
 	dir := initLab(t)
 	env, key := initVariables(t, dir)
 	env = append(env, "MARKER=planted-for-the-search")
-	fifo := filepath.Join(dir, "roots")
-	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
-		t.Fatal(err)
-	}
 	control := exec.Command("sleep", "60")
 	control.Env = env
 	if err := control.Start(); err != nil {
@@ -74,13 +72,19 @@ func TestInitEnvironment(t *testing.T) {
 		t.Fatal("the search does not find a key in an environment that holds it")
 	}
 
-	command := initCommand(t, env, "init", "--from", "env", "--bundle-from", "pem:"+fifo, "--to", filepath.Join(dir, "tls"))
+	command := initCommand(t, env, "init", "--from", "env", "--to", filepath.Join(dir, "tls"))
 	var output bytes.Buffer
-	command.Stdout, command.Stderr = &output, &output
+	command.Stderr = &output
+	stdout, full := initFullPipe(t)
+	command.Stdout = full
 	if err := command.Start(); err != nil {
 		t.Fatal(err)
 	}
-	roots := initOpen(t, fifo)
+	if err := full.Close(); err != nil { // the process has its own
+		t.Fatal(err)
+	}
+	keyFile := filepath.Join(dir, "tls", "current", "key.pem")
+	initAwait(t, keyFile)
 	if os.Geteuid() != 0 {
 		if _, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", command.Process.Pid)); err == nil {
 			t.Error("its environment can be read by processes of its user")
@@ -94,23 +98,17 @@ func TestInitEnvironment(t *testing.T) {
 	if err != nil || !strings.Contains(strings.Join(strings.Fields(string(limits)), " "), "Max core file size 0 ") {
 		t.Errorf("it may leave a core (%v)", err)
 	}
-	ca, err := os.ReadFile(filepath.Join(dir, "made", "current", "ca.pem"))
+	said, err := io.ReadAll(stdout)
 	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := roots.Write(ca); err != nil {
-		t.Fatal(err)
-	}
-	if err := roots.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if err := command.Wait(); err != nil {
 		t.Fatalf("%v\n%s", err, output.Bytes())
 	}
-	if bytes.Contains(output.Bytes(), key) {
-		t.Error("its output holds the key")
+	if bytes.Contains(output.Bytes(), key) || bytes.Contains(said, key) || !bytes.Contains(said, []byte("spiffe://shop.internal/service/orders")) {
+		t.Error("its output holds the key, or not what it says")
 	}
-	written, err := os.ReadFile(filepath.Join(dir, "tls", "current", "key.pem"))
+	written, err := os.ReadFile(keyFile)
 	if err != nil || !bytes.Contains(written, key) {
 		t.Errorf("the key is not what it wrote (%v)", err)
 	}
@@ -147,22 +145,99 @@ func initSearch(t *testing.T, pid int, text []byte) bool {
 	return false
 }
 
-// initOpen opens the pipe's other end, which can be done once the process reads from it.
-func initOpen(t *testing.T, fifo string) *os.File {
+// initFullPipe is a pipe that takes nothing more until somebody reads: who writes to it waits.
+func initFullPipe(t *testing.T) (reader, writer *os.File) {
+	t.Helper()
+	var ends [2]int
+	if err := syscall.Pipe2(ends[:], syscall.O_CLOEXEC|syscall.O_NONBLOCK); err != nil {
+		t.Fatal(err)
+	}
+	page := make([]byte, os.Getpagesize())
+	for {
+		_, err := syscall.Write(ends[1], page)
+		if errors.Is(err, syscall.EAGAIN) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, end := range ends {
+		if err := syscall.SetNonblock(end, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reader, writer = os.NewFile(uintptr(ends[0]), "reader"), os.NewFile(uintptr(ends[1]), "writer")
+	t.Cleanup(func() { _ = reader.Close() }) // it was read to its end
+	return reader, writer
+}
+
+// initAwait waits until there is a file.
+func initAwait(t *testing.T, path string) {
 	t.Helper()
 	deadline := time.Now().Add(initPatience)
 	for {
-		fd, err := syscall.Open(fifo, syscall.O_WRONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+		_, err := os.Stat(path)
 		if err == nil {
-			return os.NewFile(uintptr(fd), fifo)
+			return
 		}
-		if !errors.Is(err, syscall.ENXIO) {
+		if !errors.Is(err, fs.ErrNotExist) {
 			t.Fatal(err)
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("the process does not come to read its roots")
+			t.Fatalf("%s does not come", path)
 		}
 		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+// TestInitNamedPipe gives a pipe where a file with roots belongs: to open it would last until somebody writes to it.
+func TestInitNamedPipe(t *testing.T) {
+	dir := initLab(t)
+	env, _ := initVariables(t, dir)
+	pipe := filepath.Join(dir, "roots")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	command := initCommand(t, env, "init", "--from", "env", "--bundle-from", "pem:"+pipe, "--to", filepath.Join(dir, "tls"))
+	var output bytes.Buffer
+	command.Stdout, command.Stderr = &output, &output
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	patience := time.AfterFunc(initPatience, func() { _ = command.Process.Kill() }) // what it says tells
+	defer patience.Stop()
+	err := command.Wait()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(output.String(), pipe+" is not an ordinary file; see that --bundle-from names one") {
+		t.Errorf("%v\n%s", err, output.Bytes())
+	}
+}
+
+// TestInitRuntime sees that what the Go runtime was told holds for the process that does the work too: each of the two
+// says how long it takes to start.
+func TestInitRuntime(t *testing.T) {
+	dir := initLab(t)
+	env, _ := initVariables(t, dir)
+	output, err := initCommand(t, append(env, "GODEBUG=inittrace=1"), "init", "--from", "env", "--to", filepath.Join(dir, "tls")).CombinedOutput()
+	if starts := bytes.Count(output, []byte("\ninit os @")); err != nil || starts != 2 {
+		t.Errorf("%d of 2 processes were told (%v)\n%s", starts, err, output)
+	}
+}
+
+// TestInitKeptEnvironment keeps what the runtime and the logs need, and never a variable that a value was read from.
+func TestInitKeptEnvironment(t *testing.T) {
+	for name, value := range map[string]string{
+		"COUNTERSIGN_LOG_FORMAT": "json", "COUNTERSIGN_LOG_LEVEL": "debug", "GODEBUG": "inittrace=0", "GOMEMLIMIT": "1GiB", "KEY_PEM": "x", "OTHER": "y",
+	} {
+		t.Setenv(name, value)
+	}
+	want := []string{"COUNTERSIGN_LOG_FORMAT=json", "COUNTERSIGN_LOG_LEVEL=debug", "GODEBUG=inittrace=0", "GOMEMLIMIT=1GiB"}
+	if got := keptEnvironment([]string{"CERT_PEM", "KEY_PEM"}); !slices.Equal(got, want) {
+		t.Errorf("%q", got)
+	}
+	if got := keptEnvironment([]string{"KEY_PEM", "GODEBUG", "COUNTERSIGN_LOG_LEVEL"}); !slices.Equal(got, []string{want[0], want[3]}) {
+		t.Errorf("%q", got)
 	}
 }
 
