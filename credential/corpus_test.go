@@ -108,10 +108,13 @@ var forms = map[string]bad{
 	"base64 without lines":  cert(func(_ *testing.T, w *world) []byte { return []byte(base64.StdEncoding.EncodeToString(w.leaf.Raw)) }, "base64 without its BEGIN and END lines"),
 	"JSON array":            cert(text(`["-----BEGIN CERTIFICATE-----"]`), "it is a JSON array"),
 	"JSON without field":    cert(text(`{"certificate": "x"}`), "a JSON object without a field cert_pem"),
-	"JSON field twice":      cert(text(`{"cert_pem": "x", "cert_pem": "y"}`), "two fields cert_pem"),
+	"JSON field twice":      cert(text(`{"cert_pem": "x", "cert_pem": "y"}`), "not taken as a JSON object: invalid JSON: a field is there twice"),
+	"JSON other twice":      cert(text(`{"MARKER-1234567890": "x", "MARKER-1234567890": "y", "cert_pem": "z"}`), "invalid JSON: a field is there twice"),
+	"JSON field null":       cert(text(`{"cert_pem": null}`), "CERT_PEM: it is a JSON object whose field cert_pem is not a string"),
+	"JSON large":            bundle(func(*testing.T, *world) []byte { return []byte(`{"ca_bundle": "` + strings.Repeat("x", 1<<16) + `"}`) }, "a value has at most 65536"),
 	"JSON field no string":  key(text(`{"key_pem": {"pem": "x"}}`), "whose field key_pem is not a string"),
-	"JSON broken":           cert(text(`{"cert_pem": "x"`), "it begins with a brace and is not a JSON object"),
-	"JSON and more":         cert(text(`{"cert_pem": "x"} {}`), "something follows the JSON object"),
+	"JSON broken":           cert(text(`{"cert_pem": "x"`), "it begins with a brace and is not taken as a JSON object: invalid JSON: it ends too early"),
+	"JSON and more":         cert(text(`{"cert_pem": "x"} {}`), "not taken as a JSON object: invalid JSON: something follows the object"),
 	"JSON string broken":    cert(text(`"-----BEGIN CERTIFICATE`), "it begins with a quotation mark and is not a JSON string"),
 	"JSON wrapped too deep": cert(func(t *testing.T, w *world) []byte { return wrapped(t, pemOf(w.leaf), maxWraps) }, "wrapped in JSON more than 3 times"),
 	"gzip": cert(func(t *testing.T, w *world) []byte {
@@ -375,9 +378,9 @@ var bundles = map[string]bad{
 		}))
 	}, "the root, the certificate"),
 	"root ends too soon": {func(t *testing.T, w *world, in *Input, want *Expect) {
-		in.Bundle.Data = pemOf(w.rootUntil(t, time.Hour), w.rootUntil(t, 2*time.Hour), w.rootUntil(t, -time.Minute))
+		in.Bundle.Data = pemOf(w.rootUntil(t, time.Hour), w.rootUntil(t, 150*time.Minute), w.rootUntil(t, -time.Minute))
 		want.MinRemaining = 24 * time.Hour
-	}, " is valid for 1h59m"},
+	}, " is valid for 2h"},
 	"huge root": bundle(func(t *testing.T, w *world) []byte {
 		huge := &rsa.PublicKey{N: new(big.Int).SetBit(big.NewInt(1), 1<<16-1, 1), E: 65537}
 		return pemOf(certify(t, "Huge", huge, nil, w.rootKey, asCA))

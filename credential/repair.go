@@ -3,11 +3,11 @@ package credential
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
-	"io"
 	"regexp"
 	"strings"
 	"unicode/utf8"
+
+	"countersign.dev/secret"
 )
 
 // maxValue is the greatest size of a value in bytes. A bundle of all the public roots of the world has
@@ -90,47 +90,22 @@ func unwrap(v Value, text []byte, note func(string)) ([]byte, error) {
 	return nil, v.fault("store the text itself", "it is wrapped in JSON more than %d times", maxWraps-1)
 }
 
-// field reads the one field of a JSON object. A name that is given twice is refused: two readers could take
-// two values.
+// field reads the one field of a JSON object. What an object may look like is the same as for one in a store: a name
+// that is given twice is refused, for two readers could take two values.
 func field(v Value, object []byte) ([]byte, error) {
-	notJSON := v.fault("store the text itself, or a JSON object with a field "+v.Field, "it begins with a brace and is not a JSON object")
-	decoder := json.NewDecoder(bytes.NewReader(object))
-	if _, err := decoder.Token(); err != nil {
-		return nil, notJSON
+	fields, err := secret.ParseObject(object)
+	if err != nil {
+		return nil, v.fault("store the text itself, or a JSON object with a field "+v.Field, "it begins with a brace and is not taken as a JSON object: %v", err)
 	}
-	var found []byte
-	have := false
-	for decoder.More() {
-		name, err := decoder.Token()
-		if err != nil {
-			return nil, notJSON
-		}
-		var value json.RawMessage
-		if err := decoder.Decode(&value); err != nil {
-			return nil, notJSON
-		}
-		if name != v.Field {
-			continue
-		}
-		var text string
-		if have {
-			return nil, v.fault("remove one of them", "it is a JSON object with two fields %s", v.Field)
-		}
-		if err := json.Unmarshal(value, &text); err != nil {
-			return nil, v.fault("store the text in PEM there", "it is a JSON object whose field %s is not a string", v.Field)
-		}
-		found, have = []byte(text), true
-	}
-	if _, err := decoder.Token(); err != nil {
-		return nil, notJSON
-	}
-	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
-		return nil, v.fault("store one object", "something follows the JSON object")
-	}
+	raw, have := fields[v.Field]
 	if !have {
 		return nil, v.fault("name the field in the reference to the secret (on ECS: valueFrom ARN:FIELD::)", "it is a JSON object without a field %s", v.Field)
 	}
-	return found, nil
+	var text string
+	if err := json.Unmarshal(raw, &text); err != nil || raw[0] != '"' { // null would be taken for an empty string
+		return nil, v.fault("store the text in PEM there", "it is a JSON object whose field %s is not a string", v.Field)
+	}
+	return []byte(text), nil
 }
 
 // fillers are what people and templates put where a value is to come.
