@@ -29,6 +29,7 @@ type h1Client struct {
 	served  int       // requests that were answered on this connection
 	said    bool      // something of this response came
 	began   time.Time // of the round in which the request was written
+	before  int64     // bytes that were written on the connection before it
 	held    int
 	idle    bool
 	timer   *loop.Timer
@@ -56,7 +57,7 @@ func (k *h1Client) start(x *Exchange) {
 	h := x.Head
 	k.x, k.method = x, h.Method
 	k.got, k.said, k.chunked, k.held = false, false, false, 0
-	k.began = k.w.loop.Now()
+	k.began, k.before = k.w.loop.Now(), k.c.BytesWritten()
 	k.reqDone = x.reqDone && len(x.kept) == 0 && x.trailers == nil
 	out := *h
 	out.Close = false
@@ -135,7 +136,7 @@ func (k *h1Client) Data(p []byte) {
 		x := k.x
 		k.x = nil
 		k.c.Close()
-		x.backGone(x.outcome.BytesIn == 0)
+		x.backGone(true)
 		return
 	}
 	k.said = true
@@ -156,10 +157,11 @@ func (k *h1Client) Data(p []byte) {
 	}
 }
 
-// unsent tells whether the request still waits for the end of the round: what has come cannot be its answer.
+// unsent tells whether all of the request still waits for the end of the round: what has come cannot be its
+// answer. Large content does not wait, and takes the head along.
 func (k *h1Client) unsent() bool {
 	_, blocked := k.c.Blocked()
-	return k.began.Equal(k.w.loop.Now()) && k.c.Queued() > 0 && !blocked
+	return !blocked && k.began.Equal(k.w.loop.Now()) && k.c.BytesWritten()-int64(k.c.Queued()) <= k.before
 }
 
 func (k *h1Client) step(p []byte) (used int, more bool) {
