@@ -68,8 +68,11 @@ func TestInitEnvironment(t *testing.T) {
 		_ = control.Process.Kill() // it is there to be looked at
 		_ = control.Wait()
 	}()
-	if found := initSearch(t, control.Process.Pid, key); !found {
-		t.Fatal("the search does not find a key in an environment that holds it")
+	// A program that was just started has no environment for a moment, as far as /proc is concerned.
+	for deadline := time.Now().Add(initPatience); !initSearch(t, control.Process.Pid, key); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the search does not find a key in an environment that holds it")
+		}
 	}
 
 	command := initCommand(t, env, "init", "--from", "env", "--to", filepath.Join(dir, "tls"))
