@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -141,6 +142,8 @@ func TestUnaskedAnswerPipelined(t *testing.T) {
 	const right = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
 	drivers(t, func(t *testing.T, portable bool) {
 		hold := make(chan struct{})
+		release := sync.OnceFunc(func() { close(hold) })
+		defer release()
 		addr := server(t, func(c net.Conn, _ int) {
 			eachRequest(c, func(req *http.Request, _ string) bool {
 				switch req.URL.Path {
@@ -165,7 +168,7 @@ func TestUnaskedAnswerPipelined(t *testing.T) {
 		if h, got := answer(t, fromTwo, "GET"); h.StatusCode != 200 || got != "/2" {
 			t.Fatalf("/2: %d %q", h.StatusCode, got)
 		}
-		close(hold)
+		release()
 		if h, got := answer(t, fromOne, "GET"); h.StatusCode != 200 || got != "/1" {
 			t.Fatalf("/1: %d %q", h.StatusCode, got)
 		}
