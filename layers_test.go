@@ -62,7 +62,7 @@ var layer = map[string]int{
 
 // sideways are the imports inside a layer that are meant: IDs are the word that everything is said in.
 var sideways = map[string][]string{
-	"mesh":      {"id"},
+	"mesh":      {"id", "secret"},                              // how a credential lies in a store is the store's word
 	"engine":    {"policy"},                                    // which paths are plain is the policy's word
 	"bench/pgo": {"bench/internal/load", "bench/internal/rig"}, // two programs of one subject
 }
