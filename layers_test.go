@@ -27,6 +27,8 @@ var layer = map[string]int{
 	"mesh":    0,
 	"durable": 0,
 	"secret":  0,
+	// What data planes count, by name.
+	"stat": 0,
 	// The example specifications, embedded.
 	"examples": 0,
 	// The rules: what may be issued, who may call whom, what is written down.
@@ -38,6 +40,7 @@ var layer = map[string]int{
 	// What other proxies get: certificates from elsewhere, checked, and what their configurations share.
 	"credential": 1,
 	"engine":     1,
+	"admin":      1, // how every data plane answers its administrator
 	// The engines, which never import one another.
 	"ca":      2,
 	"agent":   2,
@@ -64,6 +67,7 @@ var layer = map[string]int{
 var sideways = map[string][]string{
 	"mesh":      {"id", "secret"},                              // how a credential lies in a store is the store's word
 	"engine":    {"policy"},                                    // which paths are plain is the policy's word
+	"admin":     {"mtls"},                                      // how a serial is spelled
 	"bench/pgo": {"bench/internal/load", "bench/internal/rig"}, // two programs of one subject
 }
 

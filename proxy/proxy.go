@@ -39,7 +39,7 @@ import (
 	"countersign.dev/mtls"
 	"countersign.dev/proxy/internal/loop"
 	"countersign.dev/proxy/internal/relay"
-	"countersign.dev/proxy/internal/stat"
+	"countersign.dev/stat"
 )
 
 // Bounds in time. They protect against peers that do not go on; nothing here depends on their exact

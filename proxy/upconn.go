@@ -8,7 +8,7 @@ import (
 
 	"countersign.dev/mtls"
 	"countersign.dev/proxy/internal/relay"
-	"countersign.dev/proxy/internal/stat"
+	"countersign.dev/stat"
 )
 
 // upconn is a connection to a peer. It belongs to its worker's loop.
