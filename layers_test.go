@@ -40,6 +40,7 @@ var layer = map[string]int{
 	// What other proxies get: certificates from elsewhere, checked, and what their configurations share.
 	"credential": 1,
 	"engine":     1,
+	"reload":     1, // how a foreign one is told to take new files
 	"admin":      1, // how every data plane answers its administrator
 	// The engines, which never import one another.
 	"ca":      2,
