@@ -66,6 +66,9 @@ const (
 	ApplyRefused  Type = "apply.refused"
 	Probe         Type = "probe" // a verifier is about to get a certificate
 	ProbeRefused  Type = "probe.refused"
+
+	CARotate        Type = "ca.rotate" // the hierarchies of the CA are about to change
+	CARotateRefused Type = "ca.rotate.refused"
 )
 
 // Entry is what [Log.Append] records.
