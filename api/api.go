@@ -207,6 +207,10 @@ type ProbeRequest struct {
 type IssueRequest struct {
 	Workload string `json:"workload"`
 	CSR      string `json:"csr"`
+	// Request makes the request one that may be repeated: for the same workload, id and key there is one
+	// certificate, which is given again. With another key it is [CodeConflict]. 1 to 64 letters, digits
+	// and _.-; empty asks for a new certificate each time.
+	Request string `json:"request,omitempty"`
 }
 
 // CAResponse describes the certificate authority.
@@ -216,6 +220,8 @@ type CAResponse struct {
 	Issuer      string `json:"issuer"` // PEM
 	Pin         string `json:"pin"`    // sha256:HEX of the root's DER
 	JournalKey  string `json:"journalKey"`
+	// Bundle is the roots to trust, PEM: what goes out with every certificate.
+	Bundle string `json:"bundle"`
 }
 
 // CertificateRecord is a certificate that the CA has issued.

@@ -120,6 +120,8 @@ type JournalRecorder struct {
 	// Instance is who gets the certificate, By who asked for it in words ("enrolment", "renewal",
 	// "administrator"); both may be empty.
 	Instance, By string
+	// Request is the id of a request that may be repeated; empty for one that may not.
+	Request string
 	// Now is the clock, time.Now when it is nil.
 	Now func() time.Time
 }
@@ -129,6 +131,7 @@ type Intent struct {
 	issue.Facts
 	Instance string `json:"instance,omitempty"`
 	By       string `json:"by,omitempty"`
+	Request  string `json:"request,omitempty"`
 }
 
 // Certificate is the data of a [journal.Issued] entry.
@@ -138,13 +141,14 @@ type Certificate struct {
 	NotBefore time.Time `json:"notBefore"`
 	NotAfter  time.Time `json:"notAfter"`
 	Instance  string    `json:"instance,omitempty"`
+	Request   string    `json:"request,omitempty"`
 	// DER is the certificate, base64.
 	DER string `json:"der"`
 }
 
 // Intent implements [Recorder].
 func (r JournalRecorder) Intent(ctx context.Context, facts issue.Facts) error {
-	return r.append(ctx, journal.IssueIntent, Intent{Facts: facts, Instance: r.Instance, By: r.By})
+	return r.append(ctx, journal.IssueIntent, Intent{Facts: facts, Instance: r.Instance, By: r.By, Request: r.Request})
 }
 
 // Issued implements [Recorder].
@@ -163,6 +167,7 @@ func (r JournalRecorder) Issued(ctx context.Context, leafDER []byte) error {
 		NotBefore: leaf.NotBefore.UTC(),
 		NotAfter:  leaf.NotAfter.UTC(),
 		Instance:  r.Instance,
+		Request:   r.Request,
 		DER:       base64.StdEncoding.EncodeToString(leafDER),
 	})
 }

@@ -66,7 +66,7 @@ func (s *Server) describeCA(*http.Request, none) (*api.CAResponse, error) {
 	return &api.CAResponse{
 		TrustDomain: s.ca.TrustDomain(),
 		Root:        encodeCertificate(s.ca.Root()), Issuer: encodeCertificate(s.ca.Issuer()),
-		Pin: s.ca.Pin(), JournalKey: s.journal.VerifierKey(),
+		Pin: s.ca.Pin(), JournalKey: s.journal.VerifierKey(), Bundle: s.registry.bundle,
 	}, nil
 }
 
@@ -162,14 +162,9 @@ func (s *Server) newProbe(ctx context.Context, request api.ProbeRequest) (*api.C
 func (s *Server) issueByHand(r *http.Request, request api.IssueRequest) (*api.Credentials, error) {
 	ctx, cancel := s.toTheEnd(r.Context())
 	defer cancel()
-	spec, _, _ := s.registry.running()
-	plan, err := policy.Enrollment(spec, request.Workload)
+	credentials, err := s.issuedByHand(ctx, request)
 	if err == nil {
-		csr, csrErr := checkCSR(request.CSR, plan.Identity, plan.DNSNames)
-		if csrErr == nil {
-			return s.issue(ctx, plan, csr, "", "administrator", nil)
-		}
-		err = csrErr
+		return credentials, nil
 	}
 	return nil, s.recordAdminRefusal(ctx, journal.IssueRefused, err, func(code, reason string) any {
 		return tokenFacts{Workload: cut(request.Workload, maxAdmin), Code: code, Reason: reason}

@@ -107,7 +107,7 @@ func (s *Server) enrolled(ctx context.Context, request api.EnrollRequest, facts 
 		return nil, err
 	}
 	durable.Step("server.enroll.redeemed")
-	return s.issue(ctx, plan, csr, request.Instance, "enrolment", &redemption{t.id, facts.PublicKey})
+	return s.issue(ctx, plan, csr, request.Instance, "enrolment", &redemption{token: t.id, publicKey: facts.PublicKey})
 }
 
 // renew exchanges a workload's certificate for the next one.
@@ -175,7 +175,11 @@ func keyDigest(spki []byte) string {
 // issue makes a workload's certificate: the CA records intent and certificate in the journal before
 // it hands the certificate out, then it is stored, then it may be answered.
 func (s *Server) issue(ctx context.Context, plan mesh.CertificatePlan, csr *x509.CertificateRequest, instance, by string, answers *redemption) (*api.Credentials, error) {
-	issued, err := s.ca.Issue(ctx, s.recorder(instance, by), issue.Request{
+	request := ""
+	if answers != nil {
+		request = answers.request
+	}
+	issued, err := s.ca.Issue(ctx, s.recorder(instance, by, request), issue.Request{
 		ID: plan.Identity, DNSNames: plan.DNSNames, PublicKey: csr.PublicKey, TTL: time.Duration(plan.TTL),
 	})
 	if err != nil {

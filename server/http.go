@@ -35,6 +35,7 @@ var (
 	errInvalidSpec   = errors.New("the specification is not valid")
 	errFixedTopology = errors.New("the mesh was started by `countersign up`, which cannot change workloads, instances, ports or run; " +
 		"stop it and start it with the new specification")
+	errOtherKey = errors.New("a certificate was issued for this request id and another key; ask with the key of then, or with another id")
 	errShutdown = errors.New("the server is shutting down; try again")
 )
 
@@ -62,6 +63,7 @@ var answers = []struct {
 	{errInvalidSpec, http.StatusUnprocessableEntity, api.CodeInvalidSpec},
 	{errFixedTopology, http.StatusUnprocessableEntity, api.CodeFixedTopology},
 	{errBadRequest, http.StatusBadRequest, api.CodeBadRequest},
+	{errOtherKey, http.StatusConflict, api.CodeConflict},
 	{errNotFound, http.StatusNotFound, api.CodeNotFound},
 	{errShutdown, http.StatusServiceUnavailable, api.CodeUnavailable},
 	{ErrDatabaseLocked, http.StatusServiceUnavailable, api.CodeUnavailable},

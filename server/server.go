@@ -71,6 +71,7 @@ type Server struct {
 	socket   net.Listener
 
 	applying sync.Mutex // one change of the specification at a time
+	repeats  repeats
 	closing  context.Context
 	close    context.CancelFunc
 	closers  []func() error // in reverse order
@@ -163,7 +164,7 @@ func (s *Server) reconcile(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read the journal: certificate %s: %w", certificate.Serial, err)
 		}
-		missing = append(missing, ownedCertificate{cert, certificate.Instance})
+		missing = append(missing, ownedCertificate{cert, certificate.Instance, certificate.Request})
 	}
 	added, err := s.store.addCertificates(ctx, missing)
 	if err != nil {

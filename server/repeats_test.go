@@ -1,0 +1,127 @@
+package server
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"countersign.dev/api"
+	"countersign.dev/journal"
+	"countersign.dev/mtls"
+)
+
+// serialOf is the serial of the leaf that was answered.
+func serialOf(t *testing.T, credentials *api.Credentials, err error) string {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, err := mtls.ParseCertificates([]byte(credentials.Chain))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mtls.Serial(chain[0])
+}
+
+// TestRepeatedRequest asks again and again for one certificate.
+func TestRepeatedRequest(t *testing.T) {
+	f := newFixture(t, colorapp)
+	r := f.start()
+	csr, other := r.newPeer("x").csr(), r.newPeer("y").csr()
+	ask := func(workload, csr, request string) (*api.Credentials, error) {
+		return r.admin.Issue(t.Context(), api.IssueRequest{Workload: workload, CSR: csr, Request: request})
+	}
+	credentials, err := ask("colorteller", csr, "first")
+	first := serialOf(t, credentials, err)
+	issued := f.count(journal.Issued)
+	for range 3 {
+		if credentials, err = ask("colorteller", csr, "first"); serialOf(t, credentials, err) != first {
+			t.Error("the same request gave another certificate")
+		}
+	}
+	if n := f.count(journal.Issued); n != issued {
+		t.Errorf("%d certificates were issued, want %d", n, issued)
+	}
+	_, err = ask("colorteller", other, "first")
+	wantCode(t, err, api.CodeConflict)
+	_, err = ask("colorteller", csr, "a slash/")
+	wantCode(t, err, api.CodeBadRequest)
+	for name, again := range map[string][2]string{"another id": {"colorteller", "second"}, "another workload": {"colorgateway", "first"}, "no id": {"colorteller", ""}} {
+		if credentials, err := ask(again[0], csr, again[1]); serialOf(t, credentials, err) == first {
+			t.Errorf("%s: the certificate of the first request", name)
+		}
+	}
+
+	// What the database has lost, the journal knows.
+	r.stop()
+	for _, name := range []string{"server.db", "server.db-wal", "server.db-shm"} {
+		if err := os.Remove(filepath.Join(f.cfg.State, name)); err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+	}
+	r = f.start()
+	if credentials, err = ask("colorteller", csr, "first"); serialOf(t, credentials, err) != first {
+		t.Error("after the loss of the database the same request gave another certificate")
+	}
+	_, err = ask("colorteller", other, "first")
+	wantCode(t, err, api.CodeConflict)
+}
+
+// TestRepeatedRequestIsNotStored lets the database fail when the journal has the certificate already.
+func TestRepeatedRequestIsNotStored(t *testing.T) {
+	f := newFixture(t, colorapp)
+	r := f.start()
+	csr := r.newPeer("x").csr()
+	request := api.IssueRequest{Workload: "colorteller", CSR: csr, Request: "first"}
+	db := r.store.db
+	if _, err := db.ExecContext(t.Context(), "CREATE TRIGGER fail BEFORE INSERT ON requests BEGIN SELECT RAISE(ABORT, 'no'); END"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.admin.Issue(t.Context(), request); err == nil {
+		t.Fatal("it was answered although it is not stored")
+	}
+	issued := f.count(journal.Issued)
+	if _, err := db.ExecContext(t.Context(), "DROP TRIGGER fail"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.admin.Issue(t.Context(), request); err != nil {
+		t.Fatal(err)
+	}
+	if n := f.count(journal.Issued); n != issued {
+		t.Errorf("%d certificates were issued, want %d", n, issued)
+	}
+}
+
+// TestRepeatedRequestAfterACrash kills the server before it answers.
+func TestRepeatedRequestAfterACrash(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it starts many processes")
+	}
+	binary := faultyBinary(t)
+	f := newFixture(t, colorapp)
+	request := api.IssueRequest{Workload: "colorteller", CSR: (&remote{f: f}).newPeer("x").csr(), Request: "first"}
+	p := spawn(t, binary, f, "server.issue.stored")
+	if !p.ready {
+		t.Fatal(p.stderr.String())
+	}
+	if _, err := f.at(p.info).admin.Issue(t.Context(), request); err == nil {
+		t.Error("everything was done")
+	}
+	if !p.end() {
+		t.Error("nobody was killed")
+	}
+	p = spawn(t, binary, f, "")
+	r := f.at(p.info)
+	first, err := r.admin.Issue(t.Context(), request)
+	serial := serialOf(t, first, err)
+	records, err := r.admin.Certificates(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, record := range records {
+		if record.Identity.Name() == "colorteller" && record.Serial != serial {
+			t.Errorf("the second certificate %s was issued beside %s", record.Serial, serial)
+		}
+	}
+	p.end()
+}
