@@ -5,10 +5,13 @@
 //
 //	ca/ca.json      version, trust domain, how the keys are sealed
 //	ca/root.pem     the root's certificate, what everybody pins
-//	ca/root.key     its key: nothing opens it but the making of another issuing CA, and it may be
-//	                moved to a safer place as soon as the CA is made
+//	ca/root.key     its key: nothing opens it but the making of another issuing CA or of the root's
+//	                CRL, and it may be moved to a safer place as soon as the CA is made
 //	ca/issuer.pem   the issuing CA's certificate
 //	ca/issuer.key   its key
+//	ca/root.crl     the root's list of revoked issuing CAs, and
+//	ca/issuer.crl   the issuing CA's list of revoked members, both the newest; what they say is in the
+//	                journal, which is what counts
 //	ca/journal.key  the key that signs the journal's checkpoints
 //	ca/bundle.pem   the roots to trust at this moment, the one that signs first
 //	journal/        the journal, see package journal

@@ -42,6 +42,8 @@ func TestFaultChild(t *testing.T) {
 		if err := durable.WriteFile(filepath.Join(state, delivered), issued.ChainPEM, 0o600); err != nil {
 			t.Fatal(err)
 		}
+	case "revoke":
+		revokeFirst(t, state)
 	default:
 		for _, change := range rootChanges {
 			if change.name == operation {
@@ -61,7 +63,9 @@ type rootChange struct {
 	was, is, keys string
 }
 
-func (r rootChange) now() func() time.Time { return func() time.Time { return time.Now().Add(r.later) } }
+func (r rootChange) now() func() time.Time {
+	return func() time.Time { return time.Now().Add(r.later) }
+}
 
 var rootChanges = []rootChange{
 	{name: "start", was: "active", is: "active next", keys: "3 5", do: func(c *opened) error {
@@ -170,6 +174,7 @@ func TestCrashAtEveryStep(t *testing.T) {
 	binary := buildFaulty(t)
 	t.Run("init", func(t *testing.T) { crashInit(t, binary) })
 	t.Run("issue", func(t *testing.T) { crashIssue(t, binary) })
+	t.Run("revoke", func(t *testing.T) { crashRevoke(t, binary) })
 	for _, change := range rootChanges {
 		t.Run(change.name, func(t *testing.T) { crashChange(t, binary, change) })
 	}

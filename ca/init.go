@@ -160,7 +160,7 @@ func onlyCreation(state string) error {
 		if err != nil {
 			return err
 		}
-		if record.Type != journal.Created {
+		if record.Type != journal.Created && record.Type != journal.CRLIssued {
 			return fmt.Errorf("%s holds entries of a CA that is not there; move it to its archive", JournalDir(state))
 		}
 	}
@@ -200,7 +200,7 @@ func build(state string, cfg InitConfig) error {
 	if err != nil {
 		return err
 	}
-	if err := log.Close(); err != nil {
+	if err := errors.Join(recordFirstCRLs(staging, log, cfg.Now()), log.Close()); err != nil {
 		return err
 	}
 	durable.Step("ca.init.commit")
@@ -240,7 +240,7 @@ func hierarchy(dir string, cfg InitConfig) (root, issuing *x509.Certificate, err
 			return nil, nil, err
 		}
 	}
-	return root, issuing, nil
+	return root, issuing, firstCRLs(dir, cfg, root, rootSigner, issuing, issuerSigner)
 }
 
 // writeSealed seals a secret, overwrites it, and writes what may be stored.
