@@ -22,7 +22,7 @@ const (
 	PathRootCRL   = "/crl/root.crl"
 )
 
-// CodeRevoked says that the client's certificate was revoked. 403
+// CodeRevoked says that the client's certificate was revoked (403).
 const CodeRevoked = "revoked"
 
 // RevokeRequest revokes one certificate, or all valid ones of a workload; one of the two is given.
