@@ -47,7 +47,7 @@ type Config struct {
 	// quickly and may be called from several goroutines.
 	OnIdentity func()
 	// Report gives what the data plane serves. The agent fills in what it knows itself: Instance,
-	// Serial, NotAfter, LastRenewal, Draining, ClockOffset, PID, its own problems, and Revision when
+	// Serial, NotAfter, LastRenewal, Bundle, Draining, ClockOffset, PID, its own problems, and Revision when
 	// it is 0. It may be nil.
 	Report func() api.Report
 
@@ -76,6 +76,7 @@ type Agent struct {
 	inForce  *mesh.Plan // what OnPlan accepted last
 	planSave bool       // inForce has to be written to the disk
 	watched  uint64     // the revision to resume the watch at: 0 for everything
+	issuer   string     // the key identifier of the issuing CA that signs, hex, as the server told last
 
 	connected  bool
 	dropWatch  context.CancelCauseFunc // ends the open watch; nil when there is none

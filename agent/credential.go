@@ -9,6 +9,7 @@ import (
 	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -373,24 +374,28 @@ func (a *Agent) certificate() (*tls.Certificate, error) {
 	return &certificate, nil
 }
 
-// wanted is what a Plan says about the certificate. Two compare with ==.
+// wanted is what the server says about the certificate: a Plan its key and names, and what comes with it
+// the issuing CA that signs now. Two compare with ==. What is empty is not known, and anything fits.
 type wanted struct {
 	key      mesh.KeyType
 	dnsNames string // sorted, one a line
+	issuer   string // a key identifier in hex
 }
 
-func wantedOf(plan *mesh.Plan) wanted {
-	if plan == nil {
-		return wanted{}
+// wantedNow is what the server said last. The caller holds mu.
+func (a *Agent) wantedNow() wanted {
+	want := wanted{issuer: a.issuer}
+	if a.plan != nil {
+		want.key, want.dnsNames = a.plan.Certificate.Key, sortedLines(a.plan.Certificate.DNSNames)
 	}
-	return wanted{plan.Certificate.Key, sortedLines(plan.Certificate.DNSNames)}
+	return want
 }
 
-// wanted is what the newest Plan says.
+// wanted is what the server said last.
 func (a *Agent) wanted() wanted {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return wantedOf(a.plan)
+	return a.wantedNow()
 }
 
 func (w wanted) keyType() mesh.KeyType {
@@ -402,7 +407,17 @@ func (w wanted) keyType() mesh.KeyType {
 
 // fits tells whether a certificate is as wanted; before there is a Plan, each is.
 func (w wanted) fits(leaf *x509.Certificate) bool {
-	return w == wanted{} || w == wanted{keyTypeOf(leaf.PublicKey), sortedLines(leaf.DNSNames)}
+	return w.fitsPlan(leaf) && w.fitsIssuer(leaf)
+}
+
+func (w wanted) fitsPlan(leaf *x509.Certificate) bool {
+	planned := wanted{key: w.key, dnsNames: w.dnsNames}
+	return planned == wanted{} || planned == wanted{key: keyTypeOf(leaf.PublicKey), dnsNames: sortedLines(leaf.DNSNames)}
+}
+
+// fitsIssuer tells whether the issuing CA that signs now has signed a certificate.
+func (w wanted) fitsIssuer(leaf *x509.Certificate) bool {
+	return w.issuer == "" || w.issuer == hex.EncodeToString(leaf.AuthorityKeyId)
 }
 
 func sortedLines(names []string) string {

@@ -23,6 +23,7 @@ var ErrEvent = errors.New("bad event from the server")
 type event struct {
 	Plan       json.RawMessage `json:"plan"`
 	Bundle     string          `json:"bundle"`
+	Issuer     string          `json:"issuer"`
 	ServerTime time.Time       `json:"serverTime"`
 }
 

@@ -42,7 +42,7 @@ func (a *Agent) problem() string {
 	var texts []string
 	a.mu.Lock()
 	held := a.held != nil
-	if want := wantedOf(a.plan); held && want == a.tried && !want.fits(a.held.identity.Certificate.Leaf) {
+	if want := a.wantedNow(); held && want == a.tried && !want.fitsPlan(a.held.identity.Certificate.Leaf) {
 		texts = append(texts, "the certificate that the server issued has other names or another kind of key than the Plan wants; compare the versions of countersign")
 	}
 	for about := range problemCount {

@@ -163,6 +163,9 @@ func (a *Agent) makeReport() api.Report {
 	}
 	report.Problem = strings.Trim(report.Problem+"; "+status.Problem, "; ")
 	a.mu.Lock()
+	if a.held != nil {
+		report.Bundle = a.held.identity.Bundle.Digest()
+	}
 	report.Draining = a.draining
 	a.mu.Unlock()
 	return report

@@ -27,6 +27,7 @@ const (
 var (
 	errNewIdentity = errors.New("there is a new certificate")
 	errSilent      = errors.New("the server is silent")
+	errOldServer   = errors.New("the server is asked again: the certificate that it showed on this connection is older than the roots that it sent")
 )
 
 // watchLoop keeps the stream of Plans open.
@@ -39,6 +40,12 @@ func (a *Agent) watchLoop(ctx context.Context) error {
 		}
 		if errors.Is(err, errNewIdentity) {
 			continue // at once: what runs over the old connection is over
+		}
+		if errors.Is(err, errOldServer) {
+			if !pause(ctx, tries.next()) {
+				return ctx.Err()
+			}
+			continue
 		}
 		a.lost(ctx, err)
 		if refusesOld(err) {
@@ -97,10 +104,16 @@ func reason(ctx context.Context, err error) error {
 
 // take carries out one event. What cannot be used is told and leaves everything as it was.
 func (a *Agent) take(ctx context.Context, e *event, chain []*x509.Certificate) {
+	var bundleErr error
 	if e.Bundle != "" {
-		err := a.takeBundle(e.Bundle, chain)
-		a.refused(ctx, problemBundle, "the trust bundle", err)
+		bundleErr = a.takeBundle(e.Bundle, chain)
+		a.refused(ctx, problemBundle, "the trust bundle", bundleErr)
 	}
+	a.mu.Lock()
+	if e.Issuer != "" {
+		a.issuer = e.Issuer
+	}
+	a.mu.Unlock()
 	if !e.hasPlan() {
 		return
 	}
@@ -111,6 +124,22 @@ func (a *Agent) take(ctx context.Context, e *event, chain []*x509.Certificate) {
 	a.refused(ctx, problemPlan, "the Plan", err)
 	if err == nil {
 		a.offer(plan)
+	}
+	if bundleErr != nil {
+		a.askAgain()
+	}
+}
+
+// askAgain ends the watch and lets the next one, on a new connection, begin with everything. The server
+// may have another certificate than when the connection was made, which the roots that it sent vouch for.
+func (a *Agent) askAgain() {
+	a.client.renew()
+	a.mu.Lock()
+	a.watched = 0
+	drop := a.dropWatch
+	a.mu.Unlock()
+	if drop != nil {
+		drop(errOldServer)
 	}
 }
 

@@ -87,6 +87,17 @@ func (a *Admin) CA(ctx context.Context) (*CAResponse, error) {
 	return call[*CAResponse](ctx, a, http.MethodGet, PathCA, nil)
 }
 
+// Rotation says how far the change of the CA's root has come; with check, who stands in the way of the
+// next step, which takes connections to every endpoint.
+func (a *Admin) Rotation(ctx context.Context, check bool) (*Rotation, error) {
+	return call[*Rotation](ctx, a, http.MethodGet, PathRotation+"?check="+strconv.FormatBool(check), nil)
+}
+
+// Rotate takes one step in the change of the CA's root.
+func (a *Admin) Rotate(ctx context.Context, request RotationRequest) (*Rotation, error) {
+	return call[*Rotation](ctx, a, http.MethodPost, PathRotation, request)
+}
+
 // Issue obtains a workload's certificate by the administrator's word.
 func (a *Admin) Issue(ctx context.Context, request IssueRequest) (*Credentials, error) {
 	return call[*Credentials](ctx, a, http.MethodPost, PathIssue, request)

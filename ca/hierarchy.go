@@ -202,6 +202,18 @@ func (a *Authority) RootKeyAtHand() bool {
 	return err == nil && there
 }
 
+// IssuerDue tells whether the issuing CA that signs is to be renewed: a fifth of its life is left, or less
+// than twice the longest life of a leaf (but no more than half of its own), for no leaf outlives it.
+func (a *Authority) IssuerDue(now time.Time, longest time.Duration) bool {
+	issuer := a.Issuer()
+	life := lifeOf(issuer)
+	return issuer.NotAfter.Sub(now) < max(life/5, min(2*longest, life/2))
+}
+
+// ReadKeyFile opens a private key in a file elsewhere that is stored in the CA's way: a root's that was
+// moved out of the state. Errors are [ErrCorrupt], [ErrSealed] and [ErrWrongKey].
+func (c *CA) ReadKeyFile(path string) (crypto.Signer, error) { return readKey(path, c.seal, c.Seal()) }
+
 // IssuerSigner is the open key of a hierarchy's issuing CA, for its revocation list. It is nil when the
 // hierarchy has been removed.
 func (c *CA) IssuerSigner(h Hierarchy) crypto.Signer {

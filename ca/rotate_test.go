@@ -338,7 +338,9 @@ func TestDamagedHierarchies(t *testing.T) {
 			return os.WriteFile(path, bytes.ReplaceAll(good, []byte(next.ID), []byte("../"+next.ID)), 0o600)
 		},
 		"a missing certificate": func() error { return os.Remove(filepath.Join(dir, rootCert)) },
-		"another pin":           func() error { return os.WriteFile(path, bytes.ReplaceAll(good, []byte(next.Pin()), []byte(c.Pin())), 0o600) },
+		"another pin": func() error {
+			return os.WriteFile(path, bytes.ReplaceAll(good, []byte(next.Pin()), []byte(c.Pin())), 0o600)
+		},
 	} {
 		saved, err := os.ReadFile(filepath.Join(dir, rootCert))
 		if err != nil {

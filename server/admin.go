@@ -35,6 +35,7 @@ func (s *Server) adminHandler() http.Handler {
 	mux.Handle(api.PathProbe, endpoint(s, http.MethodPost, maxBody, s.probe))
 	mux.Handle(api.PathEndpoints, endpoint(s, http.MethodGet, 0, s.endpoints))
 	mux.Handle(api.PathCA, endpoint(s, http.MethodGet, 0, s.describeCA))
+	mux.Handle(api.PathRotation, s.rotationHandler())
 	mux.Handle(api.PathIssue, endpoint(s, http.MethodPost, maxBody, s.issueByHand))
 	mux.Handle(api.PathCertificates, endpoint(s, http.MethodGet, 0, s.certificates))
 	mux.Handle(api.PathJournal, s.guard(http.MethodGet, s.exportJournal))
@@ -66,7 +67,7 @@ func (s *Server) describeCA(*http.Request, none) (*api.CAResponse, error) {
 	return &api.CAResponse{
 		TrustDomain: s.ca.TrustDomain(),
 		Root:        encodeCertificate(s.ca.Root()), Issuer: encodeCertificate(s.ca.Issuer()),
-		Pin: s.ca.Pin(), JournalKey: s.journal.VerifierKey(), Bundle: s.registry.bundle,
+		Pin: s.ca.Pin(), JournalKey: s.journal.VerifierKey(), Bundle: string(s.ca.BundlePEM()), Roots: shownHierarchies(s.ca.Hierarchies()),
 	}, nil
 }
 

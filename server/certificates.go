@@ -108,6 +108,28 @@ func (s *store) certificates(ctx context.Context) ([]api.CertificateRecord, erro
 	return records, s.explain(rows.Err())
 }
 
+// unexpired are the certificates that have not ended at a time.
+func (s *store) unexpired(ctx context.Context, now time.Time) ([]ownedCertificate, error) {
+	rows, err := s.db.QueryContext(ctx, "SELECT der, instance FROM certificates WHERE not_after > ?", micros(now))
+	if err != nil {
+		return nil, s.explain(err)
+	}
+	defer rows.Close()
+	var living []ownedCertificate
+	for rows.Next() {
+		var der []byte
+		var c ownedCertificate
+		if err := rows.Scan(&der, &c.instance); err != nil {
+			return nil, s.explain(err)
+		}
+		if c.cert, err = x509.ParseCertificate(der); err != nil {
+			return nil, fmt.Errorf("%w: a stored certificate cannot be read: %w", ErrDatabase, err)
+		}
+		living = append(living, c)
+	}
+	return living, s.explain(rows.Err())
+}
+
 // instanceOf says which instance a certificate of an identity was issued to; "" when that is not
 // known.
 func (s *store) instanceOf(ctx context.Context, identity, serial string) (string, error) {

@@ -28,7 +28,7 @@ func (s *Server) member(r *http.Request) (id.ID, *x509.Certificate, error) {
 		return id.ID{}, nil, errUnauthorized
 	}
 	chain := r.TLS.PeerCertificates
-	workload, err := s.bundle.Verify(chain, x509.ExtKeyUsageClientAuth, s.now())
+	workload, err := s.trust.Load().bundle.Verify(chain, x509.ExtKeyUsageClientAuth, s.now())
 	if err != nil {
 		return id.ID{}, nil, err
 	}
@@ -91,7 +91,14 @@ func (s *Server) enrolled(ctx context.Context, request api.EnrollRequest, facts 
 		if err != nil {
 			return nil, err
 		}
-		return s.again(der, plan)
+		again, err := s.again(der, plan)
+		if err != nil || again != nil {
+			return again, err
+		}
+		// What it got then nobody trusts any more: it gets another one for the same redemption.
+		ctx, cancel := s.toTheEnd(ctx)
+		defer cancel()
+		return s.issue(ctx, plan, csr, request.Instance, "enrolment", &redemption{t.id, facts.PublicKey})
 	}
 	// The same is asked again when the token is used up; here it keeps a false entry out of the journal.
 	if err := s.store.redeemable(ctx, t.id, facts.PublicKey, s.now()); err != nil {
@@ -194,7 +201,8 @@ func (s *Server) issue(ctx context.Context, plan mesh.CertificatePlan, csr *x509
 	return s.credentials(issued.Certificate, plan.Identity, time.Duration(plan.RenewAfter)), nil
 }
 
-// again answers a repeated enrolment with the certificate that the first one got.
+// again answers a repeated enrolment with the certificate that the first one got; nil when its root has
+// been removed meanwhile.
 func (s *Server) again(der []byte, plan mesh.CertificatePlan) (*api.Credentials, error) {
 	leaf, err := x509.ParseCertificate(der)
 	if err != nil {
@@ -203,6 +211,9 @@ func (s *Server) again(der []byte, plan mesh.CertificatePlan) (*api.Credentials,
 	identity, err := id.FromCertificate(leaf)
 	if err != nil {
 		return nil, fmt.Errorf("%w: a stored certificate cannot be read: %w", ErrDatabase, err)
+	}
+	if _, known := s.ca.HierarchyOf(leaf); !known {
+		return nil, nil //nolint:nilnil // there is none to hand out
 	}
 	return s.credentials(leaf, identity, time.Duration(plan.RenewAfter)), nil
 }
@@ -215,7 +226,7 @@ func (s *Server) credentials(leaf *x509.Certificate, identity id.ID, renewAfter 
 		renewAfter = left * 5 / 7
 	}
 	return &api.Credentials{
-		Identity: identity, Chain: string(s.ca.ChainPEM(leaf)), Bundle: s.registry.bundle,
+		Identity: identity, Chain: string(s.ca.ChainPEM(leaf)), Bundle: s.trust.Load().pem,
 		RenewAfter: mesh.Duration(renewAfter), ServerTime: now.UTC(),
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"countersign.dev/api"
+	"countersign.dev/ca"
 	"countersign.dev/issue"
 	"countersign.dev/journal"
 	"countersign.dev/mtls"
@@ -68,6 +69,12 @@ var answers = []struct {
 	{errShutdown, http.StatusServiceUnavailable, api.CodeUnavailable},
 	{ErrDatabaseLocked, http.StatusServiceUnavailable, api.CodeUnavailable},
 	{ErrDatabase, http.StatusServiceUnavailable, api.CodeUnavailable},
+	{ca.ErrRotating, http.StatusConflict, api.CodeConflict},
+	{ca.ErrNotRotating, http.StatusConflict, api.CodeConflict},
+	{ca.ErrShortRoot, http.StatusConflict, api.CodeConflict},
+	{ca.ErrWrongKey, http.StatusBadRequest, api.CodeBadRequest},
+	{errRootKey, http.StatusBadRequest, api.CodeBadRequest},
+	{errBlocked, http.StatusConflict, api.CodeConflict},
 	{context.DeadlineExceeded, http.StatusServiceUnavailable, api.CodeUnavailable},
 }
 

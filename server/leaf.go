@@ -62,10 +62,10 @@ func (l *leaf) renew(ctx context.Context) error {
 	}
 	l.held.Store(&mtls.Identity{
 		ID:     identity,
-		Bundle: l.s.bundle,
+		Bundle: l.s.trust.Load().bundle,
 		Certificate: tls.Certificate{
 			// The root goes along: an agent that knows only its pin recognizes it here.
-			Certificate: [][]byte{issued.Certificate.Raw, l.s.ca.Issuer().Raw, l.s.ca.Root().Raw},
+			Certificate: [][]byte{issued.Certificate.Raw, issued.Hierarchy.Issuer.Raw, issued.Hierarchy.Root.Raw},
 			PrivateKey:  key,
 			Leaf:        issued.Certificate,
 		},

@@ -20,11 +20,11 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"countersign.dev/ca"
 	"countersign.dev/journal"
-	"countersign.dev/mtls"
 )
 
 // Config says what server to run.
@@ -58,13 +58,14 @@ type Server struct {
 	now      func() time.Time
 	timing   timing
 	ca       *ca.CA
-	bundle   *mtls.Bundle
+	trust    atomic.Pointer[trust] // what everybody is told to trust
 	journal  *journal.Log
 	store    *store
 	registry *registry
 	leaf     *leaf
 	refused  limiter
 	peers    *connections
+	rotation rotation
 
 	listener net.Listener
 	address  netip.AddrPort
@@ -125,6 +126,9 @@ func (s *Server) openCA(context.Context) (err error) {
 		return err
 	}
 	s.closers = append(s.closers, s.journal.Close)
+	if err := s.ca.Settle(); err != nil {
+		return err
+	}
 	if dropped := s.journal.Dropped(); dropped > 0 {
 		s.log.Warn("the end of the journal was never completed and is cut off", "bytes", dropped)
 	}
@@ -138,7 +142,7 @@ func (s *Server) openStore(ctx context.Context) (err error) {
 		return err
 	}
 	s.closers = append(s.closers, s.store.close)
-	if err := s.store.bind(ctx, s.ca.Pin()); err != nil {
+	if err := s.bindStore(ctx); err != nil {
 		return err
 	}
 	return s.reconcile(ctx)
@@ -227,7 +231,7 @@ func (s *Server) Info() Info {
 	return Info{
 		URL: "https://" + s.address.String(), Socket: absolute(s.cfg.Socket), PID: os.Getpid(),
 		TrustDomain: s.ca.TrustDomain(), Mesh: spec.Mesh, Revision: revision,
-		CAFile: absolute(filepath.Join(s.cfg.State, "ca", "root.pem")), CAPin: s.ca.Pin(), JournalKey: s.journal.VerifierKey(),
+		CAFile: absolute(s.ca.BundleFile()), CAPin: s.ca.Pin(), JournalKey: s.journal.VerifierKey(),
 	}
 }
 
@@ -299,6 +303,7 @@ func (s *Server) housekeeping(ctx context.Context) {
 			return
 		case <-sweep.C:
 			s.registry.sweep(ctx)
+			s.tendCA(ctx)
 		case <-prune.C:
 			horizon := s.now().Add(-keepExpired)
 			if err := errors.Join(s.store.pruneCertificates(ctx, horizon), s.store.pruneTokens(ctx, horizon)); err != nil {

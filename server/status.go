@@ -22,6 +22,9 @@ func (s *Server) status(r *http.Request, _ none) ([]api.Status, error) {
 			return nil, err
 		}
 	}
+	if problem := s.caProblem(); problem != "" { // a line for people, as of a workload without an instance
+		rows = append(rows, api.Status{Workload: "(CA)", PlaintextCallers: []string{}, Error: problem})
+	}
 	return rows, nil
 }
 

@@ -87,7 +87,8 @@ func (s *Server) stream(ctx context.Context, w http.ResponseWriter, st *stream, 
 func (s *Server) send(control *http.ResponseController, w http.ResponseWriter, plan *mesh.Plan) error {
 	event := api.Event{Plan: plan, ServerTime: s.now().UTC()}
 	if plan != nil {
-		event.Bundle = s.registry.bundle
+		trusted := s.trust.Load()
+		event.Bundle, event.Issuer = trusted.pem, trusted.issuer
 	}
 	line, err := json.Marshal(event)
 	if err != nil {
