@@ -144,9 +144,9 @@ func generationNumber(name string) (uint64, bool) {
 	return n, err == nil && n > 0 && strconv.FormatUint(n, 10) == name
 }
 
-// removeAllBut removes every generation except current and the one before it. A number above current
-// is what a crash has left: nothing ever pointed there.
-func removeAllBut(generations string, current uint64) error {
+// removeAllBut removes every generation except current, the one before it and those in keep. A number above
+// current is what a crash has left, or somebody has gone back from it.
+func removeAllBut(generations string, current uint64, keep ...uint64) error {
 	entries, err := os.ReadDir(generations)
 	if err != nil {
 		return fmt.Errorf("sweeping %s: %w", generations, err)
@@ -159,7 +159,7 @@ func removeAllBut(generations string, current uint64) error {
 	}
 	for _, entry := range entries {
 		n, ok := generationNumber(entry.Name())
-		if ok && n != current && n != before {
+		if ok && n != current && n != before && !slices.Contains(keep, n) {
 			if err := RemoveAll(filepath.Join(generations, entry.Name())); err != nil {
 				return err
 			}
