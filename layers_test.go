@@ -51,6 +51,7 @@ var layer = map[string]int{
 	"secret/filestore": 2,
 	"nginx":            2,
 	"haproxy":          2,
+	"deliver":          2,
 	// The edges.
 	"server":  3,
 	"up":      3,

@@ -36,7 +36,7 @@ func checkEntries(out Output) error {
 	if err != nil || info.Mode()&worldWritable == 0 {
 		return err
 	}
-	for _, name := range []string{lockFile, generationsDir, "current"} {
+	for _, name := range []string{lockFile, generationsDir, "current", provedLink} {
 		path := filepath.Join(out.Dir, name)
 		info, err := os.Lstat(path)
 		if errors.Is(err, fs.ErrNotExist) {

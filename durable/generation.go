@@ -212,16 +212,7 @@ func writeSet(dir string, files []File, access *Access) error {
 // swap lets the link point to generation n. symlink(2) does not replace, so that a new link is made
 // beside it and renamed.
 func swap(dir string, n uint64) error {
-	temp := filepath.Join(dir, "."+currentLink+tempMark+randomName())
-	Step("durable.symlink.before")
-	if err := os.Symlink(filepath.Join(generationsDir, strconv.FormatUint(n, 10)), temp); err != nil {
-		return err
-	}
-	if err := Rename(temp, filepath.Join(dir, currentLink)); err != nil {
-		_ = os.Remove(temp) // the rename's error is the one that counts
-		return err
-	}
-	return nil
+	return Symlink(filepath.Join(generationsDir, strconv.FormatUint(n, 10)), filepath.Join(dir, currentLink))
 }
 
 func checkNames(files []File) error {

@@ -109,3 +109,17 @@ func CurrentGeneration(dir string) (uint64, error) { return currentGeneration(di
 func GenerationPath(dir string, n uint64) string {
 	return filepath.Join(dir, generationsDir, strconv.FormatUint(n, 10))
 }
+
+// Symlink makes a symbolic link, or lets the one at path lead elsewhere, in one step.
+func Symlink(target, path string) error {
+	temp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+tempMark+randomName())
+	Step("durable.symlink.before")
+	if err := os.Symlink(target, temp); err != nil {
+		return err
+	}
+	if err := Rename(temp, path); err != nil {
+		_ = os.Remove(temp) // the rename's error is the one that counts
+		return err
+	}
+	return nil
+}
