@@ -79,6 +79,7 @@ func (r *renderer) global() {
 	r.line("hard-stop-after", word(strconv.Itoa(max(int(r.o.Drain/time.Second), 1))+"s"))
 	for _, side := range []word{"bind", "server"} {
 		r.line("ssl-default-"+side+"-ciphers", engine.Ciphers)
+		r.line("ssl-default-"+side+"-ciphersuites", engine.Suites)
 	}
 	// The cache of sessions is one for all ports: a session of a port that asks for no certificate would be
 	// resumed on one that requires it. Tickets have each port's own key, and remain.

@@ -86,6 +86,7 @@ func (r *renderer) main() {
 	}
 	r.line("daemon", "off")
 	r.line("worker_processes", "auto")
+	r.line("pcre_jit", "on") // the policy is regular expressions
 	r.line("worker_shutdown_timeout", seconds(r.o.Drain))
 	r.line("pid", quote(r.o.InRun("nginx.pid")))
 	r.line("error_log", "stderr", "warn")
@@ -205,6 +206,7 @@ func (r *renderer) clientTLS(module string, u mesh.Upstream) {
 	r.line(name("name"), quote(u.ServerName))
 	r.line(append([]word{name("protocols")}, protocols(u.MinTLS)...)...)
 	r.line(name("ciphers"), engine.Ciphers)
+	r.line(name("conf_command"), "Ciphersuites", engine.Suites)
 	groups, missing := engine.Groups(u.TLSGroups, "upstream "+u.Name, r.o, &r.refusal)
 	r.missing.Add("upstream "+u.Name, missing)
 	r.line(name("conf_command"), "Groups", word(groups))
