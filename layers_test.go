@@ -37,6 +37,8 @@ var layer = map[string]int{
 	"journal": 1,
 	"mtls":    1,
 	"api":     1,
+	// What expires when, and what hides it.
+	"expiry": 1,
 	// What other proxies get: certificates from elsewhere, checked, and what their configurations share.
 	"credential": 1,
 	"engine":     1,
@@ -79,6 +81,7 @@ var never = map[string][]string{
 	"secret": {"os", "net", "net/http"},
 	"issue":  {"os", "net/http", "database/sql"}, // a pure core: no disk, no network
 	"policy": {"os", "net/http", "database/sql"},
+	"expiry": {"os", "net", "net/http", "database/sql"}, // facts in, findings out
 }
 
 // goPackage is the part of `go list -json` that is looked at.
