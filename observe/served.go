@@ -21,13 +21,21 @@ var (
 	ErrNotTrusted = errors.New("what is served is not to be trusted")
 )
 
-// Served is the leaf that an endpoint of a workload serves at this moment, by one full handshake with the newest TLS
-// version that both speak: no session is ever resumed, and the endpoint has proved that it has the leaf's key. No
-// client certificate is shown, so that the endpoint may end the connection after that, and nothing is said in it.
-//
-// The leaf has to be the identity's and to lead to the roots now. Errors are [ErrNotServed] and [ErrNotTrusted]. At most
-// DefaultTimeout is waited.
+// Served is the leaf that an endpoint of a workload serves at this moment, as [Presented] sees it. The leaf has to be the
+// identity's and to lead to the roots now. Errors are [ErrNotServed] and [ErrNotTrusted].
 func Served(ctx context.Context, address string, identity id.ID, protocol mesh.Protocol, roots []*x509.Certificate) (*x509.Certificate, error) {
+	chain, err := Presented(ctx, address, identity, protocol)
+	if err != nil {
+		return nil, err
+	}
+	return chain[0], trusted(chain, identity, roots, address)
+}
+
+// Presented is the chain that an endpoint presents at this moment to who asks for an identity, the leaf first, by one full
+// handshake with the newest TLS version that both speak: no session is ever resumed, and the endpoint has proved that it
+// has the leaf's key. No client certificate is shown, so that the endpoint may end the connection after that, and nothing
+// is said in it. Nothing in the chain is judged. The error is [ErrNotServed]. At most DefaultTimeout is waited.
+func Presented(ctx context.Context, address string, identity id.ID, protocol mesh.Protocol) ([]*x509.Certificate, error) {
 	ctx, cancel := context.WithTimeout(ctx, DefaultTimeout)
 	defer cancel()
 	var dialer net.Dialer
@@ -43,7 +51,7 @@ func Served(ctx context.Context, address string, identity id.ID, protocol mesh.P
 		ServerName: identity.ServerName(),
 		MinVersion: tls.VersionTLS12,
 		NextProtos: protocols(protocol),
-		// What is presented is judged below, by the SPIFFE ID: names in a certificate of a mesh are for others.
+		// What is presented is for the caller to judge: names in a certificate of a mesh are for others.
 		InsecureSkipVerify: true, //nolint:gosec // see above
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			// crypto/tls asks for it when it has verified the server's signature, in every version.
@@ -60,7 +68,7 @@ func Served(ctx context.Context, address string, identity id.ID, protocol mesh.P
 	if err != nil && !proved {
 		return nil, fmt.Errorf("%w at %s: %s", ErrNotServed, address, plain(err))
 	}
-	return chain[0], trusted(chain, identity, roots, address)
+	return chain, nil
 }
 
 // trusted judges what was presented.

@@ -65,6 +65,10 @@ func TestServed(t *testing.T) {
 				if !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
 					t.Errorf("%v, want %v", err, c.want)
 				}
+				chain, err := Presented(t.Context(), address, who, mesh.HTTP)
+				if errors.Is(c.want, ErrNotServed) != errors.Is(err, ErrNotServed) || err == nil && !bytes.Equal(chain[0].Raw, c.leaf.Certificate[0]) {
+					t.Errorf("presented %v, %v", chain, err)
+				}
 				if c.want == nil && !bytes.Equal(leaf.Raw, c.leaf.Certificate[0]) {
 					t.Errorf("the leaf %v", leaf)
 				}
