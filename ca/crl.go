@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/sha256"
@@ -91,65 +92,149 @@ func makeCRL(ctx context.Context, to Appender, l *Ledger, authority *x509.Certif
 	return list, nil
 }
 
-// IssueCRL makes the issuing CA's next CRL with all that the ledger has revoked, and records it. It is valid for life,
-// see [CRLLife]. [Authority.StoreCRL] keeps it. Errors are those of [issue.NewCRL] and of the journal, wrapped.
-func (c *CA) IssueCRL(ctx context.Context, to Appender, l *Ledger, life time.Duration) (*x509.RevocationList, error) {
+// IssueCRL makes the next CRL of a hierarchy's issuing CA with all that the ledger has revoked, and records it. It is
+// valid for life, see [CRLLife]. [Authority.StoreCRL] keeps it. Errors are those of [issue.NewCRL] and of the journal.
+func (c *CA) IssueCRL(ctx context.Context, to Appender, l *Ledger, h Hierarchy, life time.Duration) (*x509.RevocationList, error) {
+	key := c.IssuerSigner(h)
+	if key == nil {
+		return nil, fmt.Errorf("making a CRL: %w: %s is not there any more", issue.ErrIssuer, h.Issuer.Subject)
+	}
+	if err := l.know(c.readCRL(h, issuerCRL, h.Issuer)); err != nil {
+		return nil, err
+	}
 	now := c.now()
-	return makeCRL(ctx, to, l, c.issuer, c.key, now, now.Add(life))
+	return makeCRL(ctx, to, l, h.Issuer, key, now, now.Add(life))
 }
 
-// RenewRootCRL makes the root's next CRL, records it and keeps it. The root's key is read from keyFile, or from the
-// state when that is empty; when it is not there, the error is [ErrNoRootKey].
+// RenewRootCRL makes the next CRL of a hierarchy's root, records it and keeps it. The root's key is read from keyFile,
+// or from the state when that is empty; when it is not there, the error is [ErrNoRootKey].
 //
-// The root signs nothing but issuing CAs, so its list is needed for as long as they live: it is valid until the issuing
-// CA's certificate ends. For the next one the root's key has to be at hand anyway.
-func (a *Authority) RenewRootCRL(ctx context.Context, to Appender, l *Ledger, seal Sealer, keyFile string, now time.Time) (*x509.RevocationList, error) {
+// The root signs nothing but issuing CAs, so its list is needed for as long as they live: it is valid until the last of
+// its issuing CAs ends. For the next one the root's key has to be at hand anyway.
+func (c *CA) RenewRootCRL(ctx context.Context, to Appender, l *Ledger, h Hierarchy, keyFile string) (*x509.RevocationList, error) {
 	if keyFile == "" {
-		keyFile = filepath.Join(a.state, caDir, rootKey)
+		keyFile = filepath.Join(h.dir, rootKey)
 	}
 	if there, err := present(keyFile); err != nil {
 		return nil, fmt.Errorf("making the root's CRL: %w", err)
 	} else if !there {
 		return nil, fmt.Errorf("making the root's CRL: %w: %s is missing. If it was moved to a safer place, bring it for this one command: "+
-			"`countersign ca crl --renew-root --root-key FILE --state %s`", ErrNoRootKey, keyFile, a.state)
+			"`countersign ca crl --renew-root --root-key FILE --state %s`", ErrNoRootKey, keyFile, c.state)
 	}
-	key, err := readKey(keyFile, seal, a.Seal())
+	key, err := readKeyOf(keyFile, h.Root, rootCert, c.seal, c.Seal())
 	if err != nil {
 		return nil, err
 	}
-	list, err := makeCRL(ctx, to, l, a.root, key, now, a.issuer.NotAfter)
+	if err := l.know(c.RootCRL(h)); err != nil {
+		return nil, err
+	}
+	list, err := makeCRL(ctx, to, l, h.Root, key, c.now(), c.neededUntil(h))
 	if err != nil {
 		return nil, err
 	}
-	return list, a.StoreCRL(list)
+	return list, c.StoreCRL(list)
 }
 
-// StoreCRL keeps a CRL of the root or of the issuing CA in the state, where it replaces the one before.
-func (a *Authority) StoreCRL(list *x509.RevocationList) error {
-	name := issuerCRL
-	if sameKey(list, a.root) {
-		name = rootCRL
+// neededUntil is the end of the last issuing CA below a hierarchy's root.
+func (a *Authority) neededUntil(h Hierarchy) time.Time {
+	until := h.Issuer.NotAfter
+	for _, other := range a.Hierarchies() {
+		if other.SameRoot(h) && other.Issuer.NotAfter.After(until) {
+			until = other.Issuer.NotAfter
+		}
 	}
-	if err := durable.WriteFile(filepath.Join(a.state, caDir, name), EncodeCRL(list), 0o600); err != nil {
+	return until
+}
+
+// RefreshCRLs makes the lists of all hierarchies: a new one of each issuing CA, valid for life, and one of each root that
+// has none, or one that ends before its issuing CAs do. It gives what is to be handed out, the active issuing CA's first.
+// What could not be made comes back in the error; the list of before is handed out then, where there is one.
+func (c *CA) RefreshCRLs(ctx context.Context, to Appender, l *Ledger, life time.Duration) ([]*x509.RevocationList, error) {
+	var lists []*x509.RevocationList
+	var errs []error
+	all := c.Hierarchies()
+	for _, h := range all {
+		list, err := c.IssueCRL(ctx, to, l, h, life)
+		if err == nil {
+			err = c.StoreCRL(list)
+		}
+		if list == nil { // what is recorded and not kept is handed out all the same
+			list, _ = c.IssuerCRL(h)
+		}
+		errs = append(errs, err)
+		lists = append(lists, list)
+	}
+	for i, h := range all {
+		if slices.ContainsFunc(all[:i], h.SameRoot) {
+			continue
+		}
+		list, err := c.RootCRL(h)
+		if err != nil || list.NextUpdate.Before(c.neededUntil(h).Add(-time.Second)) {
+			made, err := c.RenewRootCRL(ctx, to, l, h, "")
+			if made != nil {
+				list = made
+			}
+			if list == nil || !errors.Is(err, ErrNoRootKey) { // a list that is shorter than it could be is a list
+				errs = append(errs, err)
+			}
+		}
+		lists = append(lists, list)
+	}
+	return slices.DeleteFunc(lists, func(list *x509.RevocationList) bool { return list == nil }), errors.Join(errs...)
+}
+
+// StoreCRL keeps a CRL of a root or of an issuing CA in the state, where it replaces the one before.
+func (a *Authority) StoreCRL(list *x509.RevocationList) error {
+	var errs []error
+	for _, h := range a.Hierarchies() {
+		for name, authority := range map[string]*x509.Certificate{issuerCRL: h.Issuer, rootCRL: h.Root} {
+			if sameKey(list, authority) {
+				errs = append(errs, durable.WriteFile(filepath.Join(h.dir, name), EncodeCRL(list), 0o600))
+			}
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("keeping a CRL: %w", err)
 	}
 	return nil
 }
 
-// RootCRL reads the root's CRL. Errors are [ErrNoCRL] and [ErrCorrupt].
-func (a *Authority) RootCRL() (*x509.RevocationList, error) { return a.readCRL(rootCRL, a.root) }
-
-// IssuerCRL reads the issuing CA's CRL. Errors are [ErrNoCRL] and [ErrCorrupt].
-func (a *Authority) IssuerCRL() (*x509.RevocationList, error) { return a.readCRL(issuerCRL, a.issuer) }
-
-// CRLs reads the CRLs that are there, the issuing CA's first. The error is [ErrCorrupt] or one of the disk.
-func (a *Authority) CRLs() ([]*x509.RevocationList, error) {
-	var lists []*x509.RevocationList
-	for _, read := range []func() (*x509.RevocationList, error){a.IssuerCRL, a.RootCRL} {
-		list, err := read()
-		if errors.Is(err, ErrNoCRL) {
+// RootCRL reads the newest CRL of a hierarchy's root. Errors are [ErrNoCRL] and [ErrCorrupt].
+func (a *Authority) RootCRL(h Hierarchy) (*x509.RevocationList, error) {
+	newest, err := a.readCRL(h, rootCRL, h.Root)
+	for _, other := range a.Hierarchies() {
+		if other.ID == h.ID || !other.SameRoot(h) {
 			continue
 		}
+		if list, e := a.readCRL(other, rootCRL, h.Root); e == nil && (newest == nil || list.Number.Cmp(newest.Number) > 0) {
+			newest, err = list, nil
+		}
+	}
+	return newest, err
+}
+
+// IssuerCRL reads the CRL of a hierarchy's issuing CA. Errors are [ErrNoCRL] and [ErrCorrupt].
+func (a *Authority) IssuerCRL(h Hierarchy) (*x509.RevocationList, error) {
+	return a.readCRL(h, issuerCRL, h.Issuer)
+}
+
+// CRLs reads the CRLs of all hierarchies, those of the issuing CAs first. One that is missing is [ErrNoCRL]: without it
+// NGINX and HAProxy refuse everybody. A damaged one is [ErrCorrupt].
+func (a *Authority) CRLs() ([]*x509.RevocationList, error) {
+	var lists []*x509.RevocationList
+	all := a.Hierarchies()
+	for _, h := range all {
+		list, err := a.IssuerCRL(h)
+		if err != nil {
+			return nil, err
+		}
+		lists = append(lists, list)
+	}
+	for i, h := range all {
+		if slices.ContainsFunc(all[:i], h.SameRoot) {
+			continue
+		}
+		list, err := a.RootCRL(h)
 		if err != nil {
 			return nil, err
 		}
@@ -158,8 +243,8 @@ func (a *Authority) CRLs() ([]*x509.RevocationList, error) {
 	return lists, nil
 }
 
-func (a *Authority) readCRL(name string, authority *x509.Certificate) (*x509.RevocationList, error) {
-	path := filepath.Join(a.state, caDir, name)
+func (a *Authority) readCRL(h Hierarchy, name string, authority *x509.Certificate) (*x509.RevocationList, error) {
+	path := filepath.Join(h.dir, name)
 	if there, err := present(path); err != nil {
 		return nil, fmt.Errorf("reading a CRL: %w", err)
 	} else if !there {
@@ -177,8 +262,8 @@ func (a *Authority) readCRL(name string, authority *x509.Certificate) (*x509.Rev
 	if err == nil {
 		err = list.CheckSignatureFrom(authority)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %w; remove it, and the next start of the server makes it anew", path, ErrCorrupt, err)
+	if err != nil || list.Number == nil || !list.Number.IsInt64() {
+		return nil, fmt.Errorf("%s: %w: %w; remove it, and the next start of the server makes it anew", path, ErrCorrupt, cmp.Or(err, errors.New("it has no number")))
 	}
 	return list, nil
 }

@@ -134,6 +134,22 @@ func (l *Ledger) next(authority *x509.Certificate) int64 {
 	return l.numbers[name]
 }
 
+// know learns a number from a list that is kept: that of a new hierarchy comes before its first entry in the journal. A
+// list that is missing or damaged teaches nothing.
+func (l *Ledger) know(list *x509.RevocationList, err error) error {
+	if err != nil {
+		if errors.Is(err, ErrNoCRL) || errors.Is(err, ErrCorrupt) {
+			return nil
+		}
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	name := hex.EncodeToString(list.AuthorityKeyId)
+	l.numbers[name] = max(l.numbers[name], list.Number.Int64())
+	return nil
+}
+
 // keepRevoked is how long a certificate stands on its list after its own end: RFC 5280 section 3.3 wants it on one
 // scheduled list beyond that, and a clock may be behind.
 const keepRevoked = 7 * 24 * time.Hour
@@ -187,10 +203,12 @@ func LongestLife(certificates iter.Seq[Certificate], now time.Time) time.Duratio
 	return longest
 }
 
-// IsOwn tells whether a serial is the root's or the issuing CA's, which no member's revocation is about.
+// IsOwn tells whether a serial is a root's or an issuing CA's, which no member's revocation is about.
 func (a *Authority) IsOwn(serial string) bool {
 	n, ok := new(big.Int).SetString(serial, 16)
-	return ok && (n.Cmp(a.root.SerialNumber) == 0 || n.Cmp(a.issuer.SerialNumber) == 0)
+	return ok && slices.ContainsFunc(a.Hierarchies(), func(h Hierarchy) bool {
+		return n.Cmp(h.Root.SerialNumber) == 0 || n.Cmp(h.Issuer.SerialNumber) == 0
+	})
 }
 
 // sameKey tells whether a certificate was signed by a CA, as far as identifiers tell.

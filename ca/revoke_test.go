@@ -53,7 +53,7 @@ func (d *desk) revoke(t *testing.T, leaf *x509.Certificate) *x509.RevocationList
 	if err := d.ledger.Revoke(t.Context(), d.log, r, time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	list, err := d.IssueCRL(t.Context(), d.log, d.ledger, CRLLife(time.Hour))
+	list, err := d.IssueCRL(t.Context(), d.log, d.ledger, d.Hierarchies()[0], CRLLife(time.Hour))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,11 +68,11 @@ func (d *desk) revoke(t *testing.T, leaf *x509.Certificate) *x509.RevocationList
 func TestFirstCRLs(t *testing.T) {
 	state := newState(t, Unsealed())
 	d := openDesk(t, state)
-	root, err := d.RootCRL()
+	root, err := d.RootCRL(d.Hierarchies()[0])
 	if err != nil {
 		t.Fatal(err)
 	}
-	issuer, err := d.IssuerCRL()
+	issuer, err := d.IssuerCRL(d.Hierarchies()[0])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +84,7 @@ func TestFirstCRLs(t *testing.T) {
 	if !root.NextUpdate.Equal(d.Issuer().NotAfter) {
 		t.Errorf("the root's list ends on %v, the issuing CA on %v", root.NextUpdate, d.Issuer().NotAfter)
 	}
-	if next, _ := d.IssueCRL(t.Context(), d.log, d.ledger, CRLLife(0)); next == nil || next.Number.Int64() != 2 {
+	if next, _ := d.IssueCRL(t.Context(), d.log, d.ledger, d.Hierarchies()[0], CRLLife(0)); next == nil || next.Number.Int64() != 2 {
 		t.Errorf("the next list is %v: the journal does not know the first", next)
 	}
 }
@@ -130,7 +130,7 @@ func TestRevoke(t *testing.T) {
 	if !revoked || r.Reason != issue.KeyCompromise || r.Identity.Name() == "" || !r.NotAfter.Equal(leaf.NotAfter) {
 		t.Errorf("after a restart: %+v, %v", r, revoked)
 	}
-	next, err := again.IssueCRL(t.Context(), again.log, again.ledger, time.Hour)
+	next, err := again.IssueCRL(t.Context(), again.log, again.ledger, again.Hierarchies()[0], time.Hour)
 	if err != nil || next.Number.Cmp(list.Number) <= 0 || len(next.RevokedCertificateEntries) != 1 {
 		t.Errorf("after a restart the list is %+v, %v", next, err)
 	}
@@ -191,10 +191,10 @@ func TestNotRecordedNotRevoked(t *testing.T) {
 	if _, revoked := d.ledger.Revoked(mtls.Serial(leaf)); revoked {
 		t.Error("it holds, and was not recorded")
 	}
-	if list, err := d.IssueCRL(t.Context(), failing{}, d.ledger, time.Hour); !errors.Is(err, journal.ErrNotRecorded) || list != nil {
+	if list, err := d.IssueCRL(t.Context(), failing{}, d.ledger, d.Hierarchies()[0], time.Hour); !errors.Is(err, journal.ErrNotRecorded) || list != nil {
 		t.Errorf("a list without a journal: %v, %v", list, err)
 	}
-	if list, err := d.IssueCRL(t.Context(), d.log, d.ledger, time.Hour); err != nil || list.Number.Int64() != 3 {
+	if list, err := d.IssueCRL(t.Context(), d.log, d.ledger, d.Hierarchies()[0], time.Hour); err != nil || list.Number.Int64() != 3 {
 		t.Errorf("the list after one that was not recorded: %v, %v", list, err)
 	}
 }
@@ -206,20 +206,67 @@ func TestRootCRL(t *testing.T) {
 	if err := os.Rename(key, safe); err != nil {
 		t.Fatal(err)
 	}
-	_, err := d.RenewRootCRL(t.Context(), d.log, d.ledger, Unsealed(), "", time.Now())
+	_, err := d.RenewRootCRL(t.Context(), d.log, d.ledger, d.Hierarchies()[0], "")
 	if !errors.Is(err, ErrNoRootKey) {
 		t.Errorf("without the root's key: %v", err)
 	}
-	if _, err := d.RenewRootCRL(t.Context(), d.log, d.ledger, Unsealed(), filepath.Join(state, "ca", "issuer.key"), time.Now()); !errors.Is(err, issue.ErrIssuer) {
+	if _, err := d.RenewRootCRL(t.Context(), d.log, d.ledger, d.Hierarchies()[0], filepath.Join(state, "ca", "issuer.key")); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("with another key: %v", err)
 	}
-	list, err := d.RenewRootCRL(t.Context(), d.log, d.ledger, Unsealed(), safe, time.Now())
+	list, err := d.RenewRootCRL(t.Context(), d.log, d.ledger, d.Hierarchies()[0], safe)
 	if err != nil {
 		t.Fatal(err)
 	}
-	kept, err := d.RootCRL()
+	kept, err := d.RootCRL(d.Hierarchies()[0])
 	if err != nil || kept.Number.Cmp(list.Number) != 0 || list.Number.Int64() < 2 {
 		t.Errorf("kept %v, made %v, %v", kept, list, err)
+	}
+}
+
+// TestRefreshCRLs asserts that every hierarchy has its lists: of a root that is to sign next, and of an issuing CA whose
+// root's list ends too soon for it.
+func TestRefreshCRLs(t *testing.T) {
+	state := newState(t, Unsealed())
+	leaf := issueInto(t, state, Unsealed()).Certificate
+	d := openDesk(t, state)
+	d.revoke(t, leaf)
+	if _, err := d.StartRoot(t.Context(), d.log, RootConfig{}, Note{}); err != nil {
+		t.Fatal(err)
+	}
+	later := time.Now().Add(time.Hour)
+	d.now = func() time.Time { return later }
+	if _, err := d.RenewIssuer(t.Context(), d.log, nil, 0, Note{}); err != nil {
+		t.Fatal(err)
+	}
+	lists, err := d.RefreshCRLs(t.Context(), d.log, d.ledger, CRLLife(0))
+	if err != nil || len(lists) != 5 {
+		t.Fatalf("%d lists of three issuing CAs and two roots, %v", len(lists), err)
+	}
+	all := d.Hierarchies()
+	for i, h := range all {
+		if !sameKey(lists[i], h.Issuer) {
+			t.Errorf("list %d is of %v, not of %v", i, lists[i].Issuer, h.Issuer.Subject)
+		}
+		root, err := d.RootCRL(h)
+		if err != nil || root.NextUpdate.Before(h.Issuer.NotAfter) {
+			t.Errorf("the list of %v ends on %v, %v", h.Root.Subject, root.NextUpdate, err)
+		}
+	}
+	if n := len(lists[0].RevokedCertificateEntries) + len(lists[1].RevokedCertificateEntries); n != 0 {
+		t.Errorf("%d entries stand on another CA's list", n)
+	}
+	if n := len(lists[2].RevokedCertificateEntries); n != 1 {
+		t.Errorf("the retiring issuing CA's list has %d entries", n)
+	}
+	again, err := d.RefreshCRLs(t.Context(), d.log, d.ledger, CRLLife(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range again {
+		before, after := lists[i].Number, again[i].Number
+		if c := after.Cmp(before); i < len(all) && c <= 0 || i >= len(all) && c != 0 {
+			t.Errorf("list %d had the number %v and has %v: an issuing CA's is new, a root's only when it has to be", i, before, after)
+		}
 	}
 }
 
@@ -228,20 +275,20 @@ func TestDamagedCRL(t *testing.T) {
 	d := openDesk(t, state)
 	path := filepath.Join(state, "ca", "issuer.crl")
 	for name, text := range map[string][]byte{
-		"the root's": EncodeCRL(must(d.RootCRL())), "no PEM": []byte("hello"), "empty": nil,
-		"two": EncodeCRLs([]*x509.RevocationList{must(d.IssuerCRL()), must(d.IssuerCRL())}),
+		"the root's": EncodeCRL(must(d.RootCRL(d.Hierarchies()[0]))), "no PEM": []byte("hello"), "empty": nil,
+		"two": EncodeCRLs([]*x509.RevocationList{must(d.IssuerCRL(d.Hierarchies()[0])), must(d.IssuerCRL(d.Hierarchies()[0]))}),
 	} {
 		if err := os.WriteFile(path, text, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := d.IssuerCRL(); !errors.Is(err, ErrCorrupt) {
+		if _, err := d.IssuerCRL(d.Hierarchies()[0]); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.IssuerCRL(); !errors.Is(err, ErrNoCRL) {
+	if _, err := d.IssuerCRL(d.Hierarchies()[0]); !errors.Is(err, ErrNoCRL) {
 		t.Errorf("missing: %v", err)
 	}
 }

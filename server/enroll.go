@@ -98,7 +98,7 @@ func (s *Server) enrolled(ctx context.Context, request api.EnrollRequest, facts 
 		// What it got then nobody trusts any more: it gets another one for the same redemption.
 		ctx, cancel := s.toTheEnd(ctx)
 		defer cancel()
-		return s.issue(ctx, plan, csr, request.Instance, "enrolment", &redemption{t.id, facts.PublicKey})
+		return s.issue(ctx, plan, csr, request.Instance, "enrolment", &redemption{token: t.id, publicKey: facts.PublicKey})
 	}
 	// The same is asked again when the token is used up; here it keeps a false entry out of the journal.
 	if err := s.store.redeemable(ctx, t.id, facts.PublicKey, s.now()); err != nil {

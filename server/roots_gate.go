@@ -203,7 +203,7 @@ func (s *Server) probeOf(ctx context.Context, h ca.Hierarchy, sign func(context.
 	if err := s.record(ctx, journal.Probe, probeFacts{Identity: identity.String(), TTL: ttl.String()}); err != nil {
 		return tls.Certificate{}, err
 	}
-	issued, err := sign(ctx, s.recorder("", "probe"), issue.Request{ID: identity, PublicKey: key.Public(), TTL: ttl})
+	issued, err := sign(ctx, s.recorder("", "probe", ""), issue.Request{ID: identity, PublicKey: key.Public(), TTL: ttl})
 	if err != nil {
 		return tls.Certificate{}, err
 	}

@@ -120,7 +120,7 @@ func (c caCRLCmd) renewRoot(p *process) error {
 	if err != nil {
 		return err
 	}
-	_, err = open.RenewRootCRL(p.ctx, log, ledger, sealer, c.RootKey, time.Now())
+	_, err = open.RenewRootCRL(p.ctx, log, ledger, open.Hierarchies()[0], c.RootKey)
 	return errors.Join(err, log.Close())
 }
 
@@ -144,11 +144,6 @@ func (c caCRLCmd) lists(ctx context.Context, p *process) ([]byte, error) {
 	lists, err := authority.CRLs()
 	if err != nil {
 		return nil, err
-	}
-	if len(lists) < 2 {
-		_, issuer := authority.IssuerCRL()
-		_, root := authority.RootCRL()
-		return nil, errors.Join(issuer, root)
 	}
 	return ca.EncodeCRLs(lists), nil
 }

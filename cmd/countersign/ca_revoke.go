@@ -132,14 +132,11 @@ func revokeInto(ctx context.Context, log *journal.Log, open *ca.CA, ledger *ca.L
 			return nil, err
 		}
 	}
-	list, err := open.IssueCRL(ctx, log, ledger, ca.CRLLife(ca.LongestLife(slices.Values(issued), now)))
-	if err == nil {
-		err = open.StoreCRL(list)
-	}
+	lists, err := open.RefreshCRLs(ctx, log, ledger, ca.CRLLife(ca.LongestLife(slices.Values(issued), now)))
 	if err != nil {
 		return nil, fmt.Errorf("the revocation is recorded and holds, but the list is not made; repeat the command: %w", err)
 	}
-	done := &api.RevokeResponse{Revoked: []api.RevokedCertificate{}, CRLNumber: list.Number.Int64()}
+	done := &api.RevokeResponse{Revoked: []api.RevokedCertificate{}, CRLNumber: lists[0].Number.Int64()}
 	for _, fresh := range choice.Fresh {
 		if r, ok := ledger.Revoked(fresh.Serial); ok {
 			done.Revoked = append(done.Revoked, revokedRow(r, false))
