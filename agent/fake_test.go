@@ -32,6 +32,7 @@ type fake struct {
 
 	mu       sync.Mutex
 	ca       *authority // signs leaves and the server's own
+	shows    *authority // signs the server's own; nil is ca
 	roots    []*x509.Certificate
 	self     id.ID
 	tokens   map[string]id.ID // who a token enrols; the zero ID: it is used up
@@ -44,6 +45,7 @@ type fake struct {
 	strict   bool             // ends a handshake with an expired certificate by an alert
 	mute     bool             // the watch is silent
 	junk     []byte           // sent on the watch instead of an event
+	issuer   string           // told with every Plan
 	ahead    time.Duration    // this server's clock minus everybody's
 	ttl      time.Duration
 	fail     map[string]*api.Error
@@ -161,8 +163,12 @@ func (f *fake) certificate() *tls.Certificate {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	leaf := f.ca.sign(f.t, f.self, nil, key.Public(), f.nowLocked(), time.Hour)
-	return &tls.Certificate{Certificate: [][]byte{leaf.Raw, f.ca.issuer.Raw, f.ca.root.Raw}, PrivateKey: key}
+	shows := f.ca
+	if f.shows != nil {
+		shows = f.shows
+	}
+	leaf := shows.sign(f.t, f.self, nil, key.Public(), f.nowLocked(), time.Hour)
+	return &tls.Certificate{Certificate: [][]byte{leaf.Raw, shows.issuer.Raw, shows.root.Raw}, PrivateKey: key}
 }
 
 func (f *fake) answer(w http.ResponseWriter, v any) {
@@ -368,7 +374,7 @@ func (f *fake) event(w http.ResponseWriter, have *uint64, haveRoots *string) boo
 	f.mu.Lock()
 	e := api.Event{ServerTime: f.nowLocked()}
 	if roots := pemOf(f.roots...); *have != f.plan.Revision || roots != *haveRoots {
-		e.Plan, e.Bundle = f.plan, roots
+		e.Plan, e.Bundle, e.Issuer = f.plan, roots, f.issuer
 		*have, *haveRoots = f.plan.Revision, roots
 	}
 	mute, junk := f.mute, f.junk

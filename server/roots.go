@@ -28,10 +28,10 @@ var (
 
 // How often the CA's own affairs are looked after.
 const (
-	tendInterval  = time.Minute
-	issuerRetry   = time.Hour // after an issuing CA could not be renewed
-	rootWarning   = 365 * 24 * time.Hour
-	probeReserve  = time.Minute // that a probe's certificate has to live on to be used again
+	tendInterval = time.Minute
+	issuerRetry  = time.Hour // after an issuing CA could not be renewed
+	rootWarning  = 365 * 24 * time.Hour
+	probeReserve = time.Minute // that a probe's certificate has to live on to be used again
 )
 
 // Who takes a step, for the journal.
