@@ -49,6 +49,8 @@ var layer = map[string]int{
 	"agent":   2,
 	"proxy":   2,
 	"observe": 2,
+	// What keeps another program in force.
+	"supervise": 2,
 	// Secret stores, and the configurations of other proxies.
 	"secret/filestore": 2,
 	"nginx":            2,

@@ -47,8 +47,8 @@ type Config struct {
 	// quickly and may be called from several goroutines.
 	OnIdentity func()
 	// Report gives what the data plane serves. The agent fills in what it knows itself: Instance,
-	// Serial, NotAfter, LastRenewal, Bundle, Draining, ClockOffset, PID, its own problems, and Revision when
-	// it is 0. It may be nil.
+	// LastRenewal, Bundle, Draining, ClockOffset, PID, its own problems, Serial and NotAfter when Serial is
+	// empty, and Revision when it is 0. It may be nil.
 	Report func() api.Report
 
 	dial dialFunc         // a test's network; nil is the real one

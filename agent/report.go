@@ -155,7 +155,10 @@ func (a *Agent) makeReport() api.Report {
 	}
 	status := a.Status()
 	report.Instance = a.cfg.Instance
-	report.Serial, report.NotAfter, report.LastRenewal = status.Serial, status.NotAfter, status.LastRenewal
+	if report.Serial == "" { // or the data plane was seen to serve another, still
+		report.Serial, report.NotAfter = status.Serial, status.NotAfter
+	}
+	report.LastRenewal = status.LastRenewal
 	report.ClockOffset = mesh.Duration(status.ClockOffset)
 	report.PID = os.Getpid()
 	if report.Revision == 0 {

@@ -15,8 +15,11 @@ import (
 	"countersign.dev/mesh"
 )
 
-// DefaultVersion is Debian 12's, and the oldest that is rendered for.
-const DefaultVersion = "2.6.12"
+// DefaultVersion is Debian 12's, and LeastVersion the oldest that is rendered for.
+const (
+	DefaultVersion = "2.6.12"
+	LeastVersion   = "2.6"
+)
 
 // How long is waited, as the built-in proxy does.
 const (
@@ -44,8 +47,8 @@ type renderer struct {
 func Render(plan *mesh.Plan, o engine.Options) (*engine.Config, error) {
 	r := &renderer{plan: plan, o: o.WithDefaults(DefaultVersion), refusal: engine.Refusal{Engine: "haproxy"}}
 	engine.Check(plan, r.o, &r.refusal)
-	if engine.IsVersion(r.o.Version) && !engine.AtLeast(r.o.Version, "2.6") {
-		r.refusal.Addf("HAProxy %s is older than 2.6, for which nothing is tested", r.o.Version)
+	if engine.IsVersion(r.o.Version) && !engine.AtLeast(r.o.Version, LeastVersion) {
+		r.refusal.Addf("HAProxy %s is older than %s, for which nothing is tested", r.o.Version, LeastVersion)
 	}
 	if err := r.refusal.Err(); err != nil {
 		return nil, err
@@ -75,6 +78,9 @@ func (r *renderer) global() {
 	r.section("global")
 	// At its default of 1024 bytes a line on a long path is cut off, and is no JSON.
 	r.line("log", "stdout", "len", "65535", "format", "raw", "local0")
+	if r.o.Generation != "" {
+		r.line("description", quote(r.o.Generation))
+	}
 	r.line("stats", "socket", quote(r.o.InRun("haproxy.sock")), "mode", "600", "level", "admin")
 	r.line("hard-stop-after", word(strconv.Itoa(max(int(r.o.Drain/time.Second), 1))+"s"))
 	for _, side := range []word{"bind", "server"} {

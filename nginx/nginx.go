@@ -15,8 +15,11 @@ import (
 	"countersign.dev/mesh"
 )
 
-// DefaultVersion is Debian 12's, and the oldest that is rendered for.
-const DefaultVersion = "1.22.1"
+// DefaultVersion is Debian 12's, and LeastVersion the oldest that is rendered for.
+const (
+	DefaultVersion = "1.22.1"
+	LeastVersion   = "1.22"
+)
 
 // DefaultStreamModule is where Debian has the stream module.
 const DefaultStreamModule = "/usr/lib/nginx/modules/ngx_stream_module.so"
@@ -50,8 +53,8 @@ type renderer struct {
 func Render(plan *mesh.Plan, o engine.Options) (*engine.Config, error) {
 	r := &renderer{plan: plan, o: o.WithDefaults(DefaultVersion), refusal: engine.Refusal{Engine: "nginx"}}
 	engine.Check(plan, r.o, &r.refusal)
-	if engine.IsVersion(r.o.Version) && !engine.AtLeast(r.o.Version, "1.22") {
-		r.refusal.Addf("NGINX %s is older than 1.22, for which nothing is tested", r.o.Version)
+	if engine.IsVersion(r.o.Version) && !engine.AtLeast(r.o.Version, LeastVersion) {
+		r.refusal.Addf("NGINX %s is older than %s, for which nothing is tested", r.o.Version, LeastVersion)
 	}
 	if err := r.refusal.Err(); err != nil {
 		return nil, err

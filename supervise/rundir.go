@@ -1,0 +1,112 @@
+package supervise
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// RunDir is the directory of one process of ours: keys, sockets and configurations of the program that it runs.
+type RunDir struct {
+	// Path is absolute, of mode 0700 and on a memory file system, unless it was allowed otherwise.
+	Path string
+}
+
+// ErrRunDir says that there is no fit place for private keys.
+var ErrRunDir = errors.New("no place for private keys")
+
+// NewRunDir makes a directory below parent; where parent is empty, below the first of $XDG_RUNTIME_DIR, /run and
+// /dev/shm that is a memory file system and can be written. owner is what no two living processes share, such as
+// the path of a locked state directory: what a process that was killed has left under the same owner is ended and
+// removed. onDisk allows a parent that is on no memory file system.
+func NewRunDir(parent, owner string, onDisk bool, log *slog.Logger) (*RunDir, error) {
+	candidates := []string{parent}
+	if parent == "" {
+		candidates = []string{os.Getenv("XDG_RUNTIME_DIR"), "/run", "/dev/shm"}
+	}
+	sum := sha256.Sum256([]byte(owner))
+	prefix := "countersign-" + hex.EncodeToString(sum[:6]) + "-"
+	var errs []error
+	for _, candidate := range candidates {
+		if candidate == "" {
+			continue
+		}
+		dir, err := newRunDir(candidate, prefix, onDisk, log)
+		if err == nil {
+			return dir, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, fmt.Errorf("%w: %w; --run-dir names a directory on a memory file system (tmpfs) that this user may write to", ErrRunDir, errors.Join(errs...))
+}
+
+func newRunDir(parent, prefix string, onDisk bool, log *slog.Logger) (*RunDir, error) {
+	parent, err := filepath.Abs(parent)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkParent(parent, onDisk); err != nil {
+		return nil, err
+	}
+	sweep(parent, prefix, log)
+	path, err := os.MkdirTemp(parent, prefix) // of mode 0700
+	if err != nil {
+		return nil, err
+	}
+	return &RunDir{Path: path}, nil
+}
+
+// checkParent refuses where keys would come to a disk, and where others could replace what is made.
+func checkParent(parent string, onDisk bool) error {
+	info, err := os.Stat(parent)
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("%s is not a directory", parent)
+	}
+	if info.Mode().Perm()&0o022 != 0 && info.Mode()&os.ModeSticky == 0 {
+		return fmt.Errorf("%s has the mode %04o, so that others could replace what is in it", parent, info.Mode().Perm())
+	}
+	memory, kind, err := inMemory(parent)
+	if err != nil {
+		return fmt.Errorf("asking for the file system of %s: %w", parent, err)
+	}
+	if !memory && !onDisk {
+		return fmt.Errorf("%s is on %s, where a private key might come to a disk", parent, kind)
+	}
+	return nil
+}
+
+// sweep ends and removes what processes that were killed have left. Nobody else lives under the prefix.
+func sweep(parent, prefix string, log *slog.Logger) {
+	entries, err := os.ReadDir(parent)
+	if err != nil {
+		return // what is there says so when a directory is made
+	}
+	for _, entry := range entries {
+		path := filepath.Join(parent, entry.Name())
+		if !strings.HasPrefix(entry.Name(), prefix) || !entry.IsDir() || !isOurs(path) {
+			continue
+		}
+		for _, pid := range endInside(path) {
+			log.Warn("ended a process that an earlier start has left behind", "pid", pid, "runDir", path)
+		}
+		if err := os.RemoveAll(path); err != nil {
+			log.Warn("cannot remove what an earlier start has left behind", "runDir", path, "error", err)
+		}
+	}
+}
+
+// Remove removes the directory with all that is in it.
+func (d *RunDir) Remove() error {
+	if err := os.RemoveAll(d.Path); err != nil {
+		return fmt.Errorf("removing the run directory, in which private keys are: %w; remove it by hand", err)
+	}
+	return nil
+}
