@@ -52,6 +52,7 @@ var layer = map[string]int{
 	// What keeps another program in force.
 	"supervise": 2,
 	// Secret stores, and the configurations of other proxies.
+	"rotate":           2,
 	"secret/filestore": 2,
 	"nginx":            2,
 	"haproxy":          2,

@@ -59,7 +59,7 @@ func TestServed(t *testing.T) {
 		"expired":                            {ca.leaf(who, func(c *x509.Certificate) { c.NotAfter = c.NotBefore }), tls.NoClientCert, 0, ErrNotTrusted},
 	} {
 		t.Run(name, func(t *testing.T) {
-			address := endpoint(t, &tls.Config{Certificates: []tls.Certificate{c.leaf}, ClientAuth: c.auth, ClientCAs: ca.pool(), MaxVersion: c.max, MinVersion: tls.VersionTLS10}) //nolint:gosec // an old server is wanted
+			address := endpoint(t, &tls.Config{Certificates: []tls.Certificate{c.leaf}, ClientAuth: c.auth, ClientCAs: ca.pool(), MaxVersion: c.max, MinVersion: tls.VersionTLS10})
 			for range 2 {
 				leaf, err := Served(t.Context(), address, who, mesh.HTTP, roots)
 				if !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
