@@ -3,6 +3,7 @@ package mesh
 import (
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -31,7 +32,8 @@ func (c checker) deliveries() {
 	}
 }
 
-// storeDirectories finds two stores in one directory: each would take the other's secrets for its own.
+// storeDirectories finds two stores in one directory: each would take the other's secrets for its own. And it
+// finds what opens a store inside of it, where every copy of the store takes it along.
 func (c checker) storeDirectories() {
 	first := map[string]member{}
 	for _, m := range members(c.root.get("stores")) {
@@ -39,7 +41,10 @@ func (c checker) storeDirectories() {
 		if !dir.isGood() || dir.text == "" {
 			continue
 		}
-		path := c.spec.Stores[m.name].Dir
+		path, identity := filepath.Clean(c.spec.Stores[m.name].Dir), m.value.get("identityFile")
+		if identity.isGood() && identity.text != "" && strings.HasPrefix(filepath.Clean(c.spec.Stores[m.name].IdentityFile), path+string(filepath.Separator)) {
+			c.wrong(identity, "lies in the store that it opens", "keep it somewhere else, and out of the store's backups")
+		}
 		if other, again := first[path]; again {
 			c.wrong(dir, fmt.Sprintf("is the directory of the store %s, too", other.name), "give each a directory of its own, or remove one of the two")
 			continue
