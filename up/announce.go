@@ -20,16 +20,12 @@ func (r *run) document() *Document {
 		PID:         r.pid,
 		State:       r.state.dir,
 		Logs:        r.logs.dir,
+		Control:     r.state.control,
 		Server:      r.identity,
 	}
 	doc.Server.PID, _, _ = r.server.process()
 	for _, i := range r.all {
-		sidecar, _, _ := r.sidecars[i].process()
-		app := 0
-		if r.apps[i] != nil {
-			app, _, _ = r.apps[i].process()
-		}
-		doc.Workloads = append(doc.Workloads, i.describe(r.state.sidecar(i.name), sidecar, app))
+		doc.Workloads = append(doc.Workloads, i.describe(r.state.sidecar(i.name), i.pids()))
 	}
 	return doc
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -61,14 +62,18 @@ func (o *orphans) end(deadline time.Time) error {
 }
 
 // children lists the processes whose parent this process is.
-func children() []int {
-	tasks, err := os.ReadDir("/proc/self/task")
+func children() []int { return childrenOf(os.Getpid()) }
+
+// childrenOf lists the processes whose parent a process is.
+func childrenOf(parent int) []int {
+	dir := fmt.Sprintf("/proc/%d/task", parent)
+	tasks, err := os.ReadDir(dir)
 	if err != nil {
 		return nil
 	}
 	var pids []int
 	for _, task := range tasks {
-		data, err := os.ReadFile("/proc/self/task/" + task.Name() + "/children")
+		data, err := os.ReadFile(filepath.Join(dir, task.Name(), "children"))
 		if err != nil {
 			continue // the thread has ended, or the kernel was built without this file
 		}
@@ -79,4 +84,13 @@ func children() []int {
 		}
 	}
 	return pids
+}
+
+// programOf is what a process's program is called, empty when there is no such process.
+func programOf(pid int) string {
+	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSuffix(string(name), "\n")
 }

@@ -19,3 +19,8 @@ type orphans struct{}
 func adoptOrphans() (*orphans, error) { return &orphans{}, nil }
 
 func (*orphans) end(time.Time) error { return nil }
+
+// childrenOf and programOf are known on Linux only.
+func childrenOf(int) []int { return nil }
+
+func programOf(int) string { return "" }

@@ -18,6 +18,8 @@ var ErrState = errors.New("the state directory cannot be used")
 const (
 	temporaryPrefix = "countersign-up-"
 	lockName        = "up.lock"
+	// maxRunPath is how long the path of a directory may be in which an NGINX or HAProxy has its sockets.
+	maxRunPath = 70
 	// maxSocketPath is what fits into a sockaddr_un everywhere (104 characters on macOS), with its end.
 	maxSocketPath = 103
 )
@@ -30,11 +32,14 @@ const (
 //	ca.pem          the root certificate
 //	server/         the server's state
 //	tokens/         a join token for each instance, while `up` runs
-//	sidecars/       a directory for each instance
+//	sidecars/       a directory for each instance; where its certificate comes from a store, with
+//	                certs/, conf/ and run/ of its NGINX or HAProxy, agent/ of its watcher, and plan.json
 type state struct {
 	dir       string // absolute
 	socket    string // the server's, which may have to be elsewhere to be short enough
-	socketDir string // made for it, empty when it is in dir
+	control   string // that of `up` itself
+	socketDir string // made for what needs a short path, empty when nothing does
+	runDirs   int    // in socketDir
 	temporary bool
 	unlock    func() error
 }
@@ -62,14 +67,29 @@ func openState(dir string) (_ *state, err error) {
 			return nil, fmt.Errorf("%w: %w", ErrState, err)
 		}
 	}
-	s.socket = s.path("server.sock")
-	if len(s.socket) > maxSocketPath {
-		if s.socketDir, err = os.MkdirTemp(shortTemporary(), temporaryPrefix); err != nil {
-			return nil, fmt.Errorf("%w: making a directory with a short name for the server's socket: %w", ErrState, err)
-		}
-		s.socket = filepath.Join(s.socketDir, "server.sock")
+	if s.socket, err = s.short(s.path("server.sock"), maxSocketPath); err != nil {
+		return nil, err
+	}
+	if s.control, err = s.short(s.path("control.sock"), maxSocketPath); err != nil {
+		return nil, err
 	}
 	return s, nil
+}
+
+// short is a path of at most so many bytes: path itself, or one of its name in a directory that is made for
+// such.
+func (s *state) short(path string, most int) (string, error) {
+	if len(path) <= most {
+		return path, nil
+	}
+	if s.socketDir == "" {
+		dir, err := os.MkdirTemp(shortTemporary(), temporaryPrefix)
+		if err != nil {
+			return "", fmt.Errorf("%w: making a directory with a short name for sockets: %w", ErrState, err)
+		}
+		s.socketDir = dir
+	}
+	return filepath.Join(s.socketDir, filepath.Base(path)), nil
 }
 
 // shortTemporary is the shorter one of the places for temporary files.
@@ -154,6 +174,16 @@ func (s *state) documentPath() string           { return s.path("run.json") }
 func (s *state) sidecar(instance string) string { return s.path("sidecars", instance) }
 func (s *state) token(instance string) string   { return s.path("tokens", instance) }
 
+// runDir is where the proxy of an instance has its sockets.
+func (s *state) runDir(instance string) (string, error) {
+	path := filepath.Join(s.sidecar(instance), "run")
+	if len(path) <= maxRunPath {
+		return path, nil
+	}
+	s.runDirs++
+	return s.short(filepath.Join(path, fmt.Sprintf("run-%d", s.runDirs)), maxRunPath)
+}
+
 // writeToken stores a join token where the sidecar reads it.
 func (s *state) writeToken(instance, token string) error {
 	if err := durable.WriteFile(s.token(instance), []byte(token+"\n"), 0o600); err != nil {
@@ -201,7 +231,7 @@ func (s *state) close() error {
 	if s.temporary {
 		errs = append(errs, os.RemoveAll(s.dir))
 	} else {
-		errs = append(errs, os.RemoveAll(s.documentPath()), os.RemoveAll(s.path("tokens")), os.RemoveAll(s.path("server.sock")))
+		errs = append(errs, os.RemoveAll(s.documentPath()), os.RemoveAll(s.path("tokens")), os.RemoveAll(s.path("server.sock")), os.RemoveAll(s.path("control.sock")))
 	}
 	errs = append(errs, s.unlock())
 	if err := errors.Join(errs...); err != nil {

@@ -49,6 +49,8 @@ type Config struct {
 	StartTimeout time.Duration
 	DrainTimeout time.Duration
 	Addresses    Addresses
+	// Store makes a secret store with its identity file, or sees that the one which is there can be used.
+	Store func(mesh.Store) error
 	// CA makes an unsealed certificate authority for the trust domain in a directory, or sees that the
 	// one which is there serves it.
 	CA func(dir, trustDomain string) error
@@ -113,6 +115,9 @@ func (r *run) run(ctx context.Context) (status int, err error) {
 		return 0, fmt.Errorf("%w: %w", ErrNotStarted, err)
 	}
 	r.console.settle()
+	if r.listener, err = r.listenForWords(ctx); err != nil {
+		return 0, err
+	}
 	if err := r.announce(); err != nil {
 		return 0, err
 	}
@@ -143,11 +148,12 @@ type run struct {
 	orphans       *orphans
 
 	all      []*instance
+	engines  engines
 	server   *child
-	sidecars map[*instance]*child
-	apps     map[*instance]*child // of those that run; owned by start until the mesh is ready
 	control  *control
 	identity Server // how the server describes itself in the run document; the pid is not kept up
+	// listener takes words for `up` while the mesh runs; nil before.
+	listener *listener
 
 	// changed has an element when a process was started since the document was written.
 	changed chan struct{}
@@ -191,6 +197,9 @@ func (r *run) listen() (stop func()) {
 // prepare does what may fail before any process is started. After an error nothing is left.
 func (r *run) prepare(ctx context.Context) (err error) {
 	if r.all, err = instances(r.cfg.Spec); err != nil {
+		return err
+	}
+	if r.engines, err = findEngines(r.all); err != nil {
 		return err
 	}
 	for _, i := range r.all {
@@ -245,16 +254,14 @@ func (r *run) end() error {
 	})
 	r.console.settle()
 	r.console.line("%s: stopping", r.cfg.Spec.Mesh)
-	grace := r.cfg.DrainTimeout + 2*time.Second // a sidecar cuts off by itself before it is killed
+	r.listener.close()
+	grace := r.grace()
 	for _, group := range stopOrder(r.all) {
 		var stopping sync.WaitGroup
 		for _, i := range group {
 			stopping.Go(func() {
-				if sidecar := r.sidecars[i]; sidecar != nil {
-					sidecar.stop(grace, r.hurry)
-				}
-				if app := r.apps[i]; app != nil {
-					app.stop(grace, r.hurry)
+				for _, c := range i.children() {
+					c.stop(grace, r.hurry)
 				}
 			})
 		}
@@ -270,13 +277,19 @@ func (r *run) end() error {
 	return errors.Join(err, r.state.close())
 }
 
+// grace is how long a process may take to end: it cuts off by itself before it is killed.
+func (r *run) grace() time.Duration { return r.cfg.DrainTimeout + 2*time.Second }
+
 func (r *run) closeLogs() {
-	for _, set := range []map[*instance]*child{r.sidecars, r.apps, {nil: r.server}} {
-		for _, c := range set {
-			if c != nil {
-				_ = c.log.Close() // what it holds was written
-			}
-		}
+	var all []*child
+	for _, i := range r.all {
+		all = append(all, i.children()...)
+	}
+	if r.server != nil {
+		all = append(all, r.server)
+	}
+	for _, c := range all {
+		_ = c.log.Close() // what it holds was written
 	}
 }
 

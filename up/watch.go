@@ -87,11 +87,11 @@ func (r *run) follow(running *api.MeshResponse) error {
 		return fmt.Errorf("the server runs another specification than %s, which an earlier run on %s has left: %s", r.cfg.Path, r.state.dir, strings.Join(different, "; "))
 	}
 	for _, i := range r.all {
-		plan, err := spec.Compile(i.plan.Workload.Name)
+		plan, err := spec.Compile(i.plan().Workload.Name)
 		if err != nil {
-			return fmt.Errorf("compiling the plan of %s: %w", i.plan.Workload.Name, err)
+			return fmt.Errorf("compiling the plan of %s: %w", i.plan().Workload.Name, err)
 		}
-		i.plan = plan
+		i.planned.Store(plan)
 	}
 	return nil
 }

@@ -15,6 +15,8 @@ import (
 	"golang.org/x/term"
 
 	"countersign.dev/ca"
+	"countersign.dev/mesh"
+	"countersign.dev/secret/filestore"
 	"countersign.dev/up"
 )
 
@@ -81,7 +83,7 @@ func (c *upCmd) Run(p *process, cli *root, parsed *kong.Context) error {
 		StateDir: c.State, LogDir: c.Logs,
 		Command: c.Command, JSON: c.Output == "json",
 		StartTimeout: c.StartTimeout, DrainTimeout: c.DrainTimeout, Addresses: up.Addresses(c.Addresses),
-		CA: unsealedCA, Signals: signals,
+		CA: unsealedCA, Store: func(store mesh.Store) error { return readyStore(p, store) }, Signals: signals,
 		Stdin: p.stdin, Stdout: p.stdout, Stderr: p.stderr,
 		Terminal: terminal, Colour: terminal && os.Getenv("NO_COLOR") == "",
 	})
@@ -130,6 +132,26 @@ func unsealedCA(dir, trustDomain string) error {
 		return fmt.Errorf("%w: 'up' works with unsealed keys, and those in %s are sealed; give another --state", ca.ErrSealed, dir)
 	}
 	return authority.BindTrustDomain(trustDomain)
+}
+
+// readyStore sees that a secret store can be used, and makes it and its identity file where they are not.
+func readyStore(p *process, store mesh.Store) error {
+	if store.Type != mesh.StoreFile {
+		return fmt.Errorf("stores of type %q are not known here", store.Type)
+	}
+	c := secretInitCmd{storeFlags: storeFlags{Store: "file:" + store.Dir, IdentityFile: store.IdentityFile}}
+	if err := c.makeIdentity(p, store.Dir); err != nil {
+		return err
+	}
+	identity, err := filestore.LoadIdentity(store.IdentityFile)
+	if err != nil {
+		return err
+	}
+	_, err = filestore.Create(store.Dir, identity)
+	if errors.Is(err, filestore.ErrExists) {
+		_, err = filestore.Open(store.Dir, identity)
+	}
+	return err
 }
 
 func isTerminal(w io.Writer) bool {
