@@ -22,6 +22,8 @@ type caCmd struct {
 	List   caListCmd   `cmd:"" help:"List the certificates that were issued."`
 	Revoke caRevokeCmd `cmd:"" help:"Revoke a certificate, or all of a workload."`
 	CRL    caCRLCmd    `cmd:"" name:"crl" help:"Print the lists of revoked certificates (CRLs)."`
+
+	Rotate caRotateCmd `cmd:"" help:"Replace the root, or the issuing CA, without breaking trust."`
 }
 
 // sealFlags say how the CA's private keys are stored. Commands that open them embed it.
@@ -102,7 +104,8 @@ func (caInitCmd) Help() string {
 is never touched. With --key-file, a file that does not exist is made; it must not lie in the state.
 
 The root's key, STATE/ca/root.key, is needed again only to make another issuing CA, and the root's list of
-revoked ones: move it to a safe place.
+revoked ones: move it to a safe place, and bring it for "countersign ca rotate issuer" or "countersign ca crl"
+when status asks for it.
 
 Examples:
   countersign ca init --state /var/lib/countersign --mesh mesh.yaml --key-file /run/keys/ca.age
