@@ -205,7 +205,8 @@ func (r *run) proxyCommand(i *instance) *exec.Cmd {
 		args = []string{"-e", "stderr", "-c", filepath.Join(p.certificates, "current", "nginx.conf")}
 	}
 	command := exec.Command(r.engines[i.engine()], args...) //nolint:noctx // a signal ends it
-	command.Env = environment()
+	command.Env, command.SysProcAttr = environment(), &syscall.SysProcAttr{}
+	endWithParent(command.SysProcAttr)
 	return command
 }
 

@@ -15,8 +15,16 @@ import (
 )
 
 // dieWithParent makes the kernel kill a child when the thread that started it ends, which is how
-// nothing is left behind after a kill -9 of `up` itself; see starter.
-func dieWithParent(attr *syscall.SysProcAttr) { attr.Pdeathsig = syscall.SIGKILL }
+// nothing is left behind after a kill -9 of `up` itself; see starter. What is said already stays.
+func dieWithParent(attr *syscall.SysProcAttr) {
+	if attr.Pdeathsig == 0 {
+		attr.Pdeathsig = syscall.SIGKILL
+	}
+}
+
+// endWithParent is for a process with workers of its own, which a kill of it would leave behind: it is told
+// to end at once and ends them.
+func endWithParent(attr *syscall.SysProcAttr) { attr.Pdeathsig = syscall.SIGTERM }
 
 // awaitExit waits until a child has ended and leaves it a zombie, so that its process group's number
 // cannot become somebody else's while what is left of the group is killed. It tells whether it has.

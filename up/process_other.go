@@ -7,8 +7,10 @@ import (
 	"time"
 )
 
-// dieWithParent does nothing: only Linux can tie a child's life to its parent's.
+// dieWithParent and endWithParent do nothing: only Linux can tie a child's life to its parent's.
 func dieWithParent(*syscall.SysProcAttr) {}
+
+func endWithParent(*syscall.SysProcAttr) {}
 
 // awaitExit cannot be had: what is left of a child's group is killed after the child was waited for.
 func awaitExit(int) bool { return false }
