@@ -15,6 +15,7 @@ import (
 
 	"countersign.dev/engine"
 	"countersign.dev/mesh"
+	"countersign.dev/reload"
 )
 
 // Engine is one of the programs.
@@ -26,8 +27,10 @@ type Engine struct {
 	read  func(output string, b *Binary) error
 	// test and serve are its arguments.
 	test, serve func(conf, run string) []string
-	// The signals to its master: to read the configuration again, to end when all is finished, to end now.
-	reload, quit, stop syscall.Signal
+	// tell is how its master is told to read its configuration again.
+	tell func(p *process) reload.Method
+	// The signals to its master: to end when all is finished, and to end now.
+	quit, stop syscall.Signal
 	// inForce asks the running program for the name of its generation.
 	inForce func(ctx context.Context, run string) (string, error)
 	// leaving counts the workers of earlier generations that finish what they have.
@@ -116,7 +119,7 @@ func firstLines(output []byte) string {
 // query is the query of a request, which may be a secret; NGINX writes it where an upstream fails.
 var query = regexp.MustCompile(`\?[^ "]*`)
 
-func redact(line string) string { return query.ReplaceAllString(line, "?...") }
+func redact(line string) string { return reload.Redact(query.ReplaceAllString(line, "?...")) }
 
 // tested runs the program's own test of a configuration.
 func (b *Binary) tested(ctx context.Context, conf, run string) error {

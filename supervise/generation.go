@@ -81,10 +81,11 @@ func (s *Supervisor) bring(ctx context.Context, plan *mesh.Plan, identity *mtls.
 
 // try tells the running program of one generation, and goes back when it is not seen to be served.
 func (s *Supervisor) try(ctx context.Context, p *process, next *generation) (*sighting, error) {
-	if err := s.tell(p, next); err != nil {
-		return nil, err
+	var seen *sighting
+	err := s.tell(ctx, p, next)
+	if err == nil {
+		seen, err = s.observe(ctx, p, next)
 	}
-	seen, err := s.observe(ctx, p, next)
 	if err == nil {
 		return seen, nil
 	}
@@ -95,7 +96,7 @@ func (s *Supervisor) try(ctx context.Context, p *process, next *generation) (*si
 		return nil, err
 	}
 	s.log.Warn("the program does not serve what it was given; going back to what was good", "generation", next.name, "goodGeneration", good.name, "error", err)
-	if backErr := s.tell(p, good); backErr != nil {
+	if backErr := s.tell(ctx, p, good); backErr != nil {
 		return nil, errors.Join(err, backErr)
 	}
 	if _, backErr := s.observe(ctx, p, good); backErr != nil {
@@ -105,12 +106,16 @@ func (s *Supervisor) try(ctx context.Context, p *process, next *generation) (*si
 }
 
 // tell swaps the link and says so to the program.
-func (s *Supervisor) tell(p *process, g *generation) error {
+func (s *Supervisor) tell(ctx context.Context, p *process, g *generation) error {
 	if err := g.link(s.cfg.Binary.Engine.file); err != nil {
 		return fmt.Errorf("putting generation %s in force: %w", g.name, err)
 	}
 	s.reloads = append(s.reloads, time.Now())
-	p.signal(s.cfg.Binary.Engine.reload)
+	ctx, cancel := context.WithTimeout(ctx, servePatience)
+	defer cancel()
+	if err := s.cfg.Binary.Engine.tell(p).Reload(ctx); err != nil {
+		return fmt.Errorf("%w; its last words: %s", err, p.lastWords())
+	}
 	return nil
 }
 

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"countersign.dev/reload"
 )
 
 // HAProxy is the engine of that name.
@@ -21,8 +23,8 @@ var HAProxy = &Engine{
 	serve: func(conf, run string) []string {
 		return []string{"-W", "-S", filepath.Join(run, masterSocket) + ",mode,600", "-f", conf}
 	},
-	// The master reads its configuration again at SIGUSR2; its socket's word for it does the same.
-	reload: syscall.SIGUSR2, quit: syscall.SIGUSR1, stop: syscall.SIGTERM,
+	tell: func(p *process) reload.Method { return reload.Master{Socket: filepath.Join(p.run, masterSocket)} },
+	quit: syscall.SIGUSR1, stop: syscall.SIGTERM,
 	inForce: haproxyInForce,
 	leaving: func(ctx context.Context, p *process) (int, error) {
 		_, old, err := haproxyWorkers(ctx, p.run)

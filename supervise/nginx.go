@@ -13,15 +13,18 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"countersign.dev/reload"
 )
 
 // NGINX is the engine of that name.
 var NGINX = &Engine{
 	name: "nginx", file: "nginx.conf",
 	build: "-V", read: readNGINX,
-	test:   func(conf, _ string) []string { return []string{"-t", "-q", "-c", conf} },
-	serve:  func(conf, _ string) []string { return []string{"-c", conf} },
-	reload: syscall.SIGHUP, quit: syscall.SIGQUIT, stop: syscall.SIGTERM,
+	test:  func(conf, _ string) []string { return []string{"-t", "-q", "-c", conf} },
+	serve: func(conf, _ string) []string { return []string{"-c", conf} },
+	tell:  func(p *process) reload.Method { return reload.Signal{Proxy: reload.NGINX, PID: p.pid} },
+	quit:  syscall.SIGQUIT, stop: syscall.SIGTERM,
 	inForce: nginxInForce,
 	leaving: func(_ context.Context, p *process) (int, error) { return nginxLeaving(p.pid) },
 }
