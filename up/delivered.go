@@ -67,7 +67,8 @@ func (r *run) firstRotation(ctx context.Context) error {
 
 // places are the directories of an instance whose certificate comes from a store.
 type places struct {
-	certificates string // whose link current leads to certificates and configuration
+	certificates string // whose link current leads to the files
+	conf         string // of the proxy's configuration
 	run          string // of the proxy: sockets and its pid; new at each of its starts
 	agent        string // of the watcher
 	plan         string // the file with the Plan for the first configuration
@@ -78,6 +79,7 @@ func (r *run) places(i *instance) places {
 	dir := r.state.sidecar(i.name)
 	return places{
 		certificates: filepath.Join(dir, "certs"),
+		conf:         filepath.Join(dir, "conf"),
 		run:          i.runDir,
 		agent:        filepath.Join(dir, "agent"),
 		plan:         filepath.Join(dir, "plan.json"),
@@ -94,7 +96,7 @@ func (r *run) makePlaces(i *instance) (err error) {
 		return err
 	}
 	p := r.places(i)
-	for _, dir := range []string{p.certificates, p.agent} {
+	for _, dir := range []string{p.certificates, p.conf, p.agent} {
 		if err := durable.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("%w: %w", ErrState, err)
 		}
@@ -149,7 +151,7 @@ func (r *run) initArgs(i *instance) []string {
 	if d.Bundle != "" {
 		args = append(args, "--bundle-from", "secret:"+d.Bundle)
 	}
-	args = append(args, "--engine", string(i.engine()), "--run-dir", p.run)
+	args = append(args, "--engine", string(i.engine()), "--conf", p.conf, "--run-dir", p.run)
 	return append(args, r.placeArgs(i)...)
 }
 
@@ -200,9 +202,9 @@ func (r *run) proxyCommand(i *instance) *exec.Cmd {
 	p := r.places(i)
 	var args []string
 	if i.engine() == mesh.EngineHAProxy {
-		args = []string{"-W", "-S", filepath.Join(p.run, masterSocket) + ",mode,600", "-f", filepath.Join(p.certificates, "current", "haproxy.cfg")}
+		args = []string{"-W", "-S", filepath.Join(p.run, masterSocket) + ",mode,600", "-f", filepath.Join(p.conf, "haproxy.cfg")}
 	} else {
-		args = []string{"-e", "stderr", "-c", filepath.Join(p.certificates, "current", "nginx.conf")}
+		args = []string{"-e", "stderr", "-c", filepath.Join(p.conf, "nginx.conf")}
 	}
 	command := exec.Command(r.engines[i.engine()], args...) //nolint:noctx // a signal ends it
 	command.Env, command.SysProcAttr = environment(), &syscall.SysProcAttr{}

@@ -52,7 +52,7 @@ func fakeMain(args []string) int {
 	}
 	var binds []string
 	flags.Func("bind", "", func(bind string) error { binds = append(binds, bind); return nil })
-	for _, name := range []string{"from", "identity-file", "secret", "layout", "to", "expect-id", "plan", "run-dir", "interval", "reload", "engine", "bundle-from"} {
+	for _, name := range []string{"from", "identity-file", "secret", "layout", "to", "expect-id", "plan", "run-dir", "interval", "reload", "engine", "bundle-from", "conf"} {
 		values[name] = flags.String(name, "", "")
 	}
 	watch := flags.Bool("watch", false, "")
@@ -274,7 +274,7 @@ func fakeOnce(command string, flag func(string) string) int {
 	if command == "rotate" {
 		return 0
 	}
-	dir := filepath.Join(flag("to"), "current")
+	dir := flag("conf")
 	file := map[string]string{"nginx": "nginx.conf", "haproxy": "haproxy.cfg"}[flag("engine")]
 	err := os.MkdirAll(dir, 0o700)
 	if err == nil {
@@ -291,7 +291,7 @@ func fakeOnce(command string, flag func(string) string) int {
 // of its own.
 func fakeEngine(name string, args []string) int {
 	conf := args[len(args)-1]
-	who := filepath.Base(filepath.Dir(filepath.Dir(filepath.Dir(conf))))
+	who := filepath.Base(filepath.Dir(filepath.Dir(conf)))
 	quit, other := syscall.SIGQUIT, syscall.SIGUSR1
 	if name == "haproxy" {
 		quit, other = other, quit

@@ -190,7 +190,11 @@ func (r *run) memberArgs(i *instance) []string {
 
 // placeArgs say where an instance is, and how long it may drain.
 func (r *run) placeArgs(i *instance) []string {
-	args := []string{"--drain-timeout", r.cfg.DrainTimeout.String(), "--address", i.peers.String()}
+	drain := r.cfg.DrainTimeout
+	if i.plan().Proxy.Real() {
+		drain = max(drain, time.Second) // these proxies count whole seconds
+	}
+	args := []string{"--drain-timeout", drain.String(), "--address", i.peers.String()}
 	if i.loopback.IsValid() {
 		args = append(args, "--app-address", i.loopback.String())
 	}
