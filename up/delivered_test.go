@@ -387,3 +387,17 @@ func TestRestartAtOnce(t *testing.T) {
 		t.Errorf("the socket is there at the end (%v)", err)
 	}
 }
+
+// TestTableOfEngines: people are told who serves.
+func TestTableOfEngines(t *testing.T) {
+	d := &Document{Workloads: []Workload{
+		{Instance: "a-1", Engine: mesh.EngineNGINX, EnginePID: 7, Delivery: mesh.DeliverStore},
+		{Instance: "b-1", Engine: mesh.EngineHAProxy, EnginePID: 8, Delivery: mesh.DeliverAgent},
+		{Instance: "c-1", Engine: mesh.EngineBuiltin, Delivery: mesh.DeliverAgent},
+	}}
+	text := d.table(time.Second, "/run.json", false)
+	want := "\na-1 is served by nginx (process 7), with a certificate from a store.\nb-1 is served by haproxy (process 8).\n"
+	if !strings.Contains(text, want) || strings.Contains(text, "c-1 is served") {
+		t.Errorf("the table is\n%s", text)
+	}
+}

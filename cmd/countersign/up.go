@@ -39,6 +39,10 @@ applications that the specification says how to run, each a process of its own t
 it dies. Ctrl-C stops all of them and leaves nothing behind. It is a way to run and to test a mesh, not
 isolation.
 
+An instance whose proxy is NGINX or HAProxy (proxy.engine) is served by the one of this machine. Where its
+certificate comes from a store (delivery), the store and its identity file are made when they are not there,
+and so is its first certificate.
+
 Examples:
   countersign up mesh.yaml
   countersign up mesh.yaml -- countersign verify
