@@ -31,8 +31,13 @@ func (s *Supervisor) newAdmin() http.Handler {
 // writeState says beside the state what is wrong without changing it: a new certificate that is refused, for one.
 func (s *Supervisor) writeState(w http.ResponseWriter, problem string) {
 	var remarks []string
-	if text := s.Problem(); text != "" {
-		remarks = append(remarks, text)
+	s.mu.Lock()
+	refused := s.refused
+	s.mu.Unlock()
+	for _, text := range []string{refused, s.Problem()} {
+		if text != "" {
+			remarks = append(remarks, text)
+		}
 	}
 	admin.WriteState(w, problem, remarks...)
 }

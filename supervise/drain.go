@@ -10,6 +10,10 @@ import (
 // drainTick is how often a drain looks whether it is over.
 const drainTick = 50 * time.Millisecond
 
+// quitAgain is how often the program is told to end: HAProxy's master forgets a signal that comes while it starts,
+// and one more does neither any harm.
+const quitAgain = time.Second
+
 // DrainListeners stops accepting inbound connections, for good; what is open ends as after a reload. Report names no
 // listener any more, so that peers go elsewhere.
 func (s *Supervisor) DrainListeners(ctx context.Context) error {
@@ -96,11 +100,14 @@ func (s *Supervisor) finish(ctx context.Context) error {
 		}
 		pause(ctx, drainTick)
 	}
-	running.signal(s.cfg.Binary.Engine.quit)
-	select {
-	case <-running.gone:
-		return nil
-	case <-ctx.Done():
+	for ctx.Err() == nil {
+		running.signal(s.cfg.Binary.Engine.quit)
+		select {
+		case <-running.gone:
+			return nil
+		case <-time.After(quitAgain):
+		case <-ctx.Done():
+		}
 	}
 	running.signal(s.cfg.Binary.Engine.stop)
 	select {

@@ -111,7 +111,7 @@ func (s *Supervisor) tell(ctx context.Context, p *process, g *generation) error 
 		return fmt.Errorf("putting generation %s in force: %w", g.name, err)
 	}
 	s.reloads = append(s.reloads, time.Now())
-	ctx, cancel := context.WithTimeout(ctx, servePatience)
+	ctx, cancel := context.WithTimeout(ctx, s.patience)
 	defer cancel()
 	if err := s.cfg.Binary.Engine.tell(p).Reload(ctx); err != nil {
 		return fmt.Errorf("%w; its last words: %s", err, p.lastWords())

@@ -31,18 +31,22 @@ const rounds = 2
 // observe waits until the program serves a generation: it says so itself, and a full handshake with every TLS
 // listener shows the generation's leaf. The error says what was seen instead.
 func (s *Supervisor) observe(ctx context.Context, p *process, g *generation) (*sighting, error) {
-	ctx, cancel := context.WithTimeout(ctx, servePatience)
+	ctx, cancel := context.WithTimeout(ctx, s.patience)
 	defer cancel()
 	var err error
 	for good := 0; good < rounds; {
 		seen := sighting{leaf: g.identity.Certificate.Leaf, chain: admin.Parse(g.identity.Certificate.Certificate), path: filepath.Join(g.dir, "current", "cert.pem")}
-		if err = s.look(ctx, g, &seen); err == nil {
+		what := s.look(ctx, g, &seen)
+		if what == nil {
 			if good++; good == rounds {
 				return &seen, nil
 			}
 			continue
 		}
 		good = 0
+		if err == nil || ctx.Err() == nil { // else the time was up in the middle of a look
+			err = what
+		}
 		select {
 		case <-p.gone:
 			return nil, fmt.Errorf("it ended before it served: %s", p.lastWords())
@@ -50,7 +54,7 @@ func (s *Supervisor) observe(ctx context.Context, p *process, g *generation) (*s
 			if words := p.lastWords(); words != "" {
 				err = fmt.Errorf("%w; it said: %s", err, words)
 			}
-			return nil, fmt.Errorf("it was not seen within %s: %w", servePatience, err)
+			return nil, fmt.Errorf("it was not seen within %s: %w", s.patience, err)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}

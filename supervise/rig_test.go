@@ -15,6 +15,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -331,4 +332,46 @@ func (c *sidecar) ask(method, path string) (int, string) {
 	w := httptest.NewRecorder()
 	c.Admin().ServeHTTP(w, httptest.NewRequest(method, path, nil))
 	return w.Code, w.Body.String()
+}
+
+// orphanIn is a process whose working directory is dir.
+func orphanIn(t *testing.T, dir string) *exec.Cmd {
+	t.Helper()
+	command := exec.CommandContext(context.WithoutCancel(t.Context()), "sleep", "600")
+	command.Dir = dir
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() { defer close(ended); _ = command.Wait() }()
+	t.Cleanup(func() { _ = command.Process.Kill(); <-ended })
+	return command
+}
+
+// slow is an application that answers when it is told to.
+type slow struct{ began, now chan struct{} }
+
+func slowApplication(t *testing.T, address string) *slow {
+	t.Helper()
+	s := &slow{make(chan struct{}, 1), make(chan struct{})}
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.began <- struct{}{}
+		select {
+		case <-s.now:
+			fmt.Fprint(w, "done")
+		case <-r.Context().Done():
+		}
+	}))
+	server.Listener.Close()
+	var err error
+	if server.Listener, err = new(net.ListenConfig).Listen(t.Context(), "tcp", address+":18080"); err != nil {
+		t.Fatal(err)
+	}
+	server.Start()
+	t.Cleanup(server.Close)
+	return s
+}
+
+func contextFor(d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), d)
 }

@@ -114,6 +114,9 @@ type Supervisor struct {
 	retired  *process    // guarded by mu: it was told to end, and is not started again
 	closed   bool        // guarded by mu
 	problems [problemCount]string
+	refused  string // guarded by mu: why the newest Plan is not in force
+
+	patience time.Duration // servePatience, but in tests
 
 	dropped atomic.Int64
 	force   atomic.Bool // the program is told again, though nothing is new
@@ -145,7 +148,7 @@ func New(cfg Config) (*Supervisor, error) {
 	s := &Supervisor{
 		cfg: cfg, log: cfg.Log.With("engine", cfg.Binary.Engine.String()),
 		wake: make(chan struct{}, 1), change: make(chan struct{}, 1),
-		counts: newCounts(cfg.Changed),
+		counts: newCounts(cfg.Changed), patience: servePatience,
 	}
 	s.work, s.halt = context.WithCancel(context.Background())
 	s.lines = newLines(cfg.AccessLog, &s.dropped)
@@ -185,13 +188,18 @@ func (s *Supervisor) Apply(plan *mesh.Plan) error {
 		plan = withoutInbound(plan)
 	}
 	err = s.bring(s.work, plan, identity)
-	switch {
-	case s.work.Err() != nil:
+	if s.work.Err() != nil {
 		return ErrClosed
-	case err != nil:
-		return fmt.Errorf("revision %d: %w", plan.Revision, err)
 	}
-	return nil
+	refused := ""
+	if err != nil {
+		err = fmt.Errorf("revision %d: %w", plan.Revision, err)
+		refused = err.Error()
+	}
+	s.mu.Lock()
+	s.refused = refused
+	s.mu.Unlock()
+	return err
 }
 
 // IdentityChanged says that the Source gives another leaf, bundle or list of revocations. It returns at once.

@@ -1,0 +1,394 @@
+package supervise
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"countersign.dev/engine"
+	"countersign.dev/mesh"
+	"countersign.dev/mtls"
+)
+
+// shown is the serial that a listener presents.
+func (c *sidecar) shown(t *testing.T) string {
+	t.Helper()
+	_, _, serial, err := get(t, client(c.ca.identity(t, "front")), "https://"+c.address+":9080/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return serial
+}
+
+// TestRotation changes the identity again and again while requests run: each is served, and each serial seen.
+func TestRotation(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		ca := newAuthority(t)
+		back := s.supervise(t, ca, "back")
+		application(t, back.address)
+		if err := back.Apply(compile(t, shop, "back")); err != nil {
+			t.Fatal(err)
+		}
+		stop, lost, done := make(chan struct{}), make(chan error, 1000), atomic.Int64{}
+		var callers sync.WaitGroup
+		for range 4 {
+			caller := client(ca.identity(t, "front"))
+			callers.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					status, _, _, err := get(t, caller, "https://"+back.address+":9080/")
+					if err != nil || status != 200 {
+						lost <- fmt.Errorf("status %d: %w", status, err)
+					}
+					done.Add(1)
+				}
+			})
+		}
+		for range 4 {
+			identity := ca.identity(t, "back")
+			before := done.Load()
+			back.source.now.Store(identity)
+			back.IdentityChanged()
+			want := mtls.Serial(identity.Certificate.Leaf)
+			eventually(t, "the new serial is reported", func() bool { return back.Report().Serial == want })
+			if got := back.shown(t); got != want {
+				t.Errorf("it presents %s, and reported that %s was seen", got, want)
+			}
+			eventually(t, "requests go on", func() bool { return done.Load() > before+20 })
+		}
+		close(stop)
+		callers.Wait()
+		close(lost)
+		for err := range lost {
+			// An idempotent request whose connection closes before an answer is repeated by net/http itself.
+			t.Errorf("lost: %v", err)
+		}
+		if entries, err := os.ReadDir(filepath.Join(back.good.run, generationsDir)); err != nil || len(entries) != 2 {
+			t.Errorf("%d generations are kept, want the current one and the one before: %v", len(entries), err)
+		}
+	})
+}
+
+// TestMasterKilled kills the program: it comes back in a fresh run directory, and nothing of the old one is left.
+func TestMasterKilled(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		back := s.supervise(t, newAuthority(t), "back")
+		application(t, back.address)
+		if err := back.Apply(compile(t, shop, "back")); err != nil {
+			t.Fatal(err)
+		}
+		pid, run := back.PID(), back.good.run
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "another process", func() bool { now := back.PID(); return now != 0 && now != pid })
+		eventually(t, "it is ready again", func() bool { status, _ := back.ask("GET", "/ready"); return status == 200 })
+		if back.shown(t) != back.Report().Serial {
+			t.Error("it presents another certificate")
+		}
+		if _, err := os.Stat(run); !errors.Is(err, fs.ErrNotExist) || back.good.run == run {
+			t.Errorf("the old run directory %s: %v, the new one %s", run, err, back.good.run)
+		}
+		if left := inside(run); len(left) > 0 {
+			t.Errorf("processes %v are left of the old one", left)
+		}
+		if p := back.Problem(); p != "" {
+			t.Errorf("problem %q", p)
+		}
+	})
+}
+
+// TestRefusal gives a Plan that the program cannot carry out: it says so, and what was in force stays.
+func TestRefusal(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		back := s.supervise(t, newAuthority(t), "back")
+		application(t, back.address)
+		bad := compile(t, shop, "back")
+		bad.Revision = 2
+		bad.Inbound[0].ClientAuth = "perhaps"
+		if err := back.Apply(bad); !errors.Is(err, engine.ErrRefused) {
+			t.Errorf("the first Plan: %v", err)
+		}
+		if status, body := back.ask("GET", "/ready"); status != 503 || !strings.HasPrefix(body, "NO PLAN\n") || !strings.Contains(body, `"perhaps" is not known`) {
+			t.Errorf("/ready without a Plan: %d %q", status, body)
+		}
+		if err := back.Apply(compile(t, shop, "back")); err != nil {
+			t.Fatal(err)
+		}
+		if err := back.Apply(bad); !errors.Is(err, engine.ErrRefused) {
+			t.Errorf("the second Plan: %v", err)
+		}
+		if r := back.Report(); r.Revision != 1 || r.Problem != "" {
+			t.Errorf("revision %d is in force, problem %q; the agent tells of the Plan", r.Revision, r.Problem)
+		}
+		if status, body := back.ask("GET", "/ready"); status != 200 || !strings.HasPrefix(body, "LIVE\n") || !strings.Contains(body, "revision 2") {
+			t.Errorf("/ready with the Plan before: %d %q", status, body)
+		}
+		back.shown(t)
+		good := compile(t, shop, "back")
+		good.Revision = 3
+		if err := back.Apply(good); err != nil {
+			t.Error(err)
+		}
+		if status, body := back.ask("GET", "/ready"); status != 200 || body != "LIVE\n" {
+			t.Errorf("/ready with a good Plan again: %d %q", status, body)
+		}
+	})
+}
+
+// TestGoesBack lets the program fail upon a generation that its own test takes: another process has the port.
+func TestGoesBack(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		back := s.supervise(t, newAuthority(t), "back", func(c *Config) {
+			render := c.Render
+			c.Render = func(plan *mesh.Plan, o engine.Options) (*engine.Config, error) {
+				config, err := render(plan, o)
+				if err == nil && plan.Revision == 2 { // the program will not call itself as it is called
+					config.Text = strings.ReplaceAll(config.Text, o.Generation, "another")
+				}
+				return config, err
+			}
+		})
+		back.patience = 2 * time.Second
+		application(t, back.address)
+		if err := back.Apply(compile(t, shop, "back")); err != nil {
+			t.Fatal(err)
+		}
+		pid, dir := back.PID(), back.good.dir
+		bad := compile(t, shop, "back")
+		bad.Revision, bad.Inbound[0].MinTLS = 2, mesh.TLS13
+		err := back.Apply(bad)
+		if !errors.Is(err, ErrNotInForce) || !strings.Contains(err.Error(), `has generation "another" in force`) {
+			t.Errorf("the error: %v", err)
+		}
+		if back.PID() != pid || back.good.dir != dir || back.Report().Revision != 1 {
+			t.Errorf("pid %d, %s, revision %d", back.PID(), back.good.dir, back.Report().Revision)
+		}
+		name, err := s.engine.inForce(t.Context(), back.good.run)
+		if err != nil || name != back.good.name {
+			t.Errorf("%q is in force, want %q: %v", name, back.good.name, err)
+		}
+		back.shown(t)
+	})
+}
+
+// TestKeys looks at where private keys are, who may read them, and that nothing is left at the end.
+func TestKeys(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		t.Setenv("COUNTERSIGN_PLANTED", "in our environment")
+		back := s.supervise(t, newAuthority(t), "back")
+		if err := back.Apply(compile(t, shop, "back")); err != nil {
+			t.Fatal(err)
+		}
+		keys := 0
+		err := filepath.WalkDir(back.parent, func(path string, entry fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			info, err := entry.Info()
+			if err != nil {
+				return err
+			}
+			if entry.IsDir() && path != back.parent && info.Mode().Perm()&0o077 != 0 {
+				t.Errorf("%s has the mode %04o", path, info.Mode().Perm())
+			}
+			if !entry.Type().IsRegular() {
+				return nil
+			}
+			text, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			if strings.Contains(string(text), "PRIVATE KEY") {
+				keys++
+				if info.Mode().Perm() != 0o600 {
+					t.Errorf("%s has the mode %04o", path, info.Mode().Perm())
+				}
+			}
+			return nil
+		})
+		if err != nil || keys != 2 {
+			t.Errorf("%d files hold the key: %v", keys, err)
+		}
+		for _, pid := range inside(back.cfg.RunDir.Path) {
+			for _, name := range []string{"cmdline", "environ"} {
+				text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, name))
+				if err == nil && (strings.Contains(string(text), "PRIVATE") || strings.Contains(string(text), "PLANTED")) {
+					t.Errorf("%s of process %d: %q", name, pid, text)
+				}
+			}
+		}
+		if err := back.Close(); err != nil {
+			t.Error(err)
+		}
+		if entries, err := os.ReadDir(back.parent); err != nil || len(entries) > 0 {
+			t.Errorf("%v are left: %v", entries, err)
+		}
+		if text := back.log.String() + back.access.String(); strings.Contains(text, "PRIVATE") {
+			t.Error("a key is in the log")
+		}
+	})
+}
+
+// TestRunDir is about places that are not fit for keys.
+func TestRunDir(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	disk := t.TempDir()
+	if memory, _, err := inMemory(disk); err != nil || memory {
+		t.Skipf("NOT TESTED: temporary files are in memory here (%v)", err)
+	}
+	if _, err := NewRunDir(disk, "a", false, log); !errors.Is(err, ErrRunDir) || !strings.Contains(err.Error(), "neither tmpfs nor ramfs") || !strings.Contains(err.Error(), "--run-dir") {
+		t.Errorf("a disk: %v", err)
+	}
+	dir, err := NewRunDir(disk, "a", true, log)
+	if err != nil {
+		t.Errorf("a disk that is allowed: %v", err)
+	}
+	if info, err := os.Stat(dir.Path); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+	memory := memoryDir(t)
+	for name, path := range map[string]string{"nothing": filepath.Join(memory, "none"), "a file": filepath.Join(memory, "file")} {
+		if name == "a file" {
+			if err := os.WriteFile(path, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := NewRunDir(path, "a", false, log); !errors.Is(err, ErrRunDir) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	open := filepath.Join(memory, "open")
+	if err := os.Mkdir(open, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(open, 0o777); err != nil { //nolint:gosec // that it is too wide is the point
+		t.Fatal(err)
+	}
+	if _, err := NewRunDir(open, "a", false, log); !errors.Is(err, ErrRunDir) || !strings.Contains(err.Error(), "others could replace") {
+		t.Errorf("a directory of everybody: %v", err)
+	}
+}
+
+// TestLeftovers is about an earlier start that was killed, and a neighbour that was not.
+func TestLeftovers(t *testing.T) {
+	memory, log := memoryDir(t), new(text1)
+	logger := slog.New(slog.NewTextHandler(log, nil))
+	first, err := NewRunDir(memory, "state of a", false, logger)
+	if err != nil {
+		t.Fatal(err)
+	}
+	neighbour, err := NewRunDir(memory, "state of b", false, logger)
+	if err != nil {
+		t.Fatal(err)
+	}
+	orphan := orphanIn(t, first.Path)
+	other := orphanIn(t, neighbour.Path)
+	second, err := NewRunDir(memory, "state of a", false, logger)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(first.Path); !errors.Is(err, fs.ErrNotExist) || second.Path == first.Path {
+		t.Errorf("what the first start has left is still there: %v", err)
+	}
+	eventually(t, "the orphan is gone", func() bool { return orphan.ProcessState != nil || len(inside(first.Path)) == 0 })
+	if len(inside(neighbour.Path)) != 1 {
+		t.Error("a neighbour's process is gone")
+	}
+	if !strings.Contains(log.String(), fmt.Sprintf("pid=%d", orphan.Process.Pid)) || strings.Contains(log.String(), fmt.Sprintf("pid=%d", other.Process.Pid)) {
+		t.Errorf("log: %s", log)
+	}
+}
+
+// TestDrain lets a request that runs finish, in and out, and takes no new one.
+func TestDrain(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		ca := newAuthority(t)
+		back := s.supervise(t, ca, "back")
+		release := slowApplication(t, back.address)
+		if err := back.Apply(compile(t, shop, "back")); err != nil {
+			t.Fatal(err)
+		}
+		answered := make(chan error, 1)
+		go func() {
+			status, body, _, err := get(t, client(ca.identity(t, "front")), "https://"+back.address+":9080/")
+			if err == nil && (status != 200 || body != "done") {
+				err = fmt.Errorf("%d %q", status, body)
+			}
+			answered <- err
+		}()
+		<-release.began
+		ended := make(chan error, 1)
+		go func() {
+			ctx, cancel := contextFor(20 * time.Second)
+			defer cancel()
+			ended <- back.Shutdown(ctx)
+		}()
+		eventually(t, "no listener is reported", func() bool { return len(back.Report().Listening) == 0 })
+		if status, body := back.ask("GET", "/ready"); status != 503 || body != "DRAINING\n" {
+			t.Errorf("/ready: %d %q", status, body)
+		}
+		close(release.now)
+		if err := <-answered; err != nil {
+			t.Errorf("the request that ran: %v", err)
+		}
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if err := back.Shutdown(t.Context()); !errors.Is(err, ErrClosed) {
+			t.Errorf("a second time: %v", err)
+		}
+		if err := back.Apply(compile(t, shop, "back")); err == nil {
+			t.Error("a Plan is applied after the end")
+		}
+	})
+}
+
+// TestDrainInboundFirst is about the application that needs its calls to finish.
+func TestDrainInboundFirst(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		text := strings.Replace(shop, "  front: {calls: [{service: back, port: 9080, listen: 9180}]}",
+			"  front: {ports: [{port: 9079, protocol: http, app: 18080, allow: [{from: other}]}], calls: [{service: back, port: 9080, listen: 9180}]}", 1)
+		ca := newAuthority(t)
+		front, back := s.supervise(t, ca, "front"), s.supervise(t, ca, "back")
+		application(t, back.address)
+		if err := back.Apply(compile(t, text, "back")); err != nil {
+			t.Fatal(err)
+		}
+		plan := compile(t, text, "front")
+		plan.Upstreams[0].Endpoints = []mesh.Endpoint{{Instance: "back-1", Address: netip.MustParseAddrPort(back.address + ":9080")}}
+		if err := front.Apply(plan); err != nil {
+			t.Fatal(err)
+		}
+		if status, body := front.ask("POST", "/drain_listeners"); status != 200 {
+			t.Fatalf("/drain_listeners: %d %s", status, body)
+		}
+		if _, _, _, err := get(t, client(ca.identity(t, "other")), "https://"+front.address+":9079/"); err == nil {
+			t.Error("it accepts inbound")
+		}
+		if status, _, _, err := get(t, client(nil), "http://"+front.address+":9180/"); err != nil || status != 200 {
+			t.Errorf("a call of the application: %d %v", status, err)
+		}
+		if status, body := front.ask("GET", "/ready"); status != 503 || body != "DRAINING\n" {
+			t.Errorf("/ready: %d %q", status, body)
+		}
+		plan.Revision = 2
+		if err := front.Apply(plan); err != nil || len(front.Report().Listening) != 0 {
+			t.Errorf("a Plan after it: %v, %v", err, front.Report().Listening)
+		}
+	})
+}
