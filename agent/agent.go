@@ -50,6 +50,9 @@ type Config struct {
 	// LastRenewal, Bundle, Draining, ClockOffset, PID, its own problems, Serial and NotAfter when Serial is
 	// empty, and Revision when it is 0. It may be nil.
 	Report func() api.Report
+	// Foreign says that the data plane does not serve with the agent's certificate: Serial, NotAfter and
+	// LastRenewal are what Report gives.
+	Foreign bool
 
 	dial dialFunc         // a test's network; nil is the real one
 	wall func() time.Time // a test's clock; nil is time.Now

@@ -155,10 +155,12 @@ func (a *Agent) makeReport() api.Report {
 	}
 	status := a.Status()
 	report.Instance = a.cfg.Instance
-	if report.Serial == "" { // or the data plane was seen to serve another, still
-		report.Serial, report.NotAfter = status.Serial, status.NotAfter
+	if !a.cfg.Foreign {
+		if report.Serial == "" { // or the data plane was seen to serve another, still
+			report.Serial, report.NotAfter = status.Serial, status.NotAfter
+		}
+		report.LastRenewal = status.LastRenewal
 	}
-	report.LastRenewal = status.LastRenewal
 	report.ClockOffset = mesh.Duration(status.ClockOffset)
 	report.PID = os.Getpid()
 	if report.Revision == 0 {
