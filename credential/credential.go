@@ -10,6 +10,7 @@ package credential
 
 import (
 	"crypto"
+	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 )
@@ -93,4 +94,13 @@ func nameOf(cert *x509.Certificate) string {
 		return fmt.Sprintf("the certificate %x", cert.SerialNumber)
 	}
 	return fmt.Sprintf("the certificate %x of %.200q", cert.SerialNumber, cert.Subject.String())
+}
+
+// TLS is the credential as crypto/tls presents it.
+func (c *Credential) TLS() *tls.Certificate {
+	pair := &tls.Certificate{PrivateKey: c.key, Leaf: c.Leaf()}
+	for _, cert := range c.Chain {
+		pair.Certificate = append(pair.Certificate, cert.Raw)
+	}
+	return pair
 }

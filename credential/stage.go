@@ -38,6 +38,12 @@ func OpenDirectory(out Output) (*Directory, error) {
 	return &Directory{out: out, access: access, unlock: unlock}, nil
 }
 
+// ReadDirectory is a directory in the hands of one who only reads what is current and proved, and keeps nobody out. It needs no
+// closing.
+func ReadDirectory(out Output) *Directory {
+	return &Directory{out: out, unlock: func() error { return nil }}
+}
+
 // Close lets others write.
 func (d *Directory) Close() error { return d.unlock() }
 
@@ -82,12 +88,12 @@ func (d *Directory) Current() (uint64, error) { return durable.CurrentGeneration
 // Path is the directory of a generation.
 func (d *Directory) Path(n uint64) string { return durable.GenerationPath(d.out.Dir, n) }
 
-// Prove notes that a generation does.
+// Prove notes that the current generation, n, does. All but that and the one before it are removed.
 func (d *Directory) Prove(n uint64) error {
 	if err := durable.Symlink(proof(n), filepath.Join(d.out.Dir, provedLink)); err != nil {
 		return explain(d.out, 0, fmt.Errorf("noting that generation %d is served: %w", n, err))
 	}
-	return nil
+	return durable.PruneGenerations(d.out.Dir)
 }
 
 // Proved is the number of the generation that was proved last, and 0 when there is none, or it is not there any more.

@@ -38,6 +38,7 @@ func TestDirectory(t *testing.T) {
 		t.Errorf("before it was proved: %d, %v", n, err)
 	}
 	ok(d.Prove(first))
+
 	for range 4 { // none of them is good
 		n, err := d.Stage(c)
 		ok(err)

@@ -117,3 +117,22 @@ func (o *Offer) Made(cred *credential.Credential, configuration, revocation []by
 		Configuration: Digest(configuration), Revocation: Digest(revocation),
 	}
 }
+
+// ownOffer is what a generation holds, as a source would offer it.
+func ownOffer(dir string, have Made) (*Offer, error) {
+	o := &Offer{Version: have.Version, Bundle: have.Bundle}
+	for _, file := range []struct {
+		name string
+		to   *credential.Value
+	}{
+		{credential.CertFile, &o.Input.Certificate}, {credential.KeyFile, &o.Input.Key}, {credential.BundleFile, &o.Input.Bundle},
+	} {
+		data, err := os.ReadFile(filepath.Join(dir, file.name))
+		if err != nil {
+			o.clear()
+			return nil, err
+		}
+		*file.to = credential.Value{Name: file.name, Data: data}
+	}
+	return o, nil
+}

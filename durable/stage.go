@@ -102,6 +102,18 @@ func RemoveGeneration(dir string, n uint64) error {
 	return nil
 }
 
+// PruneGenerations removes every generation but the current one and the one before it.
+func PruneGenerations(dir string) error {
+	current, err := currentGeneration(dir)
+	if err == nil {
+		err = removeAllBut(filepath.Join(dir, generationsDir), current)
+	}
+	if err != nil {
+		return fmt.Errorf("removing old generations of %s: %w", dir, err)
+	}
+	return nil
+}
+
 // CurrentGeneration is the number of the current generation, 0 when there is none.
 func CurrentGeneration(dir string) (uint64, error) { return currentGeneration(dir) }
 

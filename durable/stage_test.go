@@ -60,6 +60,12 @@ func TestStages(t *testing.T) {
 	if err := RemoveGeneration(dir, fourth); err == nil {
 		t.Error("the current generation was removed")
 	}
+	if err := PruneGenerations(dir); err != nil {
+		t.Error(err)
+	}
+	if got := names(t, filepath.Join(dir, "generations")); !slices.Equal(got, []string{"3", "4"}) {
+		t.Errorf("kept are %q", got)
+	}
 	if err := ActivateGeneration(dir, 77); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("one that is not there: %v", err)
 	}

@@ -25,6 +25,8 @@ type initCmd struct {
 	To         string `required:"" placeholder:"DIR" help:"The directory, best on a memory disk, whose link DIR/current leads to the files."`
 
 	initStoreFlags
+	initEngineFlags
+	initWatchFlags
 
 	CertEnv       string `default:"CERT_PEM" placeholder:"NAME" help:"The variable with the leaf and its issuers. Default: ${default}."`
 	ChainEnv      string `default:"CHAIN_PEM" placeholder:"NAME" help:"The variable with the issuers, where they are apart from the leaf; it may be missing. Default: ${default}."`
@@ -77,6 +79,16 @@ func (c initCmd) Run(p *process) error {
 	if err := c.checkExpected(); err != nil {
 		return err
 	}
+	if err := c.checkWatch(); err != nil {
+		return err
+	}
+	if c.Watch {
+		return c.watch(p, out)
+	}
+	conf, err := c.writer(c.To, false, func(notes []string) { writeNotes(p, notes) })
+	if err != nil {
+		return err
+	}
 	source, err := c.openSource(p.ctx)
 	if err != nil {
 		return err
@@ -92,8 +104,18 @@ func (c initCmd) Run(p *process) error {
 	if err := p.ctx.Err(); err != nil {
 		return fmt.Errorf("ended before anything was written: %w", err)
 	}
+	var configuration []byte
+	if conf != nil {
+		if configuration, err = conf.text(conf.plan); err != nil {
+			return err
+		}
+		if err := conf.prepare(); err != nil {
+			return err
+		}
+		out.Further = append(out.Further, conf.file(configuration))
+	}
 	if c.fromStore() {
-		out.Further = append(out.Further, offer.Made(cred, nil, nil).File())
+		out.Further = append(out.Further, offer.Made(cred, configuration, nil).File())
 	}
 	if err := cred.Write(out); err != nil {
 		return err
@@ -258,6 +280,13 @@ func (c initCmd) output() (credential.Output, error) {
 		return out, usagef("--owner %q: write UID or UID:GID, in numbers; an empty image knows no names", c.Owner)
 	}
 	return out, nil
+}
+
+// writeNotes says in which points a proxy does less than a specification may be read to say.
+func writeNotes(p *process, notes []string) {
+	for _, note := range notes {
+		fmt.Fprintf(p.stderr, "note: %s\n", note)
+	}
 }
 
 // number reads a user's or a group's number.

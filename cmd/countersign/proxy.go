@@ -248,23 +248,29 @@ func reportOf(data *proxy.Proxy) api.Report {
 }
 
 // serveAdmin starts the admin listener and returns its address.
-func (s *sidecar) serveAdmin(ctx context.Context, address netip.AddrPort) (string, error) {
+func (s *sidecar) serveAdmin(ctx context.Context, address netip.AddrPort) (at string, err error) {
+	s.admin, at, err = listenAdmin(ctx, address, s.data.admin, s.log, s.ended)
+	return at, err
+}
+
+// listenAdmin starts an admin listener and returns its address. An end that nobody asked for is said to ended.
+func listenAdmin(ctx context.Context, address netip.AddrPort, handler http.Handler, log *slog.Logger, ended chan<- error) (*http.Server, string, error) {
 	var config net.ListenConfig
 	listener, err := config.Listen(ctx, "tcp", address.String())
 	if err != nil {
-		return "", fmt.Errorf("--admin: %w; another process has it, perhaps another sidecar", err)
+		return nil, "", fmt.Errorf("--admin: %w; another process has it, perhaps another sidecar", err)
 	}
-	s.admin = &http.Server{
-		Handler:           notForPages(s.data.admin),
+	server := &http.Server{
+		Handler:           notForPages(handler),
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
-		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	go func() {
-		if err := s.admin.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			s.ended <- fmt.Errorf("the admin listener: %w", err)
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			ended <- fmt.Errorf("the admin listener: %w", err)
 		}
 	}()
-	return listener.Addr().String(), nil
+	return server, listener.Addr().String(), nil
 }
 
 // notForPages refuses what a web page makes somebody's browser ask for: under another host's name,
