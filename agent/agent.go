@@ -79,7 +79,9 @@ type Agent struct {
 	inForce  *mesh.Plan // what OnPlan accepted last
 	planSave bool       // inForce has to be written to the disk
 	watched  uint64     // the revision to resume the watch at: 0 for everything
-	issuer   string     // the key identifier of the issuing CA that signs, hex, as the server told last
+	// revocation is what the newest Plan says about revocation lists; changed with saving held as well.
+	revocation mesh.RevocationPlan
+	issuer     string // the key identifier of the issuing CA that signs, hex, as the server told last
 
 	connected  bool
 	dropWatch  context.CancelCauseFunc // ends the open watch; nil when there is none
@@ -104,7 +106,8 @@ type Agent struct {
 
 // held is a certificate in use. It is not changed after it was made.
 type held struct {
-	identity *mtls.Identity
+	identity *mtls.Identity // with what the Plan says about crls
+	crls     *mtls.CRLs     // the revocation lists, whether they are looked at or not
 	lease    lease
 	saved    bool // it is on the disk
 	orphan   bool // its own root is not trusted any more
@@ -172,7 +175,10 @@ func CheckInstance(s string) error { return id.CheckDNSName(strings.ToLower(s)) 
 // machine's clock for now; the first word of the server corrects it.
 func (a *Agent) restore(have *stored) {
 	leaf := have.identity.Certificate.Leaf
-	a.held = &held{identity: have.identity, lease: leaseOf(leaf, a.cfg.wall(), random()), saved: true}
+	if have.plan != nil {
+		a.revocation = have.plan.Revocation
+	}
+	a.held = &held{identity: a.checked(have.identity, have.crls), crls: have.crls, lease: leaseOf(leaf, a.cfg.wall(), random()), saved: true}
 	a.everValid = !a.held.lease.expired(a.cfg.wall())
 	if have.plan != nil {
 		a.plan, a.planNew = have.plan, true

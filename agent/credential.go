@@ -190,8 +190,18 @@ func (a *Agent) accept(credentials *api.Credentials, key crypto.Signer, chain []
 		return fmt.Errorf("%w workload: %s is %s's, and the token in %s is for %s; write a token for the former there, or name an empty directory with --state",
 			ErrOtherState, a.state.dir, old.identity.ID, a.cfg.TokenFile, identity.ID)
 	}
+	var crls *mtls.CRLs
+	if old != nil {
+		crls = old.crls
+	}
+	if credentials.CRL != "" { // they may be older than what the watch brought meanwhile: that is no problem
+		if newer, _ := a.updatedCRLs(crls, credentials.CRL, identity); newer != nil {
+			crls = newer
+		}
+	}
+	identity = a.checked(identity, crls)
 	leaf := identity.Certificate.Leaf
-	fresh := &held{identity: identity, lease: lease{
+	fresh := &held{identity: identity, crls: crls, lease: lease{
 		obtained: time.Now(), issued: credentials.ServerTime, notAfter: leaf.NotAfter, jitter: random(),
 	}}
 	a.install(fresh, time.Duration(credentials.RenewAfter), want)
@@ -259,7 +269,7 @@ func (a *Agent) identityChanged(drop context.CancelCauseFunc) {
 
 // save writes a certificate to the disk. The caller holds saving; fresh is not in use yet.
 func (a *Agent) save(fresh *held) {
-	err := a.state.saveIdentity(fresh.identity)
+	err := a.state.saveIdentity(fresh.identity, fresh.crls)
 	if err == nil {
 		// The key of an enrolment is not needed any more: it is the certificate's, or nobody's.
 		err = a.state.dropPending()
@@ -327,7 +337,7 @@ func (a *Agent) takeBundle(text string, chain []*x509.Certificate) error {
 		return fmt.Errorf("by it the server itself would not be trusted: %w", err)
 	}
 	fresh := *old
-	fresh.identity = &mtls.Identity{ID: old.identity.ID, Certificate: old.identity.Certificate, Bundle: bundle}
+	fresh.identity = a.checked(&mtls.Identity{ID: old.identity.ID, Certificate: old.identity.Certificate, Bundle: bundle}, old.crls)
 	if _, err := bundle.Verify(parsedChain(old.identity.Certificate), x509.ExtKeyUsageClientAuth, old.lease.issued); err != nil {
 		// The root of our own certificate was removed. The removal holds at once; what is on the disk
 		// stays a set that fits together until the renewal that is due now.
@@ -359,7 +369,7 @@ func parsedChain(certificate tls.Certificate) []*x509.Certificate {
 func (a *Agent) trust() trust {
 	t := trust{pin: a.cfg.Pin}
 	if have, err := a.current(); err == nil {
-		t.bundle = have.identity.Bundle
+		t.bundle, t.crls = have.identity.Bundle, have.crls
 	}
 	return t
 }

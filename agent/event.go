@@ -24,6 +24,7 @@ type event struct {
 	Plan       json.RawMessage `json:"plan"`
 	Bundle     string          `json:"bundle"`
 	Issuer     string          `json:"issuer"`
+	CRL        string          `json:"crl"`
 	ServerTime time.Time       `json:"serverTime"`
 }
 

@@ -39,6 +39,7 @@ type fake struct {
 	issued   map[string]*api.Credentials
 	who      id.ID // the workload of the Plan
 	plan     *mesh.Plan
+	crl      string   // the revocation lists, PEM
 	names    []string // overrides the DNS names in leaves
 	mangle   func(*api.Credentials)
 	instead  http.HandlerFunc // answers every request
@@ -254,7 +255,7 @@ func (f *fake) credentials(who id.ID, csrPEM string) (*api.Credentials, string) 
 	leaf := f.ca.sign(f.t, who, names, csr.PublicKey, now, f.ttl)
 	credentials := &api.Credentials{
 		Identity: who, Chain: pemOf(leaf, f.ca.issuer), Bundle: pemOf(f.roots...),
-		RenewAfter: f.plan.Certificate.RenewAfter, ServerTime: now,
+		RenewAfter: f.plan.Certificate.RenewAfter, ServerTime: now, CRL: f.crl,
 	}
 	if f.mangle != nil {
 		f.mangle(credentials)
@@ -344,12 +345,12 @@ func (f *fake) watch(w http.ResponseWriter, r *http.Request) {
 
 	beat := time.NewTicker(heartbeat)
 	defer beat.Stop()
-	have, haveRoots := request.Revision, ""
+	have, haveRoots, haveCRL := request.Revision, "", ""
 	if have != 0 {
 		haveRoots = f.rootsPEM()
 	}
 	for {
-		if !f.event(w, &have, &haveRoots) {
+		if !f.event(w, &have, &haveRoots, &haveCRL) {
 			return
 		}
 		select {
@@ -370,12 +371,15 @@ func (f *fake) rootsPEM() string {
 }
 
 // event sends what differs from what the agent has.
-func (f *fake) event(w http.ResponseWriter, have *uint64, haveRoots *string) bool {
+func (f *fake) event(w http.ResponseWriter, have *uint64, haveRoots, haveCRL *string) bool {
 	f.mu.Lock()
 	e := api.Event{ServerTime: f.nowLocked()}
 	if roots := pemOf(f.roots...); *have != f.plan.Revision || roots != *haveRoots {
 		e.Plan, e.Bundle, e.Issuer = f.plan, roots, f.issuer
 		*have, *haveRoots = f.plan.Revision, roots
+	}
+	if f.crl != *haveCRL {
+		e.CRL, *haveCRL = f.crl, f.crl
 	}
 	mute, junk := f.mute, f.junk
 	f.mu.Unlock()

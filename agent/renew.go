@@ -93,7 +93,7 @@ func (a *Agent) obtain(ctx context.Context) error {
 // refusesOld tells whether the server does not accept the certificate that it was shown: it says so,
 // or it ends the connection with an alert.
 func refusesOld(err error) bool {
-	if c := code(err); c == api.CodeExpiredCert || c == api.CodeUnauthorized {
+	if c := code(err); c == api.CodeExpiredCert || c == api.CodeUnauthorized || c == api.CodeRevoked {
 		return true
 	}
 	var remote *net.OpError // crypto/tls has no type of its own for the other side's alerts

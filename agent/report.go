@@ -66,17 +66,17 @@ func (a *Agent) Status() Status {
 // start.
 func (a *Agent) Gauges() map[string]int64 {
 	status := a.Status()
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	gauges := map[string]int64{
 		"control_plane.connected_state":         0,
 		"countersign.clock_offset_seconds":      int64(status.ClockOffset / time.Second),
 		"countersign.plan_revision":             int64(status.Revision),
-		"countersign.renewal_failures_total":    a.failures,
-		"countersign.renewals_total":            a.renewals,
 		"countersign.survives_seconds":          status.SurvivesSeconds,
 		"server.days_until_first_cert_expiring": 0,
 	}
+	a.listGauges(gauges)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	gauges["countersign.renewal_failures_total"], gauges["countersign.renewals_total"] = a.failures, a.renewals
 	if status.Connected {
 		gauges["control_plane.connected_state"] = 1
 	}

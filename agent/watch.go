@@ -109,6 +109,9 @@ func (a *Agent) take(ctx context.Context, e *event, chain []*x509.Certificate) {
 		bundleErr = a.takeBundle(e.Bundle, chain)
 		a.refused(ctx, problemBundle, "the trust bundle", bundleErr)
 	}
+	if e.CRL != "" { // after the bundle, whose roots sign some of them
+		a.noteCRLs(ctx, e.CRL)
+	}
 	a.mu.Lock()
 	if e.Issuer != "" {
 		a.issuer = e.Issuer
@@ -195,6 +198,7 @@ func (a *Agent) applyLoop(ctx context.Context) error {
 
 // apply puts one Plan in force, keeps it and confirms it.
 func (a *Agent) apply(ctx context.Context, plan *mesh.Plan) error {
+	a.takeRevocation(plan.Revocation)
 	if err := a.cfg.OnPlan(plan); err != nil {
 		a.setProblem(problemPlan, fmt.Sprintf("revision %d of the Plan is not in force: %v", plan.Revision, err))
 		a.log.ErrorContext(ctx, "cannot put a Plan in force; the one before stays, and it is tried again", "revision", plan.Revision, "error", err)
@@ -252,7 +256,7 @@ func (a *Agent) lost(ctx context.Context, err error) {
 // certificateRefused lets the renewal begin at once when the server says that the certificate has
 // expired, or its clock does.
 func (a *Agent) certificateRefused(err error) {
-	if code(err) == api.CodeExpiredCert {
+	if c := code(err); c == api.CodeExpiredCert || c == api.CodeRevoked {
 		a.mu.Lock()
 		a.refusedOld = true
 		a.mu.Unlock()

@@ -41,6 +41,7 @@ func (p *Proxy) gauges() map[string]int64 {
 		stalls += w.loop.Stalls()
 	}
 	values["countersign.loop_stalls_total"] = stalls
+	values["countersign.revoked_cut_total"] = p.revocations.Load()
 	values["countersign.access_log_dropped_total"] = p.access.dropped.Load()
 	return values
 }

@@ -64,6 +64,9 @@ func (p *Proxy) opened(k *relay.Link) error {
 		if !ok {
 			return errEnded
 		}
+		if p.revoked(p.identity(), cs, x509.ExtKeyUsageServerAuth) { // since the handshake
+			return mtls.ErrRevoked
+		}
 		u.life.begin(w.loop, retireAt, cutAt, k.Retire, k.Conn.Reset)
 		if identity := p.identity(); identity != nil { // a rotation during the handshake
 			u.age(p.cfg.MaxAge, mtls.Serial(identity.Certificate.Leaf), identity.Bundle.Digest())
