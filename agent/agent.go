@@ -47,8 +47,9 @@ type Config struct {
 	// quickly and may be called from several goroutines.
 	OnIdentity func()
 	// Report gives what the data plane serves. The agent fills in what it knows itself: Instance,
-	// LastRenewal, Bundle, Draining, ClockOffset, PID, its own problems, Serial and NotAfter when Serial is
-	// empty, and Revision when it is 0. It may be nil.
+	// LastRenewal, Draining, ClockOffset, PID, its own problems, Bundle when it is empty (a data plane that
+	// reads files knows better which it has read), Serial and NotAfter when Serial is empty, and Revision
+	// when it is 0. It may be nil.
 	Report func() api.Report
 	// Foreign says that the data plane does not serve with the agent's certificate: Serial, NotAfter and
 	// LastRenewal are what Report gives.

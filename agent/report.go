@@ -168,7 +168,7 @@ func (a *Agent) makeReport() api.Report {
 	}
 	report.Problem = strings.Trim(report.Problem+"; "+status.Problem, "; ")
 	a.mu.Lock()
-	if a.held != nil {
+	if a.held != nil && report.Bundle == "" {
 		report.Bundle = a.held.identity.Bundle.Digest()
 	}
 	report.Draining = a.draining

@@ -308,6 +308,9 @@ func (c *CA) change(ctx context.Context, log Appender, all []Hierarchy, what Cha
 	defer func() { _ = unlock() }() // nothing is written through the lock's file
 	keys := make(map[string]crypto.Signer)
 	for _, h := range all {
+		if keys[h.ID] = c.IssuerSigner(h); keys[h.ID] != nil {
+			continue
+		}
 		if keys[h.ID], err = readIssuerKey(h, c.seal, c.Seal()); err != nil {
 			return err // what was just written cannot be used: better now than at the next start
 		}

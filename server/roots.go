@@ -149,10 +149,9 @@ type rotateFacts struct {
 func (s *Server) rotate(r *http.Request, request api.RotationRequest) (*api.Rotation, error) {
 	s.rotation.mu.Lock()
 	defer s.rotation.mu.Unlock()
-	ctx, cancel := s.toTheEnd(r.Context())
-	defer cancel()
-	err := s.step(r.Context(), ctx, request)
-	if err != nil {
+	if err := s.step(r.Context(), request); err != nil {
+		ctx, cancel := s.toTheEnd(r.Context())
+		defer cancel()
 		return nil, s.recordAdminRefusal(ctx, journal.CARotateRefused, err, func(code, reason string) any {
 			facts := rotateFacts{Step: cut(request.Step, maxAdmin), Code: code, Reason: reason}
 			if d, ok := errors.AsType[detailed](err); ok {
@@ -173,13 +172,20 @@ func boundedLines(lines []string) []string {
 	return bounded
 }
 
-// step does what a request says. asking ends when the client goes away, ctx does not: what has begun to
-// take effect is brought to its end. The caller holds rotation.mu.
-func (s *Server) step(asking, ctx context.Context, request api.RotationRequest) error {
+// step does what a request says. The look at who stands in the way ends when the client goes away; what has
+// begun to take effect is brought to its end. The caller holds rotation.mu.
+func (s *Server) step(asking context.Context, request api.RotationRequest) error {
 	if request.Force != "" && request.Force != api.CutOff {
 		return fmt.Errorf("%w: force is the word %q or nothing, not %q", errBadRequest, api.CutOff, cut(request.Force, maxAdmin))
 	}
 	note := ca.Note{By: byAdmin}
+	if request.Step == api.RotateActivate || request.Step == api.RotateFinish {
+		if err := s.gate(asking, request, &note); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := s.toTheEnd(asking)
+	defer cancel()
 	switch request.Step {
 	case api.RotateStart:
 		cfg := ca.RootConfig{KeyType: request.Key, RootLife: time.Duration(request.RootLife), IssuerLife: time.Duration(request.IssuerLife)}
@@ -194,9 +200,6 @@ func (s *Server) step(asking, ctx context.Context, request api.RotationRequest) 
 			return err
 		}
 	case api.RotateActivate, api.RotateFinish:
-		if err := s.gate(asking, request, &note); err != nil {
-			return err
-		}
 		if err := s.bindStore(ctx); err != nil { // to a root that is there afterwards, too
 			return err
 		}

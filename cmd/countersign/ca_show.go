@@ -67,8 +67,18 @@ type shownCA struct {
 	JournalKey  string           `json:"journalKey"`
 	Root        shownCertificate `json:"root"`
 	Issuer      shownCertificate `json:"issuer"`
+	// Others are the hierarchies beside the one that signs; see "countersign ca rotate".
+	Others []shownHierarchy `json:"others,omitempty"`
 	// Sealed is how the private keys are stored; a server does not say.
 	Sealed string `json:"sealed,omitempty"`
+}
+
+// shownHierarchy is a root with its issuing CA that does not sign, or signs no more.
+type shownHierarchy struct {
+	State  string           `json:"state"` // "next" or "retiring"
+	Pin    string           `json:"pin"`
+	Root   shownCertificate `json:"root"`
+	Issuer shownCertificate `json:"issuer"`
 }
 
 type shownCertificate struct {
@@ -92,22 +102,36 @@ func showAuthority(authority *ca.Authority) (*shownCA, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &shownCA{
+	shown := &shownCA{
 		TrustDomain: authority.TrustDomain(),
 		Pin:         authority.Pin(),
 		JournalKey:  key,
 		Root:        showCertificate(authority.Root()),
 		Issuer:      showCertificate(authority.Issuer()),
 		Sealed:      authority.Seal(),
-	}, nil
+	}
+	for _, h := range authority.Hierarchies()[1:] {
+		shown.Others = append(shown.Others, shownHierarchy{string(h.State), h.Pin(), showCertificate(h.Root), showCertificate(h.Issuer)})
+	}
+	return shown, nil
 }
 
 func showResponse(response *api.CAResponse) (*shownCA, error) {
 	shown := &shownCA{TrustDomain: response.TrustDomain, Pin: response.Pin, JournalKey: response.JournalKey}
-	for _, one := range []struct {
+	type part struct {
 		pem string
 		to  *shownCertificate
-	}{{response.Root, &shown.Root}, {response.Issuer, &shown.Issuer}} {
+	}
+	parts := []part{{response.Root, &shown.Root}, {response.Issuer, &shown.Issuer}}
+	if len(response.Roots) > 1 { // an older server does not tell them
+		shown.Others = make([]shownHierarchy, len(response.Roots)-1)
+		for i, h := range response.Roots[1:] {
+			other := &shown.Others[i]
+			other.State, other.Pin = h.State, h.Pin
+			parts = append(parts, part{h.Root, &other.Root}, part{h.Issuer, &other.Issuer})
+		}
+	}
+	for _, one := range parts {
 		certs, err := mtls.ParseCertificates([]byte(one.pem))
 		if err != nil {
 			return nil, fmt.Errorf("the server's answer: %w", err)
@@ -133,6 +157,15 @@ func (s *shownCA) write(w io.Writer) error {
 		{"issuer", s.Issuer.Subject},
 		{"  serial", s.Issuer.Serial},
 		{"  valid", validity(s.Issuer)},
+	}
+	for _, other := range s.Others {
+		rows = append(rows, [][2]string{
+			{other.State, other.Root.Subject},
+			{"  pin", other.Pin},
+			{"  valid", validity(other.Root)},
+			{"  issuer", other.Issuer.Subject},
+			{"  valid", validity(other.Issuer)},
+		}...)
 	}
 	if s.Sealed != "" {
 		rows = append(rows, [2]string{"keys", map[string]string{
