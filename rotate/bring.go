@@ -108,10 +108,15 @@ func (n *run) done(outcome Outcome) error {
 		return err
 	}
 	n.result.Outcome = outcome
+	n.tidy()
+	return nil
+}
+
+// tidy is clean where it comes last: what it leaves, the next rotation removes.
+func (n *run) tidy() {
 	if err := n.clean(); err != nil {
 		n.result.Notes = append(n.result.Notes, "what is not needed any more could not be removed: "+err.Error())
 	}
-	return nil
 }
 
 // deploy has a serial put to work, and observes it.
@@ -142,12 +147,19 @@ func (n *run) restart(serial string) error {
 			instances = append(instances, sighting.Instance)
 		}
 	}
+	for _, instance := range n.touched { // it may not have come back, and is seen nowhere then
+		if n.step == StepRollback && !slices.Contains(instances, instance) &&
+			!slices.ContainsFunc(sightings, func(s Sighting) bool { return s.Instance == instance }) {
+			instances = append(instances, instance)
+		}
+	}
 	slices.Sort(instances)
 	for _, instance := range instances {
 		if err := n.lease.sure(n.ctx); err != nil {
 			return err
 		}
 		n.say(StepDeploy, "restarting %s", instance)
+		n.touched = append(n.touched, instance)
 		if err := n.r.config.Deployer.Restart(n.ctx, n.t.Workload.Name, instance); err != nil {
 			return fmt.Errorf("restarting %s: %w", instance, err)
 		}
@@ -255,7 +267,7 @@ func (n *run) back(why error) error {
 	}
 	if n.record.Previous == "" {
 		n.step = at
-		n.record.ended()
+		n.end()
 		return fmt.Errorf("%w; there is no version of before to go back to, so that %s stays current", why, n.record.Version)
 	}
 	n.record.Step, n.record.Problem, n.record.FailedStep = StepRollback, why.Error(), at
@@ -266,7 +278,8 @@ func (n *run) back(why error) error {
 	before, err := n.leafOf(previous)
 	if err != nil {
 		// What cannot be used either is not brought back.
-		n.record.ended()
+		n.step = at
+		n.end()
 		return fmt.Errorf("%w; the version %s of before cannot be used any more, so that %s stays current: %w", why, previous, version, err)
 	}
 	if err := n.promote(previous); err != nil {
@@ -284,12 +297,18 @@ func (n *run) back(why error) error {
 		seen = "was not seen everywhere: " + err.Error()
 	}
 	n.result.Outcome = RolledBack
-	n.record.ended()
 	if err := n.discard(version); err != nil {
 		n.result.Notes = append(n.result.Notes, err.Error())
 	}
 	n.step = at
+	n.end()
 	return fmt.Errorf("%w; the version %s of before is current again and %s", why, previous, seen)
+}
+
+// end forgets, on the way back, the version that was being brought in; the caller's error is recorded with it.
+func (n *run) end() {
+	n.record.ended()
+	n.tidy()
 }
 
 // redeploy is deploy on the way back.

@@ -291,7 +291,7 @@ func (n *bundleRun) deploy(outer context.Context) error {
 				return err
 			}
 			n.say(StepDeploy, "restarting %s", instance)
-			if err := n.r.config.Deployer.Restart(n.ctx, user.Workload.Name, instance); err != nil {
+			if err := n.r.config.Deployer.Restart(n.ctx, user.Workload.Name, instance); err != nil { //nolint:contextcheck // as above
 				return fmt.Errorf("restarting %s: %w", instance, err)
 			}
 			durable.Step("rotate.restarted")

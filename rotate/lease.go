@@ -2,6 +2,8 @@ package rotate
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -17,7 +19,11 @@ import (
 // maxHolderName bounds each name in a holder, in bytes; stores take 200 in all.
 const maxHolderName = 64
 
-// Holder says who this process is, for the leases that it takes: "countersign rotate on HOST, pid N, user U".
+// holderForm is what [Holder] writes, and alive reads.
+const holderForm = "countersign rotate on %s pid %d, user %s place %s"
+
+// Holder says who this process is, for the leases that it takes: "countersign rotate on HOST, pid N, user U, place P". The
+// place is short for everything that makes the process id mean this process; see [place].
 func Holder() string {
 	host, err := os.Hostname()
 	if err != nil {
@@ -27,7 +33,7 @@ func Holder() string {
 	if u, err := user.Current(); err == nil && u.Username != "" {
 		name = u.Username
 	}
-	return fmt.Sprintf("countersign rotate on %s, pid %d, user %s", plainName(host), os.Getpid(), plainName(name))
+	return fmt.Sprintf(holderForm, plainName(host)+",", os.Getpid(), plainName(name)+",", place())
 }
 
 // plainName is a name without what would make a holder unreadable.
@@ -41,25 +47,59 @@ func plainName(name string) string {
 	return name[:min(len(name), maxHolderName)]
 }
 
-// alive tells whether a holder is another process of this machine that lives. Of others, and of a process behind
-// another container's process ids, it knows nothing and says false: their leases are watched instead.
-func alive(holder string) bool {
-	var host, name string
-	var pid int
-	if n, err := fmt.Sscanf(holder, "countersign rotate on %s pid %d, user %s", &host, &pid, &name); err != nil || n != 3 {
-		return false
+// nowhere is the place of a process that cannot say where it is.
+const nowhere = "unknown"
+
+// place tells the machine, its last start and the namespace of process ids from all others: containers may have the
+// name of their host, and every one of them has a process 1.
+func place() string {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nowhere
 	}
-	here, err := os.Hostname()
-	if err != nil || strings.TrimSuffix(host, ",") != plainName(here) || pid <= 0 || pid == os.Getpid() {
-		return false
+	namespace, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil {
+		return nowhere
+	}
+	sum := sha256.Sum256(append(boot, namespace...))
+	return hex.EncodeToString(sum[:6])
+}
+
+// life is what is known of a holder.
+type life int
+
+const (
+	unknownLife life = iota // it is elsewhere: its lease is watched instead
+	lives
+	isDead
+)
+
+// lifeOf tells whether the process lives that calls itself so.
+func lifeOf(holder string) life {
+	var host, name, where string
+	var pid int
+	if n, err := fmt.Sscanf(holder, holderForm, &host, &pid, &name, &where); err != nil || n != 4 || pid <= 0 {
+		return unknownLife
+	}
+	if where == nowhere || where != place() {
+		return unknownLife
+	}
+	if pid == os.Getpid() {
+		return lives // another rotation of this process
 	}
 	process, err := os.FindProcess(pid)
 	if err != nil {
-		return false
+		return unknownLife
 	}
 	defer process.Release() //nolint:errcheck // nothing is held but a number
-	err = process.Signal(syscall.Signal(0))
-	return err == nil || errors.Is(err, os.ErrPermission)
+	switch err := process.Signal(syscall.Signal(0)); {
+	case err == nil, errors.Is(err, os.ErrPermission):
+		return lives
+	case errors.Is(err, os.ErrProcessDone):
+		return isDead
+	default:
+		return unknownLife
+	}
 }
 
 // held is a lease that is renewed in the background.
@@ -70,8 +110,8 @@ type held struct {
 	stop   chan struct{}
 }
 
-// take takes the lease of a name. One that a dead process has left is waited for: it runs out. One whose holder
-// lives, or that is renewed meanwhile, is an error at once: [secret.HeldError]. The context that it gives ends with the
+// take takes the lease of a name. One that a dead process of this machine has left is ended; one of which that is not
+// known is waited for: it runs out. One whose holder lives, or that is renewed meanwhile, is an error: [secret.HeldError]. The context that it gives ends with the
 // lease, and not with the given one: steps are not cut in the middle.
 func (r *Rotator) take(ctx context.Context, keeper Keeper, name string, waiting func(*secret.HeldError)) (context.Context, *held, error) {
 	var until time.Time
@@ -81,10 +121,16 @@ func (r *Rotator) take(ctx context.Context, keeper Keeper, name string, waiting 
 			return r.keep(ctx, lease)
 		}
 		other, ok := errors.AsType[*secret.HeldError](err)
-		switch {
-		case !ok:
+		if !ok {
 			return nil, nil, err
-		case alive(other.Holder), time.Until(other.Until) > r.config.leaseTTL+time.Minute:
+		}
+		switch life := lifeOf(other.Holder); {
+		case life == isDead:
+			if err := keeper.EndLease(ctx, name, other.Holder); err != nil {
+				return nil, nil, err
+			}
+			continue
+		case life == lives, time.Until(other.Until) > r.config.leaseTTL+time.Minute:
 			return nil, nil, err
 		case !until.IsZero() && !other.Until.Equal(until):
 			return nil, nil, err // somebody renews it

@@ -293,8 +293,8 @@ func (n *run) stage(m *secret.Material) error {
 		return err
 	}
 	values, err := n.t.Shape.Encode(n.t.Secret, m)
-	if err != nil {
-		return err
+	if err != nil { // too large, or without an issuer where the layout has a place for it
+		return fmt.Errorf("%w: %w", ErrUnfit, err)
 	}
 	for _, value := range values {
 		_, err := n.t.Store.Stage(n.ctx, value.Name, n.version, value.Value)

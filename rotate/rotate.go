@@ -49,6 +49,9 @@ type Keeper interface {
 	Remove(ctx context.Context, name, version string) error
 	// Lease is [secret.HeldError] when somebody else has it.
 	Lease(ctx context.Context, name, holder string, ttl time.Duration) (Lease, error)
+	// EndLease ends the lease of a holder that is known to be dead. When somebody else has it by now, or nobody, nothing
+	// changes.
+	EndLease(ctx context.Context, name, holder string) error
 	// Holder is who has the lease; empty when nobody has.
 	Holder(ctx context.Context, name string) (holder string, until time.Time, err error)
 }

@@ -30,7 +30,9 @@ type run struct {
 	version string // being brought in
 	// abandoned was being brought in when somebody made another version current.
 	abandoned string
-	result    *Result
+	// touched are the instances that were told to restart, whether they have come back or not.
+	touched []string
+	result  *Result
 }
 
 // current is what the store holds as current.

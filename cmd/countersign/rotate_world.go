@@ -144,6 +144,9 @@ func (b brokenStore) Lease(context.Context, string, string, time.Duration) (rota
 	return nil, b.err
 }
 
+// EndLease implements [rotate.Keeper].
+func (b brokenStore) EndLease(context.Context, string, string) error { return b.err }
+
 // Holder implements [rotate.Keeper].
 func (b brokenStore) Holder(context.Context, string) (string, time.Time, error) {
 	return "", time.Time{}, b.err

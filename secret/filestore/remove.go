@@ -72,6 +72,27 @@ func (s *Store) removeSecret(name string) error {
 	return durable.RemoveAll(away)
 }
 
+// EndLease ends the lease of a holder, by the holder's name, whatever time it has left. It is for those who know that the
+// holder is dead: a process of this machine whose id nobody has any more. When somebody else has the lease by now, or
+// nobody, nothing changes.
+func (s *Store) EndLease(ctx context.Context, name, holder string) error {
+	err := secret.CheckName(name)
+	if err == nil {
+		err = s.locked(ctx, func() error {
+			l := &Lease{store: s, name: name}
+			now, valid, err := l.held()
+			if err != nil || !valid || now.Holder != holder {
+				return err
+			}
+			return durable.Remove(l.path())
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("ending the lease on %s: %w", name, err)
+	}
+	return nil
+}
+
 // Holder says who holds the lease of a name, and until when; the holder is empty when nobody does. It takes no
 // lock.
 func (s *Store) Holder(ctx context.Context, name string) (holder string, until time.Time, err error) {

@@ -109,6 +109,24 @@ func TestHolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	nobody()
+	if _, err = s.Lease(t.Context(), "a", "the dead one", time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.EndLease(t.Context(), "a", "another"); err != nil {
+		t.Error(err)
+	}
+	if holder, _, err := s.Holder(t.Context(), "a"); err != nil || holder != "the dead one" {
+		t.Errorf("%q, %v", holder, err)
+	}
+	for range 2 { // it may be repeated
+		if err := s.EndLease(t.Context(), "a", "the dead one"); err != nil {
+			t.Error(err)
+		}
+		nobody()
+	}
+	if err := s.EndLease(t.Context(), "/a", "x"); !errors.Is(err, secret.ErrInvalid) {
+		t.Errorf("%v, want ErrInvalid", err)
+	}
 	if _, _, err := s.Holder(t.Context(), "/a"); !errors.Is(err, secret.ErrInvalid) {
 		t.Errorf("%v, want ErrInvalid", err)
 	}
