@@ -48,6 +48,9 @@ type Options struct {
 	Drain time.Duration
 	// StreamModule is the file of NGINX's stream module, where it is one; empty when it is compiled in.
 	StreamModule string
+	// CRL says that callers' and callees' chains are looked up in current/crl.pem, which has to hold a list of every
+	// authority in current/ca.pem and of those that they vouch for: both programs refuse everybody when one is missing.
+	CRL bool
 	// Generation is a name that the running program gives back: NGINX at /generation of its status page, HAProxy as
 	// the description in "show info". It tells whoever has told the program of a new configuration that it is in
 	// force. Empty is none.

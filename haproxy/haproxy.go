@@ -146,11 +146,9 @@ func (r *renderer) peer(u mesh.Upstream) []word {
 		}
 		return nil
 	}
-	words := []word{
-		"ssl", "crt", quote(r.o.Current("cert-and-key.pem")), "ca-file", quote(r.o.Current("ca.pem")), "verify", "required",
+	words := append(r.lists(), "ssl", "crt", quote(r.o.Current("cert-and-key.pem")), "ca-file", quote(r.o.Current("ca.pem")), "verify", "required",
 		// Both names were checked to be DNS names, which have no brackets.
-		"verifyhost", word(u.ServerName), "sni", word("str(" + u.ServerName + ")"), "ssl-min-ver", minVersion(u.MinTLS),
-	}
+		"verifyhost", word(u.ServerName), "sni", word("str("+u.ServerName+")"), "ssl-min-ver", minVersion(u.MinTLS))
 	switch {
 	case http2:
 		words = append(words, "alpn", "h2")
@@ -199,7 +197,15 @@ func (r *renderer) tls(in mesh.Inbound) []word {
 		return append(words, "verify", "none")
 	}
 	verify := map[mesh.ClientAuth]word{mesh.Require: "required", mesh.Optional: "optional"}[in.ClientAuth]
-	return append(words, "ca-file", quote(r.o.Current("ca.pem")), "verify", verify)
+	return append(append(words, "ca-file", quote(r.o.Current("ca.pem")), "verify", verify), r.lists()...)
+}
+
+// lists names the revocation lists, where they are asked for.
+func (r *renderer) lists() []word {
+	if !r.o.CRL {
+		return nil
+	}
+	return []word{"crl-file", quote(r.o.Current("crl.pem"))}
 }
 
 // file is a gateway's own certificate. HAProxy finds the key beside it, by its name.

@@ -190,6 +190,9 @@ func (r *renderer) serverTLS(in mesh.Inbound) {
 	if in.ClientAuth != mesh.None {
 		r.line("ssl_client_certificate", quote(r.o.Current("ca.pem")))
 		r.line("ssl_verify_depth", depth)
+		if r.o.CRL {
+			r.line("ssl_crl", quote(r.o.Current("crl.pem")))
+		}
 	}
 }
 
@@ -204,6 +207,9 @@ func (r *renderer) clientTLS(module string, u mesh.Upstream) {
 	r.line(name("certificate_key"), quote(r.o.Current("key.pem")))
 	r.line(name("trusted_certificate"), quote(r.o.Current("ca.pem")))
 	r.line(name("verify"), "on")
+	if r.o.CRL {
+		r.line(name("crl"), quote(r.o.Current("crl.pem")))
+	}
 	r.line(name("verify_depth"), depth)
 	r.line(name("server_name"), "on")
 	r.line(name("name"), quote(u.ServerName))
