@@ -32,6 +32,7 @@ type generation struct {
 	plan     *mesh.Plan
 	identity *mtls.Identity
 	options  engine.Options
+	lists    bool   // revocation lists are looked at
 	files    string // a digest of a gateway's own certificate files
 	digest   string // of what it says: the same for a Plan that differs in its revision alone
 }
@@ -42,7 +43,11 @@ const generationsDir = "generations"
 // bring puts a Plan and an identity in force: it starts the program when it does not run, and else gives it a new
 // generation. When that is not taken, what was good is in force again before bring returns. The caller holds change.
 func (s *Supervisor) bring(ctx context.Context, plan *mesh.Plan, identity *mtls.Identity) error {
-	digest, err := fingerprint(plan, identity)
+	lists, err := s.lists(identity)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrNotInForce, err)
+	}
+	digest, err := fingerprint(plan, identity, lists)
 	if err != nil {
 		return err
 	}
@@ -61,13 +66,13 @@ func (s *Supervisor) bring(ctx context.Context, plan *mesh.Plan, identity *mtls.
 	}
 	s.mu.Unlock()
 	if running == nil {
-		return s.start(ctx, plan, identity, digest)
+		return s.start(ctx, &generation{plan: plan, identity: identity, digest: digest, lists: lists})
 	}
 	if !s.paced(ctx) {
 		return ctx.Err()
 	}
-	next, err := s.prepare(ctx, running.run, plan, identity, digest)
-	if err != nil {
+	next := &generation{plan: plan, identity: identity, digest: digest, lists: lists}
+	if err := s.prepare(ctx, running.run, next); err != nil {
 		return err
 	}
 	seen, err := s.try(ctx, running, next)
@@ -161,32 +166,33 @@ func (s *Supervisor) paced(ctx context.Context) bool {
 }
 
 // prepare renders and writes a generation, and lets the program test it. Nothing points to it yet.
-func (s *Supervisor) prepare(ctx context.Context, run string, plan *mesh.Plan, identity *mtls.Identity, digest string) (*generation, error) {
-	g := &generation{run: run, plan: plan, identity: identity, digest: digest, files: filesDigest(plan)}
+func (s *Supervisor) prepare(ctx context.Context, run string, g *generation) error {
 	name, err := nextName(filepath.Join(run, generationsDir))
 	if err != nil {
-		return nil, err
+		return err
 	}
+	g.run, g.files = run, filesDigest(g.plan)
 	g.name = filepath.Base(run) + "-" + name
 	g.dir = filepath.Join(run, generationsDir, name)
 	g.options = s.options(run, g.dir, g.name)
-	config, err := s.cfg.Render(plan, g.options)
+	g.options.CRL = g.lists
+	config, err := s.cfg.Render(g.plan, g.options)
 	if err != nil {
-		return nil, err // engine.ErrRefused says everything
+		return err // engine.ErrRefused says everything
 	}
-	s.counts.declare(plan, s.cfg.Binary.Engine)
+	s.counts.declare(g.plan, s.cfg.Binary.Engine)
 	if err := g.write(s.cfg.Binary.Engine.file, config.Text); err != nil {
 		_ = os.RemoveAll(g.dir)
-		return nil, fmt.Errorf("%w: writing generation %s: %w", ErrNotInForce, g.name, err)
+		return fmt.Errorf("%w: writing generation %s: %w", ErrNotInForce, g.name, err)
 	}
 	if err := s.cfg.Binary.tested(ctx, filepath.Join(g.dir, s.cfg.Binary.Engine.file), run); err != nil {
 		_ = os.RemoveAll(g.dir)
-		return nil, err
+		return err
 	}
 	for _, note := range config.Notes {
 		s.log.Debug("remark on the configuration", "note", note)
 	}
-	return g, nil
+	return nil
 }
 
 // nextName is one more than the highest generation there is.
@@ -222,16 +228,21 @@ func (g *generation) write(name, text string) error {
 	chain := encode(admin.Parse(g.identity.Certificate.Certificate))
 	both := slices.Concat(chain, key)
 	defer clear(both)
-	for _, file := range []struct {
+	type file struct {
 		path string
 		data []byte
-	}{
+	}
+	files := []file{
 		{filepath.Join(current, "cert.pem"), chain},
 		{filepath.Join(current, "key.pem"), key},
 		{filepath.Join(current, "ca.pem"), g.identity.Bundle.PEM()},
 		{filepath.Join(current, "cert-and-key.pem"), both},
 		{filepath.Join(g.dir, name), []byte(text)},
-	} {
+	}
+	if g.lists {
+		files = append(files, file{filepath.Join(current, "crl.pem"), g.identity.Revocation.CRLs.PEM()})
+	}
+	for _, file := range files {
 		if err := writeNew(file.path, file.data); err != nil {
 			return err
 		}
@@ -271,7 +282,7 @@ func encode(certs []*x509.Certificate) []byte {
 }
 
 // fingerprint names what the program would be told.
-func fingerprint(plan *mesh.Plan, identity *mtls.Identity) (string, error) {
+func fingerprint(plan *mesh.Plan, identity *mtls.Identity, lists bool) (string, error) {
 	said := *plan
 	said.Revision = 0
 	text, err := json.Marshal(said)
@@ -285,6 +296,9 @@ func fingerprint(plan *mesh.Plan, identity *mtls.Identity) (string, error) {
 	}
 	sum.Write([]byte(identity.Bundle.Digest()))
 	sum.Write([]byte(filesDigest(plan)))
+	if lists {
+		sum.Write([]byte(identity.Revocation.CRLs.Digest()))
+	}
 	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
@@ -307,4 +321,31 @@ func filesDigest(plan *mesh.Plan) string {
 		}
 	}
 	return hex.EncodeToString(sum.Sum(nil))
+}
+
+// lists tells whether the program looks certificates up in revocation lists. Both programs refuse everybody when one is
+// missing or past its end, which is what [mesh.StaleRefuse] asks for; with [mesh.StaleServe] they are not given any then,
+// and the problem is told.
+func (s *Supervisor) lists(identity *mtls.Identity) (bool, error) {
+	if identity.Revocation == nil {
+		s.setProblem(problemLists, "")
+		return false, nil
+	}
+	authorities := append(admin.Parse(identity.Certificate.Certificate)[1:], identity.Bundle.Roots()...)
+	err := identity.Revocation.Problem(authorities, s.cfg.Now())
+	if err == nil {
+		s.setProblem(problemLists, "")
+		return true, nil
+	}
+	if identity.Revocation.Stale == mesh.StaleServe {
+		s.setProblem(problemLists, fmt.Sprintf("revoked certificates are accepted (staleCRL: serve): %v", err))
+		return false, nil
+	}
+	for _, authority := range authorities {
+		if _, _, ok := identity.Revocation.CRLs.Covers(authority); !ok {
+			return false, err // the program would not even start
+		}
+	}
+	s.setProblem(problemLists, fmt.Sprintf("everybody is refused (staleCRL: refuse): %v", err))
+	return true, nil
 }

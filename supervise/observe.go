@@ -44,7 +44,8 @@ func (s *Supervisor) observe(ctx context.Context, p *process, g *generation) (*s
 			continue
 		}
 		good = 0
-		if err == nil || ctx.Err() == nil { // else the time was up in the middle of a look
+		var late net.Error
+		if err == nil || !errors.As(what, &late) || !late.Timeout() { // else the time was up in the middle of a look
 			err = what
 		}
 		select {

@@ -14,9 +14,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-
-	"countersign.dev/mesh"
-	"countersign.dev/mtls"
 )
 
 // process is a running program: its master and all that the master started.
@@ -78,13 +75,13 @@ func (p *process) lastWords() string {
 
 // start starts the program in a run directory of its own and waits until it is seen to serve. The caller holds
 // change.
-func (s *Supervisor) start(ctx context.Context, plan *mesh.Plan, identity *mtls.Identity, digest string) error {
+func (s *Supervisor) start(ctx context.Context, g *generation) error {
 	s.starts++
 	run := filepath.Join(s.cfg.RunDir.Path, strconv.Itoa(s.starts))
 	if err := os.Mkdir(run, 0o700); err != nil {
 		return fmt.Errorf("%w: making a run directory: %w", ErrNotInForce, err)
 	}
-	g, err := s.prepare(ctx, run, plan, identity, digest)
+	err := s.prepare(ctx, run, g)
 	if err == nil {
 		err = g.link(s.cfg.Binary.Engine.file)
 	}

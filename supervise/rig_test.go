@@ -59,7 +59,7 @@ func each(t *testing.T, test func(t *testing.T, s subject)) {
 // authority is a CA in memory.
 type authority struct {
 	root, issuing *x509.Certificate
-	key           crypto.Signer
+	key, rootKey  crypto.Signer
 }
 
 func newAuthority(t testing.TB) *authority {
@@ -74,7 +74,7 @@ func newAuthority(t testing.TB) *authority {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &authority{root, issuing, key}
+	return &authority{root, issuing, key, rootKey}
 }
 
 func newKey(t testing.TB) crypto.Signer {
@@ -294,6 +294,15 @@ func client(identity *mtls.Identity) *http.Client {
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &certificate, nil }
 	}
 	return &http.Client{Transport: &http.Transport{TLSClientConfig: config}, Timeout: 20 * time.Second}
+}
+
+// resuming is a client that resumes sessions and makes a connection for each request.
+func resuming(identity *mtls.Identity) *http.Client {
+	c := client(identity)
+	transport := c.Transport.(*http.Transport)
+	transport.DisableKeepAlives = true
+	transport.TLSClientConfig.ClientSessionCache = tls.NewLRUClientSessionCache(4)
+	return c
 }
 
 // get asks once and gives status, body and the serial that was presented.

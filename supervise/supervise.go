@@ -128,6 +128,7 @@ type problem int
 const (
 	problemProcess  problem = iota // the program does not run
 	problemIdentity                // the newest certificate is not served
+	problemLists                   // the revocation lists cannot be relied on
 	problemCount
 )
 
@@ -253,7 +254,7 @@ func (s *Supervisor) follow() {
 			tries.reset()
 		case <-again:
 		case <-files.C:
-			if again != nil || !s.filesChanged() {
+			if again != nil || !s.stale() {
 				continue
 			}
 		}
@@ -268,12 +269,19 @@ func (s *Supervisor) follow() {
 	}
 }
 
-// filesChanged tells whether a gateway's own certificate is another than the one in force.
-func (s *Supervisor) filesChanged() bool {
+// stale tells whether something else than a Plan or an identity has made another generation due: a gateway's own
+// certificate files have changed, or revocation lists have come to their end.
+func (s *Supervisor) stale() bool {
 	s.mu.Lock()
 	good := s.good
 	s.mu.Unlock()
-	return good != nil && hasFiles(good.plan) && filesDigest(good.plan) != good.files
+	if good == nil {
+		return false
+	}
+	if lists, err := s.lists(good.identity); err == nil && lists != good.lists {
+		return true
+	}
+	return hasFiles(good.plan) && filesDigest(good.plan) != good.files
 }
 
 // renew brings the Plan in force together with the newest identity.
