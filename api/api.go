@@ -57,6 +57,9 @@ type Credentials struct {
 	// Chain is the leaf and its issuers without the root; Bundle the roots to trust.
 	Chain  string `json:"chain"`
 	Bundle string `json:"bundle"`
+	// CRL are the revocation lists of all that the bundle vouches for, PEM; empty when they are so long that
+	// only the stream of Events has them.
+	CRL string `json:"crl,omitempty"`
 	// RenewAfter is the age at which to ask again, counted from ServerTime.
 	RenewAfter mesh.Duration `json:"renewAfter"`
 	ServerTime time.Time     `json:"serverTime"`
@@ -78,7 +81,10 @@ type Event struct {
 	Bundle string `json:"bundle,omitempty"`
 	// Issuer comes with every Plan: the subject key identifier, in hex, of the issuing CA that signs at
 	// this moment. Whose certificate names another one renews it soon, at a moment of its own choice.
-	Issuer     string    `json:"issuer,omitempty"`
+	Issuer string `json:"issuer,omitempty"`
+	// CRL comes with the first event and whenever it has changed, with a Plan or without: the revocation
+	// lists of all that the bundle vouches for, PEM.
+	CRL        string    `json:"crl,omitempty"`
 	ServerTime time.Time `json:"serverTime"`
 }
 
@@ -148,7 +154,9 @@ type Status struct {
 	Connected        bool          `json:"connected"`
 	ObservedSerial   string        `json:"observedSerial,omitempty"` // what peers saw it present
 	ClockOffset      mesh.Duration `json:"clockOffset"`
-	Error            string        `json:"error,omitempty"`
+	// Revocation says whether it looks peers up in revocation lists: "check", or "none" and why that will do.
+	Revocation string `json:"revocation,omitempty"`
+	Error      string `json:"error,omitempty"`
 }
 
 // Instance is a registered instance with what it listens on.
@@ -309,6 +317,9 @@ type CertificateRecord struct {
 	NotBefore time.Time `json:"notBefore"`
 	NotAfter  time.Time `json:"notAfter"`
 	Instance  string    `json:"instance,omitempty"`
+	// Revoked is when it was revoked, and Reason why; zero and empty when it was not.
+	Revoked time.Time `json:"revoked,omitzero"`
+	Reason  string    `json:"reason,omitempty"`
 }
 
 // Error is the body of every answer that is not 2xx.

@@ -13,7 +13,7 @@ import (
 // Paths of revocation on the administrator's socket.
 const (
 	PathRevoke = "/v1/revoke" // POST RevokeRequest -> RevokeResponse
-	PathCRL    = "/v1/crl"    // GET  -> application/x-pem-file: the CRLs, the issuing CA's first
+	PathCRL    = "/v1/crl"    // GET  -> application/x-pem-file: the CRLs, the issuing CA's first; POST RenewCRLRequest -> RenewCRLResponse
 )
 
 // Paths on the plain-HTTP listener for CRLs. The answers are DER, application/pkix-crl (RFC 2585).
@@ -49,6 +49,22 @@ type RevokedCertificate struct {
 	Reason   string    `json:"reason"`
 	// Already says that it was revoked before; time and reason are of then.
 	Already bool `json:"already,omitempty"`
+}
+
+// RenewCRLRequest makes the root's CRL anew, and with it the others.
+type RenewCRLRequest struct {
+	// RootKeyFile is where the root's key is, stored in the CA's way, when it is not in the state. The server reads it.
+	RootKeyFile string `json:"rootKeyFile,omitempty"`
+}
+
+// RenewCRLResponse holds the new CRLs.
+type RenewCRLResponse struct {
+	CRL string `json:"crl"` // PEM
+}
+
+// RenewCRL makes the root's CRL anew.
+func (a *Admin) RenewCRL(ctx context.Context, request RenewCRLRequest) (*RenewCRLResponse, error) {
+	return call[*RenewCRLResponse](ctx, a, http.MethodPost, PathCRL, request)
 }
 
 // Revoke revokes certificates. When it returns, the revocation is recorded and on the list that agents are told.

@@ -36,6 +36,8 @@ func (s *Server) adminHandler() http.Handler {
 	mux.Handle(api.PathEndpoints, endpoint(s, http.MethodGet, 0, s.endpoints))
 	mux.Handle(api.PathCA, endpoint(s, http.MethodGet, 0, s.describeCA))
 	mux.Handle(api.PathRotation, s.rotationHandler())
+	mux.Handle(api.PathRevoke, endpoint(s, http.MethodPost, maxBody, s.revoke))
+	mux.Handle(api.PathCRL, s.crlsHandler())
 	mux.Handle(api.PathIssue, endpoint(s, http.MethodPost, maxBody, s.issueByHand))
 	mux.Handle(api.PathCertificates, endpoint(s, http.MethodGet, 0, s.certificates))
 	mux.Handle(api.PathJournal, s.guard(http.MethodGet, s.exportJournal))
@@ -112,6 +114,8 @@ func (s *Server) newToken(ctx context.Context, request api.TokenRequest) (*api.T
 	if _, err := policy.Enrollment(spec, request.Workload); err != nil {
 		return nil, err
 	}
+	s.revocations.joining.RLock() // a token that is recorded before a revocation is void
+	defer s.revocations.joining.RUnlock()
 	text, t := newToken(request.Workload, uses, s.now().Add(ttl))
 	if err := s.record(ctx, journal.TokenCreated, tokenFacts{Token: t.id, Workload: t.workload, Expires: t.expires.UTC(), Uses: uses}); err != nil {
 		return nil, err

@@ -86,7 +86,8 @@ func addCertificate(ctx context.Context, tx *sql.Tx, c ownedCertificate) (added 
 
 // certificates lists what is remembered, newest first.
 func (s *store) certificates(ctx context.Context) ([]api.CertificateRecord, error) {
-	rows, err := s.db.QueryContext(ctx, "SELECT serial, identity, instance, not_before, not_after FROM certificates ORDER BY not_before DESC, serial")
+	rows, err := s.db.QueryContext(ctx, `SELECT c.serial, c.identity, c.instance, c.not_before, c.not_after, coalesce(r.at, 0), coalesce(r.reason, '')
+		FROM certificates c LEFT JOIN revocations r ON r.serial = c.serial ORDER BY c.not_before DESC, c.serial`)
 	if err != nil {
 		return nil, s.explain(err)
 	}
@@ -95,14 +96,17 @@ func (s *store) certificates(ctx context.Context) ([]api.CertificateRecord, erro
 	for rows.Next() {
 		var record api.CertificateRecord
 		var identity string
-		var notBefore, notAfter int64
-		if err := rows.Scan(&record.Serial, &identity, &record.Instance, &notBefore, &notAfter); err != nil {
+		var notBefore, notAfter, revoked int64
+		if err := rows.Scan(&record.Serial, &identity, &record.Instance, &notBefore, &notAfter, &revoked, &record.Reason); err != nil {
 			return nil, s.explain(err)
 		}
 		if record.Identity, err = id.Parse(identity); err != nil {
 			return nil, fmt.Errorf("%w: certificate %s: %w", ErrDatabase, record.Serial, err)
 		}
 		record.NotBefore, record.NotAfter = fromMicros(notBefore), fromMicros(notAfter)
+		if revoked != 0 {
+			record.Revoked = fromMicros(revoked)
+		}
 		records = append(records, record)
 	}
 	return records, s.explain(rows.Err())
@@ -152,6 +156,9 @@ func (s *store) requested(ctx context.Context, identity, request string) (der []
 // pruneCertificates forgets certificates that ended before a time.
 func (s *store) pruneCertificates(ctx context.Context, before time.Time) error {
 	return s.write(ctx, func(tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, "DELETE FROM revocations WHERE not_after < ?", micros(before)); err != nil {
+			return err
+		}
 		_, err := tx.ExecContext(ctx, "DELETE FROM certificates WHERE not_after < ?", micros(before))
 		return err
 	})

@@ -35,6 +35,9 @@ func (s *Server) member(r *http.Request) (id.ID, *x509.Certificate, error) {
 	if kind := workload.Kind(); kind != id.Service && kind != id.Gateway {
 		return id.ID{}, nil, fmt.Errorf("%s: %w", workload, policy.ErrNoWorkload)
 	}
+	if err := s.unrevoked(chain[0]); err != nil {
+		return id.ID{}, nil, err
+	}
 	s.peers.known(r.Context())
 	return workload, chain[0], nil
 }
@@ -64,6 +67,8 @@ func (s *Server) enroll(r *http.Request, request api.EnrollRequest) (*api.Creden
 }
 
 func (s *Server) enrolled(ctx context.Context, request api.EnrollRequest, facts *joined) (*api.Credentials, error) {
+	s.revocations.joining.RLock()
+	defer s.revocations.joining.RUnlock()
 	if err := checkInstance(request.Instance); err != nil {
 		facts.Instance = ""
 		return nil, err
@@ -131,6 +136,8 @@ func (s *Server) renew(r *http.Request, request api.RenewRequest) (*api.Credenti
 }
 
 func (s *Server) renewed(r *http.Request, request api.RenewRequest, facts *joined) (*api.Credentials, error) {
+	s.revocations.joining.RLock()
+	defer s.revocations.joining.RUnlock()
 	if err := checkInstance(request.Instance); err != nil {
 		facts.Instance = ""
 		return nil, err
@@ -215,6 +222,9 @@ func (s *Server) again(der []byte, plan mesh.CertificatePlan) (*api.Credentials,
 	if _, known := s.ca.HierarchyOf(leaf); !known {
 		return nil, nil //nolint:nilnil // there is none to hand out
 	}
+	if err := s.unrevoked(leaf); err != nil {
+		return nil, err
+	}
 	return s.credentials(leaf, identity, time.Duration(plan.RenewAfter)), nil
 }
 
@@ -225,8 +235,12 @@ func (s *Server) credentials(leaf *x509.Certificate, identity id.ID, renewAfter 
 	if left := leaf.NotAfter.Sub(now); renewAfter <= 0 || renewAfter >= left {
 		renewAfter = left * 5 / 7
 	}
+	crl := s.crls()
+	if len(crl) > maxCredentialsCRL {
+		crl = ""
+	}
 	return &api.Credentials{
-		Identity: identity, Chain: string(s.ca.ChainPEM(leaf)), Bundle: s.trust.Load().pem,
+		Identity: identity, Chain: string(s.ca.ChainPEM(leaf)), Bundle: s.trust.Load().pem, CRL: crl,
 		RenewAfter: mesh.Duration(renewAfter), ServerTime: now.UTC(),
 	}
 }

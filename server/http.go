@@ -47,6 +47,12 @@ var answers = []struct {
 	code   string
 }{
 	{journal.ErrNotRecorded, http.StatusServiceUnavailable, api.CodeNotRecorded},
+	{errRevoked, http.StatusForbidden, api.CodeRevoked},
+	{ca.ErrTarget, http.StatusBadRequest, api.CodeBadRequest},
+	{ca.ErrUnknownCertificate, http.StatusBadRequest, api.CodeBadRequest},
+	{ca.ErrEnded, http.StatusBadRequest, api.CodeBadRequest},
+	{ca.ErrIssuingCA, http.StatusBadRequest, api.CodeBadRequest},
+	{ErrRootCRL, http.StatusUnprocessableEntity, api.CodeInvalidSpec},
 	{errUnknownToken, http.StatusForbidden, api.CodeUnknownToken},
 	{errUsedToken, http.StatusForbidden, api.CodeUsedToken},
 	{errExpiredToken, http.StatusForbidden, api.CodeExpiredToken},

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"countersign.dev/api"
+	"countersign.dev/ca"
 	"countersign.dev/id"
 	"countersign.dev/mesh"
 	"countersign.dev/policy"
@@ -33,6 +34,7 @@ type timing struct {
 	forget       time.Duration // for which an instance that is gone is shown in the status
 	leafTTL      time.Duration // of the server's own certificate
 	socketStop   time.Duration // for which the administrator's requests may finish at the end
+	crl          time.Duration // between two makings of the revocation lists when nothing is revoked
 }
 
 func defaultTiming() timing {
@@ -45,6 +47,7 @@ func defaultTiming() timing {
 		forget:       time.Hour,
 		leafTTL:      24 * time.Hour,
 		socketStop:   5 * time.Second,
+		crl:          ca.CRLInterval,
 	}
 }
 

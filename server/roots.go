@@ -289,6 +289,10 @@ func (s *Server) hierarchiesChanged(ctx context.Context, step string) error {
 		s.log.ErrorContext(ctx, "cannot note the root in the database; the next start does it", "error", err)
 	}
 	durable.Step("server.rotate.changed")
+	// Whoever learns of a root or of an issuing CA has its list, too.
+	if err := s.refreshCRLs(ctx); err != nil {
+		s.log.ErrorContext(ctx, "not every revocation list could be made; it is tried again in a minute", "error", err)
+	}
 	s.registry.retrust(ctx, trusted.word())
 	if err := s.ca.Settle(); err != nil {
 		s.log.ErrorContext(ctx, "cannot bring the CA's files up to date; it is tried again", "error", err)
@@ -357,6 +361,11 @@ func (s *Server) renewIssuer(ctx context.Context, request api.RotationRequest, n
 		return err
 	}
 	s.rotation.failed.Store(nil)
+	if request.RootKeyFile != "" { // while it is at hand: its list has to last as long as the new issuing CA
+		if err := s.renewRootCRL(ctx, request.RootKeyFile); err != nil {
+			s.log.ErrorContext(ctx, "cannot make the root's revocation list", "error", err)
+		}
+	}
 	return nil
 }
 
@@ -389,7 +398,7 @@ func (s *Server) caProblem() string {
 	case now.Add(min(rootWarning, root.NotAfter.Sub(root.NotBefore)/5)).After(root.NotAfter) && nextStep(s.ca.Hierarchies()) == "":
 		return fmt.Sprintf("the root ends on %s; `countersign ca rotate run` replaces it", root.NotAfter.UTC().Format(time.RFC3339))
 	case !due:
-		return ""
+		return s.crlProblem()
 	case !s.ca.RootKeyAtHand():
 		return fmt.Sprintf("the issuing CA ends on %s, and no certificate outlives it; its root's key is not in the state: `countersign ca rotate issuer --root-key FILE` renews it",
 			issuer.NotAfter.UTC().Format(time.RFC3339))

@@ -38,6 +38,8 @@ type Config struct {
 	Listen string
 	// Socket is the administrator's socket; empty is "server.sock" in State.
 	Socket string
+	// CRLListen is the address of a plain-HTTP listener for the revocation lists; empty is none.
+	CRLListen string
 	// Names are further DNS names for the server's own certificate.
 	Names []string
 	// Seal opens the CA's keys.
@@ -67,9 +69,12 @@ type Server struct {
 	peers    *connections
 	rotation rotation
 
+	revocations revocations
+
 	listener net.Listener
 	address  netip.AddrPort
 	socket   net.Listener
+	crlPlain net.Listener // nil: none
 
 	applying sync.Mutex // one change of the specification at a time
 	repeats  repeats
@@ -95,6 +100,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if s.timing == (timing{}) {
 		s.timing = defaultTiming()
 	}
+	if s.timing.crl == 0 {
+		s.timing.crl = ca.CRLInterval
+	}
 	if s.cfg.Socket == "" {
 		s.cfg.Socket = filepath.Join(cfg.State, "server.sock")
 	}
@@ -108,7 +116,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 // open does what New says, in the order in which each step needs the ones before.
 func (s *Server) open(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
-		s.openCA, s.openStore, s.openMesh, s.listen, s.openLeaf,
+		s.openCA, s.openStore, s.openRevocations, s.openMesh, s.listen, s.openCRLs, s.openLeaf,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -186,6 +194,12 @@ func (s *Server) listen(ctx context.Context) (err error) {
 		return err
 	}
 	s.closers = append(s.closers, ignoreClosed(s.listener.Close))
+	if s.cfg.CRLListen != "" {
+		if s.crlPlain, _, err = listenTLS(ctx, s.cfg.CRLListen); err != nil {
+			return err
+		}
+		s.closers = append(s.closers, ignoreClosed(s.crlPlain.Close))
+	}
 	if s.socket, err = listenSocket(ctx, s.cfg.Socket); err != nil {
 		return err
 	}
@@ -223,12 +237,18 @@ type Info struct {
 	CAFile      string `json:"caFile"`
 	CAPin       string `json:"caPin"`
 	JournalKey  string `json:"journalKey"`
+	CRL         string `json:"crl,omitempty"` // the address of the revocation lists: append api.PathIssuerCRL
 }
 
 // Info describes the server. It may be called as soon as [New] has returned.
 func (s *Server) Info() Info {
 	spec, _, revision := s.registry.running()
+	plain := ""
+	if s.crlPlain != nil {
+		plain = "http://" + s.crlPlain.Addr().String()
+	}
 	return Info{
+		CRL: plain,
 		URL: "https://" + s.address.String(), Socket: absolute(s.cfg.Socket), PID: os.Getpid(),
 		TrustDomain: s.ca.TrustDomain(), Mesh: spec.Mesh, Revision: revision,
 		CAFile: absolute(s.ca.BundleFile()), CAPin: s.ca.Pin(), JournalKey: s.journal.VerifierKey(),
@@ -266,10 +286,16 @@ func (s *Server) Run(ctx context.Context) error {
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
-	failed := make(chan error, 2)
+	failed := make(chan error, 3)
+	servers := []*http.Server{agents, admin}
 	var work sync.WaitGroup
 	work.Go(func() { failed <- agents.ServeTLS(s.listener, "", "") })
 	work.Go(func() { failed <- admin.Serve(s.socket) })
+	if s.crlPlain != nil {
+		plain := s.crlServer()
+		servers = append(servers, plain)
+		work.Go(func() { failed <- plain.Serve(s.crlPlain) })
+	}
 	work.Go(func() { s.leaf.keep(background) })
 	work.Go(func() { s.housekeeping(background) })
 	var err error
@@ -281,7 +307,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.close()
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.timing.socketStop)
 	defer cancel()
-	for _, server := range []*http.Server{agents, admin} {
+	for _, server := range servers {
 		if server.Shutdown(last) != nil {
 			server.Close()
 		}
@@ -304,6 +330,7 @@ func (s *Server) housekeeping(ctx context.Context) {
 		case <-sweep.C:
 			s.registry.sweep(ctx)
 			s.tendCA(ctx)
+			s.tendCRLs(ctx)
 		case <-prune.C:
 			horizon := s.now().Add(-keepExpired)
 			if err := errors.Join(s.store.pruneCertificates(ctx, horizon), s.store.pruneTokens(ctx, horizon)); err != nil {

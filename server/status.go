@@ -25,6 +25,13 @@ func (s *Server) status(r *http.Request, _ none) ([]api.Status, error) {
 	if problem := s.caProblem(); problem != "" { // a line for people, as of a workload without an instance
 		rows = append(rows, api.Status{Workload: "(CA)", PlaintextCallers: []string{}, Error: problem})
 	}
+	if problem := s.crlProblem(); problem != "" {
+		for i := range rows {
+			if rows[i].Revocation == revocationChecked {
+				rows[i].Revocation += "; at the server: " + problem
+			}
+		}
+	}
 	return rows, nil
 }
 
@@ -95,6 +102,7 @@ func (r *registry) row(i *instance, plan *mesh.Plan, now time.Time) api.Status {
 		Serial: i.report.Serial, NotAfter: i.report.NotAfter, LastRenewal: i.report.LastRenewal,
 		Revision: i.report.Revision, Connected: i.stream != nil, ClockOffset: i.report.ClockOffset,
 		PlaintextCallers: slices.Sorted(maps.Keys(i.report.PlaintextCallers)),
+		Revocation:       revocationWord(plan),
 		Error:            strings.Join(r.problems(i, now), "; "),
 	}
 	if row.PlaintextCallers == nil {
@@ -104,6 +112,18 @@ func (r *registry) row(i *instance, plan *mesh.Plan, now time.Time) api.Status {
 		row.SurvivesSeconds = int64(left / time.Second)
 	}
 	return row
+}
+
+// revocationChecked is the word for those who look peers up.
+const revocationChecked = "check"
+
+// revocationWord says whether peers are looked up in revocation lists. Not to do so is a choice that somebody has made,
+// and the lifetime of what cannot be taken back is why it may be one.
+func revocationWord(plan *mesh.Plan) string {
+	if plan.Revocation.Check {
+		return revocationChecked
+	}
+	return fmt.Sprintf("none: a certificate that is lost is good until it ends, at most %s", time.Duration(plan.Certificate.TTL))
 }
 
 // problems are what is wrong with an instance, in words. The caller holds mu.

@@ -95,6 +95,14 @@ CREATE TABLE requests (         -- those that may be repeated, see api.IssueRequ
 	PRIMARY KEY (identity, request)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX requests_by_serial ON requests (serial);
+`, `
+CREATE TABLE revocations (
+	serial    TEXT PRIMARY KEY,
+	identity  TEXT NOT NULL,
+	reason    TEXT NOT NULL,
+	at        INTEGER NOT NULL,
+	not_after INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 `}
 
 // openStore opens or makes the database in a file and brings it to the current form. A journal that

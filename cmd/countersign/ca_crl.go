@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"text/tabwriter"
 	"time"
 
@@ -20,8 +21,8 @@ import (
 type caCRLCmd struct {
 	Show      bool   `help:"Show what stands in the lists instead of the lists."`
 	Out       string `placeholder:"FILE" help:"Write the lists to FILE, in one step."`
-	RenewRoot bool   `help:"Make the root's list anew. It opens the root's key, and needs the state for itself: stop the server first."`
-	RootKey   string `placeholder:"FILE" help:"With --renew-root: where the root's key is, if it is not in the state any more."`
+	RenewRoot bool   `help:"Make the root's list anew. It opens the root's key; a server that runs does it itself."`
+	RootKey   string `placeholder:"FILE" help:"With --renew-root: where the root's key is, if it is not in the state any more. A server that runs has to be able to read it."`
 	caState
 	sealFlags
 	outputFlag
@@ -97,20 +98,22 @@ func (c caCRLCmd) Run(p *process) error {
 
 // renewRoot makes the root's list.
 func (c caCRLCmd) renewRoot(p *process) error {
-	if c.State == "" {
-		return usagef("--renew-root needs --state DIR: the journal of the state records the list")
-	}
 	socket, err := c.running(p.ctx)
 	if err != nil {
 		return err
 	}
-	if socket != "" {
-		return fmt.Errorf("a server runs on %s (%s): stop it, renew the root's list, and start it again. Workloads serve on meanwhile", c.State, socket)
-	}
-	if c.RootKey != "" {
-		if _, err := os.Stat(c.RootKey); err != nil {
+	file := c.RootKey
+	if file != "" {
+		if file, err = filepath.Abs(file); err != nil {
+			return err
+		}
+		if _, err := os.Stat(file); err != nil {
 			return usagef("--root-key: %w", err)
 		}
+	}
+	if socket != "" {
+		_, err := api.NewAdmin(socket).RenewCRL(p.ctx, api.RenewCRLRequest{RootKeyFile: file})
+		return answered(p, err)
 	}
 	sealer, err := c.sealer()
 	if err != nil {
@@ -120,7 +123,10 @@ func (c caCRLCmd) renewRoot(p *process) error {
 	if err != nil {
 		return err
 	}
-	_, err = open.RenewRootCRL(p.ctx, log, ledger, open.Hierarchies()[0], c.RootKey)
+	_, err = open.RenewRootCRL(p.ctx, log, ledger, open.Hierarchies()[0], file)
+	if errors.Is(err, ca.ErrNoRootKey) {
+		err = usageError{err}
+	}
 	return errors.Join(err, log.Close())
 }
 

@@ -32,7 +32,8 @@ open and on sessions that would be resumed. Without a server, this command opens
 the server spreads it.
 
 Whoever held a revoked certificate comes back only with a new join token: those that were made for its
-workload before are void, whichever instance they were for. A repeated revocation changes nothing and exits 0.
+workload before are void, whichever instance they were for. To revoke again what is revoked changes nothing, and
+the exit status is 0.
 
 Examples:
   countersign ca revoke --state ./state 5d6fa2c0b1e94e0fa7c21f0d3b86a914 --reason keyCompromise
