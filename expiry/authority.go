@@ -11,7 +11,13 @@ func (c *comparison) authority() {
 	if a == nil {
 		return
 	}
+	if a.Problem != "" {
+		c.find(Finding{Code: CodeCAProblem, Severity: Critical, Place: "ca", Message: "the server says of the CA: " + a.Problem, Action: "do what it says; `countersign ca show` and the server's log have more"})
+	}
 	for _, root := range a.Roots {
+		if c.retiring(KindRoot, root) {
+			continue
+		}
 		c.judge(subject{
 			kind: KindRoot, place: "ca", is: "the root " + root.Subject + retired(root), expiring: CodeRootExpiring, warn: c.limits.CAWarn, critical: c.limits.CACritical,
 			renew: "bring in the next root while this one lives (docs: rotate leaves and roots); after its end nobody trusts anybody",
@@ -22,6 +28,9 @@ func (c *comparison) authority() {
 		longest = max(longest, w.TTL)
 	}
 	for _, issuer := range a.Issuers {
+		if c.retiring(KindIssuer, issuer) {
+			continue
+		}
 		item := c.judge(subject{
 			kind: KindIssuer, place: "ca", is: "the issuing CA " + issuer.Subject + retired(issuer), expiring: CodeIssuerExpiring, warn: c.limits.CAWarn, critical: c.limits.CACritical,
 			renew: "bring in the next issuing CA with the next root (docs: rotate leaves and roots); no leaf outlives its issuer",
@@ -37,6 +46,18 @@ func (c *comparison) authority() {
 		}
 	}
 	c.lists(a)
+}
+
+// retiring notes a certificate that may end: nobody gets a leaf of it any more, and the leaves that are left end with it.
+func (c *comparison) retiring(kind Kind, cert CACertificate) bool {
+	if cert.State != Retiring {
+		return false
+	}
+	c.items = append(c.items, Item{
+		Kind: kind, Place: "ca", Serial: cert.Serial, NotBefore: cert.NotBefore.UTC(), NotAfter: cert.NotAfter.UTC(),
+		SecondsLeft: int64(cert.NotAfter.Sub(c.now) / time.Second), State: StateRetiring, Severity: OK,
+	})
+	return true
 }
 
 func retired(cert CACertificate) string {
@@ -104,6 +125,13 @@ func (c *comparison) server() {
 		kind: KindServer, place: s.Address, is: "the server's own certificate", due: issued.Add(cert.NotAfter.Sub(issued) / 2), expiring: CodeExpiring,
 		renew: "see in the server's log why it does not renew it", warn: c.limits.Warn, critical: c.limits.Critical,
 	}, cert)
+	if cert.Untrusted != "" {
+		c.mark(StateWrong, Critical)
+		c.find(Finding{
+			Code: CodeUntrusted, Severity: Critical, Place: s.Address, Serial: cert.Serial, Message: "the server's own certificate leads to no root of the mesh: " + cert.Untrusted,
+			Action: "see who answers at that address, and whether it is this mesh's server",
+		})
+	}
 	if c.overdue(item, cert) && item.State != StateExpired {
 		c.find(Finding{
 			Code: CodeRotationOverdue, Severity: worst(Warning, item.Severity), Place: s.Address, Serial: cert.Serial, Deadline: cert.NotAfter.UTC(),

@@ -29,7 +29,8 @@ const (
 	// The authority.
 	CodeRootExpiring   Code = "root_expiring"
 	CodeIssuerExpiring Code = "issuer_expiring"
-	CodeCRLStale       Code = "crl_stale" // a revocation list has ended, or is not there
+	CodeCRLStale       Code = "crl_stale"  // a revocation list has ended, or is not there
+	CodeCAProblem      Code = "ca_problem" // the server says that something is wrong with the CA
 
 	// The rotation.
 	CodeRotationOverdue  Code = "rotation_overdue"    // due, and not done: a schedule that stopped
@@ -47,7 +48,8 @@ const (
 	CodeNoInstance       Code = "no_instance"   // declared, and not running
 	CodeClockSkew        Code = "clock_skew"
 	CodeSecretMissing    Code = "secret_missing"
-	CodeSecretUnreadable Code = "secret_unreadable" // damaged, or no certificate
+	CodeSecretUnreadable Code = "secret_unreadable" // damaged, or not of its layout
+	CodeSecretUnfit      Code = "secret_unfit"      // `countersign init` would refuse it
 	CodeFileUnreadable   Code = "file_unreadable"
 	CodeFileAhead        Code = "file_ahead_of_endpoint" // a gateway does not serve what its file holds
 
@@ -125,9 +127,10 @@ const (
 	StateExpiring    State = "expiring"
 	StateExpired     State = "expired"
 	StateNotYetValid State = "not_yet_valid"
-	StateBehind      State = "behind"  // it is not the one that the store or the file holds
-	StateWrong       State = "wrong"   // nobody should use it: revoked, never issued, somebody else's
-	StateUnknown     State = "unknown" // it could not be looked at
+	StateRetiring    State = "retiring" // it may end: another one has taken its place
+	StateBehind      State = "behind"   // it is not the one that the store or the file holds
+	StateWrong       State = "wrong"    // nobody should use it: revoked, never issued, somebody else's
+	StateUnknown     State = "unknown"  // it could not be looked at
 )
 
 // Item is something that expires.

@@ -61,7 +61,7 @@ func healthy(now time.Time) Facts {
 				Previous: &Version{ID: "v1", Written: now.Add(-6 * day), Certificate: previous},
 				Bundle:   &Bundle{Secret: "m/bundle", Version: "b1", Roots: []CACertificate{root}},
 			},
-			Rotation: &Rotation{LastTry: now.Add(-day), LastSuccess: now.Add(-day)},
+			Rotation: &Rotation{LastSuccess: now.Add(-day)},
 			Instances: []Instance{{
 				Name: "api-1", Connected: true, Reported: "aa01", Ends: current.NotAfter, Seen: "aa01",
 				Endpoints: []Endpoint{
@@ -94,7 +94,7 @@ func age(f *Facts, by time.Duration) {
 		f.Workloads[0].Stored.Current.Written = f.Now.Add(-by)
 	}
 	if f.Workloads[0].Rotation != nil {
-		f.Workloads[0].Rotation.LastTry, f.Workloads[0].Rotation.LastSuccess = f.Now.Add(-by), f.Now.Add(-by)
+		f.Workloads[0].Rotation.LastSuccess = f.Now.Add(-by)
 	}
 	f.Issued["aa01"] = Issued{Serial: "aa01", Identity: apiID, NotBefore: cert.NotBefore, NotAfter: cert.NotAfter}
 	serve(f, cert)
@@ -135,7 +135,7 @@ func TestFindings(t *testing.T) {
 			change: func(f *Facts) {
 				age(f, renewAfter+8*time.Hour)
 				*f.Workloads[0].Rotation = Rotation{
-					LastTry: noon, LastFailure: noon, LastSuccess: noon.Add(-renewAfter), Failures: 4,
+					LastFailure: noon, LastSuccess: noon.Add(-renewAfter), Failures: 4,
 					FailedStep: "issue", LastError: "the CA is down",
 				}
 			},
@@ -172,14 +172,45 @@ func TestFindings(t *testing.T) {
 			change: func(f *Facts) {
 				old := leaf("aa00", noon, 2*day)
 				serve(f, old)
-				f.Workloads[0].Rotation.Step, f.Workloads[0].Rotation.StepSince = "deploy", noon.Add(-time.Minute)
+				*f.Workloads[0].Rotation = Rotation{LastSuccess: noon.Add(-7 * day), Step: "deploy", Began: noon.Add(-time.Minute), Holder: "somebody"}
 			},
+		},
+		"a rotation at work on a bundle": {
+			change: func(f *Facts) {
+				f.Workloads[0].Stored.Bundle.Roots = nil
+				f.Workloads[0].Stored.Bundle.Rotation = &Rotation{Step: "deploy", Began: noon, Holder: "somebody"}
+			},
+		},
+		"a bundle's rotation that fails": {
+			change: func(f *Facts) {
+				f.Workloads[0].Stored.Bundle.Rotation = &Rotation{LastSuccess: noon.Add(-day), LastFailure: noon, Failures: 1, LastError: "api still needs it"}
+			},
+			want: []string{"warning rotation_failing store:main m/bundle"},
+			says: []string{"api still needs it"},
+		},
+		"a rotation that was killed": {
+			change: func(f *Facts) {
+				*f.Workloads[0].Rotation = Rotation{LastSuccess: noon.Add(-day), Step: "observe", Began: noon.Add(-time.Minute)}
+			},
+			want: []string{"warning rotation_stuck api " + store},
+			says: []string{"a rotation of 2027-03-14T11:59:00Z stands at the step observe, and nobody works on it"},
+		},
+		"a rotation that was killed before it was begun": {
+			change: func(f *Facts) { *f.Workloads[0].Rotation = Rotation{LastSuccess: noon.Add(-day), Step: "issue"} },
+			want:   []string{"warning rotation_stuck api " + store},
+			says:   []string{"a rotation stands at the step issue"},
+		},
+		"a rotation that failed in the middle": {
+			change: func(f *Facts) {
+				*f.Workloads[0].Rotation = Rotation{LastSuccess: noon.Add(-day), LastFailure: noon, Failures: 1, LastError: "nobody could look", Step: "observe", Began: noon.Add(-time.Hour)}
+			},
+			want: []string{"warning rotation_failing api " + store},
 		},
 		"a rotation that stands still": {
 			change: func(f *Facts) {
 				old := leaf("aa00", noon, 2*day)
 				serve(f, old)
-				f.Workloads[0].Rotation.Step, f.Workloads[0].Rotation.StepSince = "deploy", noon.Add(-time.Hour)
+				*f.Workloads[0].Rotation = Rotation{LastSuccess: noon.Add(-7 * day), Step: "deploy", Began: noon.Add(-time.Hour), Holder: "somebody"}
 			},
 			want: []string{"critical store_ahead_of_endpoint api " + listen, "critical rotation_stuck api " + store},
 		},
@@ -194,7 +225,7 @@ func TestFindings(t *testing.T) {
 		},
 		"a rotation that fails from the beginning": {
 			change: func(f *Facts) {
-				f.Workloads[0].Rotation = &Rotation{LastTry: noon, LastFailure: noon, Failures: 1, LastError: "no such CA"}
+				f.Workloads[0].Rotation = &Rotation{LastFailure: noon, Failures: 1, LastError: "no such CA"}
 			},
 			want: []string{"critical rotation_failing api " + store},
 			says: []string{"without one success"},
@@ -240,6 +271,13 @@ func TestFindings(t *testing.T) {
 			},
 			want: []string{"critical secret_unreadable api " + store},
 			says: []string{"it is damaged: index"},
+		},
+
+		"a secret that init would refuse": {
+			change: func(f *Facts) {
+				f.Workloads[0].Stored.Code, f.Workloads[0].Stored.Problem = CodeSecretUnfit, "the key does not belong to the certificate"
+			},
+			want: []string{"critical secret_unfit api " + store},
 		},
 
 		// Agents.
@@ -445,6 +483,30 @@ func TestFindings(t *testing.T) {
 			want: []string{"warning issuer_expiring ca"},
 			says: []string{"less than a leaf's life"},
 		},
+		"a retiring root and issuing CA at their ends": {
+			change: func(f *Facts) {
+				for _, list := range []*[]CACertificate{&f.Authority.Roots, &f.Authority.Issuers} {
+					old := (*list)[0]
+					old.State, old.Fingerprint, old.NotAfter = Retiring, old.Fingerprint+"00", noon.Add(time.Hour)
+					*list = append(*list, old)
+				}
+				f.Workloads[0].Stored.Bundle.Roots = f.Authority.Roots
+			},
+		},
+		"a bundle without the retiring root": {
+			change: func(f *Facts) {
+				old := f.Authority.Roots[0]
+				old.State, old.Fingerprint = Retiring, "0ff0"
+				f.Authority.Roots = append(f.Authority.Roots, old)
+			},
+			want: []string{"warning bundle_stale store:main m/bundle"},
+			says: []string{"(which signs no more)"},
+		},
+		"the server says that something is wrong with the CA": {
+			change: func(f *Facts) { f.Authority.Problem = "the change of the root stands still" },
+			want:   []string{"critical ca_problem ca"},
+			says:   []string{"stands still"},
+		},
 		"revocation lists that have ended": {
 			change: func(f *Facts) { f.Authority.CRLs[0].NextUpdate = noon.Add(-time.Minute) },
 			want:   []string{"critical crl_stale CN=m issuer"},
@@ -511,6 +573,10 @@ func TestFindings(t *testing.T) {
 		"the server's listener is shut": {
 			change: func(f *Facts) { f.Server.Served, f.Server.Problem = nil, "connection refused" },
 			want:   []string{"critical endpoint_unreachable 10.0.0.1:8443"},
+		},
+		"another server": {
+			change: func(f *Facts) { f.Server.Served.Untrusted = "signed by an unknown authority" },
+			want:   []string{"critical untrusted 10.0.0.1:8443"},
 		},
 		"the server was not asked": {
 			change: func(f *Facts) {

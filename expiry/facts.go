@@ -70,6 +70,8 @@ type Authority struct {
 	// should be.
 	CRLs       []CRL
 	CRLProblem string
+	// Problem is what the server says is wrong with the CA.
+	Problem string
 }
 
 // CACertificate is a certificate of an authority.
@@ -131,7 +133,7 @@ type Stored struct {
 	Code    Code
 	Problem string
 	Missing bool
-	// Current is what a reader gets. Pending and Previous are nil when there is none, or when they could not be read.
+	// Current is what a reader gets; nil when its certificate could not be read. Pending and Previous are nil when there is none, or when they could not be read.
 	Current, Pending, Previous *Version
 	// Bundle is the trust bundle that goes with it; nil when there is none in a store.
 	Bundle *Bundle
@@ -150,24 +152,31 @@ type Bundle struct {
 	Version string
 	Roots   []CACertificate
 	Problem string
+	// Rotation is what the rotation of the bundle keeps about itself; nil when it keeps nothing.
+	Rotation *Rotation
 }
 
-// Rotation is what the rotation of one workload keeps about itself.
+// Rotation is what the rotation of one secret keeps about itself.
 type Rotation struct {
-	// LastTry, LastSuccess and LastFailure are zero when there was none.
-	LastTry     time.Time
+	// LastSuccess and LastFailure are zero when there was none.
 	LastSuccess time.Time
 	LastFailure time.Time
 	// Failures counts those since the last success; LastError is the last one's text, FailedStep where it was.
 	Failures   int
 	LastError  string
 	FailedStep string
-	// Step is where a rotation is that has begun and not ended; empty when none has. StepSince is when it came there.
-	Step      string
-	StepSince time.Time
+	// Step is where a rotation is that has begun and not ended; empty when none has. Began is when it began, as far as
+	// that is known.
+	Step  string
+	Began time.Time
+	// Holder is who works on it at this moment; empty when nobody does.
+	Holder string
 	// Problem says why what is kept could not be read.
 	Problem string
 }
+
+// lastTry is when a rotation was last tried; zero when none is known.
+func (r *Rotation) lastTry() time.Time { return later(later(r.LastSuccess, r.LastFailure), r.Began) }
 
 // Instance is a running sidecar, or a proxy with its watcher.
 type Instance struct {

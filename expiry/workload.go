@@ -9,7 +9,14 @@ import (
 // workload compares the three for one service or gateway.
 func (c *comparison) workload(w *Workload) {
 	stored := c.stored(w)
-	busy := c.rotation(w)
+	about := Finding{Workload: w.Name}
+	if w.Stored != nil {
+		about.Place = "store:" + w.Stored.Store + " " + w.Stored.Secret
+	}
+	if stored != nil {
+		about.Deadline = stored.NotAfter.UTC()
+	}
+	busy := c.rotation(w.Rotation, about, "`countersign rotate once "+w.Name+"`")
 	if stored != nil && !busy {
 		c.issuedOnly(w, stored)
 	}
@@ -71,35 +78,27 @@ func (c *comparison) stored(w *Workload) *Version {
 // tries says in words what is known of the tries to rotate what was due.
 func (c *comparison) tries(r *Rotation, due time.Time) string {
 	switch {
-	case r == nil || r.Problem == "" && r.LastTry.IsZero():
-		return "nobody is known to have tried it"
-	case r.Problem != "":
+	case r != nil && r.Problem != "":
 		return "whether anybody tried it is not known"
-	case r.LastTry.Before(due):
-		return fmt.Sprintf("nobody has tried it since; the last rotation was tried at %s", stamp(r.LastTry))
+	case r == nil || r.lastTry().IsZero():
+		return "nobody is known to have tried it"
+	case r.lastTry().Before(due):
+		return fmt.Sprintf("nobody has tried it since; the last rotation was tried at %s", stamp(r.lastTry()))
 	default:
-		return fmt.Sprintf("it was last tried at %s", stamp(r.LastTry))
+		return fmt.Sprintf("it was last tried at %s", stamp(r.lastTry()))
 	}
 }
 
-// rotation looks at what the rotation says of itself. It tells whether one is at work at this moment, so that what
-// disagrees is only on its way.
-func (c *comparison) rotation(w *Workload) (busy bool) {
-	r := w.Rotation
+// rotation looks at what the rotation of a secret says of itself. f has what is known of the secret, command rotates
+// it. It tells whether one is at work at this moment, so that what disagrees is only on its way.
+func (c *comparison) rotation(r *Rotation, f Finding, command string) (busy bool) {
 	if r == nil {
 		return false
-	}
-	f := Finding{Workload: w.Name}
-	if w.Stored != nil {
-		f.Place = "store:" + w.Stored.Store + " " + w.Stored.Secret
-		if w.Stored.Current != nil {
-			f.Deadline = w.Stored.Current.NotAfter.UTC()
-		}
 	}
 	if r.Problem != "" {
 		f.Code, f.Severity = CodeRotationUnknown, Warning
 		f.Message = "what its rotation keeps about itself cannot be read: " + r.Problem
-		f.Action = "`countersign rotate status " + w.Name + "` from where the rotation runs; a rotation that fails would not be seen here"
+		f.Action = "`countersign rotate status` where the rotation runs; that it fails would not be seen here"
 		c.find(f)
 		return false
 	}
@@ -114,20 +113,36 @@ func (c *comparison) rotation(w *Workload) (busy bool) {
 		}
 		f.Message = fmt.Sprintf("its rotation has failed %s since %s, last at %s%s: %s",
 			times(r.Failures), since(r.LastSuccess), stamp(r.LastFailure), at, cmp.Or(r.LastError, "no reason was kept"))
-		f.Action = "mend what the message says, then `countersign rotate once " + w.Name + "`; what is served stays as it is until its end"
+		f.Action = "mend what the message says, then " + command + "; what is served stays as it is until its end"
 		c.find(f)
 	}
-	if r.Step == "" {
+	long := !r.Began.IsZero() && c.now.Sub(r.Began) > c.limits.Stuck
+	switch {
+	case r.Holder == "" && (r.Step == "" || r.Failures > 0):
 		return false
-	}
-	if stands := c.now.Sub(r.StepSince); stands > c.limits.Stuck {
+	case r.Holder == "":
+		f.Code, f.Severity = CodeRotationStuck, Warning
+		if long {
+			f.Severity = Critical
+		}
+		f.Message = fmt.Sprintf("a rotation%s stands at the step %s, and nobody works on it: it was killed, or broke off", began(r.Began), r.Step)
+		f.Action = command + " takes it up where it stands"
+	case long:
 		f.Code, f.Severity = CodeRotationStuck, Critical
-		f.Message = fmt.Sprintf("its rotation stands at the step %s since %s, for %s", r.Step, stamp(r.StepSince), Roughly(stands))
-		f.Action = "see whether the rotation was killed or hangs; `countersign rotate once " + w.Name + "` takes it up where it stands"
-		c.find(f)
-		return false
+		f.Message = fmt.Sprintf("a rotation%s is still at the step %s, for %s; %s works on it", began(r.Began), cmp.Or(r.Step, "lease"), Roughly(c.now.Sub(r.Began)), r.Holder)
+		f.Action = "see what it waits for; killed, it is taken up where it stands by " + command
+	default:
+		return true
 	}
-	return true
+	c.find(f)
+	return false
+}
+
+func began(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return " of " + stamp(t)
 }
 
 func times(n int) string {
@@ -184,6 +199,7 @@ func (c *comparison) bundle(s *Stored) {
 		}
 	}
 	item := Item{Kind: KindBundle, Place: place, State: StateUnknown, Severity: OK}
+	busy := c.rotation(b.Rotation, Finding{Place: place}, "`countersign rotate once`")
 	note := func(code Code, severity Severity, message, action string) {
 		item.Severity = worst(item.Severity, severity)
 		c.find(Finding{Code: code, Severity: severity, Place: place, Message: message, Action: action})
@@ -202,7 +218,7 @@ func (c *comparison) bundle(s *Stored) {
 			item.SecondsLeft = int64(root.NotAfter.Sub(c.now) / time.Second)
 		}
 	}
-	if c.facts.Authority != nil {
+	if c.facts.Authority != nil && !busy {
 		known := make(map[string]bool)
 		for _, root := range c.facts.Authority.Roots {
 			known[root.Fingerprint] = true
