@@ -157,6 +157,8 @@ type Status struct {
 	// Revocation says whether it looks peers up in revocation lists: "check", or "none" and why that will do.
 	Revocation string `json:"revocation,omitempty"`
 	Error      string `json:"error,omitempty"`
+	// Problem is the part of Error that the instance itself reports.
+	Problem string `json:"problem,omitempty"`
 }
 
 // Instance is a registered instance with what it listens on.

@@ -104,6 +104,7 @@ func (r *registry) row(i *instance, plan *mesh.Plan, now time.Time) api.Status {
 		PlaintextCallers: slices.Sorted(maps.Keys(i.report.PlaintextCallers)),
 		Revocation:       revocationWord(plan),
 		Error:            strings.Join(r.problems(i, now), "; "),
+		Problem:          i.report.Problem,
 	}
 	if row.PlaintextCallers == nil {
 		row.PlaintextCallers = []string{}
