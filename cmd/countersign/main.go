@@ -29,6 +29,7 @@ type root struct {
 
 	Audit    auditCmd    `cmd:"" help:"The journal: copy it out, check a copy."`
 	CA       caCmd       `cmd:"" name:"ca" help:"The certificate authority: init, show, issue, list."`
+	Check    checkCmd    `cmd:"" help:"What is about to go wrong: expiry."`
 	Example  exampleCmd  `cmd:"" help:"The example meshes: their files and their applications."`
 	Generate generateCmd `cmd:"" help:"Configurations of other proxies: nginx, haproxy."`
 	Init     initCmd     `cmd:"" help:"Put certificate, key and roots from a secret into files for a proxy, checked."`
