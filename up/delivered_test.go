@@ -401,3 +401,12 @@ func TestTableOfEngines(t *testing.T) {
 		t.Errorf("the table is\n%s", text)
 	}
 }
+
+// TestEnginesOnPath: what was found beside PATH is found by the processes, too.
+func TestEnginesOnPath(t *testing.T) {
+	e := engines{mesh.EngineNGINX: "/usr/sbin/nginx", mesh.EngineHAProxy: "/opt/bin/haproxy"}
+	got := e.onPath([]string{"A=1", "PATH=/bin:/opt/bin", "B=2"})
+	if diff := cmp.Diff([]string{"A=1", "PATH=/bin:/opt/bin:/usr/sbin", "B=2"}, got); diff != "" {
+		t.Errorf("environment (-want +got):\n%s", diff)
+	}
+}

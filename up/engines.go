@@ -3,9 +3,11 @@ package up
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"countersign.dev/mesh"
 )
@@ -60,6 +62,23 @@ func findProgram(name string) (string, error) {
 		return "", err
 	}
 	return filepath.Abs(path)
+}
+
+// onPath lets a process find the proxies by their names, after whatever else it finds.
+func (e engines) onPath(env []string) []string {
+	for i, entry := range env {
+		list, ok := strings.CutPrefix(entry, "PATH=")
+		if !ok {
+			continue
+		}
+		for _, name := range slices.Sorted(maps.Keys(e)) {
+			if dir := filepath.Dir(e[name]); !slices.Contains(filepath.SplitList(list), dir) {
+				list += string(filepath.ListSeparator) + dir
+			}
+		}
+		env[i] = "PATH=" + list
+	}
+	return env
 }
 
 // supervised is the master process of an NGINX or HAProxy that the instance's sidecar runs itself; 0 where

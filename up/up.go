@@ -297,7 +297,7 @@ func (r *run) closeLogs() {
 func (r *run) ours(args ...string) *exec.Cmd {
 	command := exec.Command(r.cfg.Executable) //nolint:noctx // it is ended by a signal to its group
 	command.Args = append(append([]string{programName}, r.cfg.Flags...), args...)
-	command.Env = environment()
+	command.Env = r.engines.onPath(environment())
 	return command
 }
 
