@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -95,16 +94,22 @@ func (o *Offer) clear() {
 }
 
 // Check reads an offer and asks whether it will do; see [credential.Credential.Check]. It overwrites the secrets of the offer.
+// The error says which version it is about.
 func (o *Offer) Check(want credential.Expect) (*credential.Credential, error) {
+	cred, err := o.check(want)
+	if err != nil && o.Version != "" {
+		err = versioned(Made{Version: o.Version, Bundle: o.Bundle}, err)
+	}
+	return cred, err
+}
+
+func (o *Offer) check(want credential.Expect) (*credential.Credential, error) {
 	cred, err := credential.Parse(o.Input)
 	o.clear()
 	if err == nil {
 		err = cred.Check(want)
 	}
 	if err != nil {
-		if o.Version != "" {
-			return nil, fmt.Errorf("version %s: %w", o.Version, err)
-		}
 		return nil, err
 	}
 	return cred, nil

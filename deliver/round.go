@@ -85,10 +85,13 @@ func (w *Watcher) follow(ctx context.Context, plan *mesh.Plan, offer *Offer, v *
 		}
 		err = w.locked(v, func() error { return w.deliver(ctx, v) })
 	}
-	if err == nil {
-		err = cause
+	switch {
+	case cause == nil:
+		return err
+	case err == nil:
+		return cause
 	}
-	return err
+	return fmt.Errorf("%w; and %w", cause, err)
 }
 
 // locked does something while nobody else writes, unless somebody has meanwhile.
@@ -153,12 +156,13 @@ func (w *Watcher) remember(v *delivery, err error) {
 	if len(w.refused) > mostRefused {
 		clear(w.refused)
 	}
-	keys := []Made{v.want}
-	if !v.want.credential().same(v.have.credential()) {
-		keys = append(keys, v.want.credential())
+	want := v.want
+	want.Serial = ""
+	keys := []Made{want}
+	if cred := want.credential(); cred != want && !cred.same(v.have.credential()) {
+		keys = append(keys, cred)
 	}
 	for _, key := range keys {
-		key.Serial = ""
 		pause := w.cfg.Retry
 		if r, ok := w.refused[key]; ok {
 			pause = min(2*r.pause, w.cfg.Retry*mostPause)
@@ -223,7 +227,7 @@ func versioned(m Made, err error) error {
 
 // stage checks, writes and tests; nothing is in force by it.
 func (w *Watcher) stage(ctx context.Context, v *delivery) error {
-	cred, err := v.offer.Check(w.cfg.Expect())
+	cred, err := v.offer.check(w.cfg.Expect())
 	if err != nil {
 		return err
 	}
