@@ -144,7 +144,10 @@ func (l *faultLab) run(t *testing.T, environment []string, args ...string) *faul
 	return c
 }
 
-func newFaultLab(t *testing.T) *faultLab {
+func newFaultLab(t *testing.T) *faultLab { return newFaultLabOf(t, faultSpec) }
+
+// newFaultLabOf runs a server with a specification.
+func newFaultLabOf(t *testing.T, text string) *faultLab {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "cs") // a socket's path has to be short
 	if err != nil {
@@ -158,7 +161,7 @@ func newFaultLab(t *testing.T) *faultLab {
 		t.Fatalf("building with faults: %v\n%s", err, out)
 	}
 	spec := filepath.Join(dir, "mesh.yaml")
-	if err := os.WriteFile(spec, []byte(faultSpec), 0o600); err != nil {
+	if err := os.WriteFile(spec, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	state := filepath.Join(dir, "server")
