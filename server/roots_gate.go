@@ -229,11 +229,14 @@ func (s *Server) finishBlockers(ctx context.Context) ([]api.Blocker, error) {
 		found = append(found, api.Blocker{Workload: serverName, Reason: "the server's own certificate is of the root of before; its log says why"})
 	}
 	var looks []look
+	named := make(map[owner]bool)
 	for _, m := range s.registry.members() {
-		found = append(found, f.held(m)...)
+		held := f.held(m)
+		found = append(found, held...)
+		named[owner{m.plan.Workload.Identity.String(), m.name}] = len(held) > 0
 		looks = append(looks, f.looks(m)...)
 	}
-	found = append(found, f.owned()...)
+	found = append(found, f.owned(named)...)
 	probe, err := s.probeOf(ctx, f.all[0], s.ca.Issue)
 	if err != nil {
 		return nil, err
@@ -342,12 +345,13 @@ func (f *finish) judge(shown observe.Shown) string {
 }
 
 // owned are the certificates of the root of before that have not ended and have no successor, one line
-// for each owner. The observer's end within minutes, and the server's own is judged elsewhere.
-func (f *finish) owned() []api.Blocker {
+// for each owner who is not named yet. The observer's end within minutes, and the server's own is judged
+// elsewhere.
+func (f *finish) owned(named map[owner]bool) []api.Blocker {
 	last := make(map[owner]*x509.Certificate)
 	for _, c := range f.living {
 		who, kind := ownerOf(c)
-		if !f.retires(c.cert) || kind == id.Probe || kind == id.Server || !f.renewed[who].IsZero() {
+		if named[who] || !f.retires(c.cert) || kind == id.Probe || kind == id.Server || !f.renewed[who].IsZero() {
 			continue
 		}
 		if have := last[who]; have == nil || c.cert.NotAfter.After(have.NotAfter) {

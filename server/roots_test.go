@@ -3,7 +3,9 @@ package server
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -211,8 +213,8 @@ func TestRotateRoot(t *testing.T) {
 	}
 	r.joinAs("colorteller", "colorteller-2") // the server shows a chain of the new root
 	hand := "colorteller: the certificate...by hand"
-	r.refuses(api.RotateFinish, hand, "colorgateway colorgateway-1: its certificate...has no successor", "colorgateway colorgateway-1: it has the certificate",
-		"colorteller colorteller-1: its certificate...has no successor", "colorteller colorteller-1: it has the certificate", "colorteller colorteller-1 "+end.address+": it serves the certificate")
+	r.refuses(api.RotateFinish, hand, "colorgateway colorgateway-1: it has the certificate",
+		"colorteller colorteller-1: it has the certificate", "colorteller colorteller-1 "+end.address+": it serves the certificate")
 	old := &peer{r: gateway.r, instance: gateway.instance, key: gateway.key, chain: gateway.chain}
 	old.connect()
 	for _, p := range []*peer{teller, gateway} {
@@ -297,6 +299,66 @@ func TestRotateForced(t *testing.T) {
 	}
 }
 
+// TestFinishNamesWhoHasLeft counts the certificate of an instance that has said good-bye, until it ends.
+func TestFinishNamesWhoHasLeft(t *testing.T) {
+	f := newFixture(t, colorapp)
+	r := f.start()
+	gateway := r.joinAs("colorgateway", "colorgateway-1")
+	r.takes(api.RotationRequest{Step: api.RotateStart})
+	if err := gateway.reportAs(api.Report{Draining: true}); err != nil {
+		t.Fatal(err)
+	}
+	r.takes(api.RotationRequest{Step: api.RotateActivate})
+	r.refuses(api.RotateFinish, "colorgateway colorgateway-1: its certificate "+gateway.serial()+" is of the root of before, lives until...has no successor")
+	f.offset.Store(int64(2 * time.Hour)) // the certificates live for one
+	r.takes(api.RotationRequest{Step: api.RotateFinish})
+}
+
+// TestFinishBelievesPeers waits while peers still see somebody present a certificate of the root of before who
+// says that he has renewed; and does not believe in a certificate that nobody has issued.
+func TestFinishBelievesPeers(t *testing.T) {
+	f := newFixture(t, colorapp)
+	r := f.start()
+	gateway, teller := r.joinAs("colorgateway", "colorgateway-1"), r.joinAs("colorteller", "colorteller-1")
+	old := gateway.serial()
+	r.takes(api.RotationRequest{Step: api.RotateStart})
+	r.takes(api.RotationRequest{Step: api.RotateActivate, Force: api.CutOff})
+	r.info = r.Info()
+	for _, p := range []*peer{gateway, teller} {
+		p.connect()
+		if err := p.renew(); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.report(1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	who := "spiffe://colorapp.internal/gateway/colorgateway"
+	saw := func(at time.Time) {
+		t.Helper()
+		if err := teller.reportAs(api.Report{Callers: map[string]api.Caller{who: {Serial: old, Seen: at}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	saw(time.Now().Add(time.Second))
+	r.refuses(api.RotateFinish, "colorgateway colorgateway-1: its peers saw it present the certificate "+old)
+	saw(time.Now().Add(-recently))
+	chain := gateway.chain
+	strange := r.joinAs("colorgateway", "colorgateway-1")
+	unknown := *strange.chain[0]
+	unknown.SerialNumber = new(big.Int).Add(unknown.SerialNumber, big.NewInt(1))
+	gateway.chain = []*x509.Certificate{&unknown}
+	if err := gateway.report(1); err != nil {
+		t.Fatal(err)
+	}
+	r.refuses(api.RotateFinish, "colorgateway colorgateway-1: it reports the certificate...which this CA has not issued")
+	gateway.chain = chain
+	if err := gateway.report(1); err != nil {
+		t.Fatal(err)
+	}
+	r.takes(api.RotationRequest{Step: api.RotateFinish})
+}
+
 // TestRotateCancel gives the next root up.
 func TestRotateCancel(t *testing.T) {
 	f := newFixture(t, colorapp)
@@ -339,7 +401,7 @@ func TestRotateRestart(t *testing.T) {
 	if told := w.told(2); told.Issuer == both.Issuer {
 		t.Error("the old issuer is told")
 	}
-	r.refuses(api.RotateFinish, "colorgateway colorgateway-1: its certificate...has no successor", "colorgateway colorgateway-1: it has the certificate")
+	r.refuses(api.RotateFinish, "colorgateway colorgateway-1: it has the certificate")
 	if err := gateway.renew(); err != nil {
 		t.Fatal(err)
 	}
