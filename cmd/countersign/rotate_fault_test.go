@@ -7,14 +7,17 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -347,4 +350,60 @@ func asExit(err error, into **exec.ExitError) bool {
 	exit, ok := err.(*exec.ExitError) //nolint:errorlint // as Wait documents it
 	*into = exit
 	return ok
+}
+
+// TestRotationDaemon lets a daemon make the first versions, reads its metrics, and ends it: when it has nothing to do, and
+// in the middle of a rotation.
+func TestRotationDaemon(t *testing.T) {
+	l := newRotateLab(t)
+	s := l.start(t)
+	d := l.run(t, nil, "rotate", "daemon", "--socket", l.socket, "--metrics", "127.0.0.1:0")
+	if !d.says(t, "serving metrics", "msg=rotated service=two") {
+		t.Fatal(d.output())
+	}
+	_, rest, _ := strings.Cut(d.output(), "address=")
+	address, _, _ := strings.Cut(rest, "\n")
+	response, err := http.Get("http://" + address + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`countersign_rotate_certificate_expiry_days{service="one"} 0.0`, `countersign_rotate_last_success_timestamp_seconds{service="two"} 1`,
+		`countersign_rotate_failures_total{service="one"} 0`, `countersign_rotate_in_flight{service="one"} 0`,
+	} {
+		if !strings.Contains(string(body), want) {
+			t.Errorf("the metrics do not say %s:\n%s", want, body)
+		}
+	}
+	_ = d.command.Process.Signal(syscall.SIGTERM)
+	if <-d.ended; d.err != nil {
+		t.Errorf("it ended with %v\n%s", d.err, d.output())
+	}
+
+	// The next certificate is refused, and waited for.
+	s.setRefuse(true)
+	first := l.status(t, "one").Serial
+	if output, killed, err := l.rotate(t, "rotate.request.staged", "one", "--force"); !killed {
+		t.Fatalf("%v\n%s", err, output)
+	}
+	d = l.run(t, nil, "rotate", "daemon", "--socket", l.socket)
+	if !d.says(t, "waiting: one-1 0.0.0.0_9080 serves "+first) {
+		t.Fatal(d.output())
+	}
+	_ = d.command.Process.Signal(syscall.SIGTERM)
+	if <-d.ended; d.err != nil || !strings.Contains(d.output(), "the rotation was stopped; the next start goes on from here") {
+		t.Errorf("it ended with %v\n%s", d.err, d.output())
+	}
+	if status := l.status(t, "one"); status.Holder != "" || status.Step == "" || status.Failures != 0 {
+		t.Errorf("%+v", status)
+	}
+	s.setRefuse(false)
+	if output, _, err := l.rotate(t, "", "one"); err != nil || l.issued(t, "one") != 2 {
+		t.Errorf("%v, %d were issued\n%s", err, l.issued(t, "one"), output)
+	}
 }
