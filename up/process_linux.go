@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -25,6 +26,24 @@ func dieWithParent(attr *syscall.SysProcAttr) {
 // endWithParent is for a process with workers of its own, which a kill of it would leave behind: it is told
 // to end at once and ends them.
 func endWithParent(attr *syscall.SysProcAttr) { attr.Pdeathsig = syscall.SIGTERM }
+
+// startCommand starts a command. NGINX and HAProxy, which are the ones with workers, get no core dumps: their memory
+// holds private keys. Applications get what `up` was given. A child takes the limit over as it is when it is forked,
+// and all children are forked here, one after the other.
+func startCommand(command *exec.Cmd) (err error) {
+	if command.SysProcAttr == nil || command.SysProcAttr.Pdeathsig != syscall.SIGTERM {
+		return command.Start()
+	}
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_CORE, &was); err != nil {
+		return fmt.Errorf("keeping keys out of core dumps: %w", err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: 0, Max: was.Max}); err != nil {
+		return fmt.Errorf("keeping keys out of core dumps: %w", err)
+	}
+	defer func() { err = errors.Join(err, unix.Setrlimit(unix.RLIMIT_CORE, &was)) }()
+	return command.Start()
+}
 
 // awaitExit waits until a child has ended and leaves it a zombie, so that its process group's number
 // cannot become somebody else's while what is left of the group is killed. It tells whether it has.

@@ -3,6 +3,7 @@
 package up
 
 import (
+	"os/exec"
 	"syscall"
 	"time"
 )
@@ -11,6 +12,9 @@ import (
 func dieWithParent(*syscall.SysProcAttr) {}
 
 func endWithParent(*syscall.SysProcAttr) {}
+
+// startCommand starts a command. Only Linux is told to keep the memory of proxies out of core dumps.
+func startCommand(command *exec.Cmd) error { return command.Start() }
 
 // awaitExit cannot be had: what is left of a child's group is killed after the child was waited for.
 func awaitExit(int) bool { return false }

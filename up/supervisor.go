@@ -38,7 +38,7 @@ func newStarter() *starter {
 		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
 		defer close(s.done)
 		for request := range s.requests {
-			request.result <- request.command.Start()
+			request.result <- startCommand(request.command)
 		}
 	}()
 	return s
