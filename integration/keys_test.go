@@ -23,60 +23,6 @@ import (
 	"time"
 )
 
-// keyMesh is a mesh whose every place is searched for keys.
-type keyMesh struct {
-	name string
-	spec func(self string) string
-	// traffic and rotation let everything happen that handles keys.
-	traffic, rotation func(t *testing.T, mesh *running)
-	// files is how many files hold a key at least: the search knows these keys.
-	files int
-}
-
-// keyMeshes are the meshes. One more is one more line.
-func keyMeshes() []keyMesh {
-	return []keyMesh{
-		{"agents", agentsSpec, agentsTraffic, agentsRotation, 6},
-	}
-}
-
-// agentsSpec is a mesh of built-in proxies whose agents make the keys.
-func agentsSpec(self string) string {
-	return fmt.Sprintf(`mesh: agents
-certificates: {ttl: 12s, renewAfter: 4s}
-services:
-  web:
-    ports: [{port: 9080, protocol: http}]
-    calls: [{service: lines}]
-    run: {command: [%[1]q], env: {%[2]s: http, %[3]s: "${APP_ADDRESS}"}}
-  lines:
-    ports: [{port: 7000, protocol: tcp}]
-    run: {command: [%[1]q], env: {%[2]s: tcp, %[3]s: "${APP_ADDRESS}"}}
-gateways:
-  door:
-    listen: [{port: 8080, protocol: http}]
-    routes: [{match: {prefix: /}, to: [{service: web}]}]
-`, self, envRole, envListen)
-}
-
-func agentsTraffic(t *testing.T, mesh *running) {
-	get(t, "http://"+mesh.inbound(t, "door", 8080)+"/")
-	mesh.admin(t, "verify")
-}
-
-func agentsRotation(t *testing.T, mesh *running) {
-	before := mesh.status(t)
-	await(t, "a renewal of every instance", func() (bool, string) {
-		now := mesh.status(t)
-		for name, row := range before {
-			if now[name].Serial == row.Serial {
-				return false, name + " has still " + row.Serial
-			}
-		}
-		return true, ""
-	})
-}
-
 // No private key and no passphrase stands in a log, in the journal, in an argument, in an environment, in what a
 // listener shows, in a file that is not there for it, or in a core dump; and no file that is there for one can be read
 // by others. A process of the test's own spills a key into each of these places, which shows that the search finds it.
@@ -97,34 +43,64 @@ func (m keyMesh) search(t *testing.T) {
 	if err := os.WriteFile(spec, []byte(m.spec(self)), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	memory := runDirs(t)
 	watch := watchProcesses(t)
 	// With GOTRACEBACK a program in Go that aborts asks the kernel for a core dump, which it does not otherwise.
 	mesh := start(t, spec, flags("--log-level", "debug"), env("TMPDIR="+temp, "GOTRACEBACK=crash"))
 	planted := plant(t, self, temp, mesh.logs)
-	roots := []string{temp, dir, mesh.State, mesh.logs}
+	roots := func() []string { return append([]string{temp, dir, mesh.State, mesh.logs}, memory()...) }
 
 	var search needles
 	search.anybodys()
 	files := 0
-	for _, root := range roots {
-		files += search.collect(t, root)
+	know := func() (files int) {
+		for _, root := range roots() {
+			files += search.collect(t, root)
+		}
+		if m.stored != nil {
+			m.stored(t, dir, &search)
+		}
+		return files
 	}
+	files = know()
 	m.traffic(t, mesh)
 	m.rotation(t, mesh)
-	for _, root := range roots {
-		search.collect(t, root)
-	}
+	m.traffic(t, mesh)
+	know()
 	if files < m.files {
-		t.Errorf("only %d files with a key were found below %v, want at least %d: the search knows too few keys", files, roots, m.files)
+		t.Errorf("only %d files with a key were found below %v, want at least %d: the search knows too few keys", files, roots(), m.files)
 	}
 	cores := abort(t, mesh)
 	places := append(watch.stop(), pagesOf(t, mesh)...)
-	for _, root := range roots {
+	for _, root := range roots() {
 		places = append(places, misplacedIn(t, &search, root)...)
 	}
 	places = append(append(places, cores...), planted.cores(t)...)
 	planted.judge(t, &search, places)
+	if err := mesh.stop(syscall.SIGINT); err != nil {
+		t.Error(err)
+	}
+	if left := memory(); len(left) > 0 {
+		t.Errorf("keys are left after the end of the mesh: %v", left)
+	}
 	t.Logf("%d places were searched for %d forms of %d and more keys", len(places), len(search.all), files)
+}
+
+// runDirs gives the directories on memory file systems that sidecars have made since.
+func runDirs(t *testing.T) func() []string {
+	t.Helper()
+	list := func() []string {
+		var all []string
+		for _, parent := range []string{os.Getenv("XDG_RUNTIME_DIR"), "/run", "/dev/shm"} {
+			found, _ := filepath.Glob(filepath.Join(parent, "countersign-*"))
+			all = append(all, found...)
+		}
+		return all
+	}
+	before := list()
+	return func() []string {
+		return slices.DeleteFunc(list(), func(dir string) bool { return slices.Contains(before, dir) })
+	}
 }
 
 // allowCores lets this process and what it starts write core dumps, as far as it may.

@@ -50,6 +50,9 @@ func (n *needles) text(what, secret string) { n.bytes(what, []byte(secret)) }
 
 // bytes looks for a secret as it is, in hex, and in base64 at any place of what was encoded.
 func (n *needles) bytes(what string, secret []byte) {
+	if len(secret) < 8 {
+		return // it would be found by chance
+	}
 	n.add(what, secret)
 	n.add(what+" in hex", []byte(hex.EncodeToString(secret)))
 	n.add(what+" in hex", []byte(strings.ToUpper(hex.EncodeToString(secret))))

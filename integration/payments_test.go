@@ -6,8 +6,10 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -289,10 +291,14 @@ func clientOf(t *testing.T, m *running, server string, certificate *tls.Certific
 func forgeAuthority(t *testing.T, m *running) string {
 	t.Helper()
 	state := filepath.Join(shortDir(t), "state")
+	server := filepath.Join(m.State, "server")
 	for _, part := range []string{"ca", "journal"} {
-		if err := os.CopyFS(filepath.Join(state, part), os.DirFS(filepath.Join(m.State, "server", part))); err != nil {
-			t.Fatal(err)
-		}
+		walk(t, filepath.Join(server, part), func(path string, data []byte, mode fs.FileMode) {
+			to := filepath.Join(state, strings.TrimPrefix(path, server))
+			if err := errors.Join(os.MkdirAll(filepath.Dir(to), 0o700), os.WriteFile(to, data, mode.Perm())); err != nil {
+				t.Fatal(err)
+			}
+		})
 	}
 	return state
 }
