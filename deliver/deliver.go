@@ -76,8 +76,10 @@ type Config struct {
 	// Changed is told that Status gives something else. It may be nil, and returns quickly.
 	Changed func()
 
-	// Interval is how often is looked for something new.
+	// Interval is how often the source is asked for something new.
 	Interval time.Duration
+	// Look is how often is looked at what the proxy serves; 0 is Interval, or every two seconds when that is longer.
+	Look time.Duration
 	// Patience is how long the proxy may need for one step: to test, to reload, to serve.
 	Patience time.Duration
 	// Retry is after how long something that the proxy did not take is tried again; it doubles each time, up to eight times.
@@ -105,6 +107,8 @@ type Watcher struct {
 	refused map[Made]refusal       // by what was wanted, without the serial
 	cred    *credential.Credential // what is in force, to show it to listeners that ask
 	alone   time.Time              // since when nobody serves what is in force; zero when somebody does
+	newer   error                  // why what the source has is not in force
+	asked   time.Time              // when the source was asked last
 
 	mu     sync.Mutex
 	status Status // guarded by mu
@@ -133,6 +137,9 @@ func New(cfg Config) (*Watcher, error) {
 		return nil, err
 	}
 	cfg.Output.Dir = dir
+	if cfg.Look == 0 {
+		cfg.Look = min(cfg.Interval, 2*time.Second)
+	}
 	w := &Watcher{
 		cfg: cfg, dir: dir,
 		wake: make(chan struct{}, 1), takes: make(chan take), ended: make(chan struct{}),
@@ -168,15 +175,16 @@ func (w *Watcher) Close() error { return w.unlock() }
 func (w *Watcher) Run(ctx context.Context) error {
 	defer close(w.ended)
 	defer w.unlock() //nolint:errcheck // nothing was written to it
-	ticker := time.NewTicker(w.cfg.Interval)
+	ticker := time.NewTicker(w.cfg.Look)
 	defer ticker.Stop()
 	for {
-		_ = w.round(ctx, w.plan) // it has said what is wrong
+		_ = w.round(ctx, w.plan, time.Since(w.asked) >= w.cfg.Interval) // it has said what is wrong
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
 		case <-w.wake:
+			w.asked = time.Time{}
 		case t := <-w.takes:
 			t.done <- w.takePlan(ctx, t.plan)
 		}
@@ -214,7 +222,7 @@ func (w *Watcher) takePlan(ctx context.Context, plan *mesh.Plan) error {
 		if err != nil {
 			return err
 		}
-		failed := w.round(ctx, plan)
+		failed := w.round(ctx, plan, false) // with the certificate in force: a newer one comes in its own time
 		have, err := w.have()
 		if err == nil && have.Configuration != Digest(text) {
 			err = failed

@@ -374,6 +374,36 @@ func TestOthers(t *testing.T) {
 	l.holds("v2", true)
 }
 
+// TestLook looks at the proxy without asking the source: what is in force stays, and why something newer is not is not
+// forgotten.
+func TestLook(t *testing.T) {
+	l := newLab(t)
+	l.round("")
+	l.put("v2")
+	ok(t, l.w.round(t.Context(), nil, false))
+	l.holds("v1", true)
+	l.proxy.test = func(string) error { return fmt.Errorf("%w: bad", reload.ErrRefused) }
+	l.round("version v2: the proxy refuses the new files: bad")
+	ok(t, l.w.round(t.Context(), nil, false))
+	if s := l.w.Status(); !strings.Contains(s.Problem, "version v2: the proxy refuses the new files: bad") {
+		t.Errorf("%+v", s)
+	}
+	l.proxy.down = true
+	if err := l.w.round(t.Context(), nil, false); !errors.Is(err, errUnserved) || !strings.Contains(l.w.Status().Problem, "version v1 is in force again; and nobody serves it") {
+		t.Errorf("%v; %+v", err, l.w.Status())
+	}
+	if len(l.w.Status().Listening) != 0 {
+		t.Error("nobody listens, and that is not known")
+	}
+	l.proxy.down, l.proxy.test = false, nil
+	l.put("v3")
+	l.round("")
+	l.holds("v3", true)
+	if s := l.w.Status(); s.Problems() != "" {
+		t.Errorf("%+v", s)
+	}
+}
+
 // TestRun runs, is woken, takes a Plan, and ends.
 func TestRun(t *testing.T) {
 	l := newLab(t, rendered)

@@ -33,7 +33,7 @@ func TestKilledChild(t *testing.T) {
 	syscall.Umask(0)
 	l := labIn(t, dir, os.Getenv("REFUSED"))
 	l.open()
-	_ = l.w.round(t.Context(), l.w.plan) // the parent looks at what came of it
+	_ = l.w.round(t.Context(), l.w.plan, true) // the parent looks at what came of it
 }
 
 // labIn is a lab in a directory that was made before. The proxy refuses one serial.
@@ -112,7 +112,7 @@ func killedAt(t *testing.T, binary string, step int, good bool) bool {
 
 	after := labIn(t, dir, refused)
 	after.open()
-	err = after.w.round(t.Context(), after.w.plan)
+	err = after.w.round(t.Context(), after.w.plan, true)
 	if good != (err == nil) {
 		t.Fatalf("step %d: %v", step, err)
 	}

@@ -22,9 +22,9 @@ const mostConfiguration = 16 << 20
 // errUnserved says that nobody serves what is in force, which nobody can be blamed for: the proxy is not there (yet).
 var errUnserved = errors.New("nobody serves it")
 
-// round looks once whether there is something new, and sees to it that it is served. Its error says why what is wanted with
-// the plan is not in force.
-func (w *Watcher) round(ctx context.Context, plan *mesh.Plan) error {
+// round sees to it that what is wanted is served: what the source has, when it is asked, and else what is in force, with the
+// plan. Its error says why it is not.
+func (w *Watcher) round(ctx context.Context, plan *mesh.Plan, ask bool) error {
 	d := credential.ReadDirectory(w.cfg.Output)
 	current, err := d.Current()
 	var have Made
@@ -35,12 +35,16 @@ func (w *Watcher) round(ctx context.Context, plan *mesh.Plan) error {
 		w.problem(ctx, &w.status.Problem, err, "the directory cannot be read")
 		return err
 	}
-	offer, err := w.cfg.Source.Offer(ctx)
-	if ctx.Err() != nil {
-		return ctx.Err()
+	var offer *Offer
+	if ask || current == 0 {
+		offer, err = w.cfg.Source.Offer(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		w.asked = time.Now()
+		w.problem(ctx, &w.status.SourceProblem, err, "the source cannot be read; what is in force stays")
 	}
-	w.problem(ctx, &w.status.SourceProblem, err, "the source cannot be read; what is in force stays")
-	if err != nil { // a new Plan can be served with what there is
+	if offer == nil {
 		if offer, err = ownOffer(d.Path(current), have); err != nil {
 			return errors.New("the source cannot be read, and nothing is in force")
 		}
@@ -50,8 +54,25 @@ func (w *Watcher) round(ctx context.Context, plan *mesh.Plan) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	w.problem(ctx, &w.status.Problem, err, "what is wanted is not served")
+	if ask {
+		w.newer = nil
+		if now, readErr := w.have(); err != nil && readErr == nil && !now.credential().same(offer.credential()) {
+			w.newer = err
+		}
+	}
+	w.problem(ctx, &w.status.Problem, both(err, w.newer, ask), "what is wanted is not served")
 	return err
+}
+
+// both joins what is wrong with what is in force, and why something newer is not, unless one says the other.
+func both(err, newer error, said bool) error {
+	switch {
+	case newer == nil || said:
+		return err
+	case err == nil:
+		return newer
+	}
+	return fmt.Errorf("%w; and %w", newer, err)
 }
 
 // follow brings what is in force to what is wanted.
@@ -85,13 +106,7 @@ func (w *Watcher) follow(ctx context.Context, plan *mesh.Plan, offer *Offer, v *
 		}
 		err = w.locked(v, func() error { return w.deliver(ctx, v) })
 	}
-	switch {
-	case cause == nil:
-		return err
-	case err == nil:
-		return cause
-	}
-	return fmt.Errorf("%w; and %w", cause, err)
+	return both(err, cause, false)
 }
 
 // locked does something while nobody else writes, unless somebody has meanwhile.

@@ -266,7 +266,7 @@ func (l *lab) put(version string) {
 // round is one, and its error has to hold a text, or to be none.
 func (l *lab) round(want string) {
 	l.t.Helper()
-	expect(l.t, l.w.round(l.t.Context(), l.w.plan), want)
+	expect(l.t, l.w.round(l.t.Context(), l.w.plan, true), want)
 }
 
 func expect(t *testing.T, err error, want string) {
