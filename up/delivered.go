@@ -65,6 +65,20 @@ func (r *run) firstRotation(ctx context.Context) error {
 	return r.once(ctx, "the first rotation", "rotate", r.ours("rotate", "once", "--no-deploy", "--socket", r.state.socket))
 }
 
+// startRotation starts what renews the certificates that come from stores, now that the mesh is there to
+// be told of them.
+func (r *run) startRotation() (err error) {
+	if len(r.stores()) == 0 || r.cfg.NoRotation {
+		return nil
+	}
+	r.rotation, err = r.child("the rotation", "rotation", 0, func() (*exec.Cmd, error) {
+		command := r.ours("rotate", "daemon")
+		command.Env = append(command.Env, EnvRun+"="+r.state.documentPath())
+		return command, nil
+	})
+	return err
+}
+
 // places are the directories of an instance whose certificate comes from a store.
 type places struct {
 	certificates string // whose link current leads to the files

@@ -98,9 +98,13 @@ func TestDelivered(t *testing.T) {
 			if diff := cmp.Diff([]string{"back-1 nginx store true", "back-2 nginx store true", "front-1 haproxy store true", "plain-1 builtin agent false"}, kinds); diff != "" {
 				t.Errorf("the document (-want +got):\n%s", diff)
 			}
+			eventually(t, "the rotation runs", func() bool { return len(f.events("rotation")) == 1 })
 			f.signals <- syscall.SIGINT
 			if status, err := wait(); status != 0 || err != nil {
 				t.Errorf("Run = %d, %v; want 0 after SIGINT", status, err)
+			}
+			if rotation := f.events("rotation"); !slices.Equal(rotation, []string{"of " + filepath.Join(doc.State, "run.json"), "ends"}) {
+				t.Errorf("the rotation: %q", rotation)
 			}
 			quit := f.events("quit")
 			if len(quit) != 3 || quit[0] != "front-1" || len(f.events("other")) != 0 || len(f.events("broken")) != 0 {
@@ -112,6 +116,21 @@ func TestDelivered(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestNoRotation: who wants to rotate himself is left alone.
+func TestNoRotation(t *testing.T) {
+	f, _ := newDelivered(t, "nginx", "haproxy")
+	f.config.NoRotation = true
+	wait := f.start()
+	f.document()
+	f.signals <- syscall.SIGINT
+	if _, err := wait(); err != nil {
+		t.Error(err)
+	}
+	if rotation := f.events("rotation"); len(rotation) != 0 {
+		t.Errorf("the rotation: %q", rotation)
 	}
 }
 
@@ -269,14 +288,15 @@ func restart(t *testing.T, socket, method, path, body string) (int, api.Error) {
 	return response.StatusCode, answer
 }
 
-// since are the lines of the journal after the first n.
+// since are the lines of the journal after the first n, without those of the rotation.
 func (f *fixture) since(n int) []string {
 	f.t.Helper()
 	data, err := os.ReadFile(f.journal)
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	return strings.Split(strings.TrimSpace(string(data)), "\n")[n:]
+	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+	return slices.DeleteFunc(lines, func(line string) bool { return strings.HasPrefix(line, "rotation") })[n:]
 }
 
 // TestRestart: an instance is drained, ended, started with what is current in the store, and ready.
@@ -408,5 +428,29 @@ func TestEnginesOnPath(t *testing.T) {
 	got := e.onPath([]string{"A=1", "PATH=/bin:/opt/bin", "B=2"})
 	if diff := cmp.Diff([]string{"A=1", "PATH=/bin:/opt/bin:/usr/sbin", "B=2"}, got); diff != "" {
 		t.Errorf("environment (-want +got):\n%s", diff)
+	}
+}
+
+// TestWatcherIsAway: a watcher that is away may have lost its own certificate, of which the status shows
+// nothing, and gets another join token. A sidecar that is away does not.
+func TestWatcherIsAway(t *testing.T) {
+	f, _ := newDelivered(t, "nginx", "haproxy")
+	f.start()
+	tokens := filepath.Join(f.document().State, "tokens")
+	number := func(instance string) (n int) {
+		data, err := os.ReadFile(filepath.Join(tokens, instance))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Sscanf(string(data), "token-%d\n", &n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	for _, instance := range []string{"back-1", "back-2", "front-1"} { // the fake server says that all are away
+		eventually(t, instance+" has another token", func() bool { return number(instance) > 4 })
+	}
+	if n := number("plain-1"); n > 4 {
+		t.Errorf("plain-1 has the token %d", n)
 	}
 }

@@ -45,6 +45,7 @@ func note(format string, args ...any) {
 func fakeMain(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	daemon := slices.Contains(args, "daemon")
 	flags := flag.NewFlagSet(args[0], flag.ContinueOnError)
 	values := map[string]*string{}
 	for _, name := range []string{"state", "mesh", "listen", "socket", "server", "ca-pin", "token-file", "instance", "admin", "drain-timeout", "address", "app-address"} {
@@ -59,8 +60,14 @@ func fakeMain(args []string) int {
 	flags.Bool("no-deploy", false, "")
 	flags.Bool("unsealed", false, "")
 	flags.Bool("fixed-topology", false, "")
-	if err := flags.Parse(slices.DeleteFunc(args[1:], func(arg string) bool { return arg == "once" })); err != nil {
+	if err := flags.Parse(slices.DeleteFunc(args[1:], func(arg string) bool { return arg == "once" || arg == "daemon" })); err != nil {
 		return 2
+	}
+	if args[0] == "rotate" && daemon {
+		note("rotation of %s", os.Getenv(EnvRun))
+		<-ctx.Done()
+		note("rotation ends")
+		return 0
 	}
 	value := func(name string) string { return *values[name] }
 	if args[0] == "rotate" || args[0] == "init" && !*watch {

@@ -48,7 +48,9 @@ type Config struct {
 	// StartTimeout bounds the start, and DrainTimeout how long each process may finish its work.
 	StartTimeout time.Duration
 	DrainTimeout time.Duration
-	Addresses    Addresses
+	// NoRotation leaves it to others to renew what comes from stores.
+	NoRotation bool
+	Addresses  Addresses
 	// Store makes a secret store with its identity file, or sees that the one which is there can be used.
 	Store func(mesh.Store) error
 	// CA makes an unsealed certificate authority for the trust domain in a directory, or sees that the
@@ -121,6 +123,9 @@ func (r *run) run(ctx context.Context) (status int, err error) {
 	if err := r.announce(); err != nil {
 		return 0, err
 	}
+	if err := r.startRotation(); err != nil {
+		return 0, err
+	}
 	watching, stopWatching := context.WithCancel(ctx)
 	var watch sync.WaitGroup
 	watch.Go(func() { r.watch(watching) })
@@ -150,6 +155,7 @@ type run struct {
 	all      []*instance
 	engines  engines
 	server   *child
+	rotation *child // nil unless certificates come from stores
 	control  *control
 	identity Server // how the server describes itself in the run document; the pid is not kept up
 	// listener takes words for `up` while the mesh runs; nil before.
@@ -254,8 +260,13 @@ func (r *run) end() error {
 	})
 	r.console.settle()
 	r.console.line("%s: stopping", r.cfg.Spec.Mesh)
-	r.listener.close()
 	grace := r.grace()
+	var words sync.WaitGroup // a rotation may be waiting for an answer
+	words.Go(r.listener.close)
+	if r.rotation != nil {
+		r.rotation.stop(grace, r.hurry)
+	}
+	words.Wait()
 	for _, group := range stopOrder(r.all) {
 		var stopping sync.WaitGroup
 		for _, i := range group {
@@ -285,11 +296,10 @@ func (r *run) closeLogs() {
 	for _, i := range r.all {
 		all = append(all, i.children()...)
 	}
-	if r.server != nil {
-		all = append(all, r.server)
-	}
-	for _, c := range all {
-		_ = c.log.Close() // what it holds was written
+	for _, c := range append(all, r.server, r.rotation) {
+		if c != nil {
+			_ = c.log.Close() // what it holds was written
+		}
 	}
 }
 

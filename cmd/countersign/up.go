@@ -29,6 +29,7 @@ type upCmd struct {
 	Output       string        `help:"What is written to standard output when the mesh is ready: ${enum}. JSON is one line, text a table." enum:"text,json" default:"text"`
 	StartTimeout time.Duration `help:"How long the mesh may take to become ready." default:"60s"`
 	DrainTimeout time.Duration `help:"How long each process may finish its work at the end; a second signal does not wait." default:"10s"`
+	NoRotation   bool          `help:"Do not run 'countersign rotate daemon' beside the mesh. Certificates that come from stores then expire unless somebody else rotates them."`
 	Addresses    string        `hidden:"" help:"How instances get addresses: ${enum}." enum:"auto,own,shared" default:"auto"`
 }
 
@@ -41,7 +42,7 @@ isolation.
 
 An instance whose proxy is NGINX or HAProxy (proxy.engine) is served by the one of this machine. Where its
 certificate comes from a store (delivery), the store and its identity file are made when they are not there,
-and so is its first certificate.
+and so is its first certificate; 'countersign rotate daemon' runs beside the mesh and renews it.
 
 Examples:
   countersign up mesh.yaml
@@ -86,7 +87,7 @@ func (c *upCmd) Run(p *process, cli *root, parsed *kong.Context) error {
 		Executable: executable, Flags: []string{"--log-format", cli.LogFormat, "--log-level", cli.LogLevel},
 		StateDir: c.State, LogDir: c.Logs,
 		Command: c.Command, JSON: c.Output == "json",
-		StartTimeout: c.StartTimeout, DrainTimeout: c.DrainTimeout, Addresses: up.Addresses(c.Addresses),
+		StartTimeout: c.StartTimeout, DrainTimeout: c.DrainTimeout, NoRotation: c.NoRotation, Addresses: up.Addresses(c.Addresses),
 		CA: unsealedCA, Store: func(store mesh.Store) error { return readyStore(p, store) }, Signals: signals,
 		Stdin: p.stdin, Stdout: p.stdout, Stderr: p.stderr,
 		Terminal: terminal, Colour: terminal && os.Getenv("NO_COLOR") == "",
