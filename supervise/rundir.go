@@ -50,6 +50,10 @@ func newRunDir(parent, prefix string, onDisk bool, log *slog.Logger) (*RunDir, e
 	if err != nil {
 		return nil, err
 	}
+	// As /proc shows the working directories of what is in it.
+	if parent, err = filepath.EvalSymlinks(parent); err != nil {
+		return nil, err
+	}
 	if err := checkParent(parent, onDisk); err != nil {
 		return nil, err
 	}

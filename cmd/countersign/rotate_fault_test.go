@@ -52,7 +52,7 @@ type rotateLab struct {
 
 func newRotateLab(t *testing.T) *rotateLab {
 	t.Helper()
-	l := &rotateLab{faultLab: newFaultLabOf(t, rotateSpec)}
+	l := &rotateLab{faultLab: newLab(t, rotateSpec)}
 	file, dir := filepath.Join(l.dir, "id.age"), filepath.Join(l.dir, "store")
 	if err := filestore.GenerateIdentity(file); err != nil {
 		t.Fatal(err)
