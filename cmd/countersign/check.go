@@ -22,11 +22,11 @@ const maxCheck = 10 * time.Minute
 
 type checkExpiryCmd struct {
 	Path       string           `arg:"" optional:"" help:"The specification: a file, or a directory whose files are merged. Default: the one that the server runs. Give it where the stores are to be looked at also while no server answers."`
-	Warn       expiry.Threshold `default:"20%,30d" placeholder:"LEFT" help:"What a leaf or a certificate file has left when it becomes a warning: a time (30d, 72h), a share of its life (20%%), or both, of which the shorter counts. Default: ${default}."`
-	Critical   expiry.Threshold `default:"10%,7d" placeholder:"LEFT" help:"What it has left when it becomes critical. Default: ${default}."`
-	CAWarn     expiry.Threshold `name:"ca-warn" default:"20%,180d" placeholder:"LEFT" help:"The same for a root or an issuing CA. Default: ${default}."`
-	CACritical expiry.Threshold `name:"ca-critical" default:"10%,60d" placeholder:"LEFT" help:"The same for a root or an issuing CA. Default: ${default}."`
-	Grace      expiry.Threshold `default:"10%,1d" placeholder:"TIME" help:"How late a rotation may be: a time, or a share of what is left between the day it is due and the expiry. Default: ${default}."`
+	Warn       expiry.Threshold `default:"20%,30d" help:"What a leaf or a certificate file has left when it becomes a warning: a time (30d, 72h), a share of its life (20%), or both, of which the shorter counts."`
+	Critical   expiry.Threshold `default:"10%,7d" help:"What it has left when it becomes critical."`
+	CAWarn     expiry.Threshold `name:"ca-warn" default:"20%,180d" help:"The same for a root or an issuing CA."`
+	CACritical expiry.Threshold `name:"ca-critical" default:"10%,60d" help:"The same for a root or an issuing CA."`
+	Grace      expiry.Threshold `default:"10%,1d" help:"How late a rotation may be: a time, or a share of what is left between the day it is due and the expiry."`
 	Stuck      time.Duration    `default:"15m" help:"For how long a rotation may be under way."`
 	FailOn     string           `enum:"warning,critical" default:"warning" help:"From which severity on the exit status is 1: ${enum}."`
 	Settle     time.Duration    `default:"20s" help:"For how long what disagrees is looked at again, because a rotation may be under way; 0s looks once."`

@@ -91,11 +91,15 @@ func (s *seen) askServer(ctx context.Context) error {
 	}
 	if s.spec == nil {
 		spec, err := runningSpec(ctx, s.admin)
-		if err != nil {
+		switch {
+		case errors.Is(err, api.ErrNoServer) || ctx.Err() != nil:
 			s.unreached(err, all)
 			return ctx.Err()
+		case err != nil:
+			s.unreached(err, "what the specification declares, and with it stores, endpoints and files")
+		default:
+			s.spec = spec
 		}
-		s.spec = spec
 	}
 	authority, err := s.admin.CA(ctx)
 	if err != nil {
@@ -133,6 +137,7 @@ func (s *seen) askServer(ctx context.Context) error {
 // authority reads what the server says of the CA: all hierarchies, of which several may have one root.
 func (s *seen) authority(answer *api.CAResponse) error {
 	s.facts.Authority = &expiry.Authority{}
+	s.trustDomain = answer.TrustDomain
 	hierarchies := answer.Roots
 	if len(hierarchies) == 0 { // a server that knew only one
 		hierarchies = []api.Hierarchy{{State: expiry.Active, Root: answer.Root, Issuer: answer.Issuer}}

@@ -1,0 +1,636 @@
+package main
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"countersign.dev/api"
+	"countersign.dev/expiry"
+	"countersign.dev/id"
+	"countersign.dev/mesh"
+	"countersign.dev/mtls"
+	"countersign.dev/secret"
+	"countersign.dev/secret/filestore"
+)
+
+const checkSpec = `mesh: m
+certificates: {ttl: 168h, renewAfter: 120h}
+stores:
+  main: {type: file, dir: store, identityFile: id.age}
+services:
+  api:
+    ports: [{port: 9443, app: 9080, protocol: http}]
+    proxy: {engine: nginx}
+    delivery: {type: store, store: main, secret: "{mesh}/{service}"}
+gateways:
+  edge:
+    listen: [{port: 443, protocol: http, certificate: {cert: site.pem, key: site-key.pem}}]
+    routes: [{match: {prefix: /}, to: [{service: api}]}]
+`
+
+// checkLab is a CA of our own, a real store, an endpoint for each workload, and a server that answers what a test wants.
+type checkLab struct {
+	dir, spec    string
+	root, issuer *x509.Certificate
+	keys         map[*x509.Certificate]crypto.Signer
+	store        *filestore.Store
+	answers      map[string]any
+	socket       string
+	serials      int64
+	now          time.Time
+}
+
+func newCheckLab(t *testing.T) *checkLab {
+	t.Helper()
+	l := &checkLab{dir: t.TempDir(), keys: make(map[*x509.Certificate]crypto.Signer), now: time.Now().Truncate(time.Second), serials: 0x10}
+	l.spec = filepath.Join(l.dir, "mesh.yaml")
+	l.write(t, "mesh.yaml", checkSpec)
+	const year = 365 * 24 * time.Hour
+	l.root = l.certify(t, nil, &x509.Certificate{Subject: pkix.Name{CommonName: "m root"}, IsCA: true, NotAfter: l.now.Add(10 * year)})
+	l.issuer = l.certify(t, l.root, &x509.Certificate{Subject: pkix.Name{CommonName: "m issuer"}, IsCA: true, NotAfter: l.now.Add(3 * year)})
+	if err := filestore.GenerateIdentity(filepath.Join(l.dir, "id.age")); err != nil {
+		t.Fatal(err)
+	}
+	identity, err := filestore.LoadIdentity(filepath.Join(l.dir, "id.age"))
+	if err == nil {
+		l.store, err = filestore.Create(filepath.Join(l.dir, "store"), identity)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	api1, edge, site := l.leaf(t, id.Service, "api", 24*time.Hour), l.leaf(t, id.Gateway, "edge", 24*time.Hour), l.site(t, 10*24*time.Hour)
+	l.put(t, "m/api", "v1", l.object(t, api1, l.keys[api1], l.root))
+	l.write(t, "site.pem", string(pemOf(site)))
+	documents, err := mesh.ReadDocuments(l.spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.answers = map[string]any{
+		api.PathMesh: &api.MeshResponse{Revision: 1, Documents: documents},
+		api.PathCA:   &api.CAResponse{TrustDomain: "m.internal", Root: string(pemOf(l.root)), Issuer: string(pemOf(l.issuer))},
+		api.PathCRL:  l.lists(t),
+		api.PathCertificates: []api.CertificateRecord{
+			l.record(t, api1, ""), l.record(t, edge, "edge-1"), l.record(t, l.leaf(t, id.Server, "countersign", 0), ""),
+		},
+		api.PathStatus: []api.Status{
+			{Workload: "api", Instance: "api-1", Serial: mtls.Serial(api1), NotAfter: api1.NotAfter, Connected: true},
+			{Workload: "edge", Instance: "edge-1", Serial: mtls.Serial(edge), NotAfter: edge.NotAfter, Connected: true},
+		},
+		api.PathEndpoints: []api.Instance{
+			{Workload: "api", Instance: "api-1", Inbound: []api.Listening{{Port: 9443, Address: l.serve(t, api1)}}},
+			{Workload: "edge", Instance: "edge-1", Inbound: []api.Listening{{Port: 443, Address: l.serve(t, site)}}},
+		},
+	}
+	l.listen(t)
+	return l
+}
+
+func (l *checkLab) write(t *testing.T, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(l.dir, name), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// certify makes a certificate with a key of its own, by a parent or by itself.
+func (l *checkLab) certify(t *testing.T, parent, template *x509.Certificate) *x509.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.serials++
+	template.SerialNumber = big.NewInt(l.serials)
+	template.BasicConstraintsValid = true
+	template.KeyUsage = x509.KeyUsageDigitalSignature
+	if template.IsCA {
+		template.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageCRLSign
+	}
+	if template.NotBefore.IsZero() {
+		template.NotBefore = l.now.Add(-time.Hour)
+	}
+	signer := crypto.Signer(key)
+	if parent == nil {
+		parent = template
+	} else {
+		signer = l.keys[parent]
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.keys[cert] = key
+	return cert
+}
+
+// leaf makes a leaf of a workload that lives for a week and is of that age.
+func (l *checkLab) leaf(t *testing.T, kind id.Kind, name string, age time.Duration) *x509.Certificate {
+	t.Helper()
+	identity, err := id.New("m.internal", kind, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		Subject: pkix.Name{CommonName: name}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		NotBefore: l.now.Add(-age - 5*time.Minute), NotAfter: l.now.Add(168*time.Hour - age), DNSNames: []string{name},
+	}
+	template.URIs = append(template.URIs, identity.URL())
+	return l.certify(t, l.issuer, template)
+}
+
+// site is a certificate of another CA, for the outside, that lives for 398 days.
+func (l *checkLab) site(t *testing.T, age time.Duration) *x509.Certificate {
+	t.Helper()
+	return l.certify(t, nil, &x509.Certificate{
+		Subject: pkix.Name{CommonName: "www.example.com"}, DNSNames: []string{"www.example.com"},
+		NotBefore: l.now.Add(-age), NotAfter: l.now.Add(398*24*time.Hour - age),
+	})
+}
+
+func pemOf(certs ...*x509.Certificate) []byte {
+	var text []byte
+	for _, cert := range certs {
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})...)
+	}
+	return text
+}
+
+// object is a credential in the layout json.
+func (l *checkLab) object(t *testing.T, leaf *x509.Certificate, key crypto.Signer, root *x509.Certificate) string {
+	t.Helper()
+	keyText, err := mtls.MarshalKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(map[string]string{"cert_pem": string(pemOf(leaf, l.issuer)), "key_pem": string(keyText), "ca_bundle": string(pemOf(root))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// put makes a version current.
+func (l *checkLab) put(t *testing.T, name, version, value string) {
+	t.Helper()
+	_, err := l.store.Stage(t.Context(), name, version, []byte(value))
+	if err == nil {
+		err = l.store.Promote(t.Context(), name, version)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (l *checkLab) record(t *testing.T, leaf *x509.Certificate, instance string) api.CertificateRecord {
+	t.Helper()
+	identity, err := id.FromCertificate(leaf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return api.CertificateRecord{Serial: mtls.Serial(leaf), Identity: identity, NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter, Instance: instance}
+}
+
+// lists are the revocation lists of both CAs, with the revoked on the issuing CA's.
+func (l *checkLab) lists(t *testing.T, revoked ...*x509.Certificate) []byte {
+	t.Helper()
+	var text []byte
+	for _, ca := range []*x509.Certificate{l.issuer, l.root} {
+		list := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: l.now.Add(-time.Hour), NextUpdate: l.now.Add(23 * time.Hour)}
+		for _, cert := range revoked {
+			list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: cert.SerialNumber, RevocationTime: l.now.Add(-time.Minute)})
+		}
+		revoked = nil
+		der, err := x509.CreateRevocationList(rand.Reader, list, ca, l.keys[ca])
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})...)
+	}
+	return text
+}
+
+// serve presents a certificate, and gives the address.
+func (l *checkLab) serve(t *testing.T, leaf *x509.Certificate) string {
+	t.Helper()
+	pair := tls.Certificate{Certificate: [][]byte{leaf.Raw, l.issuer.Raw}, PrivateKey: l.keys[leaf]}
+	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			_ = conn.(*tls.Conn).Handshake() // whoever looks may go as soon as he has seen the certificate
+			conn.Close()
+		}
+	}()
+	t.Cleanup(func() { listener.Close(); <-done })
+	return listener.Addr().String()
+}
+
+// listen answers on a socket: JSON, bytes as they are, or a refusal.
+func (l *checkLab) listen(t *testing.T) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "cs") // a socket's path has to be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.socket = filepath.Join(dir, "s")
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "unix", l.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answer, ok := l.answers[r.URL.Path]
+		if raw, is := answer.([]byte); is {
+			_, _ = w.Write(raw) // the client has gone
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		if _, refused := answer.(*api.Error); refused || !ok {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+		_ = json.NewEncoder(w).Encode(answer)
+	})}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = server.Serve(listener) }() // it ends by Close
+	t.Cleanup(func() { server.Close(); <-done; os.RemoveAll(dir) })
+}
+
+// check runs the command in this process.
+func (l *checkLab) check(t *testing.T, args ...string) (int, checkedExpiry) {
+	t.Helper()
+	t.Setenv("COUNTERSIGN_RUN", "")
+	status, stdout, stderr := command(t, append([]string{"check", "expiry", "--settle", "0s", "--output", "json"}, args...)...)
+	var checked checkedExpiry
+	if err := json.Unmarshal([]byte(stdout), &checked); err != nil {
+		t.Fatalf("status %d: %v\n%s\n%s", status, err, stdout, stderr)
+	}
+	if strings.Contains(stdout+stderr, "PRIVATE KEY") {
+		t.Errorf("a private key is printed:\n%s\n%s", stdout, stderr)
+	}
+	return status, checked
+}
+
+// cannot is an answer of a server that cannot.
+func cannot() *api.Error {
+	return &api.Error{Code: api.CodeInternal, Message: "the database is locked"}
+}
+
+// TestCheckExpiry asserts what is found when something is wrong with one of the sources: these findings, no others.
+func TestCheckExpiry(t *testing.T) {
+	for name, test := range map[string]struct {
+		change func(t *testing.T, l *checkLab)
+		want   []string
+		says   string
+	}{
+		"all is well":                  {func(*testing.T, *checkLab) {}, nil, ""},
+		"the store's identity is gone": {func(t *testing.T, l *checkLab) { remove(t, l, "id.age") }, []string{"store_unreadable store:DIR/store"}, "not checked: the secrets of api"},
+		"the store is gone":            {func(t *testing.T, l *checkLab) { remove(t, l, "store") }, []string{"store_unreadable store:DIR/store"}, ""},
+		"another identity": {func(t *testing.T, l *checkLab) {
+			remove(t, l, "id.age")
+			if err := filestore.GenerateIdentity(filepath.Join(l.dir, "id.age")); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{"store_unreadable store:DIR/store"}, ""},
+		"no secret": {func(t *testing.T, l *checkLab) {
+			l.put(t, "m/other", "v1", "x")
+			remove(t, l, "store/secrets/m,api")
+		}, []string{"secret_missing store:main m/api"}, ""},
+		"a damaged secret": {func(t *testing.T, l *checkLab) {
+			l.write(t, "store/secrets/m,api/v-v1.age", "not age")
+		}, []string{"secret_unreadable store:main m/api"}, "it is damaged"},
+		"no JSON": {func(t *testing.T, l *checkLab) { l.put(t, "m/api", "v2", "hello") }, []string{"secret_unreadable store:main m/api"}, "not an object"},
+		"a placeholder": {func(t *testing.T, l *checkLab) {
+			l.put(t, "m/api", "v2", `{"cert_pem": "PLACEHOLDER", "key_pem": "PLACEHOLDER", "ca_bundle": "PLACEHOLDER"}`)
+		}, []string{"secret_unfit store:main m/api", "secret_unreadable store:main m/api"}, "PLACEHOLDER"},
+		"another's key": {func(t *testing.T, l *checkLab) {
+			leaf := l.leaf(t, id.Service, "api", 23*time.Hour)
+			l.issued(t, leaf, "")
+			l.put(t, "m/api", "v2", l.object(t, leaf, l.keys[l.root], l.root))
+		}, []string{"secret_unfit store:main m/api", "store_ahead_of_endpoint HOST"}, ""},
+		"the bundle has another root": {func(t *testing.T, l *checkLab) {
+			leaf, other := l.leaf(t, id.Service, "api", 23*time.Hour), l.site(t, 0)
+			l.issued(t, leaf, "")
+			l.put(t, "m/api", "v2", l.object(t, leaf, l.keys[leaf], other))
+		}, []string{"bundle_stale store:main m/api", "bundle_stale store:main m/api", "secret_unfit store:main m/api", "store_ahead_of_endpoint HOST"}, ""},
+		"a bundle of its own that is not there": {func(t *testing.T, l *checkLab) {
+			l.respecify(t, `secret: "{mesh}/{service}"`, `secret: "{mesh}/{service}", bundle: "{mesh}/bundle"`)
+		}, []string{"secret_unfit store:main m/api", "secret_unreadable store:main m/bundle"}, ""},
+		"the rotation's record is damaged": {func(t *testing.T, l *checkLab) { l.put(t, "m/api.rotation", "v1", "hello") }, []string{"rotation_unreadable store:main m/api"}, ""},
+		"the rotation's record": {func(t *testing.T, l *checkLab) {
+			l.put(t, "m/api.rotation", "v1", `{"format": 1, "failures": 2, "failuresTotal": 7, "lastError": "no CA", "lastErrorStep": "issue", "lastSuccess": "2026-01-01T00:00:00Z"}`)
+		}, []string{"rotation_failing store:main m/api"}, "failed 2 times since the last success at 2026-01-01T00:00:00Z"},
+		"nobody listens": {func(t *testing.T, l *checkLab) {
+			l.answers[api.PathEndpoints].([]api.Instance)[0].Inbound[0].Address = "127.0.0.1:1"
+		}, []string{"endpoint_unreachable 127.0.0.1:1"}, "connection refused"},
+		"a listener is not reported": {func(t *testing.T, l *checkLab) {
+			l.answers[api.PathEndpoints].([]api.Instance)[0].Inbound[0].Port = 9444
+		}, []string{"endpoint_unreachable"}, "reports no listener"},
+		"an instance that left": {func(t *testing.T, l *checkLab) {
+			l.answers[api.PathEndpoints] = l.answers[api.PathEndpoints].([]api.Instance)[1:]
+			l.answers[api.PathStatus].([]api.Status)[0].Connected = false
+		}, []string{"instance_lost"}, ""},
+		"a workload without an instance": {func(t *testing.T, l *checkLab) {
+			l.answers[api.PathEndpoints] = l.answers[api.PathEndpoints].([]api.Instance)[1:]
+			l.answers[api.PathStatus].([]api.Status)[0] = api.Status{Workload: "api", Error: "no instance has connected"}
+		}, []string{"no_instance"}, ""},
+		"the file is not there": {func(t *testing.T, l *checkLab) { remove(t, l, "site.pem") }, []string{"file_unreadable DIR/site.pem"}, "no such file"},
+		"the file is none":      {func(t *testing.T, l *checkLab) { l.write(t, "site.pem", "hello") }, []string{"file_unreadable DIR/site.pem"}, ""},
+		"the file is newer": {
+			func(t *testing.T, l *checkLab) { l.write(t, "site.pem", string(pemOf(l.site(t, 0)))) },
+			[]string{"file_ahead_of_endpoint HOST"},
+			"",
+		},
+		"the books are not to be had": {
+			func(t *testing.T, l *checkLab) { l.answers[api.PathCertificates] = cannot() },
+			[]string{"server_unreachable SOCKET"},
+			"the database is locked; not checked: what the CA has issued",
+		},
+		"the instances are not to be had": {
+			func(t *testing.T, l *checkLab) { l.answers[api.PathStatus] = cannot() },
+			[]string{"server_unreachable SOCKET"},
+			"not checked: who runs and where",
+		},
+		"the endpoints are not to be had": {
+			func(t *testing.T, l *checkLab) { l.answers[api.PathEndpoints] = cannot() },
+			[]string{"server_unreachable SOCKET"},
+			"not checked: who runs and where",
+		},
+		"the CA is not to be had": {
+			func(t *testing.T, l *checkLab) { l.answers[api.PathCA] = cannot() },
+			[]string{"server_unreachable SOCKET"},
+			"roots and issuing CA",
+		},
+		"the specification is not to be had": {
+			func(t *testing.T, l *checkLab) { l.answers[api.PathMesh] = cannot() },
+			[]string{"server_unreachable SOCKET"},
+			"and with it stores, endpoints and files",
+		},
+		"the lists are not to be had": {func(t *testing.T, l *checkLab) { l.answers[api.PathCRL] = cannot() }, []string{"crl_stale ca"}, ""},
+		"the lists are none":          {func(t *testing.T, l *checkLab) { l.answers[api.PathCRL] = []byte("hello") }, []string{"crl_stale ca"}, "holds none"},
+		"the lists are certificates":  {func(t *testing.T, l *checkLab) { l.answers[api.PathCRL] = pemOf(l.root) }, []string{"crl_stale ca"}, "no revocation list"},
+		"on the list": {func(t *testing.T, l *checkLab) {
+			leaf := l.leaf(t, id.Service, "api", 23*time.Hour)
+			l.issued(t, leaf, "")
+			l.put(t, "m/api", "v2", l.object(t, leaf, l.keys[leaf], l.root))
+			l.answers[api.PathEndpoints].([]api.Instance)[0].Inbound[0].Address = l.serve(t, leaf)
+			l.answers[api.PathStatus].([]api.Status)[0].Serial = mtls.Serial(leaf)
+			l.answers[api.PathCRL] = l.lists(t, leaf)
+		}, []string{"revoked store:main m/api"}, "was revoked at"},
+		"the CA is in two minds": {func(t *testing.T, l *checkLab) {
+			next := l.certify(t, nil, &x509.Certificate{Subject: pkix.Name{CommonName: "m root 2"}, IsCA: true, NotAfter: l.now.Add(100000 * time.Hour)})
+			answer := l.answers[api.PathCA].(*api.CAResponse)
+			answer.Roots = []api.Hierarchy{
+				{State: expiry.Active, Root: answer.Root, Issuer: answer.Issuer},
+				{State: expiry.Next, Root: string(pemOf(next)), Issuer: string(pemOf(next))},
+				{State: expiry.Retiring, Root: answer.Root, Issuer: string(pemOf(l.issuer))},
+			}
+			l.answers[api.PathStatus] = append(l.answers[api.PathStatus].([]api.Status), api.Status{Workload: "(CA)", Error: "the change of the root waits"})
+		}, []string{"bundle_stale store:main m/api", "ca_problem ca"}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newCheckLab(t)
+			test.change(t, l)
+			status, checked := l.check(t, "--socket", l.socket)
+			var got []string
+			said := ""
+			for _, f := range checked.Findings {
+				place := strings.NewReplacer(l.dir, "DIR", l.socket, "SOCKET").Replace(f.Place)
+				if strings.HasPrefix(place, "127.0.0.1:") && place != "127.0.0.1:1" {
+					place = "HOST"
+				}
+				got = append(got, strings.TrimSpace(string(f.Code)+" "+place))
+				said += f.Message + "\n"
+			}
+			slices.Sort(got)
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Errorf("findings (-want +got):\n%s\n%s", diff, said)
+			}
+			if !strings.Contains(said, test.says) {
+				t.Errorf("nothing says %q:\n%s", test.says, said)
+			}
+			if (status == exitOK) != (len(got) == 0) {
+				t.Errorf("the exit status is %d", status)
+			}
+		})
+	}
+}
+
+// remove removes a file or a directory of the lab.
+func remove(t *testing.T, l *checkLab, name string) {
+	t.Helper()
+	path := filepath.Join(l.dir, name)
+	if _, err := os.Stat(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// issued puts a certificate into the books.
+func (l *checkLab) issued(t *testing.T, leaf *x509.Certificate, instance string) {
+	t.Helper()
+	l.answers[api.PathCertificates] = append(l.answers[api.PathCertificates].([]api.CertificateRecord), l.record(t, leaf, instance))
+}
+
+// respecify changes the specification that the server runs.
+func (l *checkLab) respecify(t *testing.T, from, to string) {
+	t.Helper()
+	text := strings.Replace(checkSpec, from, to, 1)
+	if text == checkSpec {
+		t.Fatalf("%q is not in the specification", from)
+	}
+	l.write(t, "mesh.yaml", text)
+	documents, err := mesh.ReadDocuments(l.spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.answers[api.PathMesh] = &api.MeshResponse{Revision: 2, Documents: documents}
+}
+
+// TestCheckWithoutServer asserts that stores and files are looked at while no server answers, or none is named.
+func TestCheckWithoutServer(t *testing.T) {
+	l := newCheckLab(t)
+	old := l.leaf(t, id.Service, "api", 167*time.Hour)
+	l.put(t, "m/api", "v2", l.object(t, old, l.keys[old], l.root))
+	for _, args := range [][]string{{l.spec}, {l.spec, "--socket", filepath.Join(l.dir, "nobody")}} {
+		status, checked := l.check(t, args...)
+		var got []string
+		for _, f := range checked.Findings {
+			got = append(got, string(f.Code))
+		}
+		want := []string{"server_unreachable", "expiring", "rotation_overdue"}
+		if status != exitFailure || !slices.Equal(got, want) {
+			t.Errorf("%v: status %d, findings %v, want %v", args, status, got, want)
+		}
+		if !slices.ContainsFunc(checked.Items, func(i expiry.Item) bool { return i.Kind == expiry.KindFile && i.State == expiry.StateOK }) {
+			t.Errorf("%v: the gateway's file is not looked at: %+v", args, checked.Items)
+		}
+	}
+}
+
+// TestCheckTimeout asserts that a check that is not done in time says so, and does not say that all is well.
+func TestCheckTimeout(t *testing.T) {
+	l := newCheckLab(t)
+	t.Setenv("COUNTERSIGN_RUN", "")
+	status, stdout, stderr := command(t, "check", "expiry", "--socket", l.socket, "--timeout", "1ns")
+	if status != exitFailure || stdout != "" || !strings.Contains(stderr, "was not done after 1ns; give it more time with --timeout") {
+		t.Errorf("status %d\n%s\n%s", status, stdout, stderr)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	w := &expiryWatch{noServer: errors.New("none")}
+	if _, err := w.look(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("of a check that was ended: %v", err)
+	}
+}
+
+// TestCheckTable asserts that columns stand below one another, with colours and without, and that what comes from
+// elsewhere cannot command the terminal.
+func TestCheckTable(t *testing.T) {
+	now := time.Date(2027, 3, 14, 12, 0, 0, 0, time.UTC)
+	checked := checkedExpiry{Checked: now, Report: expiry.Report{Worst: expiry.Critical, Items: []expiry.Item{
+		{Kind: expiry.KindStored, Workload: "a-long-name", Place: "store:main m/a", Serial: "0123456789abcdef", NotAfter: now.Add(-time.Hour), Due: now.Add(-2 * time.Hour), State: expiry.StateExpired, Severity: expiry.Critical},
+		{Kind: expiry.KindServed, Workload: "b", Instance: "b\x1b[2J-1", Place: "10.0.0.2:9080", State: expiry.StateUnknown, Severity: expiry.Warning},
+		{Kind: expiry.KindRoot, Place: "ca", Serial: "01", NotAfter: now.Add(400 * 24 * time.Hour), State: expiry.StateOK, Severity: expiry.OK},
+	}, Findings: []expiry.Finding{{Code: expiry.CodeExpired, Severity: expiry.Critical, Workload: "a", Place: "p", Message: "it\nhas \x1b]0;expired", Action: "mend it"}}}}
+	const want = `ENDS IN   STATE    WHAT    WORKLOAD     INSTANCE  SERIAL        DUE       WHERE
+1h0m ago  expired  stored  a-long-name  -         0123456789ab  2h0m ago  store:main m/a
+-         unknown  served  b            b?[2J-1   -             -         10.0.0.2:9080
+400d0h    ok       root    -            -         01            -         ca
+
+CRITICAL expired  a  p
+    it has ?]0;expired
+    -> mend it
+`
+	var plain, coloured strings.Builder
+	for _, out := range []struct {
+		to    *strings.Builder
+		paint func(expiry.Severity, string) string
+	}{{&plain, painter(false)}, {&coloured, painter(true)}} {
+		writeExpiryItems(out.to, checked, out.paint)
+		writeExpiryFinding(out.to, checked.Findings[0], out.paint)
+	}
+	if diff := cmp.Diff(want, plain.String()); diff != "" {
+		t.Errorf("the table (-want +got):\n%s", diff)
+	}
+	bare := strings.NewReplacer("\x1b[31m", "", "\x1b[33m", "", "\x1b[0m", "").Replace(coloured.String())
+	if bare != plain.String() || coloured.String() == plain.String() || !strings.Contains(coloured.String(), "\x1b[31mCRITICAL\x1b[0m") {
+		t.Errorf("with colours:\n%q", coloured.String())
+	}
+}
+
+// TestCheckMetrics asserts the file for Prometheus, character by character.
+func TestCheckMetrics(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "countersign.prom")
+	now := time.Unix(1800000000, 0)
+	checked := checkedExpiry{Checked: now, Report: expiry.Report{
+		Items: []expiry.Item{
+			{Kind: expiry.KindServed, Workload: "a", Instance: "a-1", Place: `x"\` + "\ny", NotAfter: now.Add(time.Minute), SecondsLeft: 60},
+			{Kind: expiry.KindServed, Workload: "a", Instance: "a-2", State: expiry.StateUnknown},
+			{Kind: expiry.KindRoot, Place: "ca", Serial: "01", NotAfter: now.Add(-time.Second), SecondsLeft: -1},
+			{Kind: expiry.KindRoot, Place: "ca", Serial: "02", NotAfter: now.Add(time.Second), SecondsLeft: 1},
+		},
+		Findings: []expiry.Finding{
+			{Code: expiry.CodeExpired, Severity: expiry.Critical},
+			{Code: expiry.CodeExpired, Severity: expiry.Critical},
+			{Code: expiry.CodeExpiring, Severity: expiry.Warning, Workload: "a"},
+		},
+	}}
+	if err := writeExpiryMetrics(path, checked); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `# HELP countersign_expiry_seconds Seconds until the end of a certificate or a revocation list; below 0 when it has ended.
+# TYPE countersign_expiry_seconds gauge
+countersign_expiry_seconds{kind="served",workload="a",instance="a-1",place="x\"\\\ny"} 60
+countersign_expiry_seconds{kind="root",workload="",instance="",place="ca",serial="01"} -1
+countersign_expiry_seconds{kind="root",workload="",instance="",place="ca",serial="02"} 1
+# HELP countersign_expiry_findings Findings of the last check, by their code.
+# TYPE countersign_expiry_findings gauge
+countersign_expiry_findings{code="expired",severity="critical",workload=""} 2
+countersign_expiry_findings{code="expiring",severity="warning",workload="a"} 1
+# HELP countersign_expiry_check_timestamp_seconds When the check was made: alarm when it is old.
+# TYPE countersign_expiry_check_timestamp_seconds gauge
+countersign_expiry_check_timestamp_seconds 1800000000
+`
+	if diff := cmp.Diff(want, string(got)); diff != "" {
+		t.Errorf("metrics (-want +got):\n%s", diff)
+	}
+	if err := writeExpiryMetrics(filepath.Join(path, "below"), checked); err == nil {
+		t.Error("a path below a file could be written to")
+	}
+}
+
+// TestCheckVersion asserts that versions that are not in use are read by their certificate alone.
+func TestCheckVersion(t *testing.T) {
+	l := newCheckLab(t)
+	leaf := l.leaf(t, id.Service, "api", 0)
+	if _, err := l.store.Stage(t.Context(), "m/api", "v2", []byte(l.object(t, leaf, l.keys[leaf], l.root))); err != nil {
+		t.Fatal(err)
+	}
+	spec, err := mesh.Load(l.spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan, err := spec.Compile("api")
+	if err != nil {
+		t.Fatal(err)
+	}
+	shape, err := plan.Delivery.Shape()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &seen{facts: expiry.Facts{Now: l.now}}
+	pending := s.version(t.Context(), l.store, shape, plan, secret.Pending)
+	if pending == nil || pending.ID != "v2" || pending.Serial != mtls.Serial(leaf) {
+		t.Errorf("pending is %+v", pending)
+	}
+	if previous := s.version(t.Context(), l.store, shape, plan, secret.Previous); previous != nil {
+		t.Errorf("previous is %+v", previous)
+	}
+	if at := written(t.Context(), l.store, "m/api", "v2"); at.IsZero() {
+		t.Error("it is not known when the version was written")
+	}
+	if at := written(t.Context(), l.store, "m/api", "v9"); !at.IsZero() {
+		t.Errorf("a version that is not there was written at %s", at)
+	}
+	if fmt.Sprint(written(t.Context(), l.store, "m/none", "v1")) != fmt.Sprint(time.Time{}) {
+		t.Error("a secret that is not there was written")
+	}
+}
