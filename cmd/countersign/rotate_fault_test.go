@@ -346,12 +346,6 @@ func TestRotationIsObserved(t *testing.T) {
 	}
 }
 
-func asExit(err error, into **exec.ExitError) bool {
-	exit, ok := err.(*exec.ExitError) //nolint:errorlint // as Wait documents it
-	*into = exit
-	return ok
-}
-
 // TestRotationDaemon lets a daemon make the first versions, reads its metrics, and ends it: when it has nothing to do, and
 // in the middle of a rotation.
 func TestRotationDaemon(t *testing.T) {
