@@ -23,7 +23,7 @@ func (s *Supervisor) DrainListeners(ctx context.Context) error {
 	defer s.unlock()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(s.work, cancel)()
+	defer context.AfterFunc(s.work, cancel)() //nolint:contextcheck // it ends with either of the two
 	return s.drainInbound(ctx)
 }
 
@@ -69,7 +69,7 @@ func (s *Supervisor) Shutdown(ctx context.Context) (err error) {
 	s.closed = true
 	s.mu.Unlock()
 	s.halt() // whoever holds change gives it back soon
-	defer func() { err = errors.Join(err, s.Close()) }()
+	defer func() { err = errors.Join(err, s.Close()) }() //nolint:contextcheck // it ends at once, whatever the context
 	if err := s.lock(ctx); err != nil {
 		return cut(err)
 	}
@@ -91,7 +91,7 @@ func (s *Supervisor) finish(ctx context.Context) error {
 		return nil
 	}
 	if err := s.drainInbound(ctx); err != nil && ctx.Err() == nil {
-		s.log.Warn("cannot drain inbound first; everything is drained at once", "error", err)
+		s.log.WarnContext(ctx, "cannot drain inbound first; everything is drained at once", "error", err)
 	}
 	for ctx.Err() == nil && !running.isGone() {
 		left, err := s.cfg.Binary.Engine.leaving(ctx, running)

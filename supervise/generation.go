@@ -100,7 +100,7 @@ func (s *Supervisor) try(ctx context.Context, p *process, next *generation) (*si
 	if ctx.Err() != nil || p.isGone() || good == nil {
 		return nil, err
 	}
-	s.log.Warn("the program does not serve what it was given; going back to what was good", "generation", next.name, "goodGeneration", good.name, "error", err)
+	s.log.WarnContext(ctx, "the program does not serve what it was given; going back to what was good", "generation", next.name, "goodGeneration", good.name, "error", err)
 	if backErr := s.tell(ctx, p, good); backErr != nil {
 		return nil, errors.Join(err, backErr)
 	}
@@ -190,7 +190,7 @@ func (s *Supervisor) prepare(ctx context.Context, run string, g *generation) err
 		return err
 	}
 	for _, note := range config.Notes {
-		s.log.Debug("remark on the configuration", "note", note)
+		s.log.DebugContext(ctx, "remark on the configuration", "note", note)
 	}
 	return nil
 }

@@ -75,7 +75,9 @@ func ask(ctx context.Context, socket, command string) (string, error) {
 	}
 	// The master's socket stays open for more until it hears that there is none.
 	if half, ok := conn.(*net.UnixConn); ok {
-		half.CloseWrite()
+		if err := half.CloseWrite(); err != nil {
+			return "", err
+		}
 	}
 	text, err := io.ReadAll(io.LimitReader(conn, mostSaid))
 	return string(text), err

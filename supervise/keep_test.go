@@ -276,7 +276,7 @@ func TestRunDir(t *testing.T) {
 	if err := os.Mkdir(open, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(open, 0o777); err != nil { //nolint:gosec // that it is too wide is the point
+	if err := os.Chmod(open, 0o777); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := NewRunDir(open, "a", false, log); !errors.Is(err, ErrRunDir) || !strings.Contains(err.Error(), "others could replace") {

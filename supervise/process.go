@@ -89,7 +89,7 @@ func (s *Supervisor) start(ctx context.Context, g *generation) error {
 		_ = os.RemoveAll(run)
 		return err
 	}
-	p, err := s.launch(run)
+	p, err := s.launch(run) //nolint:contextcheck // the program outlives who starts it
 	if err != nil {
 		_ = os.RemoveAll(run)
 		return fmt.Errorf("%w: starting %s: %w", ErrNotInForce, s.cfg.Binary.Path, err)
