@@ -43,7 +43,7 @@ type Config struct {
 	// OnPlan puts a Plan in force and returns when it is. On an error the Plan before stays, and the
 	// new one is tried again. It is called by one goroutine.
 	OnPlan func(*mesh.Plan) error
-	// OnIdentity is told that [Agent.Identity] gives another leaf or bundle. It may be nil, returns
+	// OnIdentity is told that [Agent.Identity] gives another leaf, bundle or revocation lists. It may be nil, returns
 	// quickly and may be called from several goroutines.
 	OnIdentity func()
 	// Report gives what the data plane serves. The agent fills in what it knows itself: Instance,

@@ -156,3 +156,13 @@ func (a *Agent) listGauges(gauges map[string]int64) {
 func (a *Agent) noteCRLs(ctx context.Context, text string) {
 	a.refused(ctx, problemCRL, "a revocation list", a.takeCRLs(text))
 }
+
+// CRLs are the revocation lists that peers are looked up in, PEM, for a data plane that reads files; empty when the Plan
+// wants none looked at, or while there are none. [Config].OnIdentity tells when they have changed.
+func (a *Agent) CRLs() []byte {
+	have, err := a.current()
+	if err != nil || have.identity.Revocation == nil {
+		return nil
+	}
+	return have.crls.PEM()
+}

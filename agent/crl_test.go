@@ -94,6 +94,9 @@ func TestListsHold(t *testing.T) {
 		if r.identityChanges() != changes+1 {
 			t.Errorf("the data plane was told %d times", r.identityChanges()-changes)
 		}
+		if string(r.agent.CRLs()) == "" || len(r.agent.CRLs()) != len(r.fake.crl) {
+			t.Errorf("the lists for files have %d bytes, those of the server %d", len(r.agent.CRLs()), len(r.fake.crl))
+		}
 		if n := r.fake.watched(); n != 1 {
 			t.Errorf("%d watches: a list is no reason to connect anew", n)
 		}
@@ -200,6 +203,9 @@ func TestRevocationNone(t *testing.T) {
 		after(time.Second)
 		if err := r.admits(peer); err != nil {
 			t.Errorf("not checked: %v", err)
+		}
+		if text := r.agent.CRLs(); len(text) != 0 {
+			t.Errorf("not checked, and %d bytes of lists", len(text))
 		}
 		r.fake.push(func() { r.fake.plan = checking(r.fake.plan, mesh.StaleRefuse) })
 		after(time.Second)
