@@ -351,3 +351,38 @@ func (r *running) restart(t *testing.T, instance string) (int, api.Error) {
 	}
 	return response.StatusCode, refused
 }
+
+// What a mesh with temporary state puts into a store is of its own authority: the store goes with it, and the
+// next mesh makes its own. A mesh that keeps its state goes on with what it has, and nobody else takes it over.
+func TestStoreOfAnEarlierMesh(t *testing.T) {
+	spec := mixed(t, "front back", "reload")
+	vault := filepath.Join(filepath.Dir(spec), "vault")
+	state := filepath.Join(shortDir(t), "state")
+	var serials []map[string][]string
+	for _, args := range [][]string{nil, nil, {"--state", state}, {"--state", state}} {
+		r := start(t, spec, flags(args...), env("TMPDIR="+shortDir(t)))
+		for url, want := range r.colours(t) {
+			if got := get(t, url); !strings.Contains(got, want) {
+				t.Errorf("%v: %s: %q, want %s", args, url, got, want)
+			}
+		}
+		serials = append(serials, r.serials(t))
+		if err := r.stop(syscall.SIGINT); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(vault); (err == nil) != (args != nil) {
+			t.Errorf("%v: the store at the end: %v", args, err)
+		}
+	}
+	if reflect.DeepEqual(serials[0], serials[1]) || reflect.DeepEqual(serials[1], serials[2]) || !reflect.DeepEqual(serials[2], serials[3]) {
+		t.Errorf("the serials were %v", serials)
+	}
+	got := countersign(t, "up", spec, "--", "true")
+	if got.status != 1 || !strings.Contains(got.stderr, "What was in "+vault+" before may be of another authority") {
+		t.Errorf("over the store of another mesh: status %d\n%s", got.status, got.stderr)
+	}
+	r := start(t, spec, flags("--state", state), env("TMPDIR="+shortDir(t)))
+	if now := r.serials(t); !reflect.DeepEqual(now, serials[3]) {
+		t.Errorf("the serials are %v, and were %v", now, serials[3])
+	}
+}

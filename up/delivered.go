@@ -49,6 +49,12 @@ func (r *run) stores() []mesh.Store {
 // makeStores makes the stores that are not there.
 func (r *run) makeStores() error {
 	for _, store := range r.stores() {
+		if _, err := os.Lstat(store.Dir); err == nil {
+			r.foreign = append(r.foreign, store.Dir)
+		}
+		if err := r.state.willMake(store.Dir, store.IdentityFile); err != nil {
+			return err
+		}
 		if err := r.cfg.Store(store); err != nil {
 			return fmt.Errorf("the secret store %s: %w", store.Dir, err)
 		}
@@ -62,7 +68,12 @@ func (r *run) firstRotation(ctx context.Context) error {
 		return nil
 	}
 	r.console.progress("%s: making the certificates that come from stores", r.cfg.Spec.Mesh)
-	return r.once(ctx, "the first rotation", "rotate", r.ours("rotate", "once", "--no-deploy", "--socket", r.state.socket))
+	err := r.once(ctx, "the first rotation", "rotate", r.ours("rotate", "once", "--no-deploy", "--socket", r.state.socket))
+	if err != nil && ctx.Err() == nil && len(r.foreign) > 0 {
+		return fmt.Errorf("%w\nWhat was in %s before may be of another authority than this run's in %s: give the --state that it belongs to, or move it away",
+			err, strings.Join(r.foreign, ", "), r.state.path("server"))
+	}
+	return err
 }
 
 // startRotation starts what renews the certificates that come from stores, now that the mesh is there to

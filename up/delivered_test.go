@@ -64,7 +64,10 @@ func newDelivered(t *testing.T, engines ...string) (f *fixture, stores *[]mesh.S
 	t.Cleanup(func() { administrators = before })
 	stores = new([]mesh.Store)
 	f.config.JSON = true
-	f.config.Store = func(store mesh.Store) error { *stores = append(*stores, store); return nil }
+	f.config.Store = func(store mesh.Store) error {
+		*stores = append(*stores, store)
+		return errors.Join(os.MkdirAll(store.Dir, 0o700), os.WriteFile(store.IdentityFile, nil, 0o600))
+	}
 	return f, stores
 }
 
@@ -452,5 +455,56 @@ func TestWatcherIsAway(t *testing.T) {
 	}
 	if n := number("plain-1"); n > 4 {
 		t.Errorf("plain-1 has the token %d", n)
+	}
+}
+
+// TestTemporaryStore: what a temporary run has made is removed with it; what was there, or belongs to a kept
+// state, stays.
+func TestTemporaryStore(t *testing.T) {
+	for name, test := range map[string]struct {
+		kept, before bool
+		store, file  bool // are there at the end
+	}{
+		"made":               {false, false, false, false},
+		"there before":       {false, true, true, false},
+		"made, state kept":   {true, false, true, true},
+		"before, state kept": {true, true, true, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, _ := newDelivered(t, "nginx", "haproxy")
+			dir := filepath.Dir(f.config.Path)
+			if test.kept {
+				f.config.StateDir = filepath.Join(dir, "state")
+			}
+			if test.before {
+				if err := os.Mkdir(filepath.Join(dir, "store"), 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+			wait := f.start()
+			f.document()
+			f.signals <- syscall.SIGINT
+			if _, err := wait(); err != nil {
+				t.Error(err)
+			}
+			for path, want := range map[string]bool{"store": test.store, "id.txt": test.file} {
+				if _, err := os.Stat(filepath.Join(dir, path)); (err == nil) != want {
+					t.Errorf("%s: %v at the end", path, err)
+				}
+			}
+		})
+	}
+}
+
+// TestForeignStore: when the first rotation does not like what it finds, the user is told whose it may be.
+func TestForeignStore(t *testing.T) {
+	f, _ := newDelivered(t, "nginx", "haproxy")
+	f.trouble("fail rotate")
+	store := filepath.Join(filepath.Dir(f.config.Path), "store")
+	if err := os.Mkdir(store, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.start()(); !errors.Is(err, ErrNotStarted) || !strings.Contains(err.Error(), "What was in "+store+" before may be of another authority") {
+		t.Errorf("Run = %v", err)
 	}
 }

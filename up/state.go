@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"countersign.dev/durable"
@@ -18,6 +20,7 @@ var ErrState = errors.New("the state directory cannot be used")
 const (
 	temporaryPrefix = "countersign-up-"
 	lockName        = "up.lock"
+	madeName        = "made.json"
 	// maxRunPath is how long the path of a directory may be in which an NGINX or HAProxy has its sockets.
 	maxRunPath = 70
 	// maxSocketPath is what fits into a sockaddr_un everywhere (104 characters on macOS), with its end.
@@ -30,6 +33,7 @@ const (
 //	run.json        the run document, while `up` runs
 //	addresses.json  the networks that the addresses are in, for the next run
 //	ca.pem          the root certificate
+//	made.json       what a temporary run has made elsewhere, and removes at its end
 //	server/         the server's state
 //	tokens/         a join token for each instance, while `up` runs
 //	sidecars/       a directory for each instance; where its certificate comes from a store, with
@@ -41,6 +45,7 @@ type state struct {
 	socketDir string // made for what needs a short path, empty when nothing does
 	runDirs   int    // in socketDir
 	temporary bool
+	made      []string // see made.json
 	unlock    func() error
 }
 
@@ -160,6 +165,9 @@ func removeAbandoned(parent string) {
 		if err != nil {
 			continue
 		}
+		for _, made := range readMade(dir) {
+			os.RemoveAll(made)
+		}
 		os.RemoveAll(dir)
 		_ = unlock() // the file is gone
 	}
@@ -190,6 +198,38 @@ func (s *state) writeToken(instance, token string) error {
 		return fmt.Errorf("storing the join token of %s: %w", instance, err)
 	}
 	return nil
+}
+
+// willMake notes paths that do not exist and are about to be made. What a temporary run makes is of no use to
+// the next one: its authority ends with it. So it is removed at the end, or by the next run when this one is
+// killed. Whatever is there already stays.
+func (s *state) willMake(paths ...string) error {
+	if !s.temporary {
+		return nil
+	}
+	for _, path := range paths {
+		path, err := filepath.Abs(path)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrState, err)
+		}
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			s.made = append(s.made, path)
+		}
+	}
+	data, err := json.Marshal(s.made)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrState, err)
+	}
+	return durable.WriteFile(s.path(madeName), data, 0o600)
+}
+
+// readMade are the paths that an abandoned run has noted.
+func readMade(dir string) (made []string) {
+	data, err := os.ReadFile(filepath.Join(dir, madeName))
+	if err != nil || json.Unmarshal(data, &made) != nil {
+		return nil
+	}
+	return slices.DeleteFunc(made, func(path string) bool { return !filepath.IsAbs(path) })
 }
 
 // blocks are the networks of the last run on this state, none when there was none.
@@ -229,6 +269,9 @@ func (s *state) close() error {
 		errs = append(errs, os.RemoveAll(s.socketDir))
 	}
 	if s.temporary {
+		for _, made := range s.made {
+			errs = append(errs, os.RemoveAll(made))
+		}
 		errs = append(errs, os.RemoveAll(s.dir))
 	} else {
 		errs = append(errs, os.RemoveAll(s.documentPath()), os.RemoveAll(s.path("tokens")), os.RemoveAll(s.path("server.sock")), os.RemoveAll(s.path("control.sock")))

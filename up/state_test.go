@@ -141,3 +141,34 @@ func TestLongPath(t *testing.T) {
 		t.Errorf("%s is left (%v)", s.socketDir, err)
 	}
 }
+
+// TestAbandonedStore: what a killed run has made elsewhere goes with its directory; nothing else does.
+func TestAbandonedStore(t *testing.T) {
+	parent, elsewhere := t.TempDir(), t.TempDir()
+	made, kept := filepath.Join(elsewhere, "made"), filepath.Join(elsewhere, "kept")
+	for _, path := range []string{filepath.Join(made, "in"), kept} {
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, text := range map[string]string{"1": `["` + made + `","relative"]`, "2": "{", "3": ""} {
+		dir := filepath.Join(parent, temporaryPrefix+name)
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for file, data := range map[string]string{lockName: "", madeName: text} {
+			if err := os.WriteFile(filepath.Join(dir, file), []byte(data), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	removeAbandoned(parent)
+	for path, want := range map[string]bool{made: false, kept: true} {
+		if _, err := os.Stat(path); (err == nil) != want {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	if left, err := os.ReadDir(parent); err != nil || len(left) != 0 {
+		t.Errorf("left are %v (%v)", left, err)
+	}
+}

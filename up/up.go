@@ -156,6 +156,8 @@ type run struct {
 	engines  engines
 	server   *child
 	rotation *child // nil unless certificates come from stores
+	// foreign are the stores that were there before this run.
+	foreign  []string
 	control  *control
 	identity Server // how the server describes itself in the run document; the pid is not kept up
 	// listener takes words for `up` while the mesh runs; nil before.

@@ -42,7 +42,8 @@ isolation.
 
 An instance whose proxy is NGINX or HAProxy (proxy.engine) is served by the one of this machine. Where its
 certificate comes from a store (delivery), the store and its identity file are made when they are not there,
-and so is its first certificate; 'countersign rotate daemon' runs beside the mesh and renews it.
+and so is its first certificate; 'countersign rotate daemon' runs beside the mesh and renews it. Without
+--state, a store that was made is removed at the end: its certificates are of an authority that ends, too.
 
 Examples:
   countersign up mesh.yaml
