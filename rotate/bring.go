@@ -275,6 +275,14 @@ func (n *run) back(why error) error {
 	if err := writeRecord(n.ctx, n.t.Store, n.t.Secret, n.record); err != nil {
 		return failed(err)
 	}
+	if id, err := n.currentID(); err != nil {
+		return failed(err)
+	} else if id != version && id != previous {
+		// Somebody has mended it by hand: it is not for us to undo.
+		n.step = at
+		n.end()
+		return fmt.Errorf("%w; somebody has made the version %s current meanwhile, and it was left so", why, id)
+	}
 	before, err := n.leafOf(previous)
 	if err != nil {
 		// What cannot be used either is not brought back.

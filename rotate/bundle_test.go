@@ -141,6 +141,9 @@ func TestDaemon(t *testing.T) {
 	if wait := d.round(t.Context(), retries); wait != firstRetry {
 		t.Errorf("without a server it waits %s", wait)
 	}
+	if s := d.Statuses(t.Context()); len(s) != 0 {
+		t.Errorf("%+v", s)
+	}
 	targetsErr = nil
 	if wait := d.round(t.Context(), retries); wait > maxIdle || w.currentSerial() == "" {
 		t.Errorf("it waits %s; %q is current", wait, w.currentSerial())
@@ -149,7 +152,7 @@ func TestDaemon(t *testing.T) {
 		t.Errorf("it waits %s with nothing to do; %d were issued", wait, w.authority.issued())
 	}
 	serial := w.currentSerial()
-	w.authority.down = unknown
+	w.authority.down, targetsErr = unknown, unknown // what is known of before is rotated, and its failures are counted
 	d.round(t.Context(), retries)
 	if r := retries["service orders"]; r == nil || r.failures != 1 || time.Until(r.next) > firstRetry {
 		t.Errorf("%+v", r)
@@ -168,7 +171,7 @@ func TestDaemon(t *testing.T) {
 	if r := retries["service orders"]; r.failures != 11 || time.Until(r.next) > lastRetry || time.Until(r.next) < time.Minute {
 		t.Errorf("%d failures, again in %s", r.failures, time.Until(r.next))
 	}
-	w.authority.down = nil
+	w.authority.down, targetsErr = nil, nil
 	clear(retries)
 	d.round(t.Context(), retries)
 	if len(retries) != 0 {

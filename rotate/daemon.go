@@ -55,15 +55,20 @@ func (d *Daemon) Run(ctx context.Context) {
 // round does what is due, and says when to look again.
 func (d *Daemon) round(ctx context.Context, retries map[string]*retry) time.Duration {
 	targets, err := d.Targets(ctx)
+	d.mu.Lock()
+	if err == nil {
+		d.known = targets
+	}
+	targets = d.known
+	d.mu.Unlock()
 	if err != nil {
 		if ctx.Err() == nil {
-			d.Log.WarnContext(ctx, "the targets of the rotation are not known", "error", err)
+			d.Log.WarnContext(ctx, "the specification could not be asked for", "error", err, "known", len(targets))
 		}
-		return firstRetry
+		if len(targets) == 0 {
+			return firstRetry
+		}
 	}
-	d.mu.Lock()
-	d.known = targets
-	d.mu.Unlock()
 	next := time.Now().Add(maxIdle)
 	for _, bundle := range SharedBundles(targets) {
 		next = earlier(next, d.turn(ctx, retries, "bundle "+bundle.StoreName+" "+bundle.Name, func(o Options) Result { return d.Rotator.RotateBundle(ctx, bundle, o) }))

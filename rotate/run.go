@@ -128,12 +128,34 @@ func (n *run) rotate() error {
 	}
 	switch {
 	case n.record.Step == StepRollback:
-		return n.back(errors.New(n.record.Problem))
+		return n.finishBack()
 	case n.record.Step != "":
 		n.version = n.record.Version
 		return n.bring()
 	case n.result.Reason == "":
 		return n.clean()
+	}
+	if err := n.obtain(); err != nil {
+		return err
+	}
+	return n.bring()
+}
+
+// finishBack ends a way back that was begun. Where nobody is looked at, what is due is due all the same: a mesh that starts
+// is to have its certificates.
+func (n *run) finishBack() error {
+	err := n.back(errors.New(n.record.Problem))
+	if !n.o.NoDeploy || n.result.Outcome != RolledBack {
+		return err
+	}
+	n.record.failed(n.step, err, n.r.now())
+	if err := writeRecord(n.ctx, n.t.Store, n.t.Secret, n.record); err != nil {
+		return err
+	}
+	n.result.Notes = append(n.result.Notes, "the rotation before had failed: "+err.Error())
+	n.result.Outcome = Nothing
+	if err := n.look(); err != nil || n.result.Reason == "" {
+		return err
 	}
 	if err := n.obtain(); err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"math/big"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -245,9 +246,21 @@ func (k keeper) Lease(ctx context.Context, name, holder string, ttl time.Duratio
 	return lease, nil
 }
 
+// memoryDir is a directory in memory where there is one: what survives the loss of power is filestore's to test, and every
+// test here writes hundreds of files that are synced.
+func memoryDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "rotate-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
 func newWorld(t *testing.T, layout secret.Layout) *world {
 	t.Helper()
-	dir := t.TempDir()
+	dir := memoryDir(t)
 	file := filepath.Join(dir, "id.age")
 	if err := filestore.GenerateIdentity(file); err != nil {
 		t.Fatal(err)

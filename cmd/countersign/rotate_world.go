@@ -17,6 +17,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"countersign.dev/api"
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
@@ -201,21 +203,30 @@ func (o meshObserver) Look(ctx context.Context, target rotate.Target) ([]rotate.
 	if err != nil {
 		return nil, fmt.Errorf("asking for the status of the instances: %w", err)
 	}
-	var sightings []rotate.Sighting
-	for _, row := range rows {
+	found := make([][]rotate.Sighting, len(rows))
+	var group errgroup.Group
+	group.SetLimit(maxLooks)
+	for n, row := range rows {
 		if row.Workload != target.Workload.Name || row.Instance == "" {
 			continue
 		}
 		i := slices.IndexFunc(endpoints, func(e api.Instance) bool { return e.Workload == row.Workload && e.Instance == row.Instance })
 		switch {
 		case i >= 0:
-			sightings = append(sightings, lookAt(ctx, target, endpoints[i], row, roots)...)
+			group.Go(func() error {
+				found[n] = lookAt(ctx, target, endpoints[i], row, roots)
+				return nil
+			})
 		case row.Connected: // it has not come so far that peers are told of it
-			sightings = append(sightings, rotate.Sighting{Instance: row.Instance, By: rotate.ByReport, Problem: cmp.Or(row.Error, "it is no endpoint for its peers yet")})
+			found[n] = []rotate.Sighting{{Instance: row.Instance, By: rotate.ByReport, Problem: cmp.Or(row.Error, "it is no endpoint for its peers yet")}}
 		}
 	}
-	return sightings, ctx.Err()
+	_ = group.Wait() // none of them fails
+	return slices.Concat(found...), ctx.Err()
 }
+
+// maxLooks is how many instances are looked at at a time.
+const maxLooks = 16
 
 // lookAt looks at one instance: at every listener that shows the workload's own certificate, or, when there is none,
 // at what peers have seen and the instance says.
