@@ -269,7 +269,13 @@ func (l *rotateLab) start(t *testing.T) *sidecarOf {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- a.Run(ctx) }()
-	t.Cleanup(func() { cancel(); <-ended; listener.Close() })
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("the agent ended with %v", err)
+		}
+		listener.Close()
+	})
 	admin := api.NewAdmin(l.socket)
 	deadline := time.Now().Add(faultPatience)
 	for {
