@@ -53,6 +53,9 @@ type Rotation struct {
 	// Checked tells whether it was found out who stands in the way of that step; Blockers are those.
 	Checked  bool      `json:"checked"`
 	Blockers []Blocker `json:"blockers"`
+	// Lagging are connected instances that say that they still use another bundle than that of this
+	// moment: they have not taken in the last step yet.
+	Lagging []Blocker `json:"lagging,omitempty"`
 	// Problem is what an administrator has to do about the CA; empty when there is nothing.
 	Problem string `json:"problem,omitempty"`
 }

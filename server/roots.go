@@ -122,8 +122,7 @@ func (s *Server) rotationHandler() http.Handler {
 }
 
 func (s *Server) showRotation(r *http.Request, _ none) (*api.Rotation, error) {
-	all := s.ca.Hierarchies()
-	shown := &api.Rotation{Roots: shownHierarchies(all), Next: nextStep(all), Blockers: []api.Blocker{}, Problem: s.caProblem()}
+	shown := s.shownRotation()
 	if shown.Next == "" || r.URL.Query().Get("check") != "true" {
 		return shown, nil
 	}
@@ -160,8 +159,20 @@ func (s *Server) rotate(r *http.Request, request api.RotationRequest) (*api.Rota
 			return facts
 		})
 	}
+	return s.shownRotation(), nil
+}
+
+// shownRotation is how far the change of the root is, as far as nobody has to be looked at.
+func (s *Server) shownRotation() *api.Rotation {
 	all := s.ca.Hierarchies()
-	return &api.Rotation{Roots: shownHierarchies(all), Next: nextStep(all), Blockers: []api.Blocker{}, Problem: s.caProblem()}, nil
+	shown := &api.Rotation{Roots: shownHierarchies(all), Next: nextStep(all), Blockers: []api.Blocker{}, Problem: s.caProblem()}
+	want := s.trust.Load().bundle.Digest()
+	for _, m := range s.registry.members() {
+		if m.connected && m.report.Bundle != "" && m.report.Bundle != want {
+			shown.Lagging = append(shown.Lagging, m.blocker("it has not taken in the trust bundle of this moment yet"))
+		}
+	}
+	return shown
 }
 
 func boundedLines(lines []string) []string {

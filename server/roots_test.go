@@ -240,10 +240,18 @@ func TestRotateRoot(t *testing.T) {
 	if finished.Next != "" || len(finished.Roots) != 1 {
 		t.Errorf("after the end: %+v", finished)
 	}
+	if len(finished.Lagging) != 2 || !strings.Contains(finished.Lagging[0].Reason, "not taken in") {
+		t.Errorf("who still trusts the root of before: %+v", finished.Lagging)
+	}
 	if event := gatewayWatch.told(1); !strings.Contains(event.Bundle, strings.TrimSpace(finished.Roots[0].Root)) {
 		t.Error("the root that is left is not the new one")
 	}
 	wantCode(t, old.report(1), api.CodeForbidden)
+	report(gateway, finished.Roots[0].Root)
+	report(teller, finished.Roots[0].Root)
+	if rotation, err := r.admin.Rotation(t.Context(), true); err != nil || len(rotation.Lagging) != 0 || rotation.Checked {
+		t.Errorf("everybody has the bundle: %+v, %v", rotation, err)
+	}
 	r.stop()
 	if text, err := os.ReadFile(r.Info().CAFile); err != nil || string(text) != finished.Roots[0].Root {
 		t.Errorf("the bundle's file: %v", err)

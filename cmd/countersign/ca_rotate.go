@@ -220,6 +220,11 @@ func writeRotation(w io.Writer, rotation *api.Rotation) error {
 	for _, b := range rotation.Blockers {
 		fmt.Fprintln(w, b.String())
 	}
+	if rotation.Next == "" { // else they are among those who stand in the way
+		for _, line := range names(rotation.Lagging) {
+			fmt.Fprintf(w, "\n%s\n", line)
+		}
+	}
 	return writeNext(w, rotation)
 }
 

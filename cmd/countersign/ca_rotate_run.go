@@ -23,7 +23,7 @@ type caRotateRunCmd struct {
 // Help is what --help adds.
 func (caRotateRunCmd) Help() string {
 	return `Makes the next root, waits until everybody is seen to accept it, lets it sign, waits until nobody needs the
-one before, and removes that. Who is waited for is written to standard error. What was done is done at the
+one before, removes that, and waits until all who are connected have forgotten it. Who is waited for is written to standard error. What was done is done at the
 server: interrupted at any moment, the same command goes on where the last one was. A run that begins anew
 every time it is started takes --replace with the pin of the root that is to go.
 
@@ -108,7 +108,25 @@ func (r *rotationRun) all(ctx context.Context) (*api.Rotation, error) {
 			r.say("the root of before is gone")
 		}
 	}
-	return rotation, nil
+	return r.takenIn(ctx)
+}
+
+// takenIn waits until everybody who is connected has the bundle without the root of before. Those who are
+// away are given it when they come back.
+func (r *rotationRun) takenIn(ctx context.Context) (*api.Rotation, error) {
+	for {
+		rotation, err := r.look(ctx, false)
+		if err != nil || len(rotation.Lagging) == 0 {
+			return rotation, err
+		}
+		if lines := names(rotation.Lagging); !slices.Equal(lines, r.said) {
+			r.said = lines
+			r.say("waiting until it is gone everywhere:\n  %s", strings.Join(lines, "\n  "))
+		}
+		if err := r.pause(ctx); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // wait waits until nobody stands in the way of a step, and says who does whenever that changes.
