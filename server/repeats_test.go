@@ -3,7 +3,9 @@ package server
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
+	"time"
 
 	"countersign.dev/api"
 	"countersign.dev/journal"
@@ -124,4 +126,62 @@ func TestRepeatedRequestAfterACrash(t *testing.T) {
 		}
 	}
 	p.end()
+}
+
+// TestSharedCertificateIsSeen tells of a certificate that was issued to no instance which instances were seen with it.
+func TestSharedCertificateIsSeen(t *testing.T) {
+	f := newFixture(t, colorapp)
+	r := f.start()
+	var shared [2]string
+	for i := range shared {
+		credentials, err := r.admin.Issue(t.Context(), api.IssueRequest{Workload: "colorgateway", CSR: r.newPeer("x").csr()})
+		shared[i] = serialOf(t, credentials, err)
+	}
+	teller := r.joinAs("colorteller", "colorteller-1")
+	teller.watch(0)
+	gateways := []*peer{r.joinAs("colorgateway", "colorgateway-1"), r.joinAs("colorgateway", "colorgateway-2")}
+	serve := func(i int, serial string) {
+		t.Helper()
+		report := api.Report{Instance: gateways[i].instance, Serial: serial, NotAfter: time.Now().Add(time.Hour), LastRenewal: time.Now()}
+		if err := gateways[i].post(api.PathReport, report, &api.ReportResponse{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	see := func(serial string, at time.Time) {
+		t.Helper()
+		spiffe := "spiffe://colorapp.internal/gateway/colorgateway"
+		if err := teller.reportAs(api.Report{Callers: map[string]api.Caller{spiffe: {Serial: serial, Seen: at}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	observed := func() (all []string) {
+		t.Helper()
+		rows, err := r.admin.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, row := range rows {
+			if row.Workload == "colorgateway" {
+				all = append(all, row.ObservedSerial)
+			}
+		}
+		return all
+	}
+	for i, gateway := range gateways {
+		gateway.watch(0)
+		serve(i, shared[0])
+	}
+	see(shared[0], time.Now())
+	if got := observed(); !slices.Equal(got, []string{shared[0], shared[0]}) {
+		t.Errorf("observed %q, want twice %s", got, shared[0])
+	}
+	serve(0, shared[1])
+	see(shared[1], time.Now())
+	if got := observed(); got[0] != shared[1] || got[1] == shared[1] {
+		t.Errorf("observed %q: only the first one says that it serves %s", got, shared[1])
+	}
+	see(gateways[1].serial(), time.Now())
+	if got := observed(); got[1] != gateways[1].serial() {
+		t.Errorf("observed %q: the second one's own is %s", got, gateways[1].serial())
+	}
 }

@@ -36,7 +36,8 @@ func (s *Server) status(r *http.Request, _ none) ([]api.Status, error) {
 }
 
 // observe fills in what peers saw an identity present. With several instances of one identity, the
-// certificate's record tells which of them it was.
+// certificate's record tells which of them it was. One that was issued to no instance lies in a secret store
+// for all of them: then it was one of those that say that they serve it.
 func (s *Server) observe(ctx context.Context, rows []api.Status, identity string, seen map[string]time.Time) error {
 	latest := make(map[string]time.Time) // by instance
 	for serial, at := range seen {
@@ -44,13 +45,11 @@ func (s *Server) observe(ctx context.Context, rows []api.Status, identity string
 		if err != nil {
 			return err
 		}
-		if instance == "" || !at.After(latest[instance]) {
-			continue
-		}
-		latest[instance] = at
 		for i := range rows {
-			if rows[i].Identity == identity && rows[i].Instance == instance {
-				rows[i].ObservedSerial = serial
+			row := &rows[i]
+			its := row.Instance == instance || (instance == "" && row.Serial == serial)
+			if row.Identity == identity && row.Instance != "" && its && at.After(latest[row.Instance]) {
+				latest[row.Instance], row.ObservedSerial = at, serial
 			}
 		}
 	}
