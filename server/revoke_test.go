@@ -124,12 +124,24 @@ func TestRevokeWorkload(t *testing.T) {
 	f := newFixture(t, colorapp)
 	r := f.start()
 	one, two := r.joinAs("colorteller", "colorteller-1"), r.joinAs("colorteller", "colorteller-2")
+	if err := one.report(1); err != nil {
+		t.Fatal(err)
+	}
 	done := r.mustRevoke(t, api.RevokeRequest{Workload: "service/colorteller"})
 	if len(done.Revoked) != 2 {
 		t.Errorf("%+v", done)
 	}
 	wantCode(t, one.renew(), api.CodeRevoked)
 	wantCode(t, two.renew(), api.CodeRevoked)
+	rows, err := r.admin.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range rows {
+		if row.Instance == "colorteller-1" && !strings.Contains(row.Error, "its certificate was revoked on ") {
+			t.Errorf("the status says %q", row.Error)
+		}
+	}
 	token := r.token("colorgateway", 1)
 	if done := r.mustRevoke(t, api.RevokeRequest{Workload: "colorgateway"}); len(done.Revoked) != 0 {
 		t.Errorf("%+v", done)
@@ -246,7 +258,7 @@ func TestCRLListener(t *testing.T) {
 	f.cfg.CRLListen = "127.0.0.1:0"
 	r := f.start()
 	one := r.joinAs("colorteller", "colorteller-1")
-	get := func(method, path string) (*http.Response, []byte) {
+	get := func(method, path string) (status int, contentType string, body []byte) {
 		t.Helper()
 		request, err := http.NewRequestWithContext(t.Context(), method, r.info.CRL+path, nil)
 		if err != nil {
@@ -257,17 +269,16 @@ func TestCRLListener(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer response.Body.Close()
-		body, err := io.ReadAll(response.Body)
-		if err != nil {
+		if body, err = io.ReadAll(response.Body); err != nil {
 			t.Fatal(err)
 		}
-		return response, body
+		return response.StatusCode, response.Header.Get("Content-Type"), body
 	}
 	r.mustRevoke(t, api.RevokeRequest{Serial: one.serial()})
 	for path, want := range map[string]*x509.Certificate{api.PathIssuerCRL: r.ca.Issuer(), api.PathRootCRL: r.ca.Root()} {
-		response, body := get(http.MethodGet, path)
-		if response.Header.Get("Content-Type") != "application/pkix-crl" {
-			t.Errorf("%s: %s", path, response.Header)
+		_, contentType, body := get(http.MethodGet, path)
+		if contentType != "application/pkix-crl" {
+			t.Errorf("%s: %s", path, contentType)
 		}
 		list, err := x509.ParseRevocationList(body)
 		if err != nil || list.CheckSignatureFrom(want) != nil || listsSerial(list, one.serial()) != (path == api.PathIssuerCRL) {
@@ -275,12 +286,12 @@ func TestCRLListener(t *testing.T) {
 		}
 	}
 	for path, want := range map[string]int{"/": 404, api.PathRevoke: 404, "/crl/": 404} {
-		if response, _ := get(http.MethodGet, path); response.StatusCode != want {
-			t.Errorf("%s: status %d", path, response.StatusCode)
+		if status, _, _ := get(http.MethodGet, path); status != want {
+			t.Errorf("%s: status %d", path, status)
 		}
 	}
-	if response, _ := get(http.MethodPost, api.PathIssuerCRL); response.StatusCode != http.StatusMethodNotAllowed {
-		t.Errorf("POST: status %d", response.StatusCode)
+	if status, _, _ := get(http.MethodPost, api.PathIssuerCRL); status != http.StatusMethodNotAllowed {
+		t.Errorf("POST: status %d", status)
 	}
 	http.DefaultClient.CloseIdleConnections()
 	text, err := r.admin.CRL(t.Context())

@@ -25,6 +25,11 @@ func (s *Server) status(r *http.Request, _ none) ([]api.Status, error) {
 	if problem := s.caProblem(); problem != "" { // a line for people, as of a workload without an instance
 		rows = append(rows, api.Status{Workload: "(CA)", PlaintextCallers: []string{}, Error: problem})
 	}
+	for i := range rows {
+		if r, revoked := s.revocations.ledger.Revoked(rows[i].Serial); revoked {
+			rows[i].Error = strings.TrimPrefix(fmt.Sprintf("%s; its certificate was revoked on %s (%s)", rows[i].Error, r.Time.Format(time.RFC3339), r.Reason), "; ")
+		}
+	}
 	if problem := s.crlProblem(); problem != "" {
 		for i := range rows {
 			if rows[i].Revocation == revocationChecked {
