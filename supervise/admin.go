@@ -18,8 +18,8 @@ const appProbe = time.Second
 // newAdmin routes the administrator's requests, as the built-in proxy does.
 func (s *Supervisor) newAdmin() http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /stats", s.stats().Handler(s.gauges))
-	mux.Handle("GET /metrics", s.stats().Prometheus(s.gauges))
+	mux.Handle("GET /stats", s.sampled(s.stats().Handler(s.gauges)))
+	mux.Handle("GET /metrics", s.sampled(s.stats().Prometheus(s.gauges)))
 	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, r *http.Request) { s.writeState(w, s.readyProblem(r.Context())) })
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { s.writeState(w, s.healthProblem()) })
 	mux.HandleFunc("GET /certs", s.serveCerts)

@@ -68,7 +68,8 @@ func (s *Supervisor) Shutdown(ctx context.Context) (err error) {
 	}
 	s.closed = true
 	s.mu.Unlock()
-	s.halt() // whoever holds change gives it back soon
+	// Whoever holds change gives it back soon.
+	s.halt()
 	defer func() { err = errors.Join(err, s.Close()) }() //nolint:contextcheck // it ends at once, whatever the context
 	if err := s.lock(ctx); err != nil {
 		return cut(err)

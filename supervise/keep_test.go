@@ -1,3 +1,5 @@
+//go:build linux
+
 package supervise
 
 import (
@@ -272,6 +274,14 @@ func TestRunDir(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	for name, path := range map[string]string{"a comma": filepath.Join(memory, "a,mode,777"), "a long one": filepath.Join(memory, strings.Repeat("a", 60))} {
+		if err := os.Mkdir(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := NewRunDir(path, "a", false, log); !errors.Is(err, ErrRunDir) || !strings.Contains(err.Error(), "cannot be named") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 	open := filepath.Join(memory, "open")
 	if err := os.Mkdir(open, 0o700); err != nil {
 		t.Fatal(err)
@@ -305,7 +315,7 @@ func TestLeftovers(t *testing.T) {
 	if _, err := os.Stat(first.Path); !errors.Is(err, fs.ErrNotExist) || second.Path == first.Path {
 		t.Errorf("what the first start has left is still there: %v", err)
 	}
-	eventually(t, "the orphan is gone", func() bool { return orphan.ProcessState != nil || len(inside(first.Path)) == 0 })
+	eventually(t, "the orphan is gone", func() bool { return len(inside(first.Path)) == 0 })
 	if len(inside(neighbour.Path)) != 1 {
 		t.Error("a neighbour's process is gone")
 	}
@@ -389,6 +399,34 @@ func TestDrainInboundFirst(t *testing.T) {
 		plan.Revision = 2
 		if err := front.Apply(plan); err != nil || len(front.Report().Listening) != 0 {
 			t.Errorf("a Plan after it: %v, %v", err, front.Report().Listening)
+		}
+	})
+}
+
+// TestReload gives the program what it has once more, and a gateway's other certificate.
+func TestReload(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		back := s.supervise(t, newAuthority(t), "back")
+		application(t, back.address)
+		if err := back.Apply(compile(t, shop, "back")); err != nil {
+			t.Fatal(err)
+		}
+		back.mu.Lock()
+		first := back.good.name
+		back.mu.Unlock()
+		back.Reload()
+		eventually(t, "another generation", func() bool {
+			back.mu.Lock()
+			defer back.mu.Unlock()
+			return back.good.name != first
+		})
+		same := compile(t, shop, "back")
+		same.Revision = 9
+		back.mu.Lock()
+		second := back.good.name
+		back.mu.Unlock()
+		if err := back.Apply(same); err != nil || back.Report().Revision != 9 || back.good.name != second {
+			t.Errorf("a Plan with nothing new: %v, revision %d, generation %s after %s", err, back.Report().Revision, back.good.name, second)
 		}
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 )
 
@@ -16,6 +17,12 @@ type RunDir struct {
 	// Path is absolute, of mode 0700 and on a memory file system, unless it was allowed otherwise.
 	Path string
 }
+
+// pathForm is what both configurations and HAProxy's command line take as it is, and mostParent what leaves room in a
+// socket's address for all that is below.
+var pathForm = regexp.MustCompile(`^/[A-Za-z0-9_./+@=-]*$`)
+
+const mostParent = 40
 
 // ErrRunDir says that there is no fit place for private keys.
 var ErrRunDir = errors.New("no place for private keys")
@@ -30,7 +37,7 @@ func NewRunDir(parent, owner string, onDisk bool, log *slog.Logger) (*RunDir, er
 		candidates = []string{os.Getenv("XDG_RUNTIME_DIR"), "/run", "/dev/shm"}
 	}
 	sum := sha256.Sum256([]byte(owner))
-	prefix := "countersign-" + hex.EncodeToString(sum[:6]) + "-"
+	prefix := "countersign-" + hex.EncodeToString(sum[:4]) + "-"
 	var errs []error
 	for _, candidate := range candidates {
 		if candidate == "" {
@@ -53,6 +60,9 @@ func newRunDir(parent, prefix string, onDisk bool, log *slog.Logger) (*RunDir, e
 	// As /proc shows the working directories of what is in it.
 	if parent, err = filepath.EvalSymlinks(parent); err != nil {
 		return nil, err
+	}
+	if !pathForm.MatchString(parent) || len(parent) > mostParent {
+		return nil, fmt.Errorf("%s cannot be named in a configuration, or is too long for sockets in it: letters, digits and _ . / + @ = - are fine, and %d bytes", parent, mostParent)
 	}
 	if err := checkParent(parent, onDisk); err != nil {
 		return nil, err

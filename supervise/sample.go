@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/csv"
 	"fmt"
+	"net/http"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -14,21 +15,32 @@ import (
 
 // sample reads the program's own counters now and then, until the Supervisor ends.
 func (s *Supervisor) sample() {
-	if s.cfg.Binary.Engine.sampler == nil {
+	for s.sampler != nil && pause(s.work, sampling) {
+		s.sampleOnce(s.work)
+	}
+}
+
+// sampleOnce reads the program's own counters, if it has any.
+func (s *Supervisor) sampleOnce(ctx context.Context) {
+	s.mu.Lock()
+	running, good := s.running, s.good
+	s.mu.Unlock()
+	if s.sampler == nil || running == nil || good == nil {
 		return
 	}
-	sampler := s.cfg.Binary.Engine.sampler(s.counts)
-	for pause(s.work, sampling) {
-		s.mu.Lock()
-		running, good := s.running, s.good
-		s.mu.Unlock()
-		if running == nil || good == nil {
-			continue
-		}
-		if err := sampler.sample(s.work, running, good.plan); err != nil && s.work.Err() == nil {
-			s.log.Debug("cannot read the program's counters", "error", err)
-		}
+	s.sampling.Lock()
+	defer s.sampling.Unlock()
+	if err := s.sampler.sample(ctx, running, good.plan); err != nil && ctx.Err() == nil {
+		s.log.DebugContext(ctx, "cannot read the program's counters", "error", err)
 	}
+}
+
+// sampled reads the counters before they are shown.
+func (s *Supervisor) sampled(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.sampleOnce(r.Context())
+		next.ServeHTTP(w, r)
+	})
 }
 
 // haproxySampler turns the counters of HAProxy's workers into those of this process: a worker counts from zero,

@@ -102,6 +102,9 @@ type Supervisor struct {
 	lines  *lines         // the access log on its way
 	counts *counts
 
+	sampling sync.Mutex // held while the program's own counters are read
+	sampler  sampler    // guarded by sampling; nil, and never changed, where there are none
+
 	change  chan struct{} // a lock that can be waited for with a context; see lock
 	reloads []time.Time   // guarded by change: the last ones
 	starts  int           // guarded by change
@@ -152,6 +155,9 @@ func New(cfg Config) (*Supervisor, error) {
 		counts: newCounts(cfg.Changed), patience: servePatience,
 	}
 	s.work, s.halt = context.WithCancel(context.Background())
+	if cfg.Binary.Engine.sampler != nil {
+		s.sampler = cfg.Binary.Engine.sampler(s.counts)
+	}
 	s.lines = newLines(cfg.AccessLog, &s.dropped)
 	s.admin = s.newAdmin()
 	s.tasks.Go(s.follow)

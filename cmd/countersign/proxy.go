@@ -162,6 +162,7 @@ func (c proxyCmd) Run(p *process) error {
 	}
 	stop := access.reopenOn(syscall.SIGHUP, p.log)
 	defer stop()
+	defer s.data.reloadOn(syscall.SIGHUP)()
 	return s.run(p.ctx)
 }
 
@@ -215,6 +216,7 @@ type plane struct {
 	identityChanged func()
 	report          func() api.Report
 	admin           http.Handler
+	reload          func() // nil: nothing is to be read again
 	shutdown        func(context.Context) error
 	close           func() error // ends it at once, also after a shutdown
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
+	"os/signal"
 	"path/filepath"
 	"time"
 
@@ -80,6 +82,27 @@ func (c proxyCmd) newForeignPlane(p *process, settings *proxySettings, link *age
 	p.log.Info("supervising another program", "engine", c.Engine, "path", binary.Path, "version", binary.Version, "openssl", binary.OpenSSL, "runDir", run.Path)
 	return plane{
 		apply: data.Apply, identityChanged: data.IdentityChanged, report: data.Report,
-		admin: data.Admin(), shutdown: data.Shutdown, close: data.Close,
+		admin: data.Admin(), reload: data.Reload, shutdown: data.Shutdown, close: data.Close,
 	}, nil
+}
+
+// reloadOn lets a signal give the program its files again, until stop is called.
+func (d plane) reloadOn(s os.Signal) (stop func()) {
+	if d.reload == nil {
+		return func() {}
+	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, s)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for range signals {
+			d.reload()
+		}
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(signals)
+		<-ended
+	}
 }
