@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"countersign.dev/mtls"
 	"countersign.dev/secret"
 )
 
@@ -203,6 +204,54 @@ func secretVersion(t *testing.T, w *world, stage secret.Stage) string {
 	}
 	version, _ := secret.Entry{Versions: versions}.Stage(stage)
 	return version.ID
+}
+
+// TestRevoked replaces what was revoked, never uses what was revoked meanwhile, and does not go back to it.
+func TestRevoked(t *testing.T) {
+	w := newWorld(t, secret.LayoutExported)
+	first := w.first()
+	w.authority.revoke(newHierarchy(t, "first"), first.Serial) // another CA of the same name
+	w.must(Options{}, Nothing)
+	w.authority.revoke(w.authority.signer, "01", first.Serial)
+	result := w.must(Options{}, Rotated)
+	says(t, result.Reason, "what is current will not do", "the serial "+first.Serial+" was revoked")
+	w.check()
+
+	w.fleet.refuses = func(serial string) bool { return serial != first.Serial }
+	w.authority.revoke(w.authority.signer, result.Serial)
+	again := w.must(Options{}, Failed)
+	says(t, again.Error, "cannot be used any more", "was revoked")
+	w.fleet.refuses = nil
+	w.check()
+
+	// A certificate that was revoked between two questions for it.
+	w.config.Progress = func(_ string, step Step, _ string) {
+		if step == StepStage {
+			w.authority.down = errors.New("away")
+		}
+	}
+	if _, died := w.dying(&mortal{at: 2}, Options{Force: true}); !died {
+		t.Fatal("it did not die")
+	}
+	w.config.Progress, w.authority.down = nil, nil
+	for _, chain := range w.authority.answers {
+		certificates, err := mtls.ParseCertificates(chain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if serial := mtls.Serial(certificates[0]); serial != w.currentSerial() {
+			w.authority.revoke(w.authority.signer, serial)
+		}
+	}
+	refused := w.must(Options{}, Failed)
+	if !errors.Is(refused.Err, ErrUnfit) || refused.Serial != again.Serial {
+		t.Errorf("%v", refused.Err)
+	}
+	w.must(Options{Force: true}, Rotated)
+	w.check()
+
+	w.authority.lists = []byte("nonsense")
+	says(t, w.must(Options{}, Failed).Error, "at the step look", "revocation lists")
 }
 
 // TestByHandMeanwhile leaves alone what somebody makes current while nobody serves what was rotated.

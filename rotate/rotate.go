@@ -86,6 +86,9 @@ type Request struct {
 type Trust struct {
 	// Bundle is the roots to trust, PEM.
 	Bundle []byte
+	// CRL is the revocation lists (RFC 5280), PEM; empty when there are none. What stands on one is due, and is never made
+	// current.
+	CRL []byte
 	// Issuer is what signs leaves now; nil when that is not known. A leaf of another one is due.
 	Issuer *x509.Certificate
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"time"
@@ -24,6 +25,7 @@ type run struct {
 	lease   *held
 	step    Step
 	trust   Trust
+	crls    []*x509.RevocationList
 	bundle  []byte // what the credential is checked against: the roots that the proxy will have
 	record  Record
 	current current
@@ -174,6 +176,9 @@ func (n *run) look() (err error) {
 	if n.trust, err = n.r.config.Authority.Trust(ask); err != nil {
 		return fmt.Errorf("asking for the trust bundle: %w", err)
 	}
+	if n.crls, err = parseCRLs(n.trust.CRL); err != nil {
+		return err
+	}
 	if err := n.readBundle(); err != nil {
 		return err
 	}
@@ -280,6 +285,42 @@ func (n *run) reason() (string, error) {
 	}
 }
 
+// maxCRLs bounds how many revocation lists are read: one or two for each issuing CA and root.
+const maxCRLs = 100
+
+// parseCRLs reads revocation lists.
+func parseCRLs(text []byte) ([]*x509.RevocationList, error) {
+	var lists []*x509.RevocationList
+	for rest := text; len(bytes.TrimSpace(rest)) > 0 && len(lists) < maxCRLs; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil || block.Type != "X509 CRL" {
+			return nil, errors.New("the authority's revocation lists are not what they should be: there is something else than an X509 CRL")
+		}
+		list, err := x509.ParseRevocationList(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("the authority's revocation lists: %w", err)
+		}
+		lists = append(lists, list)
+	}
+	return lists, nil
+}
+
+// revoked tells whether the leaf of a chain stands on a list of its issuer.
+func (n *run) revoked(chain []*x509.Certificate) bool {
+	leaf := chain[0]
+	for _, list := range n.crls {
+		if !bytes.Equal(list.RawIssuer, leaf.RawIssuer) || (len(chain) > 1 && list.CheckSignatureFrom(chain[1]) != nil) {
+			continue // two issuing CAs may have one name
+		}
+		for _, entry := range list.RevokedCertificateEntries {
+			if entry.SerialNumber.Cmp(leaf.SerialNumber) == 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // sameCertificates tells whether two texts hold the same certificates, in whatever order.
 func sameCertificates(a, b []byte) bool {
 	x, err := mtls.ParseCertificates(a)
@@ -317,6 +358,9 @@ func (n *run) fit(m *secret.Material, bundle []byte) (*x509.Certificate, error) 
 	}
 	if len(leaf.DNSNames) != len(want.DNSNames) || len(leaf.IPAddresses)+len(leaf.EmailAddresses) > 0 {
 		return leaf, fmt.Errorf("%s: the leaf has other names than the specification says: %.300q", n.t.Secret, append(leaf.DNSNames, leaf.EmailAddresses...))
+	}
+	if n.revoked(parsed.Chain) {
+		return leaf, fmt.Errorf("%s: the certificate with the serial %s was revoked", n.t.Secret, mtls.Serial(leaf))
 	}
 	if kind := keyType(leaf.PublicKey); want.Key != "" && kind != want.Key {
 		return leaf, fmt.Errorf("%s: the key is of the kind %q, and %s is declared", n.t.Secret, kind, want.Key)

@@ -43,7 +43,7 @@ func newHierarchy(t testing.TB, name string) *hierarchy {
 	template := func(name string) *x509.Certificate {
 		return &x509.Certificate{
 			SerialNumber: serial(t), Subject: pkix.Name{CommonName: name, Organization: []string{"shop.internal"}}, IsCA: true, BasicConstraintsValid: true,
-			KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+			KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, SubjectKeyId: serial(t).Bytes(), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
 		}
 	}
 	root := template(name + " root")
@@ -89,6 +89,8 @@ type authority struct {
 	t      *testing.T
 	signer *hierarchy
 	bundle []*hierarchy
+	// lists are the revocation lists.
+	lists []byte
 	// down is what it answers instead.
 	down error
 	// spoil changes what is about to be signed, answer what is about to be answered.
@@ -109,7 +111,7 @@ func (a *authority) Trust(context.Context) (Trust, error) {
 	for _, h := range a.bundle {
 		bundle = append(bundle, h.rootPEM...)
 	}
-	return Trust{Bundle: bundle, Issuer: a.signer.issuer}, nil
+	return Trust{Bundle: bundle, Issuer: a.signer.issuer, CRL: a.lists}, nil
 }
 
 func (a *authority) Issue(_ context.Context, request Request) ([]byte, error) {
@@ -147,6 +149,24 @@ func (a *authority) Issue(_ context.Context, request Request) ([]byte, error) {
 	}
 	a.answers[request.ID] = chain
 	return chain, nil
+}
+
+// revoke puts serials on a list of an issuing CA.
+func (a *authority) revoke(h *hierarchy, serials ...string) {
+	a.t.Helper()
+	list := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour)}
+	for _, text := range serials {
+		serial, ok := new(big.Int).SetString(text, 16)
+		if !ok {
+			a.t.Fatal(text)
+		}
+		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: serial, RevocationTime: time.Now()})
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, list, h.issuer, h.key)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	a.lists = append(a.lists, pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})...)
 }
 
 // issued is how many certificates there are.
