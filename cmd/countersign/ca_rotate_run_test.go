@@ -118,37 +118,44 @@ func TestRunGoesOn(t *testing.T) {
 		fails   string
 	}{
 		{
-			"everything in order", caRotateRunCmd{},
+			"everything in order",
+			caRotateRunCmd{},
 			[]any{at(""), at("activate"), at("activate"), at("finish"), at("finish"), at(""), at("")},
 			"?false start ?true activate ?true finish ?false", "next root is made|signs|is gone", "",
 		},
 		{
-			"waiting", caRotateRunCmd{},
+			"waiting",
+			caRotateRunCmd{},
 			[]any{at("activate"), at("activate", "a", "b"), at("activate", "b", "a"), at("activate", "a"), at("activate"), at("finish"), at("finish"), at(""), lagging, lagging, at("")},
 			"?false ?true ?true ?true ?true activate ?true finish ?false ?false ?false", "2 reasons:\n  a: a reason\n  b: a reason\n|1 reason:\n  a: a reason\n|signs|gone|gone everywhere:\n  late", "",
 		},
 		{
-			"the server is away and comes back", caRotateRunCmd{},
+			"the server is away and comes back",
+			caRotateRunCmd{},
 			[]any{at("finish"), nil, away, at("finish"), at(""), at("")},
 			"?false ?true ?true ?true finish ?false", "waiting for it|is gone", "",
 		},
 		{
-			"the server dies in a step that it has taken", caRotateRunCmd{},
+			"the server dies in a step that it has taken",
+			caRotateRunCmd{},
 			[]any{at("activate"), at("activate"), nil, at("finish"), at("finish"), at(""), at("")},
 			"?false ?true activate ?false ?true finish ?false", "is gone", "",
 		},
 		{
-			"the server dies before it has made the next root", caRotateRunCmd{},
+			"the server dies before it has made the next root",
+			caRotateRunCmd{},
 			[]any{at(""), nil, at("")},
 			"?false start ?false", "", "repeat the command",
 		},
 		{
-			"somebody comes before the step", caRotateRunCmd{},
+			"somebody comes before the step",
+			caRotateRunCmd{},
 			[]any{at("finish"), at("finish"), conflict, at("finish"), at("finish"), at(""), at("")},
 			"?false ?true finish ?false ?true finish ?false", "is gone", "",
 		},
 		{
-			"another administrator is quicker", caRotateRunCmd{},
+			"another administrator is quicker",
+			caRotateRunCmd{},
 			[]any{at("activate"), at("finish"), conflict, at("finish"), at("finish"), at(""), at("")},
 			"?false ?true activate ?false ?true finish ?false", "is gone", "",
 		},
