@@ -144,6 +144,11 @@ func (c *comparison) books(s subject, w *Workload, cert Certificate) bool {
 	return false
 }
 
+// same tells whether two are one certificate: whoever makes another one can give it the same serial.
+func same(a, b Certificate) bool {
+	return a.Serial == b.Serial && (a.Fingerprint == b.Fingerprint || a.Fingerprint == "" || b.Fingerprint == "")
+}
+
 func orNobody(identity string) string {
 	if identity == "" {
 		return "nobody (it has no SPIFFE ID)"

@@ -34,12 +34,12 @@ func healthy(now time.Time) Facts {
 	current := leaf("aa01", now, day)
 	previous := leaf("aa00", now, 6*day)
 	root := CACertificate{
-		Subject: "CN=m root", Fingerprint: "f00d", State: Active,
-		Certificate: Certificate{Serial: "01", NotBefore: now.Add(-365 * day), NotAfter: now.Add(9 * 365 * day)},
+		Subject: "CN=m root", State: Active,
+		Certificate: Certificate{Serial: "01", Fingerprint: "f00d", NotBefore: now.Add(-365 * day), NotAfter: now.Add(9 * 365 * day)},
 	}
 	issuer := CACertificate{
-		Subject: "CN=m issuer", Fingerprint: "beef", State: Active,
-		Certificate: Certificate{Serial: "02", NotBefore: now.Add(-365 * day), NotAfter: now.Add(2 * 365 * day)},
+		Subject: "CN=m issuer", State: Active,
+		Certificate: Certificate{Serial: "02", Fingerprint: "beef", NotBefore: now.Add(-365 * day), NotAfter: now.Add(2 * 365 * day)},
 	}
 	server := Certificate{Serial: "03", Identity: "spiffe://m.internal/server/countersign", NotBefore: now.Add(-time.Hour - backdating), NotAfter: now.Add(23 * time.Hour)}
 	issued := make(map[string]Issued)
@@ -377,6 +377,15 @@ func TestFindings(t *testing.T) {
 				f.Issued["aa01"] = r
 			},
 			want: []string{"critical revoked api " + store},
+		},
+		"another certificate with the serial of the stored one": {
+			change: func(f *Facts) {
+				forged := leaf("aa01", noon, day)
+				forged.Fingerprint, forged.Untrusted = "bad0", "signed by an unknown authority"
+				f.Workloads[0].Stored.Current.Fingerprint = "900d"
+				serve(f, forged)
+			},
+			want: []string{"critical untrusted api " + listen},
 		},
 		"to be revoked": {
 			change: func(f *Facts) {

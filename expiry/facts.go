@@ -35,8 +35,10 @@ type Unreached struct {
 
 // Certificate is what this package has to know of a certificate, or of a chain.
 type Certificate struct {
-	// Serial is in lower-case hex, as everywhere in Countersign.
-	Serial string
+	// Serial is in lower-case hex, as everywhere in Countersign. Fingerprint is the hex SHA-256 of the DER; empty where
+	// only the serial is known.
+	Serial      string
+	Fingerprint string
 	// Identity is the leaf's SPIFFE ID, empty when it has none.
 	Identity  string
 	NotBefore time.Time
@@ -78,8 +80,6 @@ type Authority struct {
 type CACertificate struct {
 	Certificate
 	Subject string
-	// Fingerprint is the hex SHA-256 of its DER.
-	Fingerprint string
 	// State is active, next or retiring.
 	State string
 }

@@ -62,7 +62,7 @@ func (c *comparison) shown(w *Workload, i *Instance) []shown {
 		}
 		known := false
 		for k := range all {
-			if all[k].Serial == e.Served.Serial && all[k].NotAfter.Equal(e.Served.NotAfter) {
+			if same(all[k].Certificate, *e.Served) {
 				all[k].places = append(all[k].places, e.Address)
 				known = true
 			}
@@ -112,13 +112,13 @@ func (c *comparison) leaf(w *Workload, i *Instance, s shown, stored *Version, bu
 	if s.kind == KindReported {
 		about.is = "the certificate that it has (" + place + ")"
 	}
-	same := stored != nil && stored.Serial == s.Serial
+	current := stored != nil && same(stored.Certificate, s.Certificate)
 	mark := len(c.findings)
 	item := c.judge(about, s.Certificate)
-	if same && (item.State == StateExpiring || item.State == StateExpired) {
+	if current && (item.State == StateExpiring || item.State == StateExpired) {
 		c.findings = c.findings[:mark] // the store's line says it, once for all who serve it
 	}
-	genuine := same || c.books(about, w, s.Certificate)
+	genuine := current || c.books(about, w, s.Certificate)
 	if s.kind == KindServed && i.Reported != "" && i.Reported != s.Serial && genuine {
 		c.find(Finding{
 			Code: CodeReportDiffers, Severity: Warning, Workload: w.Name, Instance: i.Name, Place: place, Serial: s.Serial,
@@ -127,7 +127,7 @@ func (c *comparison) leaf(w *Workload, i *Instance, s shown, stored *Version, bu
 		})
 	}
 	switch {
-	case same:
+	case current:
 		return false
 	case stored != nil && genuine:
 		return !busy && c.behind(w, i, s, stored)
@@ -190,7 +190,7 @@ func (c *comparison) served(w *Workload, i *Instance, e Endpoint, file *Certific
 	if file == nil {
 		return
 	}
-	if file.Serial == e.Served.Serial {
+	if same(*file, *e.Served) {
 		if item.State == StateExpiring || item.State == StateExpired {
 			c.findings = c.findings[:mark] // the file's line says it
 		}

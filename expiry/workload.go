@@ -161,7 +161,7 @@ func since(t time.Time) string {
 
 // issuedOnly looks for a certificate that the CA has issued and that never came into the store.
 func (c *comparison) issuedOnly(w *Workload, current *Version) {
-	if w.Rotation != nil && w.Rotation.Failures > 0 {
+	if w.Rotation != nil && (w.Rotation.Failures > 0 || w.Rotation.Step != "") {
 		return // said already, with the reason
 	}
 	var newest Issued

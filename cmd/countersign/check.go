@@ -68,15 +68,20 @@ type checkedExpiry struct {
 // limits are those of the command line.
 func (c *checkExpiryCmd) limits() (expiry.Limits, error) {
 	limits := expiry.Limits{Warn: c.Warn, Critical: c.Critical, CAWarn: c.CAWarn, CACritical: c.CACritical, Grace: c.Grace, Stuck: c.Stuck}
-	const life = 10 * 365 * 24 * time.Hour // for which both are compared as far as both are shares
+	// Critical comes first when it does so for the life of a day or of ten years, and warn does for neither.
+	before := func(critical, warn expiry.Threshold) bool {
+		const day = 24 * time.Hour
+		short, long := critical.Of(day)-warn.Of(day), critical.Of(3650*day)-warn.Of(3650*day)
+		return short >= 0 && long >= 0 && short+long > 0
+	}
 	switch {
 	case c.Timeout <= 0 || c.Timeout > maxCheck:
 		return limits, usagef("--timeout %s is out of range; give one above 0 and at most %s", c.Timeout, maxCheck)
 	case c.Settle < 0 || c.Stuck < 0:
 		return limits, usagef("--settle and --stuck are times from 0 on")
-	case c.Critical.Of(life) > c.Warn.Of(life):
+	case before(c.Critical, c.Warn):
 		return limits, usagef("--critical %s comes before --warn %s; give it less", c.Critical, c.Warn)
-	case c.CACritical.Of(life) > c.CAWarn.Of(life):
+	case before(c.CACritical, c.CAWarn):
 		return limits, usagef("--ca-critical %s comes before --ca-warn %s; give it less", c.CACritical, c.CAWarn)
 	}
 	return limits, nil
@@ -98,15 +103,29 @@ func (c *checkExpiryCmd) Run(p *process) error {
 	if err != nil {
 		return because(ctx, err)
 	}
+	c.compare(ctx, p, w)
+	err = c.print(p, checked)
 	if c.Metrics != "" {
-		if err := writeExpiryMetrics(c.Metrics, checked); err != nil {
-			return err
-		}
+		err = errors.Join(err, writeExpiryMetrics(c.Metrics, checked))
 	}
-	if err := c.print(p, checked); err != nil {
+	if err != nil {
 		return err
 	}
 	return c.status(checked.Report)
+}
+
+// compare says when the server runs another specification than the one that was given.
+func (c *checkExpiryCmd) compare(ctx context.Context, p *process, w *expiryWatch) {
+	if c.Path == "" || w.admin == nil {
+		return
+	}
+	running, err := runningSpec(ctx, w.admin)
+	if err != nil {
+		return // that the server does not answer is a finding
+	}
+	if n := len(mesh.Diff(running, w.spec)); n > 0 {
+		fmt.Fprintf(p.stderr, "countersign: the running specification differs from %s in %s; what was checked is %s\n", c.Path, count(n, "place"), c.Path)
+	}
 }
 
 // status is the exit status that a report deserves.
@@ -152,12 +171,16 @@ func (c *checkExpiryCmd) watcher(p *process) (*expiryWatch, error) {
 // settled checks, and looks again for a while at what may only be on its way.
 func (c *checkExpiryCmd) settled(ctx context.Context, w *expiryWatch, limits expiry.Limits) (checkedExpiry, error) {
 	deadline := time.Now().Add(c.Settle)
-	for {
+	var checked checkedExpiry
+	for looks := 0; ; looks++ {
 		facts, err := w.look(ctx)
-		if err != nil {
+		switch {
+		case err != nil && looks > 0 && errors.Is(err, context.DeadlineExceeded):
+			return checked, nil // what was seen is worth more than that it was not seen twice
+		case err != nil:
 			return checkedExpiry{}, err
 		}
-		checked := checkedExpiry{
+		checked = checkedExpiry{
 			Version: 1, Mesh: w.mesh, TrustDomain: w.trustDomain, Checked: facts.Now.UTC().Truncate(time.Second),
 			Report: expiry.Compare(facts, limits),
 		}
@@ -166,7 +189,6 @@ func (c *checkExpiryCmd) settled(ctx context.Context, w *expiryWatch, limits exp
 		}
 		select {
 		case <-ctx.Done():
-			// What was seen is worth more than that it was not seen twice.
 			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 				return checked, nil
 			}
@@ -177,7 +199,7 @@ func (c *checkExpiryCmd) settled(ctx context.Context, w *expiryWatch, limits exp
 }
 
 // settlePause is the time between two looks.
-const settlePause = time.Second
+const settlePause = 2 * time.Second
 
 // unsettled tells whether there is a finding that the next moments may mend: a rotation moves on, a sidecar starts.
 func unsettled(report expiry.Report) bool {

@@ -170,16 +170,18 @@ func (s *seen) authority(answer *api.CAResponse) error {
 // caCertificate is what a comparison needs of a root or an issuing CA.
 func caCertificate(cert *x509.Certificate, state string) expiry.CACertificate {
 	return expiry.CACertificate{
-		Certificate: expiry.Certificate{Serial: mtls.Serial(cert), NotBefore: cert.NotBefore, NotAfter: cert.NotAfter},
-		Subject:     cert.Subject.String(), Fingerprint: strings.TrimPrefix(mtls.Pin(cert), "sha256:"), State: state,
+		Certificate: expiry.Certificate{Serial: mtls.Serial(cert), Fingerprint: fingerprint(cert), NotBefore: cert.NotBefore, NotAfter: cert.NotAfter},
+		Subject:     cert.Subject.String(), State: state,
 	}
 }
+
+func fingerprint(cert *x509.Certificate) string { return strings.TrimPrefix(mtls.Pin(cert), "sha256:") }
 
 // certificate is what a comparison needs of a chain, which is not empty. Whether it leads to the mesh's roots is
 // asked of a moment at which the leaf is valid: that it is not valid now is another matter.
 func (s *seen) certificate(chain []*x509.Certificate) expiry.Certificate {
 	leaf := chain[0]
-	cert := expiry.Certificate{Serial: mtls.Serial(leaf), NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter}
+	cert := expiry.Certificate{Serial: mtls.Serial(leaf), Fingerprint: fingerprint(leaf), NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter}
 	if identity, err := id.FromCertificate(leaf); err == nil {
 		cert.Identity = identity.String()
 	}

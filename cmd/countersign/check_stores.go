@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -117,7 +118,7 @@ func (s *seen) readCurrent(plan *mesh.Plan, shape secret.Shape, material *secret
 	parsed, err := credential.Parse(in)
 	if err != nil {
 		// The certificate alone may be well, and says when all of it ends.
-		if chain, err := mtls.ParseCertificates(append(material.Certificate, material.Chain...)); err == nil {
+		if chain, err := mtls.ParseCertificates(slices.Concat(material.Certificate, material.Chain)); err == nil {
 			stored.Current = &expiry.Version{ID: material.Version, Certificate: s.certificate(chain)}
 		}
 		if len(bundle) == 0 {
@@ -147,7 +148,7 @@ func (s *seen) version(ctx context.Context, store *filestore.Store, shape secret
 		return nil
 	}
 	defer material.Clear()
-	chain, err := mtls.ParseCertificates(append(material.Certificate, material.Chain...))
+	chain, err := mtls.ParseCertificates(slices.Concat(material.Certificate, material.Chain))
 	if err != nil {
 		return nil
 	}

@@ -501,6 +501,52 @@ func TestCheckWithoutServer(t *testing.T) {
 	}
 }
 
+// TestCheckSettings asserts which settings are mistakes.
+func TestCheckSettings(t *testing.T) {
+	for limits, good := range map[[4]string]bool{
+		{"20%,30d", "10%,7d", "20%,180d", "10%,60d"}: true,
+		{"30d", "20%", "30d", "30d"}:                 true, // for a year it is the other way round, for a week it is not
+		{"10%", "10%", "1d", "0s"}:                   true,
+		{"1d", "2d", "1d", "1d"}:                     false,
+		{"5%", "10%", "1d", "1d"}:                    false,
+		{"1d", "1d", "1h", "10%"}:                    false,
+	} {
+		c := checkExpiryCmd{Timeout: time.Second}
+		for i, threshold := range []*expiry.Threshold{&c.Warn, &c.Critical, &c.CAWarn, &c.CACritical} {
+			if err := threshold.UnmarshalText([]byte(limits[i])); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := c.limits(); (err == nil) != good {
+			t.Errorf("%q: %v", limits, err)
+		}
+	}
+}
+
+// TestCheckOther asserts that somebody who gives another specification than the running one is told.
+func TestCheckOther(t *testing.T) {
+	l := newCheckLab(t)
+	l.write(t, "other.yaml", strings.Replace(checkSpec, "168h", "169h", 1))
+	t.Setenv("COUNTERSIGN_RUN", "")
+	for path, differs := range map[string]bool{l.spec: false, filepath.Join(l.dir, "other.yaml"): true} {
+		status, _, stderr := command(t, "check", "expiry", path, "--settle", "0s", "--socket", l.socket)
+		if status != exitOK || strings.Contains(stderr, "the running specification differs from") != differs {
+			t.Errorf("%s: status %d\n%s", path, status, stderr)
+		}
+	}
+}
+
+// TestCheckMetricsFails asserts that a report is shown although its metrics cannot be written, and that this is no
+// success.
+func TestCheckMetricsFails(t *testing.T) {
+	l := newCheckLab(t)
+	t.Setenv("COUNTERSIGN_RUN", "")
+	status, stdout, stderr := command(t, "check", "expiry", "--settle", "0s", "--socket", l.socket, "--metrics-file", filepath.Join(l.spec, "below"))
+	if status != exitFailure || !strings.Contains(stdout, "All is well") || !strings.Contains(stderr, "writing the metrics") {
+		t.Errorf("status %d\n%s\n%s", status, stdout, stderr)
+	}
+}
+
 // TestCheckTimeout asserts that a check that is not done in time says so, and does not say that all is well.
 func TestCheckTimeout(t *testing.T) {
 	l := newCheckLab(t)
