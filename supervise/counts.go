@@ -47,10 +47,11 @@ type port struct {
 	connections, active, handshakes, again *atomic.Int64
 }
 
-// call is what is counted of an outbound listener.
+// call is what is counted of an outbound listener; nil is not told.
 type call struct {
-	http     *stat.HTTP
-	upstream string
+	http                *stat.HTTP
+	connections, active *atomic.Int64
+	upstream            string
 }
 
 func newCounts(changed func()) *counts {
@@ -76,7 +77,7 @@ func (c *counts) declare(plan *mesh.Plan, e *Engine) {
 		if in.Protocol != mesh.TCP {
 			p.http = c.set.HTTP(in.Name)
 		}
-		if in.TLS == mesh.Permissive {
+		if in.TLS != mesh.Strict {
 			p.plaintext = value("plaintext_cx_total")
 		}
 		if in.TLS != mesh.Off && in.ClientAuth != mesh.None {
@@ -98,6 +99,10 @@ func (c *counts) declare(plan *mesh.Plan, e *Engine) {
 	}
 	for _, out := range plan.Outbound {
 		o := &call{upstream: out.Upstream}
+		if !byLog {
+			o.connections = c.set.Value(stat.Key{Scope: "listener", Owner: out.Name, Metric: "downstream_cx_total"})
+			o.active = c.set.Value(stat.Key{Scope: "listener", Owner: out.Name, Metric: "downstream_cx_active"})
+		}
 		if out.Protocol != mesh.TCP {
 			o.http = c.set.HTTP(out.Name)
 		}
@@ -317,7 +322,7 @@ func (c *counts) presented(peer, serial string, now time.Time) {
 // otherCallers stands for the addresses beyond [mostRemembered].
 const otherCallers = "others"
 
-// spokePlaintext counts a connection to a permissive port, once. The caller holds mu.
+// spokePlaintext counts a connection without TLS, once. The caller holds mu.
 func (c *counts) spokePlaintext(p *port, remote []byte) {
 	if c.met[string(remote)] {
 		return
@@ -327,6 +332,9 @@ func (c *counts) spokePlaintext(p *port, remote []byte) {
 	}
 	c.met[string(remote)] = true
 	p.plaintext.Add(1)
+	if p.TLS != mesh.Permissive {
+		return // nothing else is expected of its callers
+	}
 	address, _, err := net.SplitHostPort(string(remote))
 	if err != nil { // NGINX writes an IPv6 address without brackets
 		address = string(remote[:max(0, bytes.LastIndexByte(remote, ':'))])

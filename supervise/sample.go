@@ -184,8 +184,8 @@ func (h *haproxySampler) frontend(r row, plan *mesh.Plan, add func(*atomic.Int64
 	}
 	for _, out := range plan.Outbound {
 		if o := c.outbound[out.Name]; o != nil && r["pxname"] == "out"+strconv.Itoa(out.Listen) {
-			var connections atomic.Int64
-			c.connections.Add(add(&connections, "conn_tot"))
+			c.connections.Add(add(o.connections, "conn_tot"))
+			active[o.active] += r.number("scur")
 			if o.http != nil {
 				count(o.http.RqTotal, o.http.Class)
 			}
