@@ -36,8 +36,8 @@ func memberClient(t *testing.T, certificate tls.Certificate, http2, keep bool) *
 	return &http.Client{Transport: transport, Timeout: patience}
 }
 
-// ask makes a request and tells whether it was served, and by a resumed session.
-func ask(t *testing.T, client *http.Client, url string) (served, resumed bool) {
+// isServed makes a request and tells whether it was served, and by a resumed session.
+func isServed(t *testing.T, client *http.Client, url string) (served, resumed bool) {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
 	if err != nil {
@@ -76,12 +76,12 @@ func TestRevokedEverywhere(t *testing.T) {
 	}
 	for name, c := range clients {
 		for range 2 {
-			if served, _ := ask(t, c.client, c.url); !served {
+			if served, _ := isServed(t, c.client, c.url); !served {
 				t.Fatalf("%s: refused before the revocation", name)
 			}
 		}
 	}
-	if _, resumed := ask(t, clients["a session that is resumed"].client, url); !resumed {
+	if _, resumed := isServed(t, clients["a session that is resumed"].client, url); !resumed {
 		t.Error("no session is resumed")
 	}
 	outbound := "http://" + mesh.outbound(t, "caller", "recorder", 9080) + "/"
@@ -113,11 +113,11 @@ func TestRevokedEverywhere(t *testing.T) {
 		}
 	}
 	for name, c := range clients {
-		until(name, func() bool { served, _ := ask(t, c.client, c.url); return !served })
+		until(name, func() bool { served, _ := isServed(t, c.client, c.url); return !served })
 	}
 	until("its sidecar", func() bool { status, _, err := try(t, outbound); return err != nil || status >= 500 })
 	t.Logf("refused everywhere after %v", time.Since(began))
-	if served, _ := ask(t, memberClient(t, other, false, false), url); !served {
+	if served, _ := isServed(t, memberClient(t, other, false, false), url); !served {
 		t.Error("another workload is refused")
 	}
 	if body := get(t, "http://"+mesh.inbound(t, "edge", 8080)+"/"); body == "" {
