@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -42,6 +43,10 @@ func TestRotation(t *testing.T) {
 			t.Fatal(err)
 		}
 		stop, lost, done := make(chan struct{}), make(chan error, 1000), atomic.Int64{}
+		method := http.MethodPost // which nobody repeats
+		if s.engine == NGINX {
+			method = http.MethodGet // NGINX drops connections that are kept, and net/http asks again over another
+		}
 		var callers sync.WaitGroup
 		for range 4 {
 			caller := client(ca.identity(t, "front"))
@@ -52,7 +57,7 @@ func TestRotation(t *testing.T) {
 						return
 					default:
 					}
-					status, _, _, err := get(t, caller, "https://"+back.address+":9080/")
+					status, err := send(t, caller, method, "https://"+back.address+":9080/")
 					if err != nil || status != 200 {
 						lost <- fmt.Errorf("status %d: %w", status, err)
 					}
@@ -76,7 +81,6 @@ func TestRotation(t *testing.T) {
 		callers.Wait()
 		close(lost)
 		for err := range lost {
-			// An idempotent request whose connection closes before an answer is repeated by net/http itself.
 			t.Errorf("lost: %v", err)
 		}
 		if entries, err := os.ReadDir(filepath.Join(back.good.run, generationsDir)); err != nil || len(entries) != 2 {

@@ -324,6 +324,26 @@ func get(t testing.TB, c *http.Client, url string) (status int, body, serial str
 	return response.StatusCode, string(text), serial, err
 }
 
+// send sends a request with a body, unless it is a GET, and gives the status.
+func send(t testing.TB, c *http.Client, method, url string) (int, error) {
+	t.Helper()
+	var body io.Reader
+	if method != http.MethodGet {
+		body = strings.NewReader("body")
+	}
+	request, err := http.NewRequestWithContext(context.WithoutCancel(t.Context()), method, url, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response, err := c.Do(request)
+	if err != nil {
+		return 0, err
+	}
+	defer response.Body.Close()
+	_, err = io.Copy(io.Discard, response.Body)
+	return response.StatusCode, err
+}
+
 // eventually polls until a condition holds.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
