@@ -176,7 +176,8 @@ func (r *run) initArgs(i *instance) []string {
 	if d.Bundle != "" {
 		args = append(args, "--bundle-from", "secret:"+d.Bundle)
 	}
-	args = append(args, "--engine", string(i.engine()), "--conf", p.conf, "--run-dir", p.run)
+	args = append(args, r.engineArgs(i)...)
+	args = append(args, "--conf", p.conf, "--run-dir", p.run)
 	return append(args, r.placeArgs(i)...)
 }
 
@@ -231,7 +232,7 @@ func (r *run) proxyCommand(i *instance) *exec.Cmd {
 	} else {
 		args = []string{"-e", "stderr", "-c", filepath.Join(p.conf, "nginx.conf")}
 	}
-	command := exec.Command(r.engines[i.engine()], args...) //nolint:noctx // a signal ends it
+	command := exec.Command(r.engines[i.engine()].Path, args...) //nolint:noctx // a signal ends it
 	command.Env, command.SysProcAttr = environment(), &syscall.SysProcAttr{}
 	endWithParent(command.SysProcAttr)
 	return command

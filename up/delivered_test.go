@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"countersign.dev/api"
+	"countersign.dev/engine"
 	"countersign.dev/mesh"
 )
 
@@ -141,6 +142,14 @@ func TestNoRotation(t *testing.T) {
 func TestWatcherArgs(t *testing.T) {
 	spec := specification(t, strings.Replace(delivered, `"{mesh}/{service}"}`, `"{mesh}/{service}", layout: separate, fields: {key: k, certificate: c}}`, 1))
 	r := &run{state: &state{dir: "/s"}, cfg: Config{DrainTimeout: time.Second}, identity: Server{URL: "https://127.0.0.1:1", CAPin: "sha256:00"}}
+	r.engines = engines{
+		mesh.EngineNGINX:   {Path: "/usr/sbin/nginx", Version: "1.22.1", OpenSSL: "3.0.17", StreamModule: "/m.so"},
+		mesh.EngineHAProxy: {Path: "/usr/sbin/haproxy", Version: "2.6.12", OpenSSL: "3.0.17"},
+	}
+	user := ""
+	if os.Geteuid() == 0 {
+		user = " --user root"
+	}
 	r.all = placed(t, spec)
 	for _, i := range r.all {
 		i.runDir = "/r/" + i.name
@@ -148,15 +157,15 @@ func TestWatcherArgs(t *testing.T) {
 	got := []string{strings.Join(r.watcherArgs(r.all[0]), " "), strings.Join(r.watcherArgs(r.all[2]), " "), strings.Join(r.proxyCommand(r.all[2]).Args, " "), strings.Join(r.proxyCommand(r.all[0]).Args, " ")}
 	want := []string{
 		"init --from file:/store --identity-file /id.txt --secret shop/back --layout separate --to /s/sidecars/back-1/certs --expect-id spiffe://shop.internal/service/back" +
-			" --field certificate=c --field key=k --engine nginx --conf /s/sidecars/back-1/conf --run-dir /r/back-1 --drain-timeout 1s --address 127.1.1.2 --app-address 127.1.1.3" +
+			" --field certificate=c --field key=k --engine nginx --proxy-version 1.22.1 --openssl-version 3.0.17 --stream-module /m.so" + user + " --conf /s/sidecars/back-1/conf --run-dir /r/back-1 --drain-timeout 1s --address 127.1.1.2 --app-address 127.1.1.3" +
 			" --watch --interval 8760h0m0s --state /s/sidecars/back-1/agent --reload pidfile:/r/back-1/nginx.pid" +
 			" --server https://127.0.0.1:1 --ca-pin sha256:00 --token-file /s/tokens/back-1 --instance back-1 --admin 127.1.1.4:9901",
 		"init --from file:/store --identity-file /id.txt --secret shop/front --layout json --to /s/sidecars/front-1/certs --expect-id spiffe://shop.internal/service/front" +
-			" --bundle-from secret:shop/bundle --engine haproxy --conf /s/sidecars/front-1/conf --run-dir /r/front-1 --drain-timeout 1s --address 127.1.1.8 --app-address 127.1.1.9" +
+			" --bundle-from secret:shop/bundle --engine haproxy --proxy-version 2.6.12 --openssl-version 3.0.17 --conf /s/sidecars/front-1/conf --run-dir /r/front-1 --drain-timeout 1s --address 127.1.1.8 --app-address 127.1.1.9" +
 			" --watch --interval 1s --state /s/sidecars/front-1/agent --reload haproxy:/r/front-1/master.sock" +
 			" --server https://127.0.0.1:1 --ca-pin sha256:00 --token-file /s/tokens/front-1 --instance front-1 --admin 127.1.1.10:9901",
-		" -W -S /r/front-1/master.sock,mode,600 -f /s/sidecars/front-1/conf/haproxy.cfg",
-		" -e stderr -c /s/sidecars/back-1/conf/nginx.conf",
+		"/usr/sbin/haproxy -W -S /r/front-1/master.sock,mode,600 -f /s/sidecars/front-1/conf/haproxy.cfg",
+		"/usr/sbin/nginx -e stderr -c /s/sidecars/back-1/conf/nginx.conf",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("arguments (-want +got):\n%s", diff)
@@ -377,7 +386,9 @@ func TestRestartRefused(t *testing.T) {
 	if status != 500 || answer.Code != api.CodeInternal || !strings.Contains(answer.Message, "back-1 serves on with what it had: init of back-1 has ended with status 1") {
 		t.Errorf("a bad secret: %d %+v", status, answer)
 	}
-	eventually(t, "it is watched over again", func() bool { return slices.Equal(f.since(seen), []string{"stop back-1", "start back-1"}) })
+	if got := f.since(seen); !slices.Equal(got, []string{"stop back-1", "start back-1"}) {
+		t.Errorf("what happened: %q", got)
+	}
 	if !alive(doc.Workloads[0].EnginePID) {
 		t.Error("the proxy was ended")
 	}
@@ -393,6 +404,27 @@ func TestRestartAtOnce(t *testing.T) {
 		t.Errorf("while it is being restarted: %d %+v", status, answer)
 	}
 	f.run.all[0].restarting.Unlock()
+	// Another instance of the same service waits for its turn.
+	f.run.turns["back"] <- struct{}{}
+	seen, answered := len(f.since(0)), make(chan int, 1)
+	go func() {
+		status, _ := restart(t, doc.Control, http.MethodPost, PathRestart, `{"instance":"back-2"}`)
+		answered <- status
+	}()
+	eventually(t, "back-2 waits", func() bool {
+		if f.run.all[1].restarting.TryLock() {
+			f.run.all[1].restarting.Unlock()
+			return false
+		}
+		return true
+	})
+	if got := f.since(seen); len(got) != 0 {
+		t.Errorf("before its turn: %q", got)
+	}
+	<-f.run.turns["back"]
+	if status := <-answered; status != http.StatusOK {
+		t.Errorf("back-2: %d", status)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	away := &instance{name: "away"} // which never comes back
@@ -427,7 +459,7 @@ func TestTableOfEngines(t *testing.T) {
 
 // TestEnginesOnPath: what was found beside PATH is found by the processes, too.
 func TestEnginesOnPath(t *testing.T) {
-	e := engines{mesh.EngineNGINX: "/usr/sbin/nginx", mesh.EngineHAProxy: "/opt/bin/haproxy"}
+	e := engines{mesh.EngineNGINX: {Path: "/usr/sbin/nginx"}, mesh.EngineHAProxy: {Path: "/opt/bin/haproxy"}}
 	got := e.onPath([]string{"A=1", "PATH=/bin:/opt/bin", "B=2"})
 	if diff := cmp.Diff([]string{"A=1", "PATH=/bin:/opt/bin:/usr/sbin", "B=2"}, got); diff != "" {
 		t.Errorf("environment (-want +got):\n%s", diff)
@@ -506,5 +538,34 @@ func TestForeignStore(t *testing.T) {
 	}
 	if _, err := f.start()(); !errors.Is(err, ErrNotStarted) || !strings.Contains(err.Error(), "What was in "+store+" before may be of another authority") {
 		t.Errorf("Run = %v", err)
+	}
+}
+
+// TestRefusedPlans: what a proxy cannot carry out is said before anything starts, of all proxies at once.
+func TestRefusedPlans(t *testing.T) {
+	const routed = `
+gateways:
+  edge:
+    listen: [{port: 8080, protocol: http}]
+    routes: [{to: [{service: plain}], timeout: {request: 1s}}]
+    proxy: {engine: haproxy, version: "2.6"}
+  other:
+    listen: [{port: 8080, protocol: http}]
+    proxy: {engine: nginx, version: 1.25.1}
+`
+	f, _ := newDelivered(t, "nginx", "haproxy")
+	text := delivered + routed
+	f.config.Spec = specification(t, text)
+	_, err := f.start()()
+	if !errors.Is(err, engine.ErrRefused) || !errors.Is(err, ErrEngine) {
+		t.Fatalf("Run = %v, want engine.ErrRefused and ErrEngine", err)
+	}
+	for _, want := range []string{"edge: haproxy: the plan cannot be carried out", "timeout.request", "other has proxy.version 1.25.1, and ", "nginx is 1.22.1"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("the error lacks %q:\n%v", want, err)
+		}
+	}
+	if started := f.events("start"); len(started) != 0 {
+		t.Errorf("started: %v", started)
 	}
 }

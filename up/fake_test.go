@@ -53,7 +53,7 @@ func fakeMain(args []string) int {
 	}
 	var binds []string
 	flags.Func("bind", "", func(bind string) error { binds = append(binds, bind); return nil })
-	for _, name := range []string{"from", "identity-file", "secret", "layout", "to", "expect-id", "plan", "run-dir", "interval", "reload", "engine", "bundle-from", "conf"} {
+	for _, name := range []string{"from", "identity-file", "secret", "layout", "to", "expect-id", "plan", "run-dir", "interval", "reload", "engine", "bundle-from", "conf", "proxy-version", "openssl-version", "stream-module", "user"} {
 		values[name] = flags.String(name, "", "")
 	}
 	watch := flags.Bool("watch", false, "")
@@ -297,6 +297,14 @@ func fakeOnce(command string, flag func(string) string) int {
 // fakeEngine plays an NGINX or HAProxy, which does not bind a socket that is there, and finishes at a signal
 // of its own.
 func fakeEngine(name string, args []string) int {
+	switch conf := args[len(args)-1]; conf {
+	case "-V":
+		fmt.Fprintln(os.Stderr, "nginx version: nginx/1.22.1\nbuilt with OpenSSL 3.0.17 1 Jul 2025\nconfigure arguments: --with-stream")
+		return 0
+	case "-vv":
+		fmt.Println("HAProxy version 2.6.12-1 2023/04/01\nRunning on OpenSSL version : OpenSSL 3.0.17 1 Jul 2025")
+		return 0
+	}
 	conf := args[len(args)-1]
 	who := filepath.Base(filepath.Dir(filepath.Dir(conf)))
 	quit, other := syscall.SIGQUIT, syscall.SIGUSR1

@@ -22,10 +22,10 @@ import (
 const envHelper = "COUNTERSIGN_UP_TEST_HELPER"
 
 func TestMain(m *testing.M) {
+	if name := filepath.Base(os.Args[0]); name == "nginx" || name == "haproxy" {
+		os.Exit(fakeEngine(name, os.Args[1:]))
+	}
 	if len(os.Args) > 1 && os.Getenv(envJournal) != "" {
-		if name := filepath.Base(os.Args[0]); name == "nginx" || name == "haproxy" {
-			os.Exit(fakeEngine(name, os.Args[1:]))
-		}
 		if slices.Contains([]string{"server", "proxy", "app", "init", "rotate"}, os.Args[1]) {
 			os.Exit(fakeMain(os.Args[1:]))
 		}

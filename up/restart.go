@@ -18,12 +18,20 @@ const forgetTimeout = 3 * time.Second
 // restart replaces the sidecar of an instance, without a request that is lost: its peers are told to go
 // elsewhere, what runs is finished, and it returns when the new one is ready and its callers know it. Where
 // the certificate comes from a store, the new one starts with what is current there; when that will not do,
-// the old one serves on. An error says at which step it ended.
+// the old one serves on. An error says at which step it ended. Instances of one workload have their turns: at
+// no time are two of them away.
 func (r *run) restart(ctx context.Context, i *instance) error {
 	if !i.restarting.TryLock() {
 		return fmt.Errorf("%s: %w", i.name, errRestarting)
 	}
 	defer i.restarting.Unlock()
+	turn := r.turns[i.plan().Workload.Name]
+	select {
+	case turn <- struct{}{}:
+		defer func() { <-turn }()
+	case <-ctx.Done():
+		return fmt.Errorf("%s: %w before its turn came", i.name, errStopping)
+	}
 	r.console.line("%s: restarting", i.name)
 	if i.fromStore() {
 		if plan, err := r.control.plan(ctx, i.admin); err == nil { // with the endpoints of this moment
@@ -35,7 +43,7 @@ func (r *run) restart(ctx context.Context, i *instance) error {
 	r.finish(i.sidecar.Load())
 	if i.fromStore() {
 		if err := r.fetchInTime(ctx, i); err != nil {
-			return errors.Join(fmt.Errorf("%s serves on with what it had: %w", i.name, err), r.startSidecar(i))
+			return errors.Join(fmt.Errorf("%s serves on with what it had: %w", i.name, err), r.startSidecar(i), r.back(ctx, i))
 		}
 		r.forgotten(ctx, i)
 		r.finish(i.proxy.Load())

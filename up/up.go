@@ -156,6 +156,8 @@ type run struct {
 	engines  engines
 	server   *child
 	rotation *child // nil unless certificates come from stores
+	// turns are taken by the restarts of a workload's instances, one at a time.
+	turns map[string]chan struct{}
 	// foreign are the stores that were there before this run.
 	foreign  []string
 	control  *control
@@ -207,10 +209,12 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	if r.all, err = instances(r.cfg.Spec); err != nil {
 		return err
 	}
-	if r.engines, err = findEngines(r.all); err != nil {
+	if r.engines, err = findEngines(ctx, r.all); err != nil {
 		return err
 	}
+	r.turns = map[string]chan struct{}{}
 	for _, i := range r.all {
+		r.turns[i.plan().Workload.Name] = make(chan struct{}, 1)
 		r.console.reserve(i.labels()...)
 	}
 	if r.logs, err = r.openLogs(); err != nil {
@@ -222,7 +226,10 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	if r.place, err = allocate(ctx, r.cfg.Addresses, r.all, r.state.blocks()); err != nil {
 		return errors.Join(err, r.state.close())
 	}
-	if r.orphans, err = adoptOrphans(); err != nil {
+	if err = r.engines.check(r.all); err == nil {
+		r.orphans, err = adoptOrphans()
+	}
+	if err != nil {
 		r.place.release()
 		return errors.Join(err, r.state.close())
 	}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/term"
 
 	"countersign.dev/ca"
+	"countersign.dev/engine"
 	"countersign.dev/mesh"
 	"countersign.dev/secret/filestore"
 	"countersign.dev/up"
@@ -94,7 +95,7 @@ func (c *upCmd) Run(p *process, cli *root, parsed *kong.Context) error {
 		Terminal: terminal, Colour: terminal && os.Getenv("NO_COLOR") == "",
 	})
 	switch {
-	case errors.Is(err, up.ErrCommand):
+	case errors.Is(err, up.ErrCommand), errors.Is(err, engine.ErrRefused):
 		return usageError{err}
 	case err != nil:
 		return err
