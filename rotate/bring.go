@@ -143,7 +143,7 @@ func (n *run) restart(serial string) error {
 	}
 	var instances []string
 	for _, sighting := range sightings {
-		if sighting.Serial != serial && !slices.Contains(instances, sighting.Instance) {
+		if sighting.Serial != serial && !sighting.Away && !slices.Contains(instances, sighting.Instance) {
 			instances = append(instances, sighting.Instance)
 		}
 	}
@@ -183,8 +183,8 @@ func (n *run) observe(serial, instance string) error {
 			n.result.Seen = sightings
 		}
 		if err == nil && len(wrong) == 0 {
-			if len(sightings) == 0 && instance == "" {
-				n.result.Notes = append(n.result.Notes, "no instance is known, so that nobody was seen with the new certificate")
+			if instance == "" {
+				n.noteUnseen(sightings)
 			}
 			durable.Step("rotate.observed")
 			return nil
@@ -210,6 +210,18 @@ func (n *run) observe(serial, instance string) error {
 	}
 }
 
+// noteUnseen says who was not seen.
+func (n *run) noteUnseen(sightings []Sighting) {
+	if len(sightings) == 0 {
+		n.result.Notes = append(n.result.Notes, "no instance is known, so that nobody was seen with the new certificate")
+	}
+	for _, s := range sightings {
+		if s.Away {
+			n.result.Notes = append(n.result.Notes, fmt.Sprintf("%s was not seen, and takes what is current when it comes back (%s)", s.Instance, s.Problem))
+		}
+	}
+}
+
 // wait ends when the process is to end, but on the way back.
 func (n *run) wait() <-chan struct{} {
 	if n.step == StepRollback {
@@ -228,6 +240,9 @@ func (n *run) wrong(sightings []Sighting, serial, instance string, passed time.D
 			continue
 		}
 		found = true
+		if s.Away && instance == "" && passed >= n.r.config.away {
+			continue
+		}
 		if (s.Serial == serial || (serial == "" && s.Serial != "")) && (s.By != ByReport || passed >= n.r.config.unseen) {
 			continue
 		}

@@ -280,7 +280,9 @@ func (n *bundleRun) deploy(outer context.Context) error {
 		}
 		instances := make(map[string]bool)
 		for _, sighting := range sightings {
-			instances[sighting.Instance] = true
+			if !sighting.Away {
+				instances[sighting.Instance] = true
+			}
 		}
 		one := &run{r: n.r, t: user, outer: outer, ctx: n.ctx, lease: n.lease, step: StepDeploy, result: &Result{}}
 		for _, instance := range slices.Sorted(maps.Keys(instances)) {

@@ -123,6 +123,8 @@ type Sighting struct {
 	// Serial is as mtls.Serial spells it; empty when none was seen.
 	Serial string `json:"serial"`
 	By     By     `json:"by"`
+	// Away is set for an instance that the server has lost: it may be back in a moment, or never.
+	Away bool `json:"away,omitempty"`
 	// Problem says why nothing was seen, or what is wrong with the instance in its own words.
 	Problem string `json:"problem,omitempty"`
 }
@@ -161,7 +163,7 @@ type Config struct {
 	Now func() time.Time
 
 	// Times that tests shorten; 0 is the default.
-	leaseTTL, poll, unseen time.Duration
+	leaseTTL, poll, unseen, away time.Duration
 }
 
 // DefaultTimeout is for a watcher that looks at the store every ten seconds and a proxy that reloads slowly.
@@ -175,6 +177,8 @@ const (
 	poll = 500 * time.Millisecond
 	// unseen is how long a workload without a TLS listener is given to be seen by its peers, before its own word counts.
 	unseen = 20 * time.Second
+	// away is how long an instance is waited for that the server has lost. One that comes back later takes what is current.
+	away = 30 * time.Second
 	// askTimeout bounds one question to the authority.
 	askTimeout = 30 * time.Second
 )
@@ -237,6 +241,9 @@ func New(config Config) (*Rotator, error) {
 	}
 	if config.unseen == 0 {
 		config.unseen = unseen
+	}
+	if config.away == 0 {
+		config.away = min(away, config.Timeout/2)
 	}
 	r := &Rotator{config: config, now: config.Now}
 	if r.now == nil {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -412,5 +413,29 @@ func TestMetrics(t *testing.T) {
 	}
 	if s.Serial != w.currentSerial() || s.LastSuccess.IsZero() || s.Step != "" {
 		t.Errorf("%+v", s)
+	}
+}
+
+// TestAway waits a while for an instance that the server has lost, and goes on without it then.
+func TestAway(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		w := newWorld(t, secret.LayoutJSON)
+		w.target.Restart, w.fleet.reload = restart, !restart
+		w.fleet.lost = "orders-2"
+		begin := time.Now()
+		result := w.first()
+		if time.Since(begin) < w.config.away {
+			t.Error("it was not waited for")
+		}
+		if len(result.Notes) != 1 || slices.Contains(w.fleet.restarts, "orders-2") {
+			t.Errorf("%q, restarted %q", result.Notes, w.fleet.restarts)
+		}
+		says(t, result.Notes[0], "orders-2 was not seen", "not connected")
+		w.check()
+	}
+	w := newWorld(t, secret.LayoutJSON)
+	w.fleet.lost, w.fleet.back, w.config.away = "orders-2", 5, time.Minute
+	if result := w.first(); len(result.Notes) != 0 || len(result.Seen) != 2 {
+		t.Errorf("%+v", result)
 	}
 }

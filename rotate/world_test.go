@@ -190,6 +190,10 @@ type fleet struct {
 	broken map[string]error
 	gone   bool
 
+	// lost is an instance that the server has lost; it is back after some looks, when back says so.
+	lost string
+	back int
+
 	mu       sync.Mutex
 	serves   map[string]string
 	restarts []string
@@ -233,6 +237,10 @@ func (f *fleet) Look(context.Context, Target) ([]Sighting, error) {
 		}
 		if f.reload {
 			f.take(instance)
+		}
+		if instance == f.lost && (f.back == 0 || f.looks < f.back) {
+			sightings = append(sightings, Sighting{Instance: instance, By: ByReport, Away: true, Problem: "not connected"})
+			continue
 		}
 		s := Sighting{Instance: instance, Endpoint: "0.0.0.0_9080", Serial: f.serves[instance], By: f.by}
 		if f.refuses != nil {
@@ -319,7 +327,7 @@ func newWorld(t *testing.T, layout secret.Layout) *world {
 		Progress: func(workload string, step Step, text string) {
 			fmt.Fprintf(&w.progress, "%s: %s: %s\n", workload, step, text)
 		},
-		leaseTTL: 2 * time.Second, poll: 2 * time.Millisecond, unseen: 20 * time.Millisecond,
+		leaseTTL: 2 * time.Second, poll: 2 * time.Millisecond, unseen: 20 * time.Millisecond, away: 50 * time.Millisecond,
 	}
 	t.Cleanup(func() {
 		if t.Failed() && !w.quiet {

@@ -135,8 +135,13 @@ func describeResult(r rotate.Result) string {
 	case r.Serial == "":
 		return "brought up to date (" + r.Reason + ")"
 	default:
-		return fmt.Sprintf("rotated, and seen at %s: %s (%s)", count(len(r.Seen), "place"), serves, r.Reason)
+		return fmt.Sprintf("rotated, and seen at %s: %s (%s)", count(seenAt(r.Seen), "place"), serves, r.Reason)
 	}
+}
+
+// seenAt counts the places where something was seen.
+func seenAt(sightings []rotate.Sighting) int {
+	return len(slices.DeleteFunc(slices.Clone(sightings), func(s rotate.Sighting) bool { return s.Away }))
 }
 
 type rotateDaemonCmd struct {

@@ -219,6 +219,8 @@ func (o meshObserver) Look(ctx context.Context, target rotate.Target) ([]rotate.
 			})
 		case row.Connected: // it has not come so far that peers are told of it
 			found[n] = []rotate.Sighting{{Instance: row.Instance, By: rotate.ByReport, Problem: cmp.Or(row.Error, "it is no endpoint for its peers yet")}}
+		default:
+			found[n] = []rotate.Sighting{{Instance: row.Instance, By: rotate.ByReport, Away: true, Problem: row.Error}}
 		}
 	}
 	_ = group.Wait() // none of them fails
