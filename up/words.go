@@ -51,7 +51,7 @@ const PathRestart = "/v1/restart"
 
 // listenForWords begins to take words. Closing the listener ends what they began.
 func (r *run) listenForWords(ctx context.Context) (*listener, error) {
-	if err := os.Remove(r.state.control); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := removeSocket(r.state.control); err != nil {
 		return nil, fmt.Errorf("the control socket: %w", err)
 	}
 	// Between bind and chmod there would be a moment in which others could connect. Narrowing the umask for
@@ -81,6 +81,20 @@ func (r *run) listenForWords(ctx context.Context) (*listener, error) {
 	l.server = &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, MaxHeaderBytes: maxWord}
 	go func() { _ = l.server.Serve(socket) }() // it ends when it is closed
 	return l, nil
+}
+
+// removeSocket removes the socket that a killed run has left. The state is this run's alone by now.
+func removeSocket(path string) error {
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case info.Mode().Type() != os.ModeSocket:
+		return fmt.Errorf("there is something at %s that is not a socket; move it away", path)
+	}
+	return os.Remove(path)
 }
 
 // close ends it, and waits until nothing that it began goes on. A nil listener is closed.
