@@ -167,10 +167,9 @@ func (s *Supervisor) paced(ctx context.Context) bool {
 
 // prepare renders and writes a generation, and lets the program test it. Nothing points to it yet.
 func (s *Supervisor) prepare(ctx context.Context, run string, g *generation) error {
-	name, err := nextName(filepath.Join(run, generationsDir))
-	if err != nil {
-		return err
-	}
+	// No name comes twice: a program that was given up on may still take what it was told.
+	s.made++
+	name := strconv.Itoa(s.made)
 	g.run, g.files = run, filesDigest(g.plan)
 	g.name = filepath.Base(run) + "-" + name
 	g.dir = filepath.Join(run, generationsDir, name)
@@ -193,21 +192,6 @@ func (s *Supervisor) prepare(ctx context.Context, run string, g *generation) err
 		s.log.DebugContext(ctx, "remark on the configuration", "note", note)
 	}
 	return nil
-}
-
-// nextName is one more than the highest generation there is.
-func nextName(dir string) (string, error) {
-	entries, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("looking for generations: %w", err)
-	}
-	highest := 0
-	for _, entry := range entries {
-		if n, err := strconv.Atoi(entry.Name()); err == nil {
-			highest = max(highest, n)
-		}
-	}
-	return strconv.Itoa(highest + 1), nil
 }
 
 // write writes the files. They are this user's alone from the first moment.

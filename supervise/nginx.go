@@ -23,7 +23,7 @@ var NGINX = &Engine{
 	build: "-V", read: readNGINX,
 	test:  func(conf, _ string) []string { return []string{"-t", "-q", "-c", conf} },
 	serve: func(conf, _ string) []string { return []string{"-c", conf} },
-	tell:  func(p *process) reload.Method { return reload.Signal{Proxy: reload.NGINX, PID: p.pid} },
+	tell:  tellNGINX,
 	quit:  syscall.SIGQUIT, stop: syscall.SIGTERM,
 	inForce: nginxInForce,
 	leaving: func(_ context.Context, p *process) (int, error) { return nginxLeaving(p.pid) },
@@ -60,6 +60,15 @@ func readNGINX(output string, b *Binary) error {
 		b.StreamModule = filepath.Join(modules, "ngx_stream_module.so")
 	}
 	return nil
+}
+
+// tellNGINX signals the master. Whatever its file is called, it is the one that was started here.
+func tellNGINX(p *process) reload.Method {
+	proxy := reload.NGINX
+	if file, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", p.pid)); err == nil {
+		proxy.Name = filepath.Base(strings.TrimSuffix(file, " (deleted)"))
+	}
+	return reload.Signal{Proxy: proxy, PID: p.pid}
 }
 
 // nginxInForce asks the status page.

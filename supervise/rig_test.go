@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -363,10 +364,18 @@ func (c *sidecar) ask(method, path string) (int, string) {
 	return w.Code, w.Body.String()
 }
 
-// orphanIn is a process whose working directory is dir.
-func orphanIn(t *testing.T, dir string) *exec.Cmd {
+// orphanIn is a process of that name whose working directory is dir.
+func orphanIn(t *testing.T, dir, name string) *exec.Cmd {
 	t.Helper()
-	command := exec.CommandContext(context.WithoutCancel(t.Context()), "sleep", "600")
+	sleep, err := exec.LookPath("sleep")
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(t.TempDir(), name)
+	if err := os.Symlink(sleep, program); err != nil {
+		t.Fatal(err)
+	}
+	command := exec.CommandContext(context.WithoutCancel(t.Context()), program, "600")
 	command.Dir = dir
 	if err := command.Start(); err != nil {
 		t.Fatal(err)

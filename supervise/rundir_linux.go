@@ -37,12 +37,12 @@ func isOurs(path string) bool {
 	return ok && int(stat.Uid) == os.Geteuid()
 }
 
-// endInside kills the processes whose working directory is inside of a directory, and waits until they are gone.
-// Programs are started in their run directories, whose names are made at random, so that these are no others.
+// endInside kills the programs whose working directory is inside of a directory, and waits until they are gone. They are
+// started in their run directories, whose names are made at random; who looks around in one is let be.
 func endInside(dir string) []int {
 	var ended []int
 	for range 500 {
-		pids := inside(dir)
+		pids := slices.DeleteFunc(inside(dir), func(pid int) bool { return !isProgram(pid) })
 		if len(pids) == 0 {
 			break
 		}
@@ -56,6 +56,13 @@ func endInside(dir string) []int {
 	return ended
 }
 
+// isProgram tells whether a process is one of the programs, under any name of the kind that they get.
+func isProgram(pid int) bool {
+	name, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
+	return err == nil && (strings.HasPrefix(string(name), NGINX.name) || strings.HasPrefix(string(name), HAProxy.name))
+}
+
+// inside are the processes whose working directory is inside of a directory.
 func inside(dir string) []int {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {

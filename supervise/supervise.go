@@ -108,6 +108,7 @@ type Supervisor struct {
 	change  chan struct{} // a lock that can be waited for with a context; see lock
 	reloads []time.Time   // guarded by change: the last ones
 	starts  int           // guarded by change
+	made    int           // guarded by change: generations
 
 	mu       sync.Mutex
 	running  *process    // guarded by mu: nil when there is none
