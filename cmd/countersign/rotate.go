@@ -123,7 +123,7 @@ func describeResult(r rotate.Result) string {
 	}
 	switch {
 	case r.Err != nil:
-		return string(r.Outcome) + " " + r.Error
+		return fmt.Sprintf("%s, at the step %s; standard error says why", r.Outcome, r.Step)
 	case r.Outcome == rotate.Nothing && r.Due.IsZero():
 		return "nothing is due: it is what the authority says"
 	case r.Outcome == rotate.Nothing:
