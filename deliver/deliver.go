@@ -63,16 +63,18 @@ type Config struct {
 	Prober Prober
 	// Expect is what a credential has to fulfil.
 	Expect func() credential.Expect
-	// Render makes the proxy's configuration, whose certificates are below Output.Dir; nil when somebody else writes it.
-	Render func(plan *mesh.Plan) ([]byte, error)
+	// Render makes the proxy's configuration, whose certificates are below Output.Dir, and which looks callers up in
+	// RevocationFile when there is one; nil when somebody else writes it.
+	Render func(plan *mesh.Plan, lists bool) ([]byte, error)
 	// File is the name of that configuration in a generation.
 	File string
 	// Plan is the one to begin with; it may be nil.
 	Plan *mesh.Plan
 	// Listeners are where the proxy serves; plan may be nil.
 	Listeners func(plan *mesh.Plan) []Listener
-	// Revocation gives the revocation lists that become a file of the generation, PEM. It may be nil, and give nothing.
-	Revocation func() []byte
+	// Revocation gives the revocation lists that become a file of the generation, PEM; nothing when nobody is looked up. With an
+	// error those in force stay, and the error is a problem. It may be nil: then those in force stay.
+	Revocation func(plan *mesh.Plan) ([]byte, error)
 	// Changed is told that Status gives something else. It may be nil, and returns quickly.
 	Changed func()
 
@@ -184,14 +186,13 @@ func (w *Watcher) Run(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 		case <-w.wake:
-			w.asked = time.Time{}
 		case t := <-w.takes:
 			t.done <- w.takePlan(ctx, t.plan)
 		}
 	}
 }
 
-// Wake looks for something new at once.
+// Wake lets it look at once at the proxy and at what is wanted of it, but for the source.
 func (w *Watcher) Wake() {
 	select {
 	case w.wake <- struct{}{}:
@@ -218,12 +219,12 @@ func (w *Watcher) Take(plan *mesh.Plan) error {
 // takePlan puts a Plan in force. It is when the configuration is that was made of it, whatever else is wrong.
 func (w *Watcher) takePlan(ctx context.Context, plan *mesh.Plan) error {
 	if w.cfg.Render != nil {
-		text, err := w.cfg.Render(plan)
-		if err != nil {
-			return err
-		}
 		failed := w.round(ctx, plan, false) // with the certificate in force: a newer one comes in its own time
 		have, err := w.have()
+		var text []byte
+		if err == nil {
+			text, err = w.cfg.Render(plan, have.Revocation != "")
+		}
 		if err == nil && have.Configuration != Digest(text) {
 			err = failed
 		}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -16,8 +17,8 @@ import (
 	"countersign.dev/reload"
 )
 
-// mostConfiguration is the greatest size of a proxy's configuration in bytes that is read back.
-const mostConfiguration = 16 << 20
+// mostKept is the greatest size in bytes of a configuration, or of revocation lists, that is read back.
+const mostKept = 16 << 20
 
 // errUnserved says that nobody serves what is in force, which nobody can be blamed for: the proxy is not there (yet).
 var errUnserved = errors.New("nobody serves it")
@@ -77,20 +78,19 @@ func both(err, newer error, said bool) error {
 
 // follow brings what is in force to what is wanted.
 func (w *Watcher) follow(ctx context.Context, plan *mesh.Plan, offer *Offer, v *delivery) (err error) {
-	if v.configuration, err = w.configuration(plan, v.d.Path(v.before)); err != nil {
+	current := v.d.Path(v.before)
+	cause := w.lists(v, current)
+	if v.configuration, err = w.configuration(plan, current, v.revocation != nil); err != nil {
 		return err
 	}
-	if w.cfg.Revocation != nil {
-		v.revocation = w.cfg.Revocation()
-	}
-	var cause error
 	if v.before != 0 && !v.have.credential().same(offer.credential()) {
 		// A credential that was not taken must not be in the way of a new Plan.
-		if cause = w.remembered(offer.credential()); cause != nil {
+		if refused := w.remembered(offer.credential()); refused != nil {
 			offer.clear()
-			if offer, err = ownOffer(v.d.Path(v.before), v.have); err != nil {
-				return cause
+			if offer, err = ownOffer(current, v.have); err != nil {
+				return refused
 			}
+			cause = both(refused, cause, false)
 			defer offer.clear()
 		}
 	}
@@ -135,17 +135,42 @@ func (m Made) same(other Made) bool {
 }
 
 // configuration is the proxy's, nil when somebody else writes it. As long as there is no Plan the one in force stays.
-func (w *Watcher) configuration(plan *mesh.Plan, current string) ([]byte, error) {
+func (w *Watcher) configuration(plan *mesh.Plan, current string, lists bool) ([]byte, error) {
 	switch {
 	case w.cfg.Render == nil:
 		return nil, nil
 	case plan != nil:
-		return w.cfg.Render(plan)
+		return w.cfg.Render(plan, lists)
 	}
-	path := filepath.Join(current, w.cfg.File)
+	text, err := readKept(filepath.Join(current, w.cfg.File))
+	if err == nil && text == nil {
+		err = errors.New("there is no plan yet, and no configuration of an earlier one")
+	}
+	return text, err
+}
+
+// lists finds the revocation lists of the next generation: those that are given, or those in force.
+func (w *Watcher) lists(v *delivery, current string) error {
+	var unknown, err error
+	if w.cfg.Revocation != nil {
+		if v.revocation, unknown = w.cfg.Revocation(v.plan); unknown == nil {
+			return nil
+		}
+	}
+	v.revocation, err = readKept(filepath.Join(current, RevocationFile))
+	return both(unknown, err, false)
+}
+
+// readKept reads a public file of a generation; nothing when there is none.
+func readKept(path string) ([]byte, error) {
 	info, err := os.Stat(path)
-	if err != nil || !info.Mode().IsRegular() || info.Size() > mostConfiguration {
-		return nil, errors.New("there is no plan yet, and no configuration of an earlier one")
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular() || info.Size() > mostKept:
+		return nil, fmt.Errorf("%s is not a file that was written here", path)
 	}
 	return os.ReadFile(path)
 }

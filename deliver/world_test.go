@@ -234,7 +234,7 @@ func newLab(t *testing.T, change ...func(*Config)) *lab {
 	out := l.cfg.Output
 	var configuration []byte
 	if l.cfg.Render != nil {
-		configuration, err = l.cfg.Render(l.cfg.Plan)
+		configuration, err = l.cfg.Render(l.cfg.Plan, false)
 		ok(t, err)
 		out.Further = append(out.Further, durable.File{Name: l.cfg.File, Data: configuration, Perm: 0o644})
 	}
@@ -329,7 +329,7 @@ func lookAtModes(dir string) error {
 		switch name := entry.Name(); {
 		case entry.IsDir():
 			allowed = 0o700
-		case slices.Contains([]string{credential.CertFile, credential.BundleFile, MadeFile, "proxy.conf"}, name):
+		case slices.Contains([]string{credential.CertFile, credential.BundleFile, MadeFile, RevocationFile, "proxy.conf"}, name):
 			allowed = 0o644
 		}
 		if info.Mode().Perm()&^allowed != 0 {
@@ -342,10 +342,14 @@ func lookAtModes(dir string) error {
 // rendered lets the watcher write the configuration too.
 func rendered(c *Config) {
 	c.File, c.Plan = "proxy.conf", &mesh.Plan{Revision: 1, Mesh: "one"}
-	c.Render = func(plan *mesh.Plan) ([]byte, error) {
+	c.Render = func(plan *mesh.Plan, lists bool) ([]byte, error) {
 		if plan.Mesh == "bad" {
 			return nil, errors.New("the plan cannot be carried out")
 		}
-		return fmt.Appendf(nil, "cert %s/current/cert.pem # %s\n", c.Output.Dir, plan.Mesh), nil
+		text := fmt.Appendf(nil, "cert %s/current/cert.pem # %s\n", c.Output.Dir, plan.Mesh)
+		if lists {
+			text = fmt.Appendf(text, "crl %s/current/crl.pem\n", c.Output.Dir)
+		}
+		return text, nil
 	}
 }

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"countersign.dev/credential"
+	"countersign.dev/deliver"
+	"countersign.dev/durable"
 	"countersign.dev/id"
 )
 
@@ -104,18 +106,28 @@ func (c initCmd) Run(p *process) error {
 	if err := p.ctx.Err(); err != nil {
 		return fmt.Errorf("ended before anything was written: %w", err)
 	}
+	lists, err := c.lists()
+	if err != nil {
+		return err
+	}
+	if lists != nil {
+		out.Further = append(out.Further, durable.File{Name: deliver.RevocationFile, Data: lists, Perm: 0o644})
+	}
 	var configuration []byte
 	if conf != nil {
-		if configuration, err = conf.text(conf.plan); err != nil {
+		if configuration, err = conf.text(conf.plan, lists != nil); err != nil {
 			return err
 		}
 		if err := conf.prepare(); err != nil {
 			return err
 		}
+		if conf.plan.Revocation.Check && lists == nil {
+			p.log.WarnContext(p.ctx, "the specification wants revoked callers refused, and nobody is looked up without revocation lists; give --crl, or let a watcher with --server bring them")
+		}
 		out.Further = append(out.Further, conf.file(configuration))
 	}
 	if c.fromStore() {
-		out.Further = append(out.Further, offer.Made(cred, configuration, nil).File())
+		out.Further = append(out.Further, offer.Made(cred, configuration, lists).File())
 	}
 	if err := cred.Write(out); err != nil {
 		return err

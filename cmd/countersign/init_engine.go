@@ -9,12 +9,14 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"countersign.dev/durable"
 	"countersign.dev/engine"
 	"countersign.dev/haproxy"
 	"countersign.dev/mesh"
+	"countersign.dev/mtls"
 	"countersign.dev/nginx"
 	"countersign.dev/reload"
 )
@@ -32,6 +34,7 @@ type initEngineFlags struct {
 	Openssl      string        `name:"openssl-version" default:"3.0" placeholder:"VERSION" help:"With --conf: the OpenSSL that the proxy is linked with. Default: ${default}."`
 	StreamModule string        `default:"/usr/lib/nginx/modules/ngx_stream_module.so" placeholder:"FILE" help:"With --conf: NGINX's stream module; \"none\" when it is compiled in. Default: ${default}."`
 	User         string        `placeholder:"NAME" help:"With --conf: whom the workers of an NGINX that starts as root become. Default: NGINX's own default."`
+	CRL          string        `name:"crl" placeholder:"FILE" help:"A file with revocation lists (PEM), of every authority whose certificates are accepted; it becomes crl.pem, and with --conf callers and callees are looked up in it. Default: none, or with --server those of the control plane."`
 	DrainTimeout time.Duration `default:"30s" help:"With --conf: how long connections live on after a reload, at least 1s. Default: ${default}."`
 }
 
@@ -128,20 +131,12 @@ const mostPlan = 16 << 20
 
 // readPlan reads a Plan that a deployment has put there.
 func readPlan(path string) (*mesh.Plan, error) {
-	f, err := os.Open(path)
+	text, err := readOrdinary("--plan", path, mostPlan)
 	if err != nil {
-		return nil, fmt.Errorf("--plan: %w", err)
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("--plan %s is not an ordinary file", path)
-	}
-	text, err := io.ReadAll(io.LimitReader(f, mostPlan+1))
-	if err != nil {
-		return nil, fmt.Errorf("--plan: %w", err)
+		return nil, err
 	}
 	var plan mesh.Plan
-	if err := json.Unmarshal(text, &plan); err != nil || len(text) > mostPlan {
+	if err := json.Unmarshal(text, &plan); err != nil {
 		return nil, fmt.Errorf("--plan %s does not hold one Plan; write one with `countersign mesh plan --workload NAME --output json`", path)
 	}
 	if plan.Version != mesh.PlanVersion {
@@ -151,11 +146,12 @@ func readPlan(path string) (*mesh.Plan, error) {
 }
 
 // text is the configuration of a Plan.
-func (w *writer) text(plan *mesh.Plan) ([]byte, error) {
+func (w *writer) text(plan *mesh.Plan, lists bool) ([]byte, error) {
 	if plan.Proxy.Real() && string(plan.Proxy.Engine) != w.proxy.Name {
 		return nil, fmt.Errorf("the specification says that the proxy of %s is %s, and --engine says %s", plan.Workload.Name, plan.Proxy, w.proxy.Name)
 	}
 	o := w.options
+	o.CRL = lists
 	if o.Version = plan.Proxy.Version; w.flags.ProxyVersion != "" {
 		o.Version = w.flags.ProxyVersion
 	}
@@ -165,6 +161,48 @@ func (w *writer) text(plan *mesh.Plan) ([]byte, error) {
 	}
 	w.notes(config.Notes)
 	return []byte(config.Text), nil
+}
+
+// mostLists is the greatest size of a file with revocation lists in bytes.
+const mostLists = 16 << 20
+
+// lists reads --crl; nothing when there is none. A proxy that cannot read them would refuse everybody.
+func (c initEngineFlags) lists() ([]byte, error) {
+	if c.CRL == "" {
+		return nil, nil
+	}
+	text, err := readOrdinary("--crl", c.CRL, mostLists)
+	if err != nil {
+		return nil, err
+	}
+	lists, err := mtls.ParseCRLs(text)
+	if err != nil {
+		return nil, fmt.Errorf("--crl %s: %w", c.CRL, err)
+	}
+	if text = lists.PEM(); len(text) == 0 {
+		return nil, fmt.Errorf("--crl %s holds no revocation list", c.CRL)
+	}
+	return text, nil
+}
+
+// readOrdinary reads a file that a deployment has put there.
+func readOrdinary(flag, path string, most int64) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", flag, err)
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s %s is not an ordinary file", flag, path)
+	}
+	text, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", flag, err)
+	}
+	if int64(len(text)) > most {
+		return nil, fmt.Errorf("%s %s has more than %d bytes", flag, path, most)
+	}
+	return text, nil
 }
 
 // file is the configuration in a generation. It holds no secret.

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -249,6 +250,14 @@ func (c initCmd) watch(p *process, out credential.Output) error {
 		cfg.Plan, cfg.File, cfg.Render = s.conf.plan, s.conf.name, s.conf.text
 	}
 	w := &watchdog{log: p.log, ended: make(chan error, 3)}
+	switch {
+	case s.server != nil && c.CRL != "":
+		return usagef("--crl: the control plane gives the revocation lists; leave --crl or --server out")
+	case s.server != nil:
+		cfg.Revocation = w.lists
+	default:
+		cfg.Revocation = func(*mesh.Plan) ([]byte, error) { return c.lists() }
+	}
 	cfg.Changed = func() {
 		if w.link != nil {
 			w.link.ReportSoon()
@@ -273,8 +282,9 @@ func (w *watchdog) run(p *process, s *watching, cfg deliver.Config) (err error) 
 		c := s.cmd
 		w.link, err = agent.New(agent.Config{
 			Server: s.server, Pin: c.CAPin, TokenFile: c.TokenFile, StateDir: c.State, Instance: c.Instance, Log: p.log, Foreign: true,
-			OnPlan: func(plan *mesh.Plan) error { return w.watcher.Take(plan) },
-			Report: func() api.Report { return watchReport(w.watcher.Status(), address) },
+			OnPlan:     func(plan *mesh.Plan) error { return w.watcher.Take(plan) },
+			OnIdentity: func() { w.watcher.Wake() },
+			Report:     func() api.Report { return watchReport(w.watcher.Status(), address) },
 		})
 		if errors.Is(err, agent.ErrConfig) {
 			return usageError{err}
@@ -327,6 +337,38 @@ func (w *watchdog) run(p *process, s *watching, cfg deliver.Config) (err error) 
 		return usageError{err}
 	}
 	return err
+}
+
+// lists are the revocation lists of the control plane. Both programs refuse everybody when the list of an authority is missing:
+// until all are there, those in force stay.
+func (w *watchdog) lists(plan *mesh.Plan) ([]byte, error) {
+	switch {
+	case plan == nil:
+		return nil, errors.New("without a plan it is not known whether callers are looked up in revocation lists")
+	case !plan.Revocation.Check:
+		return nil, nil
+	}
+	identity, err := w.link.Identity()
+	if err == nil && identity.Revocation == nil {
+		err = errors.New("the control plane has not given them yet")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the revocation lists are not known: %w", err)
+	}
+	authorities := identity.Bundle.Roots()
+	if status := w.watcher.Status(); len(status.Chain) > 0 {
+		authorities = append(status.Chain[1:len(status.Chain):len(status.Chain)], status.Roots...)
+	}
+	problem := identity.Revocation.Problem(authorities, w.link.Now())
+	if problem != nil && identity.Revocation.Stale == mesh.StaleServe {
+		return nil, nil // the agent says so, too
+	}
+	for _, authority := range authorities {
+		if _, _, ok := identity.Revocation.CRLs.Covers(authority); !ok {
+			return nil, fmt.Errorf("there is no revocation list of %q, and the proxy would refuse everybody without it", authority.Subject.String())
+		}
+	}
+	return identity.Revocation.CRLs.PEM(), nil
 }
 
 // drain tells the server that the proxy ends with its watcher.

@@ -1,9 +1,13 @@
 package main
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +16,7 @@ import (
 
 	"countersign.dev/api"
 	"countersign.dev/mesh"
+	"countersign.dev/mtls"
 )
 
 // own writes a configuration as somebody else would, who wants keys of at least 128 bits' strength: an RSA key of 2048 bits is
@@ -129,14 +134,14 @@ func TestWatchBeforeProxy(t *testing.T) {
 	}
 }
 
-// TestWatchServer has a control plane: it gives the Plan, and is told the serial that was seen.
-func TestWatchServer(t *testing.T) {
-	l := newWatchLab(t, "nginx")
+// startServer starts a control plane, whose authority issues all further certificates. It gives the flags of a member.
+func (l *watchLab) startServer() (socket string, member []string) {
+	l.t.Helper()
 	l.ok(os.WriteFile(l.file("mesh.yaml"), []byte(l.specification()), 0o600))
-	state := l.file("server")
-	l.run("ca", "init", "--state", state, "--unsealed", "--trust-domain", "shop.internal")
-	server := l.child(initCommand(t, nil, "server", "--state", state, "--mesh", l.file("mesh.yaml"), "--listen", "127.0.0.1:0", "--unsealed", "--output", "json"))
-	server.says(t, "}\n")
+	l.state = l.file("server")
+	l.run("ca", "init", "--state", l.state, "--unsealed", "--trust-domain", "shop.internal")
+	server := l.child(initCommand(l.t, nil, "server", "--state", l.state, "--mesh", l.file("mesh.yaml"), "--listen", "127.0.0.1:0", "--unsealed", "--output", "json"))
+	server.says(l.t, "}\n")
 	var info struct {
 		URL   string `json:"url"`
 		CAPin string `json:"caPin"`
@@ -146,51 +151,120 @@ func TestWatchServer(t *testing.T) {
 			l.ok(json.Unmarshal([]byte(line), &info))
 		}
 	}
-	socket := filepath.Join(state, "server.sock")
+	socket = filepath.Join(l.state, "server.sock")
 	l.ok(os.WriteFile(l.file("token"), []byte(l.run("token", "create", "orders", "--socket", socket)), 0o600))
-	serial := l.put("v1", mesh.ECDSAP256)
-	l.once(l.conf()...)
-	l.startProxy(l.file("conf/nginx.conf"), serial)
-	l.startWatch(append(l.conf(), "--reload", l.way(), "--patience", "10s",
-		"--server", info.URL, "--ca-pin", info.CAPin, "--token-file", l.file("token"), "--state", l.file("agent"), "--instance", "orders-1")...)
-	status := func() api.Status {
-		var rows []api.Status
-		l.ok(json.Unmarshal([]byte(l.run("status", "--socket", socket, "--output", "json")), &rows))
-		for _, row := range rows {
-			if row.Instance == "orders-1" {
-				return row
-			}
-		}
-		return api.Status{}
+	return socket, []string{"--server", info.URL, "--ca-pin", info.CAPin, "--token-file", l.file("token"), "--state", l.file("agent"), "--instance", "orders-1"}
+}
+
+// issued is a certificate of the server's authority.
+func (l *watchLab) issued(name string) (chain, key []byte, serial string) {
+	l.t.Helper()
+	made := filepath.Join(l.t.TempDir(), "made")
+	l.run("ca", "issue", "--state", l.state, "--unsealed", "service/"+name, "--out", made)
+	var files [3][]byte
+	for i, file := range []string{"cert.pem", "key.pem", "ca.pem"} {
+		var err error
+		files[i], err = os.ReadFile(filepath.Join(made, "current", file))
+		l.ok(err)
 	}
-	l.eventually("the server knows what is served", func() bool { s := status(); return s.Serial == serial && s.Connected && s.Error == "" })
-	serial = l.put("v2", mesh.ECDSAP256)
-	l.eventually("the server knows what is served now", func() bool { s := status(); return s.Serial == serial && s.Error == "" })
-	l.says("/plan", `"revision": `)
-
-	// A version that is not fit is known to the server, and what is served too.
-	other := newWatchLab(t, "nginx")
-	chain, _, _ := other.certify("orders", mesh.ECDSAP256)
-	_, key, _ := l.certify("orders", mesh.ECDSAP256)
-	text, err := json.Marshal(map[string]string{"cert_pem": string(chain), "key_pem": string(key), "ca_bundle": string(watchPEM(l.root))})
+	block, _ := pem.Decode(files[2])
+	root, err := x509.ParseCertificate(block.Bytes)
 	l.ok(err)
-	_, err = l.store.Stage(t.Context(), "shop/orders", "v3", text)
+	l.root = root
+	block, _ = pem.Decode(files[0])
+	leaf, err := x509.ParseCertificate(block.Bytes)
 	l.ok(err)
-	l.ok(l.store.Promote(t.Context(), "shop/orders", "v3"))
-	l.eventually("the server knows of the problem", func() bool {
-		s := status()
-		return s.Serial == serial && strings.Contains(s.Error, "version v3") && strings.Contains(s.Error, "the key does not belong to")
-	})
+	return files[0], files[1], mtls.Serial(leaf)
+}
 
-	// A new specification is put in force by a new generation, in spite of that.
-	changed := strings.Replace(l.specification(), "protocol: http, app", "protocol: http, minTLS: \"1.3\", app", 1)
-	l.ok(os.WriteFile(l.file("mesh.yaml"), []byte(changed), 0o600))
-	l.run("mesh", "apply", l.file("mesh.yaml"), "--socket", socket)
-	l.says("/plan", `"minTLS": "1.3"`)
-	l.eventually("the configuration is in force", func() bool {
-		text, err := os.ReadFile(l.file("conf/nginx.conf"))
-		return err == nil && strings.Contains(string(text), "ssl_protocols TLSv1.3;") && l.serial() == serial
+// row is what the server says of the instance.
+func (l *watchLab) row(socket string) api.Status {
+	l.t.Helper()
+	var rows []api.Status
+	l.ok(json.Unmarshal([]byte(l.run("status", "--socket", socket, "--output", "json")), &rows))
+	for _, row := range rows {
+		if row.Instance == "orders-1" {
+			return row
+		}
+	}
+	return api.Status{}
+}
+
+// TestWatchServer has a control plane: it gives the Plan and the revocation lists, and is told the serial that was seen.
+func TestWatchServer(t *testing.T) {
+	for _, engine := range []string{"nginx", "haproxy"} {
+		t.Run(engine, func(t *testing.T) {
+			l := newWatchLab(t, engine)
+			socket, member := l.startServer()
+			conf := l.file("conf/" + map[string]string{"nginx": "nginx.conf", "haproxy": "haproxy.cfg"}[engine])
+			serial := l.put("v1", mesh.ECDSAP256)
+			l.once(l.conf()...)
+			l.startProxy(conf, serial)
+			l.startWatch(append(append(l.conf(), "--reload", l.way(), "--patience", "10s"), member...)...)
+			l.eventually("the server knows what is served", func() bool {
+				s := l.row(socket)
+				return s.Serial == serial && s.Connected && s.Error == ""
+			})
+			serial = l.put("v2", mesh.ECDSAP256)
+			l.eventually("the server knows what is served now", func() bool { s := l.row(socket); return s.Serial == serial && s.Error == "" })
+			l.says("/plan", `"revision": `)
+			l.revocation(conf)
+
+			// A version that is not fit is known to the server, and what is served too.
+			chain, _, _ := l.certify("orders", mesh.ECDSAP256)
+			_, key, _ := l.certify("orders", mesh.ECDSAP256)
+			text, err := json.Marshal(map[string]string{"cert_pem": string(chain), "key_pem": string(key), "ca_bundle": string(watchPEM(l.root))})
+			l.ok(err)
+			_, err = l.store.Stage(t.Context(), "shop/orders", "v3", text)
+			l.ok(err)
+			l.ok(l.store.Promote(t.Context(), "shop/orders", "v3"))
+			l.eventually("the server knows of the problem", func() bool {
+				s := l.row(socket)
+				return s.Serial == serial && strings.Contains(s.Error, "version v3") && strings.Contains(s.Error, "the key does not belong to")
+			})
+
+			// A new specification is put in force by a new generation, in spite of that.
+			changed := strings.Replace(l.specification(), "protocol: http, app", "protocol: http, minTLS: \"1.3\", app", 1)
+			l.ok(os.WriteFile(l.file("mesh.yaml"), []byte(changed), 0o600))
+			l.run("mesh", "apply", l.file("mesh.yaml"), "--socket", socket)
+			l.says("/plan", `"minTLS": "1.3"`)
+			l.eventually("the configuration is in force", func() bool {
+				conn, err := tls.Dial("tcp", l.address.String(), &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12})
+				if err == nil {
+					conn.Close()
+				}
+				return err != nil && l.serial() == serial
+			})
+		})
+	}
+}
+
+// revocation revokes a caller, who was admitted before, and is refused soon.
+func (l *watchLab) revocation(conf string) {
+	l.t.Helper()
+	l.eventually("callers are looked up", func() bool {
+		text, err := os.ReadFile(conf)
+		return err == nil && strings.Contains(string(text), "/current/crl.pem")
 	})
+	l.says("/stats", "countersign.delivery_problem_state: 0\n")
+	chain, key, serial := l.certify("client", mesh.ECDSAP256)
+	pair, err := tls.X509KeyPair(chain, key)
+	l.ok(err)
+	roots := x509.NewCertPool()
+	roots.AddCert(l.root)
+	call := func() error {
+		transport := &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: "orders.shop.internal", Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}}
+		return ask(l.t.Context(), transport, l.address)
+	}
+	l.ok(call())
+	l.run("ca", "revoke", serial, "--state", l.state, "--unsealed")
+	revoked := time.Now()
+	l.eventually("the revoked caller is refused", func() bool { return call() != nil })
+	l.t.Logf("refused %s after the command", time.Since(revoked).Round(time.Millisecond))
+	chain, key, _ = l.certify("client", mesh.ECDSAP256)
+	pair, err = tls.X509KeyPair(chain, key)
+	l.ok(err)
+	l.ok(call())
 }
 
 // run runs a command to its end and gives what it prints.
