@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"countersign.dev/api"
+	"countersign.dev/id"
 	"countersign.dev/mesh"
 	"countersign.dev/up"
 )
@@ -58,6 +59,14 @@ gateways:
     routes:
       - {match: {listener: 8080, prefix: /}, to: [{service: front}]}
       - {match: {listener: 8081, prefix: /}, to: [{service: back}]}
+  nginxgate:
+    listen: [{port: 8080, protocol: http}]
+    routes: [{to: [{service: back}]}]
+    proxy: {engine: nginx}
+  haproxygate:
+    listen: [{port: 8080, protocol: http}]
+    routes: [{to: [{service: front}]}]
+    proxy: {engine: haproxy}
 `)
 }
 
@@ -102,7 +111,10 @@ func TestRealProxies(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			marker := fmt.Sprintf("COUNTERSIGN_TEST_MARK=%d.%d", os.Getpid(), time.Now().UnixNano())
 			r := start(t, mixed(t, stored, "reload"), env("TMPDIR="+shortDir(t), marker))
-			for url, want := range r.colours(t) {
+			colours := r.colours(t)
+			colours["http://"+r.inbound(t, "nginxgate", 8080)+"/color"] = "blue"
+			colours["http://"+r.inbound(t, "haproxygate", 8080)+"/color"] = "yellow"
+			for url, want := range colours {
 				if got := get(t, url); !strings.Contains(got, want) {
 					t.Errorf("%s: %q, want %s", url, got, want)
 				}
@@ -111,7 +123,7 @@ func TestRealProxies(t *testing.T) {
 				t.Errorf("verify: status %d\n%s%s", got.status, got.stdout, got.stderr)
 			}
 			for _, w := range r.Workloads {
-				want := map[string]mesh.Engine{"front": mesh.EngineNGINX, "back": mesh.EngineHAProxy, "edge": mesh.EngineBuiltin}[w.Name]
+				want := map[string]mesh.Engine{"front": mesh.EngineNGINX, "back": mesh.EngineHAProxy, "edge": mesh.EngineBuiltin, "nginxgate": mesh.EngineNGINX, "haproxygate": mesh.EngineHAProxy}[w.Name]
 				delivery := mesh.DeliverAgent
 				if w.Name == stored {
 					delivery = mesh.DeliverStore
@@ -121,7 +133,7 @@ func TestRealProxies(t *testing.T) {
 				}
 			}
 			for _, w := range r.Workloads {
-				if w.EnginePID != 0 {
+				if w.Kind == id.Service {
 					r.survivesTheKilling(t, w)
 				}
 			}
@@ -221,7 +233,7 @@ func (r *running) engines(t *testing.T) map[string]int {
 	t.Helper()
 	pids := map[string]int{}
 	for _, w := range r.document(t).Workloads {
-		if w.EnginePID != 0 {
+		if w.Kind == id.Service {
 			pids[w.Instance] = w.EnginePID
 		}
 	}
@@ -233,7 +245,7 @@ func (r *running) serials(t *testing.T) map[string][]string {
 	t.Helper()
 	all := map[string][]string{}
 	for _, w := range r.Workloads {
-		if w.EnginePID == 0 {
+		if w.Kind != id.Service {
 			continue
 		}
 		serial, err := servedSerial(t.Context(), w.Inbound[0].Address)
