@@ -20,7 +20,7 @@ func (c *comparison) authority() {
 		}
 		c.judge(subject{
 			kind: KindRoot, place: "ca", is: "the root " + root.Subject + retired(root), expiring: CodeRootExpiring, warn: c.limits.CAWarn, critical: c.limits.CACritical,
-			renew: "bring in the next root while this one lives (docs: rotate leaves and roots); after its end nobody trusts anybody",
+			renew: "`countersign ca rotate run` replaces it while this one lives; after its end nobody trusts anybody",
 		}, root.Certificate)
 	}
 	longest := time.Duration(0)
@@ -33,7 +33,7 @@ func (c *comparison) authority() {
 		}
 		item := c.judge(subject{
 			kind: KindIssuer, place: "ca", is: "the issuing CA " + issuer.Subject + retired(issuer), expiring: CodeIssuerExpiring, warn: c.limits.CAWarn, critical: c.limits.CACritical,
-			renew: "bring in the next issuing CA with the next root (docs: rotate leaves and roots); no leaf outlives its issuer",
+			renew: "`countersign ca rotate issuer` makes the next one below the same root, `countersign ca rotate run` another root; no leaf outlives its issuer",
 		}, issuer.Certificate)
 		left := issuer.NotAfter.Sub(c.now)
 		if issuer.State == Active && item.Severity == OK && left < longest {
@@ -41,7 +41,7 @@ func (c *comparison) authority() {
 			c.find(Finding{
 				Code: CodeIssuerExpiring, Severity: Warning, Place: "ca", Serial: issuer.Serial, Deadline: issuer.NotAfter.UTC(),
 				Message: fmt.Sprintf("the issuing CA %s ends in %s, which is less than a leaf's life (%s): new leaves are cut short", issuer.Subject, Roughly(left), Roughly(longest)),
-				Action:  "bring in the next issuing CA with the next root (docs: rotate leaves and roots)",
+				Action:  "`countersign ca rotate issuer` makes the next one below the same root, `countersign ca rotate run` another root",
 			})
 		}
 	}
@@ -77,6 +77,11 @@ func (c *comparison) lists(a *Authority) {
 	if a.CRLProblem != "" {
 		c.find(Finding{Code: CodeCRLStale, Severity: Critical, Place: "ca", Message: "the revocation lists cannot be had: " + a.CRLProblem, Action: action})
 	}
+	// A root's list speaks of issuing CAs, and need not outlive the last of them: that one's end is told already.
+	var last time.Time
+	for _, issuer := range a.Issuers {
+		last = later(last, issuer.NotAfter)
+	}
 	for _, list := range a.CRLs {
 		item := Item{Kind: KindCRL, Place: list.Issuer, NotBefore: list.ThisUpdate.UTC(), NotAfter: list.NextUpdate.UTC(), State: StateOK, Severity: OK}
 		left, life := list.NextUpdate.Sub(c.now), list.NextUpdate.Sub(list.ThisUpdate)
@@ -90,7 +95,7 @@ func (c *comparison) lists(a *Authority) {
 		case left <= 0:
 			item.State, f.Severity = StateExpired, Critical
 			f.Message = fmt.Sprintf("the revocation list of %s has ended at %s, %s ago", list.Issuer, stamp(list.NextUpdate), Roughly(-left))
-		case left < life/10:
+		case left < min(life/10, 30*24*time.Hour) && list.NextUpdate.Before(last.Add(-time.Minute)):
 			item.State, f.Severity = StateExpiring, Warning
 			f.Message = fmt.Sprintf("the revocation list of %s ends in %s and was not made anew", list.Issuer, Roughly(left))
 		}

@@ -524,6 +524,24 @@ func TestFindings(t *testing.T) {
 			change: func(f *Facts) { f.Authority.CRLs[0].NextUpdate = noon.Add(5 * time.Minute) },
 			want:   []string{"warning crl_stale CN=m issuer"},
 		},
+		"a root's list that ends in two months of three years": {
+			change: func(f *Facts) {
+				f.Authority.CRLs = append(f.Authority.CRLs, CRL{Issuer: "CN=m root", ThisUpdate: noon.Add(-1000 * day), NextUpdate: noon.Add(60 * day)})
+			},
+		},
+		"a root's list that ends in a few days": {
+			change: func(f *Facts) {
+				f.Authority.CRLs = append(f.Authority.CRLs, CRL{Issuer: "CN=m root", ThisUpdate: noon.Add(-1000 * day), NextUpdate: noon.Add(6 * day)})
+			},
+			want: []string{"warning crl_stale CN=m root"},
+		},
+		"a root's list that ends with its issuing CA": {
+			change: func(f *Facts) {
+				f.Authority.Issuers[0].NotBefore, f.Authority.Issuers[0].NotAfter = noon.Add(-3*365*day), noon.Add(8*day)
+				f.Authority.CRLs = append(f.Authority.CRLs, CRL{Issuer: "CN=m root", ThisUpdate: noon.Add(-1000 * day), NextUpdate: noon.Add(8 * day)})
+			},
+			want: []string{"critical issuer_expiring ca"},
+		},
 		"revocation lists of tomorrow": {
 			change: func(f *Facts) { f.Authority.CRLs[0].ThisUpdate = noon.Add(time.Hour) },
 			want:   []string{"critical crl_stale CN=m issuer"},
