@@ -163,7 +163,10 @@ func duties(direction string) string {
 	fields := []string{
 		`"time":"$time_iso8601"`, `"direction":"` + direction + `"`, `"protocol":"$server_protocol"`, `"remote":"$remote_addr:$remote_port"`,
 		`"caller":"$ssl_client_s_dn"`, `"peerSerial":"$ssl_client_serial"`, `"tls":"$ssl_protocol"`, `"method":"$request_method"`, `"path":"$uri"`,
-		`"status":$status`, `"bytesOut":$body_bytes_sent`, `"seconds":$request_time`, `"upstream":"$upstream_addr"`,
+		`"status":$status`, `"bytesOut":$body_bytes_sent`, `"seconds":$request_time`, `"upstream":"$upstream_addr"`, `"upstreamStatus":"$upstream_status"`,
+	}
+	if direction == "inbound" {
+		fields = append(fields, `"verify":"$ssl_client_verify"`, `"admitted":"$known"`)
 	}
 	return "'{" + strings.Join(fields, ",") + "}'"
 }

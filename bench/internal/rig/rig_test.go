@@ -32,9 +32,9 @@ func TestConfigurations(t *testing.T) {
 		"NGINX, receiving":         {"nginx-receiving.conf", peer, []string{"ssl_verify_client on", "ssl_ecdh_curve X25519", "proxy_pass 127.0.0.1:9"}},
 		"HAProxy, connecting":      {"haproxy.cfg", halfConfig{peerConfig: peer, Connecting: true}, []string{"mode http", "maxconn 19000", "verifyhost " + ServerDNS, "bind 127.0.0.1:2 backlog 4096 proto h2"}},
 		"HAProxy, receiving, TCP":  {"haproxy.cfg", halfConfig{peerConfig: peer, PassThrough: true}, []string{"verify required", "bind 127.0.0.1:4"}},
-		"NGINX, with duties":       {"nginx-receiving.conf", dutiful, []string{"access_log /dev/stdout duties", "if ($known = 0) { return 403; }", "limit_except GET POST", "limit_except POST", "grpc_set_header X-Client-Cert", `"caller":"$ssl_client_s_dn"`, "proxy_pass $to"}},
-		"HAProxy, with duties":     {"haproxy-duties.cfg", halfConfig{peerConfig: peer}, []string{"mode http", "log global", "http-request deny unless known methods", "acl methods method GET POST", "tcp-request content reject unless"}},
-		"HAProxy, and its log":     {"haproxy-duties.cfg", halfConfig{peerConfig: peer, Connecting: true}, []string{"mode http", `"direction":"outbound"`}},
+		"NGINX, with duties":       {"nginx-receiving.conf", dutiful, []string{"access_log /dev/stdout duties", "if ($known = 0) { return 403; }", "limit_except GET POST", "limit_except POST", "grpc_set_header X-Client-Cert", `"caller":"$ssl_client_s_dn"`, `"admitted":"$known"`, "proxy_pass $to"}},
+		"HAProxy, with duties":     {"haproxy-duties.cfg", halfConfig{peerConfig: peer}, []string{"mode http", "log global", "http-request deny unless { var(txn.admitted) -m found }", "acl methods method GET POST", "tcp-request content reject unless"}},
+		"HAProxy, and its log":     {"haproxy-duties.cfg", halfConfig{peerConfig: peer, Connecting: true}, []string{"mode http", `"direction":"outbound"`, `"end":"%ts"`}},
 		"Envoy, connecting":        {"envoy.yaml", halfConfig{peerConfig: peer, Connecting: true}, []string{"HttpConnectionManager", "exact: " + ServerDNS, "port_value: 6"}},
 		"Envoy, receiving, as TCP": {"envoy.yaml", halfConfig{peerConfig: peer, PassThrough: true}, []string{"require_client_certificate: true", "TcpProxy", "port_value: 9"}},
 	} {
