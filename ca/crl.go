@@ -148,20 +148,21 @@ func (a *Authority) neededUntil(h Hierarchy) time.Time {
 
 // RefreshCRLs makes the lists of all hierarchies: a new one of each issuing CA, valid for life, and one of each root that
 // has none, or one that ends before its issuing CAs do. It gives what is to be handed out, the active issuing CA's first.
-// What could not be made comes back in the error; the list of before is handed out then, where there is one.
-func (c *CA) RefreshCRLs(ctx context.Context, to Appender, l *Ledger, life time.Duration) ([]*x509.RevocationList, error) {
-	var lists []*x509.RevocationList
-	var errs []error
+//
+// err says which issuing CA's list could not be made; the one of before is handed out then, where there is one. trouble
+// is what to try again does not cure: a root without a list whose key is not there, a list that is made and recorded, and
+// could not be kept on the disk.
+func (c *CA) RefreshCRLs(ctx context.Context, to Appender, l *Ledger, life time.Duration) (lists []*x509.RevocationList, trouble, err error) {
+	var errs, troubles []error
 	all := c.Hierarchies()
 	for _, h := range all {
 		list, err := c.IssueCRL(ctx, to, l, h, life)
+		errs = append(errs, err)
 		if err == nil {
-			err = c.StoreCRL(list)
-		}
-		if list == nil { // what is recorded and not kept is handed out all the same
+			troubles = append(troubles, c.StoreCRL(list))
+		} else {
 			list, _ = c.IssuerCRL(h)
 		}
-		errs = append(errs, err)
 		lists = append(lists, list)
 	}
 	for i, h := range all {
@@ -175,12 +176,13 @@ func (c *CA) RefreshCRLs(ctx context.Context, to Appender, l *Ledger, life time.
 				list = made
 			}
 			if list == nil || !errors.Is(err, ErrNoRootKey) { // a list that is shorter than it could be is a list
-				errs = append(errs, err)
+				troubles = append(troubles, err)
 			}
 		}
 		lists = append(lists, list)
 	}
-	return slices.DeleteFunc(lists, func(list *x509.RevocationList) bool { return list == nil }), errors.Join(errs...)
+	lists = slices.DeleteFunc(lists, func(list *x509.RevocationList) bool { return list == nil })
+	return lists, errors.Join(troubles...), errors.Join(errs...)
 }
 
 // StoreCRL keeps a CRL of a root or of an issuing CA in the state, where it replaces the one before.

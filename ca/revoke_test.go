@@ -238,9 +238,9 @@ func TestRefreshCRLs(t *testing.T) {
 	if _, err := d.RenewIssuer(t.Context(), d.log, nil, 0, Note{}); err != nil {
 		t.Fatal(err)
 	}
-	lists, err := d.RefreshCRLs(t.Context(), d.log, d.ledger, CRLLife(0))
-	if err != nil || len(lists) != 5 {
-		t.Fatalf("%d lists of three issuing CAs and two roots, %v", len(lists), err)
+	lists, trouble, err := d.RefreshCRLs(t.Context(), d.log, d.ledger, CRLLife(0))
+	if err != nil || trouble != nil || len(lists) != 5 {
+		t.Fatalf("%d lists of three issuing CAs and two roots, %v, %v", len(lists), trouble, err)
 	}
 	all := d.Hierarchies()
 	for i, h := range all {
@@ -258,15 +258,34 @@ func TestRefreshCRLs(t *testing.T) {
 	if n := len(lists[2].RevokedCertificateEntries); n != 1 {
 		t.Errorf("the retiring issuing CA's list has %d entries", n)
 	}
-	again, err := d.RefreshCRLs(t.Context(), d.log, d.ledger, CRLLife(0))
-	if err != nil {
-		t.Fatal(err)
+	again, trouble, err := d.RefreshCRLs(t.Context(), d.log, d.ledger, CRLLife(0))
+	if err != nil || trouble != nil {
+		t.Fatal(trouble, err)
 	}
 	for i := range again {
 		before, after := lists[i].Number, again[i].Number
 		if c := after.Cmp(before); i < len(all) && c <= 0 || i >= len(all) && c != 0 {
 			t.Errorf("list %d had the number %v and has %v: an issuing CA's is new, a root's only when it has to be", i, before, after)
 		}
+	}
+}
+
+// TestRefreshWithoutRootKey has a root that has no list and whose key was moved away: the issuing CA's list is made.
+func TestRefreshWithoutRootKey(t *testing.T) {
+	state := newState(t, Unsealed())
+	d := openDesk(t, state)
+	for _, name := range []string{"root.key", "root.crl"} {
+		if err := os.Remove(filepath.Join(state, "ca", name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lists, trouble, err := d.RefreshCRLs(t.Context(), d.log, d.ledger, CRLLife(0))
+	if err != nil || !errors.Is(trouble, ErrNoRootKey) || len(lists) != 1 || !sameKey(lists[0], d.Issuer()) {
+		t.Errorf("%d lists, %v, %v", len(lists), trouble, err)
+	}
+	lists, _, err = d.RefreshCRLs(t.Context(), failing{}, d.ledger, CRLLife(0))
+	if !errors.Is(err, journal.ErrNotRecorded) || len(lists) != 1 {
+		t.Errorf("without a journal: %d lists, %v", len(lists), err)
 	}
 }
 

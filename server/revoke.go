@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"database/sql"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -48,6 +49,7 @@ type revocations struct {
 	joining sync.RWMutex
 	making  sync.Mutex // one making of the lists at a time
 	next    time.Time  // guarded by making: when they are made again
+	retry   bool       // guarded by making: the last try came to nothing, and next is when it is repeated
 
 	told   atomic.Pointer[told]
 	failed atomic.Pointer[string] // why they could not be made
@@ -162,24 +164,26 @@ func (t *told) of(authority *x509.Certificate) *x509.RevocationList {
 func (s *Server) refreshCRLs(ctx context.Context) error {
 	s.revocations.making.Lock()
 	defer s.revocations.making.Unlock()
-	s.revocations.next = s.now().Add(crlRetry)
+	s.revocations.next, s.revocations.retry = s.now().Add(crlRetry), true
 	life, err := s.crlLife(ctx)
 	if err != nil {
 		return err
 	}
-	lists, err := s.ca.RefreshCRLs(ctx, s.journal, s.revocations.ledger, life)
+	lists, trouble, err := s.ca.RefreshCRLs(ctx, s.journal, s.revocations.ledger, life)
 	if len(lists) > 0 {
 		s.revocations.told.Store(&told{pem: string(ca.EncodeCRLs(lists)), lists: lists, life: life})
 		durable.Step("server.crl.made")
 		s.registry.wake()
 	}
-	if err != nil {
+	if err == nil { // what is only trouble is not cured by the next try, and each costs the journal an entry
+		s.revocations.next, s.revocations.retry = s.now().Add(s.timing.crl), false
+	}
+	if err := errors.Join(err, trouble); err != nil {
 		why := err.Error()
 		s.revocations.failed.Store(&why)
 		return err
 	}
 	s.revocations.failed.Store(nil)
-	s.revocations.next = s.now().Add(s.timing.crl)
 	return nil
 }
 
@@ -201,13 +205,13 @@ func (s *Server) tendCRLs(ctx context.Context) {
 	lists := s.revocations.told.Load()
 	short := lists != nil && lists.life < ca.CRLLife(s.registry.longestTTL())
 	s.revocations.making.Lock()
-	due := !s.now().Before(s.revocations.next)
+	due, retry := !s.now().Before(s.revocations.next), s.revocations.retry
 	s.revocations.making.Unlock()
-	if !due && !short {
+	if !due && (retry || !short) {
 		return
 	}
 	if err := s.refreshCRLs(ctx); err != nil {
-		s.log.ErrorContext(ctx, "cannot make the revocation lists; it is tried again in a minute", "error", err)
+		s.log.ErrorContext(ctx, "not all is well with the revocation lists", "error", err)
 	}
 }
 
@@ -279,7 +283,7 @@ func (s *Server) revoked(ctx context.Context, request api.RevokeRequest) (*api.R
 	listed := s.refreshCRLs(ctx)
 	s.log.InfoContext(ctx, "certificates revoked", "identity", choice.Identity.String(), "count", len(choice.Fresh), "reason", string(reason))
 	if listed != nil {
-		s.log.ErrorContext(ctx, "not every list could be made; it is tried again in a minute", "error", listed)
+		s.log.ErrorContext(ctx, "not all is well with the revocation lists", "error", listed)
 	}
 	if stored != nil {
 		return nil, fmt.Errorf("the revocation is recorded, and the join tokens of before are not void yet; repeat it: %w", stored)
@@ -373,14 +377,19 @@ func (s *Server) choose(ctx context.Context, target ca.Target) (ca.Choice, error
 
 // isListed tells whether all of these stand on the lists that are told.
 func (s *Server) isListed(choice ca.Choice) bool {
-	listed := make(map[string]bool)
+	listed, known := make(map[string]bool), make(map[string]bool)
 	for _, list := range s.revocations.told.Load().lists {
+		known[hex.EncodeToString(list.AuthorityKeyId)] = true
 		for _, entry := range list.RevokedCertificateEntries {
 			listed[mtls.Serial(&x509.Certificate{SerialNumber: entry.SerialNumber})] = true
 		}
 	}
-	return !slices.ContainsFunc(choice.Fresh, func(short ca.RevokedShort) bool { return !listed[short.Serial] }) &&
-		!slices.ContainsFunc(choice.Already, func(r ca.Revoked) bool { return !listed[r.Serial] && s.now().Before(r.NotAfter) })
+	// What a CA has signed that is not there any more, nobody believes.
+	missing := func(short ca.RevokedShort) bool {
+		return known[short.Issuer] && !listed[short.Serial] && s.now().Before(short.NotAfter)
+	}
+	return !slices.ContainsFunc(choice.Fresh, missing) &&
+		!slices.ContainsFunc(choice.Already, func(r ca.Revoked) bool { return missing(r.RevokedShort) })
 }
 
 // expel lets go of those whose certificates were revoked: their peers are not sent to them any more, and the server

@@ -345,6 +345,17 @@ func TestNoRootCRL(t *testing.T) {
 	}
 	_, err = r.tryApply(colorapp, false)
 	wantCode(t, err, api.CodeInvalidSpec)
+	if problem := r.crlProblem(); !strings.Contains(problem, "the root's key is not here") {
+		t.Errorf("problem %q", problem)
+	}
+	made := f.count(journal.CRLIssued)
+	f.offset.Store(int64(10 * crlRetry))
+	for range 10 {
+		r.tendCRLs(t.Context())
+	}
+	if n := f.count(journal.CRLIssued); n != made {
+		t.Errorf("%d lists were made for a root whose key is not there", n-made)
+	}
 	if _, err := r.admin.RenewCRL(t.Context(), api.RenewCRLRequest{}); err == nil {
 		t.Error("the root's list was made without its key")
 	}

@@ -302,7 +302,7 @@ func (s *Server) hierarchiesChanged(ctx context.Context, step string) error {
 	durable.Step("server.rotate.changed")
 	// Whoever learns of a root or of an issuing CA has its list, too.
 	if err := s.refreshCRLs(ctx); err != nil {
-		s.log.ErrorContext(ctx, "not every revocation list could be made; it is tried again in a minute", "error", err)
+		s.log.ErrorContext(ctx, "not all is well with the revocation lists", "error", err)
 	}
 	s.registry.retrust(ctx, trusted.word())
 	if err := s.ca.Settle(); err != nil {

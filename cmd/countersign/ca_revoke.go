@@ -133,8 +133,8 @@ func revokeInto(ctx context.Context, log *journal.Log, open *ca.CA, ledger *ca.L
 			return nil, err
 		}
 	}
-	lists, err := open.RefreshCRLs(ctx, log, ledger, ca.CRLLife(ca.LongestLife(slices.Values(issued), now)))
-	if err != nil {
+	lists, trouble, err := open.RefreshCRLs(ctx, log, ledger, ca.CRLLife(ca.LongestLife(slices.Values(issued), now)))
+	if err := errors.Join(err, trouble); err != nil {
 		return nil, fmt.Errorf("the revocation is recorded and holds, but the list is not made; repeat the command: %w", err)
 	}
 	done := &api.RevokeResponse{Revoked: []api.RevokedCertificate{}, CRLNumber: lists[0].Number.Int64()}
