@@ -207,7 +207,7 @@ func unsettled(report expiry.Report) bool {
 		switch f.Code {
 		case expiry.CodeStoreAhead, expiry.CodeEndpointAhead, expiry.CodeReportDiffers, expiry.CodeIssuedNotStored,
 			expiry.CodeUnknownSerial, expiry.CodeEndpoint, expiry.CodeFileAhead, expiry.CodeInstanceLost, expiry.CodeNoInstance,
-			expiry.CodeBundleStale:
+			expiry.CodeBundleStale, expiry.CodeRotationStuck, expiry.CodeReloadRefused:
 			return true
 		default:
 		}
