@@ -55,6 +55,8 @@ type Output struct {
 	PKCS12 bool
 	// Further are other files of the generation: a proxy's configuration, a revocation list. Their modes are the caller's.
 	Further []durable.File
+	// Beside are names that somebody else builds upon in Dir: they may not belong to others either.
+	Beside []string
 }
 
 // ErrMode says that a mode would give a private key to more than its owner and one group.

@@ -47,6 +47,8 @@ type Listener struct {
 	Port int
 	// Address is where it is met, host:port.
 	Address string
+	// Bytes tells that whatever is connected is passed on to an application: no handshake is brought to its end there.
+	Bytes bool
 	// TLS tells that it speaks TLS, and Own that it does so with the workload's certificate and not with one of its own.
 	TLS, Own bool
 	// Client tells that it asks its clients for certificates, by the roots of the generation.
@@ -107,7 +109,8 @@ type Watcher struct {
 	// What follows belongs to the goroutine of Run.
 	plan    *mesh.Plan
 	refused map[Made]refusal       // by what was wanted, without the serial
-	cred    *credential.Credential // what is in force, to show it to listeners that ask
+	cred    *credential.Credential // what is in force, to show it to listeners that ask; nil when it is not known
+	credOf  Made                   // the versions that cred is of
 	alone   time.Time              // since when nobody serves what is in force; zero when somebody does
 	newer   error                  // why what the source has is not in force
 	asked   time.Time              // when the source was asked last
@@ -138,7 +141,7 @@ func New(cfg Config) (*Watcher, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg.Output.Dir = dir
+	cfg.Output.Dir, cfg.Output.Beside = dir, []string{watchLock, stagedDir}
 	if cfg.Look == 0 {
 		cfg.Look = min(cfg.Interval, 2*time.Second)
 	}

@@ -431,6 +431,36 @@ func TestLook(t *testing.T) {
 	}
 }
 
+// TestRemaining asks how long a new credential remains valid, and not for a new Plan.
+func TestRemaining(t *testing.T) {
+	l := newLab(t, rendered)
+	l.round("")
+	l.w.cfg.Expect = func() credential.Expect { return credential.Expect{Now: time.Now(), MinRemaining: 48 * time.Hour} }
+	l.w.cred = nil
+	ok(t, l.w.takePlan(t.Context(), &mesh.Plan{Mesh: "two"}))
+	l.put("v2")
+	l.round("at least 48h0m0s are asked for")
+	l.holds("v1", true)
+}
+
+// TestNewRootsUnserved has new roots put in force while nobody serves: what is asked for is compared with them, once somebody does.
+func TestNewRootsUnserved(t *testing.T) {
+	l := newLab(t, rendered)
+	l.round("")
+	l.proxy.down = true
+	next := l.ca.offer(t, "v2")
+	next.Bundle = "roots-2"
+	next.Input.Bundle.Data = append(encode(l.ca.root), encode(newAuthority(t).root)...)
+	l.source.set(next, nil)
+	l.round("nobody serves it")
+	l.proxy.start(t)
+	l.round("")
+	l.holds("v2", true)
+	if len(l.w.cred.Roots) != 2 {
+		t.Errorf("%d roots are known", len(l.w.cred.Roots))
+	}
+}
+
 // TestRun runs, is woken, takes a Plan, and ends.
 func TestRun(t *testing.T) {
 	l := newLab(t, rendered)

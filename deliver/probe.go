@@ -18,6 +18,9 @@ type Seen struct {
 	Authorities [][]byte
 }
 
+// errSeen ends a handshake when all is seen, before the listener counts it as done.
+var errSeen = errors.New("all is seen")
+
 // Handshakes looks at listeners by full handshakes, never resumed, and sends nothing after them. It is a [Prober].
 type Handshakes struct{}
 
@@ -38,6 +41,9 @@ func (Handshakes) Probe(ctx context.Context, l Listener, as *credential.Credenti
 		InsecureSkipVerify: true, //nolint:gosec // whatever is presented is wanted, to be compared
 		GetClientCertificate: func(asked *tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			seen.Authorities = asked.AcceptableCAs
+			if l.Bytes {
+				return nil, errSeen
+			}
 			if as == nil {
 				return &tls.Certificate{}, nil
 			}
@@ -46,6 +52,9 @@ func (Handshakes) Probe(ctx context.Context, l Listener, as *credential.Credenti
 		VerifyConnection: func(state tls.ConnectionState) error {
 			if len(state.PeerCertificates) > 0 {
 				seen.Leaf = state.PeerCertificates[0]
+			}
+			if l.Bytes && !l.Client {
+				return errSeen
 			}
 			return nil
 		},

@@ -27,21 +27,26 @@ func TestHandshakes(t *testing.T) {
 		tls    bool
 		want   string // an error
 		asks   bool
+		bytes  bool
 	}{
-		"asks for a certificate": {&tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: roots}, true, "", true},
-		"asks for nothing":       {&tls.Config{}, true, "", false},
-		"TLS 1.2":                {&tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: roots, MaxVersion: tls.VersionTLS12}, true, "", true},
+		"bytes":                   {&tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: roots}, true, "", true, true},
+		"bytes, TLS 1.2":          {&tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: roots, MaxVersion: tls.VersionTLS12}, true, "", true, true},
+		"bytes, asks for nothing": {&tls.Config{}, true, "", false, true},
+		"bytes, nothing, TLS 1.2": {&tls.Config{MaxVersion: tls.VersionTLS12}, true, "", false, true},
+		"asks for a certificate":  {&tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: roots}, true, "", true, false},
+		"asks for nothing":        {&tls.Config{}, true, "", false, false},
+		"TLS 1.2":                 {&tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: roots, MaxVersion: tls.VersionTLS12}, true, "", true, false},
 		// It refuses everybody, and has shown its certificate by then.
-		"refuses":   {&tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: x509.NewCertPool(), MaxVersion: tls.VersionTLS12}, true, "", false},
-		"no TLS":    {nil, false, "", false},
-		"plaintext": {nil, true, "first record does not look like a TLS handshake", false},
+		"refuses":   {&tls.Config{ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: x509.NewCertPool(), MaxVersion: tls.VersionTLS12}, true, "", false, false},
+		"no TLS":    {nil, false, "", false, false},
+		"plaintext": {nil, true, "first record does not look like a TLS handshake", false, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			listener, err := net.Listen("tcp", "127.0.0.1:0")
 			ok(t, err)
 			ended := make(chan struct{})
 			t.Cleanup(func() { listener.Close(); <-ended })
-			var resumed atomic.Bool
+			var resumed, finished atomic.Bool
 			go func() {
 				defer close(ended)
 				for {
@@ -54,7 +59,9 @@ func TestHandshakes(t *testing.T) {
 					} else {
 						test.config.Certificates = []tls.Certificate{pair}
 						c := tls.Server(conn, test.config)
-						_ = c.HandshakeContext(context.Background())
+						if err := c.HandshakeContext(context.Background()); err == nil && test.bytes {
+							finished.Store(true)
+						}
 						if c.ConnectionState().DidResume {
 							resumed.Store(true)
 						}
@@ -64,7 +71,9 @@ func TestHandshakes(t *testing.T) {
 			}()
 			for range 2 {
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-				seen, err := Handshakes{}.Probe(ctx, Listener{Address: listener.Addr().String(), TLS: test.tls, ServerName: "orders.shop.internal"}, as)
+				seen, err := Handshakes{}.Probe(ctx, Listener{
+					Address: listener.Addr().String(), TLS: test.tls, ServerName: "orders.shop.internal", Bytes: test.bytes, Client: test.asks,
+				}, as)
 				cancel()
 				if test.want != "" {
 					if err == nil || !strings.Contains(err.Error(), test.want) {
@@ -79,6 +88,9 @@ func TestHandshakes(t *testing.T) {
 				if test.asks && (len(seen.Authorities) != 1 || !bytes.Equal(seen.Authorities[0], ca.root.RawSubject)) {
 					t.Errorf("it saw %q", seen.Authorities)
 				}
+			}
+			if finished.Load() {
+				t.Error("a handshake was brought to its end, and the application would have been connected")
 			}
 			if resumed.Load() {
 				t.Error("a handshake was resumed")

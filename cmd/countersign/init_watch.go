@@ -223,7 +223,7 @@ func (s *watching) listeners(plan *mesh.Plan) []deliver.Listener {
 		}
 		all = append(all, deliver.Listener{
 			Port: in.Port, Address: address.String(), TLS: in.TLS != mesh.Off, Own: in.Certificate == nil,
-			Client: in.ClientAuth != mesh.None, ServerName: plan.Workload.Identity.ServerName(),
+			Client: in.ClientAuth != mesh.None, Bytes: in.Protocol == mesh.TCP, ServerName: plan.Workload.Identity.ServerName(),
 		})
 	}
 	return all
