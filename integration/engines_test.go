@@ -27,8 +27,8 @@ import (
 
 // mixed is a mesh whose gateway is the built-in proxy, whose service front is behind a real NGINX, and back
 // behind a real HAProxy. The services that stored names get their certificate from a store, deployed as deploy
-// says, and the others from the agent.
-func mixed(t *testing.T, stored, deploy string) string {
+// says, and the others from the agent. Further gateways may be added.
+func mixed(t *testing.T, stored, deploy string, gateways ...string) string {
 	t.Helper()
 	peer(t, "nginx")
 	peer(t, "haproxy")
@@ -59,7 +59,11 @@ gateways:
     routes:
       - {match: {listener: 8080, prefix: /}, to: [{service: front}]}
       - {match: {listener: 8081, prefix: /}, to: [{service: back}]}
-  nginxgate:
+`+strings.Join(gateways, ""))
+}
+
+// realGates are gateways that are NGINX and HAProxy themselves.
+const realGates = `  nginxgate:
     listen: [{port: 8080, protocol: http}]
     routes: [{to: [{service: back}]}]
     proxy: {engine: nginx}
@@ -67,8 +71,7 @@ gateways:
     listen: [{port: 8080, protocol: http}]
     routes: [{to: [{service: front}]}]
     proxy: {engine: haproxy}
-`)
-}
+`
 
 // colours are where the mesh is asked, and what it has to answer.
 func (r *running) colours(t *testing.T) map[string]string {
@@ -110,7 +113,7 @@ func TestRealProxies(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			marker := fmt.Sprintf("COUNTERSIGN_TEST_MARK=%d.%d", os.Getpid(), time.Now().UnixNano())
-			r := start(t, mixed(t, stored, "reload"), env("TMPDIR="+shortDir(t), marker))
+			r := start(t, mixed(t, stored, "reload", realGates), env("TMPDIR="+shortDir(t), marker))
 			colours := r.colours(t)
 			colours["http://"+r.inbound(t, "nginxgate", 8080)+"/color"] = "blue"
 			colours["http://"+r.inbound(t, "haproxygate", 8080)+"/color"] = "yellow"
