@@ -258,10 +258,10 @@ func TestRunDir(t *testing.T) {
 	if memory, _, err := inMemory(disk); err != nil || memory {
 		t.Skipf("NOT TESTED: temporary files are in memory here (%v)", err)
 	}
-	if _, err := NewRunDir(disk, "a", false, log); !errors.Is(err, ErrRunDir) || !strings.Contains(err.Error(), "neither tmpfs nor ramfs") || !strings.Contains(err.Error(), "--run-dir") {
+	if _, err := NewRunDir(disk, false, log); !errors.Is(err, ErrRunDir) || !strings.Contains(err.Error(), "neither tmpfs nor ramfs") || !strings.Contains(err.Error(), "--run-dir") {
 		t.Errorf("a disk: %v", err)
 	}
-	dir, err := NewRunDir(disk, "a", true, log)
+	dir, err := NewRunDir(disk, true, log)
 	if err != nil {
 		t.Errorf("a disk that is allowed: %v", err)
 	}
@@ -275,7 +275,7 @@ func TestRunDir(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if _, err := NewRunDir(path, "a", false, log); !errors.Is(err, ErrRunDir) {
+		if _, err := NewRunDir(path, false, log); !errors.Is(err, ErrRunDir) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -283,7 +283,7 @@ func TestRunDir(t *testing.T) {
 		if err := os.Mkdir(path, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := NewRunDir(path, "a", false, log); !errors.Is(err, ErrRunDir) || !strings.Contains(err.Error(), "cannot be named") {
+		if _, err := NewRunDir(path, false, log); !errors.Is(err, ErrRunDir) || !strings.Contains(err.Error(), "cannot be named") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -294,7 +294,7 @@ func TestRunDir(t *testing.T) {
 	if err := os.Chmod(open, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := NewRunDir(open, "a", false, log); !errors.Is(err, ErrRunDir) || !strings.Contains(err.Error(), "others could replace") {
+	if _, err := NewRunDir(open, false, log); !errors.Is(err, ErrRunDir) || !strings.Contains(err.Error(), "others could replace") {
 		t.Errorf("a directory of everybody: %v", err)
 	}
 }
@@ -303,18 +303,25 @@ func TestRunDir(t *testing.T) {
 func TestLeftovers(t *testing.T) {
 	memory, log := memoryDir(t), new(text1)
 	logger := slog.New(slog.NewTextHandler(log, nil))
-	first, err := NewRunDir(memory, "state of a", false, logger)
+	first, err := NewRunDir(memory, false, logger)
 	if err != nil {
 		t.Fatal(err)
 	}
-	neighbour, err := NewRunDir(memory, "state of b", false, logger)
-	if err != nil {
+	if err := first.unlock(); err != nil { // as the kernel does when a process is killed
 		t.Fatal(err)
 	}
 	orphan := orphanIn(t, first.Path, "nginx-debug")
 	visitor := orphanIn(t, first.Path, "sh")
+	stranger := filepath.Join(memory, "countersign-up-1")
+	if err := os.Mkdir(stranger, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	neighbour, err := NewRunDir(memory, false, logger)
+	if err != nil {
+		t.Fatal(err)
+	}
 	other := orphanIn(t, neighbour.Path, "nginx")
-	second, err := NewRunDir(memory, "state of a", false, logger)
+	second, err := NewRunDir(memory, false, logger)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -323,6 +330,9 @@ func TestLeftovers(t *testing.T) {
 	}
 	if left := inside(first.Path); !slices.Equal(left, []int{visitor.Process.Pid}) {
 		t.Errorf("%v are left, want %d alone, who only looks around", left, visitor.Process.Pid)
+	}
+	if _, err := os.Stat(stranger); err != nil {
+		t.Errorf("what is not a run directory: %v", err)
 	}
 	if len(inside(neighbour.Path)) != 1 {
 		t.Error("a neighbour's process is gone")

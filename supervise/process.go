@@ -228,7 +228,7 @@ func (s *Supervisor) readComplaints(p *process, r io.Reader) {
 // levelOf reads how either program marks its lines.
 func levelOf(line string) slog.Level {
 	// The last one is NGINX's way to close on whom the policy of a tcp port does not admit.
-	for _, usual := range []string{"stopped (cumulated conns", "Former worker", "New worker", "Loading success", "Reloading HAProxy", `no host in upstream ""`} {
+	for _, usual := range []string{"stopped (cumulated conns", "Former worker", "New worker", "Loading success", "Reloading HAProxy", "Exiting Master process", "All workers exited", `no host in upstream ""`} {
 		if strings.Contains(line, usual) {
 			return slog.LevelDebug
 		}

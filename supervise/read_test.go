@@ -206,7 +206,7 @@ func TestHAProxyCounts(t *testing.T) {
 	if got := p.http.RqTotal.Load(); got != 8 || c.report().Requests != 8 {
 		t.Errorf("%d requests, %d reported, want 8", got, c.report().Requests)
 	}
-	if p.connections.Load() != 8 || p.handshakes.Load() != 8 || p.again.Load() != 2 {
+	if p.connections.Load() != 8 || p.handshakes.Load() != 10 || p.again.Load() != 2 {
 		t.Errorf("%d connections, %d handshakes, %d resumed", p.connections.Load(), p.handshakes.Load(), p.again.Load())
 	}
 }

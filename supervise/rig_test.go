@@ -209,7 +209,7 @@ func (s subject) supervise(t *testing.T, ca *authority, workload string, change 
 	c := &sidecar{ca: ca, source: new(source), address: address.String(), log: new(text1), access: new(text1), parent: memoryDir(t)}
 	c.source.now.Store(ca.identity(t, workload))
 	log := slog.New(slog.NewTextHandler(c.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	run, err := NewRunDir(c.parent, workload, false, log)
+	run, err := NewRunDir(c.parent, false, log)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -148,6 +148,7 @@ func (h *haproxySampler) take(r row, counted map[string]int64, plan *mesh.Plan, 
 		add(c.cluster(upstream.Name, "upstream_cx_connect_fail"), "econ")
 		if upstream.TLS {
 			add(c.cluster(upstream.Name, "ssl.handshake"), "ssl_sess")
+			add(c.cluster(upstream.Name, "ssl.handshake"), "ssl_reused_sess")
 		}
 		if upstream.Protocol != mesh.TCP {
 			add(c.cluster(upstream.Name, "upstream_rq_total"), "req_tot")
@@ -175,8 +176,10 @@ func (h *haproxySampler) frontend(r row, plan *mesh.Plan, add func(*atomic.Int64
 			c.connections.Add(add(p.connections, "conn_tot"))
 			active[p.active] += r.number("scur")
 		}
-		add(p.handshakes, "ssl_sess")
-		add(p.again, "ssl_reused_sess")
+		add(p.handshakes, "ssl_sess") // the full ones
+		if again := add(p.again, "ssl_reused_sess"); p.handshakes != nil {
+			p.handshakes.Add(again)
+		}
 		if p.http != nil {
 			count(p.http.RqTotal, p.http.Class)
 		}

@@ -2,12 +2,10 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"net/netip"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"time"
 
 	"countersign.dev/agent"
@@ -49,8 +47,7 @@ func (c proxyCmd) checkEngine() error {
 	return nil
 }
 
-// newForeignPlane finds the program, and a place for its key. The state directory is locked by then, so that what is
-// left of an earlier start of this instance is nobody's.
+// newForeignPlane finds the program, and a place for its key.
 func (c proxyCmd) newForeignPlane(p *process, settings *proxySettings, link *agent.Agent, access io.Writer) (plane, error) {
 	foreign := foreignEngines[c.Engine]
 	binary, err := supervise.Find(p.ctx, foreign.engine, c.EnginePath, foreign.least)
@@ -63,11 +60,7 @@ func (c proxyCmd) newForeignPlane(p *process, settings *proxySettings, link *age
 			return plane{}, usagef("--bind %s: %w", name, err)
 		}
 	}
-	state, err := filepath.Abs(c.State)
-	if err != nil {
-		return plane{}, fmt.Errorf("--state: %w", err)
-	}
-	run, err := supervise.NewRunDir(c.RunDir, state, c.KeysOnDisk, p.log)
+	run, err := supervise.NewRunDir(c.RunDir, c.KeysOnDisk, p.log)
 	if err != nil {
 		return plane{}, usageError{err}
 	}

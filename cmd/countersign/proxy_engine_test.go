@@ -190,7 +190,7 @@ func (l *faultLab) dies(t *testing.T, child *faultChild, name, state string) {
 		t.Fatal(err)
 	}
 	runs := func() []string {
-		found, err := filepath.Glob(filepath.Join(before, "countersign-*"))
+		found, err := filepath.Glob(filepath.Join(before, "countersign-run-*"))
 		if err != nil {
 			t.Fatal(err)
 		}
