@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -54,7 +55,7 @@ func isServed(t *testing.T, client *http.Client, url string) (served, resumed bo
 
 // TestRevokedEverywhere revokes a workload by the command: within seconds it is refused on everything that it has, open
 // connections of HTTP/1.1, HTTP/2 and TCP among them, and resumed sessions; its sidecar does not come back by its old
-// token; and the lists are kept for a start without the server.
+// token; and a sidecar that starts without the server refuses it still.
 func TestRevokedEverywhere(t *testing.T) {
 	spec, err := labSpec()
 	if err != nil {
@@ -135,5 +136,19 @@ func TestRevokedEverywhere(t *testing.T) {
 	text, err := os.ReadFile(filepath.Join(state, "current", "crl.pem"))
 	if err != nil || strings.Count(string(text), "BEGIN X509 CRL") != 2 {
 		t.Errorf("the sidecar keeps %q, %v", text, err)
+	}
+
+	server := mesh.find(t, "server")
+	if err := syscall.Kill(server, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Kill(server, syscall.SIGCONT) })
+	mesh.kill(t, "proxy", "recorder-1")
+	await(t, "the sidecar serves again, without the server", func() (bool, string) {
+		status, body, err := try(t, "http://"+mesh.inbound(t, "edge", 8080)+"/")
+		return err == nil && status == http.StatusOK, fmt.Sprint(body, err)
+	})
+	if served, _ := ask(t, memberClient(t, certificate, false, false), url); served {
+		t.Error("a sidecar that started without the server admits the revoked one")
 	}
 }
