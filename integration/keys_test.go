@@ -86,6 +86,35 @@ func (m keyMesh) search(t *testing.T) {
 	t.Logf("%d places were searched for %d forms of %d and more keys", len(places), len(search.all), files)
 }
 
+// `up` itself, which makes the authority, leaves no core dump either, and nothing that runs.
+func TestUpLeavesNoCoreDump(t *testing.T) {
+	allowCores(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := shortDir(t)
+	spec := write(t, specOf("web", agentDelivery, "builtin")(self))
+	began := time.Now().Add(-time.Second)
+	mesh, err := launch(spec, t.TempDir(), env("TMPDIR="+dir, "GOTRACEBACK=crash"), func(c *exec.Cmd) { c.Dir = dir })
+	if err != nil {
+		t.Fatal(err)
+	}
+	children := descendants(t, mesh.command.Process.Pid)
+	if err := mesh.stop(syscall.SIGABRT); err == nil || !strings.Contains(err.Error(), "abort") {
+		t.Errorf("up that was aborted ends with %v", err)
+	}
+	for _, left := range append(dumps(dir, began), dumps(".", began)...) {
+		t.Errorf("it left %s", left)
+	}
+	for _, child := range children {
+		await(t, fmt.Sprintf("the end of %d %v", child.pid, child.args), func() (bool, string) {
+			_, err := os.Stat(fmt.Sprintf("/proc/%d", child.pid))
+			return err != nil, "it runs"
+		})
+	}
+}
+
 // runDirs gives the directories on memory file systems that sidecars have made since.
 func runDirs(t *testing.T) func() []string {
 	t.Helper()
