@@ -184,7 +184,10 @@ func (c proxyCmd) newSidecar(p *process, settings *proxySettings, access io.Writ
 	var err error
 	s.link, err = agent.New(agent.Config{
 		Server: settings.server, Pin: c.CAPin, TokenFile: c.TokenFile, StateDir: c.State, Instance: c.Instance, Log: p.log,
-		OnPlan:     func(plan *mesh.Plan) error { return s.data.apply(plan) },
+		OnPlan: func(plan *mesh.Plan) error {
+			c.compareEngine(plan, p.log)
+			return s.data.apply(plan)
+		},
 		OnIdentity: func() { s.data.identityChanged() },
 		Report: func() api.Report {
 			report := s.data.report()

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"io"
+	"log/slog"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -30,6 +32,15 @@ var foreignEngines = map[string]foreignEngine{
 
 // foreign tells whether another program carries the traffic. The zero value does not.
 func (c proxyCmd) foreign() bool { _, ok := foreignEngines[c.Engine]; return ok }
+
+// compareEngine says when the specification means another proxy than --engine: what it can carry out was judged for that
+// one, and 'countersign verify' expects that one's ways. Whoever starts the sidecar decides.
+func (c proxyCmd) compareEngine(plan *mesh.Plan, log *slog.Logger) {
+	said, runs := cmp.Or(plan.Proxy.Engine, mesh.EngineBuiltin), cmp.Or(mesh.Engine(c.Engine), mesh.EngineBuiltin)
+	if said != runs {
+		log.Warn("the specification says another proxy than --engine", "specification", said, "engine", runs, "revision", plan.Revision)
+	}
+}
 
 // checkEngine reads what belongs to --engine.
 func (c proxyCmd) checkEngine() error {

@@ -3,11 +3,13 @@
 package main
 
 import (
+	"bytes"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -18,6 +20,7 @@ import (
 	"time"
 
 	"countersign.dev/api"
+	"countersign.dev/mesh"
 	"countersign.dev/mtls"
 	"countersign.dev/supervise"
 )
@@ -221,6 +224,24 @@ func (l *faultLab) dies(t *testing.T, child *faultChild, name, state string) {
 	for _, c := range []*faultChild{child, again} {
 		if text := c.output(); strings.Contains(text, "PRIVATE") || strings.Contains(text, "panic") {
 			t.Errorf("it says:\n%s", text)
+		}
+	}
+}
+
+// TestCompareEngine is about a sidecar that is another one than the specification says.
+func TestCompareEngine(t *testing.T) {
+	for name, c := range map[string]struct {
+		flag string
+		said mesh.Engine
+		warn bool
+	}{
+		"neither says anything": {"", "", false}, "the same": {"nginx", mesh.EngineNGINX, false}, "the built-in": {"builtin", "", false},
+		"another": {"haproxy", mesh.EngineNGINX, true}, "none": {"", mesh.EngineNGINX, true}, "not said": {"nginx", "", true},
+	} {
+		var out bytes.Buffer
+		proxyCmd{Engine: c.flag}.compareEngine(&mesh.Plan{Proxy: mesh.ProxyPlan{Engine: c.said}}, slog.New(slog.NewTextHandler(&out, nil)))
+		if warned := strings.Contains(out.String(), "says another proxy"); warned != c.warn {
+			t.Errorf("%s: %q", name, &out)
 		}
 	}
 }
