@@ -167,6 +167,8 @@ func (s *Server) newProbe(ctx context.Context, request api.ProbeRequest) (*api.C
 func (s *Server) issueByHand(r *http.Request, request api.IssueRequest) (*api.Credentials, error) {
 	ctx, cancel := s.toTheEnd(r.Context())
 	defer cancel()
+	s.revocations.joining.RLock() // a revocation of the workload finds it, or comes before it
+	defer s.revocations.joining.RUnlock()
 	credentials, err := s.issuedByHand(ctx, request)
 	if err == nil {
 		return credentials, nil
