@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"maps"
 	"net"
+	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -134,8 +136,11 @@ func (c *counts) cluster(name, metric string) *atomic.Int64 {
 	return c.set.Value(stat.Key{Scope: "cluster", Owner: name, Metric: metric})
 }
 
-// ignore lets a connection of our own be nobody's.
+// ignore lets a connection of our own be nobody's. local is its end here.
 func (c *counts) ignore(local string) {
+	if at, err := netip.ParseAddrPort(local); err == nil {
+		local = at.Addr().Unmap().String() + ":" + strconv.Itoa(int(at.Port())) // as both logs have it, without brackets
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.ours) >= mostRemembered {

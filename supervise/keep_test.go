@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"net/http"
 	"net/netip"
 	"os"
@@ -251,97 +250,6 @@ func TestKeys(t *testing.T) {
 	})
 }
 
-// TestRunDir is about places that are not fit for keys.
-func TestRunDir(t *testing.T) {
-	log := slog.New(slog.DiscardHandler)
-	disk := t.TempDir()
-	if memory, _, err := inMemory(disk); err != nil || memory {
-		t.Skipf("NOT TESTED: temporary files are in memory here (%v)", err)
-	}
-	if _, err := NewRunDir(disk, false, log); !errors.Is(err, ErrRunDir) || !strings.Contains(err.Error(), "neither tmpfs nor ramfs") || !strings.Contains(err.Error(), "--run-dir") {
-		t.Errorf("a disk: %v", err)
-	}
-	dir, err := NewRunDir(disk, true, log)
-	if err != nil {
-		t.Errorf("a disk that is allowed: %v", err)
-	}
-	if info, err := os.Stat(dir.Path); err != nil || info.Mode().Perm() != 0o700 {
-		t.Errorf("%v, %v", info.Mode(), err)
-	}
-	memory := memoryDir(t)
-	for name, path := range map[string]string{"nothing": filepath.Join(memory, "none"), "a file": filepath.Join(memory, "file")} {
-		if name == "a file" {
-			if err := os.WriteFile(path, nil, 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if _, err := NewRunDir(path, false, log); !errors.Is(err, ErrRunDir) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	for name, path := range map[string]string{"a comma": filepath.Join(memory, "a,mode,777"), "a long one": filepath.Join(memory, strings.Repeat("a", 60))} {
-		if err := os.Mkdir(path, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := NewRunDir(path, false, log); !errors.Is(err, ErrRunDir) || !strings.Contains(err.Error(), "cannot be named") {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	open := filepath.Join(memory, "open")
-	if err := os.Mkdir(open, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(open, 0o777); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := NewRunDir(open, false, log); !errors.Is(err, ErrRunDir) || !strings.Contains(err.Error(), "others could replace") {
-		t.Errorf("a directory of everybody: %v", err)
-	}
-}
-
-// TestLeftovers is about an earlier start that was killed, and a neighbour that was not.
-func TestLeftovers(t *testing.T) {
-	memory, log := memoryDir(t), new(text1)
-	logger := slog.New(slog.NewTextHandler(log, nil))
-	first, err := NewRunDir(memory, false, logger)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := first.unlock(); err != nil { // as the kernel does when a process is killed
-		t.Fatal(err)
-	}
-	orphan := orphanIn(t, first.Path, "nginx-debug")
-	visitor := orphanIn(t, first.Path, "sh")
-	stranger := filepath.Join(memory, "countersign-up-1")
-	if err := os.Mkdir(stranger, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	neighbour, err := NewRunDir(memory, false, logger)
-	if err != nil {
-		t.Fatal(err)
-	}
-	other := orphanIn(t, neighbour.Path, "nginx")
-	second, err := NewRunDir(memory, false, logger)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(first.Path); !errors.Is(err, fs.ErrNotExist) || second.Path == first.Path {
-		t.Errorf("what the first start has left is still there: %v", err)
-	}
-	if left := inside(first.Path); !slices.Equal(left, []int{visitor.Process.Pid}) {
-		t.Errorf("%v are left, want %d alone, who only looks around", left, visitor.Process.Pid)
-	}
-	if _, err := os.Stat(stranger); err != nil {
-		t.Errorf("what is not a run directory: %v", err)
-	}
-	if len(inside(neighbour.Path)) != 1 {
-		t.Error("a neighbour's process is gone")
-	}
-	if !strings.Contains(log.String(), fmt.Sprintf("pid=%d", orphan.Process.Pid)) || strings.Contains(log.String(), fmt.Sprintf("pid=%d", other.Process.Pid)) {
-		t.Errorf("log: %s", log)
-	}
-}
-
 // TestDrain lets a request that runs finish, in and out, and takes no new one.
 func TestDrain(t *testing.T) {
 	each(t, func(t *testing.T, s subject) {
@@ -445,6 +353,61 @@ func TestReload(t *testing.T) {
 		back.mu.Unlock()
 		if err := back.Apply(same); err != nil || back.Report().Revision != 9 || back.good.name != second {
 			t.Errorf("a Plan with nothing new: %v, revision %d, generation %s after %s", err, back.Report().Revision, back.good.name, second)
+		}
+	})
+}
+
+// TestIdentityRefused gives the program a certificate with somebody else's key: what was good serves on, and a good one
+// cures it.
+func TestIdentityRefused(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		ca := newAuthority(t)
+		back := s.supervise(t, ca, "back")
+		application(t, back.address)
+		if err := back.Apply(compile(t, shop, "back")); err != nil {
+			t.Fatal(err)
+		}
+		first := back.Report().Serial
+		bad := *ca.identity(t, "back")
+		bad.Certificate.PrivateKey = newKey(t)
+		back.source.now.Store(&bad)
+		back.IdentityChanged()
+		eventually(t, "it is reported", func() bool { return strings.Contains(back.Report().Problem, "certificate or bundle is not in force") })
+		if got := back.shown(t); got != first || back.Report().Serial != first {
+			t.Errorf("it presents %s and reports %s, want %s", got, back.Report().Serial, first)
+		}
+		if status, body := back.ask("GET", "/ready"); status != 200 || !strings.Contains(body, "not in force") {
+			t.Errorf("/ready: %d %q", status, body)
+		}
+		if text := back.Report().Problem; strings.Contains(text, "PRIVATE") {
+			t.Errorf("problem %q", text)
+		}
+		good := ca.identity(t, "back")
+		back.source.now.Store(good)
+		back.IdentityChanged()
+		eventually(t, "a good one is served", func() bool { return back.Report().Serial == mtls.Serial(good.Certificate.Leaf) })
+		eventually(t, "all is well", func() bool { return back.Problem() == "" })
+	})
+}
+
+// TestNoIdentity is about a Plan that comes before the certificate.
+func TestNoIdentity(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		ca := newAuthority(t)
+		back := s.supervise(t, ca, "back")
+		application(t, back.address)
+		identity := back.source.now.Swap(nil)
+		if status, body := back.ask("GET", "/ready"); status != 503 || body != "NO CERTIFICATE\n" {
+			t.Errorf("/ready: %d %q", status, body)
+		}
+		applied := make(chan error, 1)
+		go func() { applied <- back.Apply(compile(t, shop, "back")) }()
+		back.source.now.Store(identity)
+		if err := <-applied; err != nil {
+			t.Error(err)
+		}
+		if got := back.shown(t); got != mtls.Serial(identity.Certificate.Leaf) {
+			t.Errorf("it presents %s", got)
 		}
 	})
 }

@@ -136,6 +136,10 @@ func TestCounts(t *testing.T) {
 	if take(`{` + port + `,"remote":"127.0.0.1:1","status":200}`) {
 		t.Error("its own connection is somebody's")
 	}
+	c.ignore("[::1]:2")
+	if take(`{` + port + `,"remote":"::1:2","status":200}`) {
+		t.Error("its own connection over IPv6 is somebody's")
+	}
 	want := map[string]int64{
 		"listener.0.0.0.0_9080.rbac.denied": 1, "listener.0.0.0.0_9080.ssl.fail_verify_no_cert": 1, "listener.0.0.0.0_9080.ssl.fail_verify_error": 1,
 		"http.0.0.0.0_9080.downstream_rq_total": 1, "http.0.0.0.0_9080.downstream_rq_4xx": 1, "listener.0.0.0.0_7000.rbac.denied": 1,
