@@ -160,8 +160,9 @@ func (a *Agent) renewAfterNow() time.Duration {
 }
 
 // soonNow tells whether the certificate has to be replaced whatever its age: the newest Plan wants
-// another one, another issuing CA signs now, or its root is gone. A certificate that came back different from what was asked for is
-// not asked for again until a Plan wants something else. The caller holds mu.
+// another one, another issuing CA signs now, or its root is gone. A certificate that came back different
+// from what was asked for is not asked for again until the server says something else. The caller holds
+// mu.
 func (a *Agent) soonNow() bool {
 	want := a.wantedNow()
 	return a.held.orphan || (!want.fits(a.held.identity.Certificate.Leaf) && want != a.tried)

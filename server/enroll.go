@@ -96,14 +96,10 @@ func (s *Server) enrolled(ctx context.Context, request api.EnrollRequest, facts 
 		if err != nil {
 			return nil, err
 		}
-		again, err := s.again(der, plan)
-		if err != nil || again != nil {
+		// Nil: nobody trusts any more what it got then. As after its end, another one costs another use.
+		if again, err := s.again(der, plan); err != nil || again != nil {
 			return again, err
 		}
-		// What it got then nobody trusts any more: it gets another one for the same redemption.
-		ctx, cancel := s.toTheEnd(ctx)
-		defer cancel()
-		return s.issue(ctx, plan, csr, request.Instance, "enrolment", &redemption{token: t.id, publicKey: facts.PublicKey})
 	}
 	// The same is asked again when the token is used up; here it keeps a false entry out of the journal.
 	if err := s.store.redeemable(ctx, t.id, facts.PublicKey, s.now()); err != nil {

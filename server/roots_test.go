@@ -447,13 +447,14 @@ func TestRotateFrozen(t *testing.T) {
 	r.refuses(api.RotateActivate, "colorteller colorteller-1: it does not listen", "colorteller colorteller-1: it does not say which roots it trusts")
 }
 
-// TestEnrolAgainAfterTheRoot repeats an enrolment whose first answer nobody trusts any more.
+// TestEnrolAgainAfterTheRoot repeats an enrolment whose first answer nobody trusts any more: it is another one,
+// and costs another use.
 func TestEnrolAgainAfterTheRoot(t *testing.T) {
 	f := newFixture(t, colorapp)
 	r := f.start()
-	token := r.token("colorgateway", 1)
-	p := r.newPeer("colorgateway-1")
-	if err := p.enroll(token); err != nil {
+	token, once := r.token("colorgateway", 2), r.token("colorgateway", 1)
+	p, spent := r.newPeer("colorgateway-1"), r.newPeer("colorgateway-2")
+	if err := errors.Join(p.enroll(token), spent.enroll(once)); err != nil {
 		t.Fatal(err)
 	}
 	first := p.serial()
@@ -469,4 +470,7 @@ func TestEnrolAgainAfterTheRoot(t *testing.T) {
 	if err := p.report(1); err != nil {
 		t.Error(err)
 	}
+	spent.chain = nil
+	spent.connect()
+	wantCode(t, spent.enroll(once), api.CodeUsedToken)
 }
