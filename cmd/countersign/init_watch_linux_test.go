@@ -482,6 +482,11 @@ func TestWatchRotations(t *testing.T) {
 				t.Errorf("more than one request in a hundred was lost: %.2000q", calls.errs)
 			}
 			l.says("/stats", "countersign.delivery_rollbacks_total: 0\n")
+			key, err := os.ReadFile(l.file("tls/current/key.pem"))
+			l.ok(err)
+			if line := bytes.Split(key, []byte("\n"))[1]; initSearch(t, l.watch.command.Process.Pid, line) || strings.Contains(l.watch.output()+l.proxy.output(), string(line)) {
+				t.Error("the key stands in the arguments, the environment or the output of a process")
+			}
 		})
 	}
 }

@@ -132,6 +132,20 @@ func TestWatchBeforeProxy(t *testing.T) {
 	if serial == serial2 {
 		t.Error("two versions have one serial")
 	}
+
+	// A second watcher of the directory is refused, and another plan in the file is taken.
+	second := initCommand(t, nil, l.args(append(l.conf(), "--watch", "--reload", l.way())...)...)
+	if output, err := second.CombinedOutput(); err == nil || !strings.Contains(string(output), "another watcher works there; end it first") {
+		t.Errorf("a second watcher: %v\n%s", err, output)
+	}
+	changed := strings.Replace(l.specification(), "protocol: http, app", "protocol: http, minTLS: \"1.3\", app", 1)
+	spec, err := mesh.ParseDocuments([]mesh.Document{{Name: "mesh.yaml", Directory: l.dir, Content: changed}})
+	l.ok(err)
+	l.plan(spec)
+	l.says("/plan", `"minTLS": "1.3"`)
+	if shown := l.serial(); shown != serial2 {
+		t.Errorf("%s is served", shown)
+	}
 }
 
 // startServer starts a control plane, whose authority issues all further certificates. It gives the flags of a member.
