@@ -74,7 +74,7 @@ func (r *registry) rows() ([]api.Status, map[string]map[string]time.Time) {
 		if len(instances) == 0 {
 			rows = append(rows, api.Status{
 				Workload: workload, Identity: plan.Workload.Identity.String(), PlaintextCallers: []string{},
-				Error: "no instance has connected",
+				Revocation: revocationWord(plan), Error: "no instance has connected",
 			})
 		}
 		for _, i := range instances {
