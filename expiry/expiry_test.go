@@ -563,6 +563,13 @@ func TestFindings(t *testing.T) {
 			want: []string{"warning bundle_stale store:main m/bundle"},
 			says: []string{"lacks the CA's root CN=m root 2 (which does not sign yet)"},
 		},
+		"a bundle without the next root, which is new": {
+			change: func(f *Facts) {
+				next := f.Authority.Roots[0]
+				next.Fingerprint, next.State, next.Since = "cafe", Next, noon.Add(-time.Minute)
+				f.Authority.Roots = append(f.Authority.Roots, next)
+			},
+		},
 		"a bundle with a root of somebody's": {
 			change: func(f *Facts) {
 				other := f.Authority.Roots[0]

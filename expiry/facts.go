@@ -80,8 +80,9 @@ type Authority struct {
 type CACertificate struct {
 	Certificate
 	Subject string
-	// State is active, next or retiring.
+	// State is active, next or retiring. Since is when it came to that; zero when that is not known.
 	State string
+	Since time.Time
 }
 
 // States of a [CACertificate].

@@ -225,6 +225,9 @@ func (c *comparison) bundle(s *Stored) {
 			if has[root.Fingerprint] {
 				continue
 			}
+			if root.State == Next && c.now.Sub(root.Since) < c.limits.Stuck {
+				continue // it is new, and a rotation brings it
+			}
 			severity := Warning
 			if root.State == Active {
 				severity = Critical

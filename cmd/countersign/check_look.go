@@ -155,6 +155,7 @@ func (s *seen) authority(answer *api.CAResponse) error {
 		}
 		s.facts.Authority.Issuers = append(s.facts.Authority.Issuers, caCertificate(issuers[0], h.State))
 		root := caCertificate(roots[0], h.State)
+		root.Since = h.Since
 		known, ok := at[root.Fingerprint]
 		switch {
 		case !ok:
