@@ -148,7 +148,7 @@ func TestRevokedEverywhere(t *testing.T) {
 		status, body, err := try(t, "http://"+mesh.inbound(t, "edge", 8080)+"/")
 		return err == nil && status == http.StatusOK, fmt.Sprint(body, err)
 	})
-	if served, _ := ask(t, memberClient(t, certificate, false, false), url); served {
+	if served, _ := isServed(t, memberClient(t, certificate, false, false), url); served {
 		t.Error("a sidecar that started without the server admits the revoked one")
 	}
 }
