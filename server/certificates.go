@@ -79,7 +79,8 @@ func addCertificate(ctx context.Context, tx *sql.Tx, c ownedCertificate) (added 
 	if added, err = result.RowsAffected(); err != nil || c.request == "" {
 		return added, err
 	}
-	_, err = tx.ExecContext(ctx, "INSERT OR IGNORE INTO requests VALUES (?, ?, ?, ?)",
+	// The later one counts: it was issued because nobody trusted the one before any more.
+	_, err = tx.ExecContext(ctx, "INSERT OR REPLACE INTO requests VALUES (?, ?, ?, ?)",
 		identity.String(), c.request, keyDigest(c.cert.RawSubjectPublicKeyInfo), mtls.Serial(c.cert))
 	return added, err
 }

@@ -62,7 +62,10 @@ func (s *Server) issueOnce(ctx context.Context, plan mesh.CertificatePlan, csr *
 	case der != nil && before != key:
 		return nil, errOtherKey
 	case der != nil:
-		return s.again(der, plan)
+		// Nil: nobody trusts any more what was issued then. The request gets another certificate, once.
+		if again, err := s.again(der, plan); err != nil || again != nil {
+			return again, err
+		}
 	}
 	credentials, err := s.issue(ctx, plan, csr, "", "administrator", &redemption{request: request, publicKey: key})
 	s.repeats.unstored = err != nil

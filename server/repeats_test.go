@@ -69,6 +69,37 @@ func TestRepeatedRequest(t *testing.T) {
 	wantCode(t, err, api.CodeConflict)
 }
 
+// TestRepeatedRequestAfterTheRoot repeats a request whose answer nobody trusts any more: it gets one other certificate,
+// which is the answer from then on, and the journal knows that, too.
+func TestRepeatedRequestAfterTheRoot(t *testing.T) {
+	f := newFixture(t, colorapp)
+	r := f.start()
+	csr := r.newPeer("x").csr()
+	ask := func() string {
+		t.Helper()
+		credentials, err := r.admin.Issue(t.Context(), api.IssueRequest{Workload: "colorteller", CSR: csr, Request: "first"})
+		return serialOf(t, credentials, err)
+	}
+	first := ask()
+	r.takes(api.RotationRequest{Step: api.RotateStart})
+	r.takes(api.RotationRequest{Step: api.RotateActivate})
+	r.takes(api.RotationRequest{Step: api.RotateFinish, Force: api.CutOff})
+	second := ask()
+	if second == first || ask() != second {
+		t.Errorf("%s, after %s: want one other certificate", second, first)
+	}
+	r.stop()
+	for _, name := range []string{"server.db", "server.db-wal", "server.db-shm"} {
+		if err := os.Remove(filepath.Join(f.cfg.State, name)); err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+	}
+	r = f.start()
+	if ask() != second {
+		t.Error("after the loss of the database the request gave another certificate")
+	}
+}
+
 // TestRepeatedRequestIsNotStored lets the database fail when the journal has the certificate already.
 func TestRepeatedRequestIsNotStored(t *testing.T) {
 	f := newFixture(t, colorapp)
