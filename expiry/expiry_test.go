@@ -629,6 +629,15 @@ func TestFindings(t *testing.T) {
 			want: []string{"critical store_unreadable store:main"},
 		},
 
+		"the store cannot be opened, and what is served is overdue": {
+			change: func(f *Facts) {
+				age(f, renewAfter+8*time.Hour)
+				f.Workloads[0].Stored, f.Workloads[0].Rotation = &Stored{Store: "main", Secret: "m/api"}, nil
+				f.Unreached = []Unreached{{Code: CodeStore, Place: "store:main", Problem: "permission denied"}}
+			},
+			want: []string{"critical store_unreadable store:main", "warning rotation_overdue api " + listen},
+		},
+
 		// Clocks.
 		"this machine's clock is behind": {
 			change: func(f *Facts) { f.Now = noon.Add(-2 * day) },

@@ -131,7 +131,7 @@ func (c *comparison) leaf(w *Workload, i *Instance, s shown, stored *Version, bu
 		return false
 	case stored != nil && genuine:
 		return !busy && c.behind(w, i, s, stored)
-	case w.Stored == nil && c.overdue(item, s.Certificate):
+	case stored == nil && c.overdue(item, s.Certificate):
 		return c.late(w, i, s, item)
 	}
 	return false
@@ -160,13 +160,16 @@ func (c *comparison) behind(w *Workload, i *Instance, s shown, stored *Version) 
 	return i.Problem != ""
 }
 
-// late says that an agent has not renewed in time.
+// late says that what is served was not renewed in time: by its agent, or by a rotation whose store cannot be read.
 func (c *comparison) late(w *Workload, i *Instance, s shown, item Item) (explained bool) {
 	f := Finding{
 		Severity: worst(Warning, item.Severity), Workload: w.Name, Instance: i.Name, Place: s.place(), Serial: s.Serial, Deadline: s.NotAfter.UTC(),
 		Code:    CodeRotationOverdue,
 		Message: fmt.Sprintf("its certificate was to be renewed by %s, %s ago, and has not been", stamp(item.Due), Roughly(c.now.Sub(item.Due))),
 		Action:  "see whether its sidecar runs and reaches the server: `countersign status`, and the sidecar's log",
+	}
+	if w.Stored != nil {
+		f.Action = c.renewal(w) + ", when its store can be read again"
 	}
 	c.find(f)
 	if i.Problem == "" {
