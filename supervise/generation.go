@@ -35,6 +35,7 @@ type generation struct {
 	lists    bool   // revocation lists are looked at
 	files    string // a digest of a gateway's own certificate files
 	digest   string // of what it says: the same for a Plan that differs in its revision alone
+	core     string // the same but for where instances are
 }
 
 // generationsDir holds the generations of a run directory.
@@ -47,8 +48,11 @@ func (s *Supervisor) bring(ctx context.Context, plan *mesh.Plan, identity *mtls.
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNotInForce, err)
 	}
-	digest, err := fingerprint(plan, identity, lists)
-	if err != nil {
+	next := &generation{plan: plan, identity: identity, lists: lists}
+	if next.digest, err = fingerprint(plan, identity, lists); err != nil {
+		return err
+	}
+	if next.core, err = fingerprint(withoutEndpoints(plan), identity, lists); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -57,7 +61,7 @@ func (s *Supervisor) bring(ctx context.Context, plan *mesh.Plan, identity *mtls.
 		s.mu.Unlock()
 		return nil // nothing is listened for any more, and what is finished needs nothing new
 	}
-	if !s.force.Swap(false) && running != nil && good != nil && good.digest == digest {
+	if !s.force.Swap(false) && running != nil && good != nil && good.digest == next.digest {
 		same := *good
 		same.plan, same.identity = plan, identity
 		s.good = &same
@@ -66,12 +70,11 @@ func (s *Supervisor) bring(ctx context.Context, plan *mesh.Plan, identity *mtls.
 	}
 	s.mu.Unlock()
 	if running == nil {
-		return s.start(ctx, &generation{plan: plan, identity: identity, digest: digest, lists: lists})
+		return s.start(ctx, next)
 	}
-	if !s.paced(ctx) {
+	if !s.paced(ctx, good == nil || good.core != next.core) {
 		return ctx.Err()
 	}
-	next := &generation{plan: plan, identity: identity, digest: digest, lists: lists}
 	if err := s.prepare(ctx, running.run, next); err != nil {
 		return err
 	}
@@ -146,22 +149,26 @@ func (s *Supervisor) accept(p *process, g *generation, seen *sighting) {
 	s.cfg.Changed()
 }
 
-// most and window bound how often the program is told something new: each reload leaves workers behind that finish
-// what they have, and endpoints come and go by the second.
+// How often the program is told something new: each reload leaves workers behind that finish what they have, and
+// endpoints come and go by the second.
 const (
 	paceStep, paceMost = 250 * time.Millisecond, 5 * time.Second
 	paceWindow         = 30 * time.Second
 )
 
-// paced waits until the program may be told something again; the more often it was told lately, the longer. What
-// arrives meanwhile waits with the caller, and only the newest of it comes next.
-func (s *Supervisor) paced(ctx context.Context) bool {
+// paced waits until the program may be told something again; the more often it was told lately, the longer, unless it is
+// urgent: a certificate, a policy, a revocation. What arrives meanwhile waits with the caller, and only the newest of
+// it comes next.
+func (s *Supervisor) paced(ctx context.Context, urgent bool) bool {
 	now := time.Now()
 	s.reloads = slices.DeleteFunc(s.reloads, func(t time.Time) bool { return now.Sub(t) > paceWindow })
 	if len(s.reloads) == 0 {
 		return true
 	}
 	gap := min(time.Duration(len(s.reloads))*paceStep, paceMost)
+	if urgent {
+		gap = paceStep
+	}
 	return pause(ctx, s.reloads[len(s.reloads)-1].Add(gap).Sub(now))
 }
 
@@ -263,6 +270,16 @@ func encode(certs []*x509.Certificate) []byte {
 		_ = pem.Encode(&text, &pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}) // a builder takes everything
 	}
 	return []byte(text.String())
+}
+
+// withoutEndpoints is a Plan that does not say where instances are.
+func withoutEndpoints(plan *mesh.Plan) *mesh.Plan {
+	bare := *plan
+	bare.Upstreams = slices.Clone(plan.Upstreams)
+	for i := range bare.Upstreams {
+		bare.Upstreams[i].Endpoints = nil
+	}
+	return &bare
 }
 
 // fingerprint names what the program would be told.

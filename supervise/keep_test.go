@@ -410,3 +410,49 @@ func TestNoIdentity(t *testing.T) {
 		}
 	})
 }
+
+// TestPace is about a storm of endpoints, and what has to go past it.
+func TestPace(t *testing.T) {
+	s := &Supervisor{}
+	for range 100 {
+		s.reloads = append(s.reloads, time.Now())
+	}
+	waits := func(urgent bool, atMost time.Duration) bool {
+		ctx, cancel := contextFor(atMost)
+		defer cancel()
+		return s.paced(ctx, urgent)
+	}
+	if waits(false, 2*paceStep) {
+		t.Error("endpoints do not wait")
+	}
+	if !waits(true, 20*paceStep) {
+		t.Error("what is urgent waits with the endpoints")
+	}
+	s.reloads = []time.Time{time.Now().Add(-2 * paceWindow)}
+	if !waits(false, paceStep) || len(s.reloads) != 0 {
+		t.Error("what is long ago still counts")
+	}
+	plan := compile(t, shop, "front")
+	moved := compile(t, shop, "front")
+	moved.Upstreams[0].Endpoints = []mesh.Endpoint{{Instance: "back-1", Address: netip.MustParseAddrPort("127.0.0.9:9080")}}
+	identity := newAuthority(t).identity(t, "front")
+	whole, err := fingerprint(plan, identity, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := fingerprint(moved, identity, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	core, err := fingerprint(withoutEndpoints(moved), identity, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	same, err := fingerprint(withoutEndpoints(plan), identity, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if whole == other || core != same || len(moved.Upstreams[0].Endpoints) != 1 {
+		t.Errorf("fingerprints %s, %s, %s", whole, other, core)
+	}
+}
