@@ -92,16 +92,22 @@ func (r *running) document(t *testing.T) *up.Document {
 	return doc
 }
 
-// engineOf is the master process of an instance's proxy; 0 while there is none.
-func (r *running) engineOf(t *testing.T, instance string) int {
+// described is what the run document of this moment says of an instance.
+func (r *running) described(t *testing.T, instance string) up.Workload {
 	t.Helper()
 	for _, w := range r.document(t).Workloads {
 		if w.Instance == instance {
-			return w.EnginePID
+			return w
 		}
 	}
 	t.Fatalf("there is no instance %s", instance)
-	return 0
+	return up.Workload{}
+}
+
+// engineOf is the master process of an instance's proxy; 0 while there is none.
+func (r *running) engineOf(t *testing.T, instance string) int {
+	t.Helper()
+	return r.described(t, instance).EnginePID
 }
 
 // Real proxies serve a mesh, however their certificates come to them, exactly as it is declared; they are
@@ -135,11 +141,17 @@ func TestRealProxies(t *testing.T) {
 					t.Errorf("%s: engine %s (%d) by %s, want %s by %s", w.Instance, w.Engine, w.EnginePID, w.Delivery, want, delivery)
 				}
 			}
+			least := len(descendants(t, r.command.Process.Pid))
 			for _, w := range r.Workloads {
 				if w.Kind == id.Service {
 					r.survivesTheKilling(t, w)
 				}
 			}
+			// A worker that outlives its master would serve on, with what was good then.
+			await(t, "the end of what the killed ones have left", func() (bool, string) {
+				now := descendants(t, r.command.Process.Pid)
+				return len(now) <= least, fmt.Sprintf("%d processes, and before %d: %v", len(now), least, now)
+			})
 			before := family(t, r, marker)
 			if err := r.stop(syscall.SIGINT); err != nil {
 				t.Errorf("up ended with %v", err)
@@ -151,21 +163,35 @@ func TestRealProxies(t *testing.T) {
 	}
 }
 
-// survivesTheKilling kills the proxy of an instance and waits until another one serves.
+// survivesTheKilling kills the proxy of an instance, then its sidecar, then both, and waits each time until
+// others serve.
 func (r *running) survivesTheKilling(t *testing.T, w up.Workload) {
 	t.Helper()
-	pid := r.engineOf(t, w.Instance)
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		t.Fatalf("kill -9 %d, the %s of %s: %v", pid, w.Engine, w.Instance, err)
-	}
-	await(t, fmt.Sprintf("another %s of %s", w.Engine, w.Instance), func() (bool, string) {
-		now := r.engineOf(t, w.Instance)
-		if now == 0 || now == pid || syscall.Kill(now, 0) != nil {
-			return false, fmt.Sprintf("process %d", now)
+	for what, which := range map[string]func(up.Workload) []int{
+		"proxy":   func(w up.Workload) []int { return []int{w.EnginePID} },
+		"sidecar": func(w up.Workload) []int { return []int{w.PID} },
+		"both":    func(w up.Workload) []int { return []int{w.PID, w.EnginePID} },
+	} {
+		killed := which(r.described(t, w.Instance))
+		for _, pid := range killed {
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				t.Fatalf("%s: kill -9 %s, %d: %v", w.Instance, what, pid, err)
+			}
 		}
-		_, err := servedSerial(t.Context(), w.Inbound[0].Address)
-		return err == nil, fmt.Sprint(err)
-	})
+		await(t, fmt.Sprintf("another %s of %s", what, w.Instance), func() (bool, string) {
+			now := r.described(t, w.Instance)
+			for _, pid := range []int{now.PID, now.EnginePID} {
+				if pid == 0 || slices.Contains(killed, pid) || syscall.Kill(pid, 0) != nil {
+					return false, fmt.Sprintf("processes %d and %d", now.PID, now.EnginePID)
+				}
+			}
+			if status, body, err := try(t, now.Admin+"/healthz"); err != nil || status != http.StatusOK {
+				return false, fmt.Sprint(status, body, err)
+			}
+			_, err := servedSerial(t.Context(), w.Inbound[0].Address)
+			return err == nil, fmt.Sprint(err)
+		})
+	}
 }
 
 // When `up` is killed, the proxies go with it, their workers, too.

@@ -35,7 +35,7 @@ func Diff(before, after *Spec) []string {
 
 // SameTopology tells what differs between two specifications in what a mesh that already runs on this
 // machine cannot follow: its workloads, their instances, their ports, their proxies' engines, where these
-// have their certificates from, and how the applications are run. A call may come or go, but not move to another port: its application was told the first. The
+// have their certificates from and how those are deployed, and how the applications are run. A call may come or go, but not move to another port: its application was told the first. The
 // lines are as [Diff]'s; none means that only policy, TLS, certificates and routing differ.
 func SameTopology(before, after *Spec) []string {
 	lines := Diff(topology(before), topology(after))
@@ -66,7 +66,7 @@ func topology(s *Spec) *Spec {
 		}
 	}
 	for name, v := range s.Services {
-		service := &Service{Name: v.Name, Instances: v.Instances, Run: v.Run, Proxy: ProxyPlan{Engine: v.Proxy.Engine}, Delivery: v.Delivery}
+		service := &Service{Name: v.Name, Instances: v.Instances, Run: v.Run, Proxy: ProxyPlan{Engine: v.Proxy.Engine}, Delivery: v.Delivery, Deploy: v.Deploy}
 		for _, p := range v.Ports {
 			service.Ports = append(service.Ports, Port{Port: p.Port, Protocol: p.Protocol, App: p.App})
 		}
@@ -74,7 +74,7 @@ func topology(s *Spec) *Spec {
 		t.Services[name] = service
 	}
 	for name, g := range s.Gateways {
-		gateway := &Gateway{Name: g.Name, Instances: g.Instances, Proxy: ProxyPlan{Engine: g.Proxy.Engine}, Delivery: g.Delivery}
+		gateway := &Gateway{Name: g.Name, Instances: g.Instances, Proxy: ProxyPlan{Engine: g.Proxy.Engine}, Delivery: g.Delivery, Deploy: g.Deploy}
 		for _, l := range g.Listen {
 			gateway.Listen = append(gateway.Listen, GatewayListener{Port: l.Port, Protocol: l.Protocol})
 		}

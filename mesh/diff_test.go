@@ -227,6 +227,7 @@ services:
 				"+ store vault: file store by id",
 				"~ service a: proxy builtin -> nginx",
 				"~ service a: delivery the agent -> the store vault: m/a as json with the bundle m/bundle certificate=c key=k",
+				"~ service a: deploy (none) -> restart",
 			},
 		},
 		"run": {
