@@ -65,11 +65,10 @@ func TestNothingToGoBackTo(t *testing.T) {
 	})
 	t.Run("expired before", func(t *testing.T) {
 		w := newWorld(t, secret.LayoutJSON)
-		w.authority.spoil = func(c *x509.Certificate) { c.NotAfter = time.Now().Add(2 * time.Second) }
 		w.first()
-		w.authority.spoil = nil
+		w.authority.spoil = func(c *x509.Certificate) { c.NotAfter = time.Now().Add(5 * time.Hour) }
 		w.fleet.refuses = func(string) bool { return true }
-		w.config.Timeout = 2500 * time.Millisecond
+		w.config.Now = func() time.Time { return time.Now().Add(2 * time.Hour) }
 		result := w.must(Options{Force: true}, Failed)
 		says(t, result.Error, "cannot be used any more", "has expired")
 		w.check()

@@ -13,6 +13,7 @@ import (
 func TestTwoAtOnce(t *testing.T) {
 	w := newWorld(t, secret.LayoutJSON)
 	w.first()
+	w.config.leaseTTL = 10 * time.Second
 	hold := make(chan struct{})
 	held := make(chan struct{})
 	first := w.config
@@ -96,7 +97,6 @@ func TestLeaseLost(t *testing.T) {
 	for renewals := 0; ; renewals++ {
 		w := newWorld(t, secret.LayoutSeparate)
 		w.first()
-		w.config.leaseTTL = time.Minute // no renewal in the background
 		target := w.target
 		target.Keeper = &lossy{keeper: keeper{w.files}, renewals: renewals}
 		result := w.rotator().Rotate(t.Context(), target, Options{Force: true})
@@ -113,7 +113,6 @@ func TestLeaseLost(t *testing.T) {
 		if s := ReadStatus(t.Context(), w.target); s.Failures != 0 {
 			t.Errorf("renewal %d: it was recorded without the lease", renewals)
 		}
-		w.config.leaseTTL = 2 * time.Second
 		if again := w.run(Options{}); again.Err != nil {
 			t.Errorf("renewal %d: the next rotation: %v", renewals, again.Err)
 		}
