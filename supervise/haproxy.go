@@ -30,6 +30,10 @@ var HAProxy = &Engine{
 		_, old, err := haproxyWorkers(ctx, p.run)
 		return len(old), err
 	},
+	older: func(ctx context.Context, p *process) ([]int, error) {
+		_, old, err := haproxyWorkers(ctx, p.run)
+		return old, err
+	},
 	sampler: newHAProxySampler,
 }
 

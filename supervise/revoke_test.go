@@ -120,3 +120,54 @@ func TestStaleLists(t *testing.T) {
 		}
 	})
 }
+
+// TestRevokedOpen revokes a caller that holds a connection open: no worker is left that would serve on it.
+func TestRevokedOpen(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		ca := newAuthority(t)
+		back := s.supervise(t, ca, "back", func(c *Config) { c.Drain = 10 * time.Minute })
+		back.with(ca.crls(t, 1, time.Hour), mesh.StaleRefuse)
+		application(t, back.address)
+		if err := back.Apply(compile(t, shop, "back")); err != nil {
+			t.Fatal(err)
+		}
+		url := "https://" + back.address + ":9080/"
+		bad := ca.identity(t, "front")
+		kept := client(bad)
+		if status, _, _, err := get(t, kept, url); err != nil || status != 200 {
+			t.Fatalf("before: %d %v", status, err)
+		}
+		lists := ca.crls(t, 2, time.Hour, bad)
+		back.with(lists, mesh.StaleRefuse)
+		eventually(t, "the lists are in force, and no older worker is left", func() bool {
+			back.mu.Lock()
+			good, running := back.good, back.running
+			back.mu.Unlock()
+			left, err := s.engine.leaving(t.Context(), running)
+			return good.identity.Revocation.CRLs == lists && err == nil && left == 0
+		})
+		if status, _, _, err := get(t, kept, url); err == nil {
+			t.Errorf("on the open connection: %d", status)
+		}
+	})
+}
+
+func TestRevokes(t *testing.T) {
+	ca := newAuthority(t)
+	a, b := ca.identity(t, "front"), ca.identity(t, "front")
+	with := func(revoked ...*mtls.Identity) *mtls.Identity {
+		return &mtls.Identity{Revocation: &mtls.Revocation{CRLs: ca.crls(t, int64(len(revoked)+1), time.Hour, revoked...)}}
+	}
+	none := &mtls.Identity{}
+	for name, c := range map[string]struct {
+		before, after *mtls.Identity
+		want          bool
+	}{
+		"nobody": {none, with(), false}, "the first": {none, with(a), true}, "one more": {with(a), with(a, b), true},
+		"the same again": {with(a), with(a), false}, "one less": {with(a, b), with(b), false}, "no lists any more": {with(a), none, false},
+	} {
+		if got := revokes(c.before, c.after); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
