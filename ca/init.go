@@ -184,6 +184,9 @@ func build(state string, cfg InitConfig) error {
 	if err := writeSealed(filepath.Join(staging, journalKey), cfg.Seal, key.Secret()); err != nil {
 		return err
 	}
+	if err := durable.WriteFile(filepath.Join(staging, bundleFile), encodeCertificate(root), 0o600); err != nil {
+		return err
+	}
 	c := config{Version: stateFormat, TrustDomain: cfg.TrustDomain, Seal: cfg.Seal.Method(), Created: cfg.Now().UTC().Truncate(time.Second), Pin: mtls.Pin(root)}
 	if err := writeConfig(staging, c); err != nil {
 		return err

@@ -31,7 +31,7 @@ var (
 const bundleFile = "bundle.pem"
 
 // BundleFile is the file with the roots to trust, for those who read the state. A server keeps it as the
-// hierarchies are.
+// hierarchies are; a CA that was made by an earlier version has it when a server has run.
 func (a *Authority) BundleFile() string { return filepath.Join(a.state, caDir, bundleFile) }
 
 // RootConfig says what root to make. What is zero is as it is in the active hierarchy.

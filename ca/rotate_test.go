@@ -189,6 +189,20 @@ func wantSteps(t *testing.T, c *opened, want ...Step) {
 	}
 }
 
+// TestBundleFile is there from the start, and comes back where an earlier version has made none.
+func TestBundleFile(t *testing.T) {
+	c := openAll(t, newState(t, Unsealed()), Unsealed(), time.Now)
+	for range 2 {
+		if onDisk, err := os.ReadFile(c.BundleFile()); err != nil || !bytes.Equal(onDisk, c.BundlePEM()) {
+			t.Errorf("the bundle's file differs from the bundle, %v", err)
+		}
+		if err := os.Remove(c.BundleFile()); err != nil {
+			t.Fatal(err)
+		}
+		c.must(nil)
+	}
+}
+
 func TestRotateRefusals(t *testing.T) {
 	c := openAll(t, newState(t, Unsealed()), Unsealed(), time.Now)
 	ctx := t.Context()
