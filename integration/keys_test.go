@@ -43,18 +43,18 @@ func (m keyMesh) search(t *testing.T) {
 	if err := os.WriteFile(spec, []byte(m.spec(self)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	memory := runDirs(t)
+	memory := memoryDir(t)
 	watch := watchProcesses(t)
 	// With GOTRACEBACK a program in Go that aborts asks the kernel for a core dump, which it does not otherwise.
-	mesh := start(t, spec, flags("--log-level", "debug"), env("TMPDIR="+temp, "GOTRACEBACK=crash"))
+	mesh := start(t, spec, flags("--log-level", "debug"), env("TMPDIR="+temp, "XDG_RUNTIME_DIR="+memory, "GOTRACEBACK=crash"))
 	planted := plant(t, self, temp, mesh.logs)
-	roots := func() []string { return append([]string{temp, dir, mesh.State, mesh.logs}, memory()...) }
+	roots := []string{temp, dir, mesh.State, mesh.logs, memory}
 
 	var search needles
 	search.anybodys()
 	files := 0
 	know := func() (files int) {
-		for _, root := range roots() {
+		for _, root := range roots {
 			files += search.collect(t, root)
 		}
 		if m.stored != nil {
@@ -68,11 +68,11 @@ func (m keyMesh) search(t *testing.T) {
 	m.traffic(t, mesh)
 	know()
 	if files < m.files {
-		t.Errorf("only %d files with a key were found below %v, want at least %d: the search knows too few keys", files, roots(), m.files)
+		t.Errorf("only %d files with a key were found below %v, want at least %d: the search knows too few keys", files, roots, m.files)
 	}
 	cores := abort(t, mesh)
 	places := append(watch.stop(), pagesOf(t, mesh)...)
-	for _, root := range roots() {
+	for _, root := range roots {
 		places = append(places, misplacedIn(t, &search, root)...)
 	}
 	places = append(append(places, cores...), planted.cores(t)...)
@@ -80,8 +80,8 @@ func (m keyMesh) search(t *testing.T) {
 	if err := mesh.stop(syscall.SIGINT); err != nil {
 		t.Error(err)
 	}
-	if left := memory(); len(left) > 0 {
-		t.Errorf("keys are left after the end of the mesh: %v", left)
+	if left, err := os.ReadDir(memory); err != nil || len(left) > 0 {
+		t.Errorf("after the end of the mesh there is still %v (%v)", left, err)
 	}
 	t.Logf("%d places were searched for %d forms of %d and more keys", len(places), len(search.all), files)
 }
@@ -115,21 +115,15 @@ func TestUpLeavesNoCoreDump(t *testing.T) {
 	}
 }
 
-// runDirs gives the directories on memory file systems that sidecars have made since.
-func runDirs(t *testing.T) func() []string {
+// memoryDir makes a directory on a memory file system, in which sidecars make theirs.
+func memoryDir(t *testing.T) string {
 	t.Helper()
-	list := func() []string {
-		var all []string
-		for _, parent := range []string{os.Getenv("XDG_RUNTIME_DIR"), "/run", "/dev/shm"} {
-			found, _ := filepath.Glob(filepath.Join(parent, "countersign-*"))
-			all = append(all, found...)
-		}
-		return all
+	dir, err := os.MkdirTemp("/dev/shm", "cs")
+	if err != nil {
+		t.Skipf("NOT TESTED: this system has no memory file system at /dev/shm (%v)", err)
 	}
-	before := list()
-	return func() []string {
-		return slices.DeleteFunc(list(), func(dir string) bool { return slices.Contains(before, dir) })
-	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }
 
 // allowCores lets this process and what it starts write core dumps, as far as it may.
@@ -230,7 +224,14 @@ func pagesOf(t *testing.T, mesh *running) []haystack {
 			})
 		}
 	}
-	return append(places, haystack{"page status", []byte(mesh.admin(t, "status", "--output", "json"))})
+	await(t, "an answer of the server", func() (bool, string) {
+		got := countersign(t, "status", "--output", "json", "--socket", mesh.Server.Socket)
+		if got.status == 0 {
+			places = append(places, haystack{"page status", []byte(got.stdout)})
+		}
+		return got.status == 0, got.stderr
+	})
+	return places
 }
 
 // misplacedIn gives what stands in files where it should not.
