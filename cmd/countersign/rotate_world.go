@@ -179,7 +179,11 @@ func (a serverAuthority) Trust(ctx context.Context) (rotate.Trust, error) {
 	if err != nil {
 		return rotate.Trust{}, fmt.Errorf("the issuing CA's certificate: %w", err)
 	}
-	return rotate.Trust{Bundle: []byte(cmp.Or(ca.Bundle, ca.Root)), Issuer: issuer[0]}, nil
+	crl, err := a.admin.CRL(ctx)
+	if err != nil {
+		return rotate.Trust{}, fmt.Errorf("asking for the revocation lists: %w", err)
+	}
+	return rotate.Trust{Bundle: []byte(cmp.Or(ca.Bundle, ca.Root)), CRL: crl, Issuer: issuer[0]}, nil
 }
 
 // meshObserver looks at the instances that are registered at the server.
