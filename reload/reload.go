@@ -42,13 +42,16 @@ type Proxy struct {
 	testArgs []string
 	// lesson says what to do when its master does not take Signal.
 	lesson string
+	// leaving is what stands in the title of a worker that accepts no more; empty when it has no such title.
+	leaving string
 }
 
 // The proxies.
 var (
 	NGINX = Proxy{
 		Name: "nginx", Signal: syscall.SIGHUP, testArgs: []string{"-t", "-q", "-c"},
-		lesson: "name the master process, which the file of the directive pid holds",
+		lesson:  "name the master process, which the file of the directive pid holds",
+		leaving: "is shutting down",
 	}
 	HAProxy = Proxy{
 		Name: "haproxy", Signal: syscall.SIGUSR2, testArgs: []string{"-c", "-f"},

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -130,7 +131,12 @@ func TestReal(t *testing.T) {
 		r := start(t, NGINX)
 		ways := []string{"signal:" + strconv.Itoa(r.pid), "pidfile:" + r.file("pid"), "command:" + r.program + " -s reload -c " + r.conf}
 		for _, way := range ways {
+			before := children(r.pid)
 			r.reload(t, way, nil)
+			if old := slices.IndexFunc(before, Signal{Proxy: NGINX}.accepts); old >= 0 && !strings.HasPrefix(way, "command:") {
+				t.Errorf("%s: the worker %d of before still accepts", way, before[old])
+			}
+			eventually(t, "the old workers accept no more", func() bool { return !slices.ContainsFunc(before, Signal{Proxy: NGINX}.accepts) })
 		}
 		write(t, r.conf, r.sentence)
 		r.test(t)

@@ -21,8 +21,9 @@ const poll = 10 * time.Millisecond
 // Signal tells a proxy's master process by its signal. The process has to be of the proxy's program, its own master, and
 // has to take the signal: sent to a worker or to another program, it would end that.
 //
-// The master starts new workers when it takes the files; that is waited for. A proxy that had no children before shows
-// nothing, and counts as told.
+// The master starts new workers when it takes the files; that is waited for, and that NGINX's old ones accept no more: the
+// master tells them a tenth of a second later, and until then they serve new connections by the old files. A proxy that
+// had no children before shows nothing, and counts as told.
 type Signal struct {
 	Proxy Proxy
 	// PID is the master process, or 0 when PIDFile says it.
@@ -64,7 +65,37 @@ func (s Signal) Reload(ctx context.Context) error {
 	if len(before) == 0 {
 		return nil
 	}
-	return s.awaitWorkers(ctx, process, pid, before)
+	if err := s.awaitWorkers(ctx, process, pid, before); err != nil {
+		return err
+	}
+	return s.awaitLeaving(ctx, before)
+}
+
+// awaitLeaving waits until none of the old workers accepts connections.
+func (s Signal) awaitLeaving(ctx context.Context, before []int) error {
+	if s.Proxy.leaving == "" {
+		return nil
+	}
+	ticker := time.NewTicker(poll)
+	defer ticker.Stop()
+	for {
+		accepting := slices.IndexFunc(before, s.accepts)
+		if accepting < 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: the worker %d goes on with the old ones", ErrNotTaken, before[accepting])
+		case <-ticker.C:
+		}
+	}
+}
+
+// accepts tells whether a worker still takes new connections.
+func (s Signal) accepts(worker int) bool {
+	title, err := os.ReadFile(procFile(worker, "cmdline"))
+	// A process that has ended has no file, or, until its parent asks, an empty one. Another one may have its number since.
+	return err == nil && strings.Contains(string(title), s.Proxy.Name+": worker process") && !strings.Contains(string(title), s.Proxy.leaving)
 }
 
 // resend is after how long a signal is sent again; the pause doubles each time. HAProxy's master forgets one that it got
