@@ -229,6 +229,9 @@ type CA struct {
 	now  func() time.Time
 
 	changing sync.Mutex // held while the hierarchies change; taken before issuerMu
+	unsynced bool       // guarded by changing: ca.json names what memory does, and may be lost with the power
+	// writeConfig puts ca.json in place; tests have a disk that fails.
+	writeConfig func(dir string, c config) error
 
 	issuerMu sync.Mutex
 	keys     map[string]crypto.Signer // guarded by issuerMu: of the issuing CAs, by Hierarchy.ID
@@ -266,7 +269,10 @@ func open(state string, seal Sealer, now func() time.Time) (*CA, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &CA{Authority: authority, seal: seal, now: now, keys: make(map[string]crypto.Signer), signing: make(map[string]*issue.Issuer)}
+	c := &CA{
+		Authority: authority, seal: seal, now: now, writeConfig: writeConfig,
+		keys: make(map[string]crypto.Signer), signing: make(map[string]*issue.Issuer),
+	}
 	for _, h := range authority.Hierarchies() {
 		key, err := readIssuerKey(h, seal, authority.config.Seal)
 		if err != nil {

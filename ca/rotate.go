@@ -274,7 +274,7 @@ func (c *CA) issuerBelow(dir string, active Hierarchy, key crypto.Signer, life t
 func (c *CA) add(write func(dir string) error) (Hierarchy, error) {
 	dir := filepath.Join(c.state, caDir)
 	parent := filepath.Join(dir, hierarchiesDir)
-	if err := c.sweep(); err != nil {
+	if err := c.settle(); err != nil {
 		return Hierarchy{}, err
 	}
 	staging := filepath.Join(parent, "new")
@@ -298,8 +298,8 @@ func (c *CA) add(write func(dir string) error) (Hierarchy, error) {
 }
 
 // change makes all the hierarchies that there are: first the journal, then ca.json in one step, then
-// memory. An error means that nothing has changed, but for a failure in the very last sync. What
-// follows is for [CA.Settle], which can be repeated.
+// memory. An error means that nothing has changed, but for a failure in the very last sync: then ca.json
+// names the new ones, and so does memory. What follows is for [CA.Settle], which can be repeated.
 func (c *CA) change(ctx context.Context, log Appender, all []Hierarchy, what Change) error {
 	unlock, err := durable.Lock(filepath.Join(c.state, lockFile))
 	if err != nil {
@@ -328,9 +328,16 @@ func (c *CA) change(ctx context.Context, log Appender, all []Hierarchy, what Cha
 	for _, h := range all {
 		changed.Hierarchies = append(changed.Hierarchies, entry{ID: h.ID, State: h.State, Pin: h.Pin(), Since: h.Since, First: h.dir == dir})
 	}
-	if err := writeConfig(dir, changed); err != nil {
-		return err
+	err = c.writeConfig(dir, changed)
+	if err != nil {
+		// It may have failed after the rename. What ca.json names is what the next start goes by.
+		there, readErr := readConfig(filepath.Join(dir, configFile))
+		if readErr != nil || !slices.Equal(names(there), names(changed)) {
+			return errors.Join(err, readErr)
+		}
+		err = fmt.Errorf("it is done, and may be lost when the machine loses its power: %w", err)
 	}
+	c.unsynced = err != nil
 	durable.Step("ca.rotate.changed")
 	c.issuerMu.Lock()
 	c.keys = keys
@@ -339,7 +346,16 @@ func (c *CA) change(ctx context.Context, log Appender, all []Hierarchy, what Cha
 	c.config, c.hierarchies = changed, all
 	c.mu.Unlock()
 	c.issuerMu.Unlock()
-	return nil
+	return err
+}
+
+// names are the states of the hierarchies that ca.json lists, each with what it is about.
+func names(c config) []string {
+	var all []string
+	for _, e := range c.Hierarchies {
+		all = append(all, string(e.State)+" "+e.ID)
+	}
+	return all
 }
 
 // Settle brings the files that follow from ca.json up to date: it writes the bundle's, and removes the
@@ -355,6 +371,17 @@ func (c *CA) Settle() error {
 }
 
 func (c *CA) settle() error {
+	if c.unsynced { // nothing is removed for a ca.json that may not be there after a crash
+		dir := filepath.Join(c.state, caDir)
+		there, err := readConfig(filepath.Join(dir, configFile))
+		if err != nil {
+			return err
+		}
+		if err := c.writeConfig(dir, there); err != nil {
+			return err
+		}
+		c.unsynced = false
+	}
 	want := c.BundlePEM()
 	if have, err := os.ReadFile(c.BundleFile()); err != nil || string(have) != string(want) {
 		if err := durable.WriteFile(c.BundleFile(), want, 0o600); err != nil {
@@ -364,11 +391,20 @@ func (c *CA) settle() error {
 	return c.sweep()
 }
 
-// sweep removes the files of hierarchies that ca.json does not name.
+// sweep removes the files of hierarchies that neither memory nor ca.json names. The two are the same, unless
+// a disk has failed.
 func (c *CA) sweep() error {
 	dir := filepath.Join(c.state, caDir)
+	there, err := readConfig(filepath.Join(dir, configFile))
+	if err != nil {
+		return err
+	}
 	named := map[string]bool{}
-	first := false
+	first := len(there.Hierarchies) == 0
+	for _, e := range there.Hierarchies {
+		named[e.ID] = true
+		first = first || e.First
+	}
 	for _, h := range c.Hierarchies() {
 		named[filepath.Base(h.dir)] = true
 		first = first || h.dir == dir

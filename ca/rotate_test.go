@@ -374,3 +374,40 @@ func TestDamagedHierarchies(t *testing.T) {
 		t.Errorf("the good state: %v", err)
 	}
 }
+
+// TestRotateSyncFails lets the last sync of ca.json fail, after the rename: the change has taken effect, and its keys are
+// not swept away; nothing of before is, either, until ca.json is there for sure.
+func TestRotateSyncFails(t *testing.T) {
+	errDisk := errors.New("input/output error")
+	c := openAll(t, newState(t, Unsealed()), Unsealed(), time.Now)
+	renamed := func(dir string, changed config) error { return errors.Join(writeConfig(dir, changed), errDisk) }
+	c.writeConfig = renamed
+	if _, err := c.StartRoot(t.Context(), c.log, RootConfig{}, Note{}); !errors.Is(err, errDisk) {
+		t.Fatalf("the start: %v", err)
+	}
+	if c.states() != "active next" {
+		t.Errorf("after a failure that came too late: %s", c.states())
+	}
+	if err := c.Settle(); !errors.Is(err, errDisk) {
+		t.Errorf("it settles on a disk that fails: %v", err)
+	}
+	if err := c.Activate(t.Context(), c.log, Note{}); !errors.Is(err, errDisk) {
+		t.Errorf("the activation: %v", err)
+	}
+	if err := c.FinishRoot(t.Context(), c.log, Note{}); !errors.Is(err, errDisk) {
+		t.Errorf("the end: %v", err)
+	}
+	if err := c.Settle(); !errors.Is(err, errDisk) || c.keys() != 5 {
+		t.Errorf("%d keys are left where ca.json may be the one of before, %v", c.keys(), err)
+	}
+	c.writeConfig = func(string, config) error { return errDisk } // before the rename
+	if _, err := c.StartRoot(t.Context(), c.log, RootConfig{}, Note{}); !errors.Is(err, errDisk) || c.states() != "active" {
+		t.Errorf("%s, %v", c.states(), err)
+	}
+	c.writeConfig = writeConfig
+	c.must(nil)
+	if c = c.again(Unsealed()); c.states() != "active" || c.keys() != 3 {
+		t.Errorf("the next start: %s, %d keys", c.states(), c.keys())
+	}
+	c.leaf()
+}

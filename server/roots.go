@@ -197,6 +197,21 @@ func (s *Server) step(asking context.Context, request api.RotationRequest) error
 	}
 	ctx, cancel := s.toTheEnd(asking)
 	defer cancel()
+	err := s.take(ctx, request, note)
+	if err != nil && !s.trustMoved() {
+		return err
+	}
+	return errors.Join(err, s.hierarchiesChanged(ctx, request.Step))
+}
+
+// trustMoved tells whether the CA is ahead of what the server tells: a step may fail after it has taken effect.
+func (s *Server) trustMoved() bool {
+	told := s.trust.Load()
+	return told.pem != string(s.ca.BundlePEM()) || told.issuer != hex.EncodeToString(s.ca.Issuer().SubjectKeyId)
+}
+
+// take lets the CA take a step that nothing stands in the way of.
+func (s *Server) take(ctx context.Context, request api.RotationRequest, note ca.Note) error {
 	switch request.Step {
 	case api.RotateStart:
 		cfg := ca.RootConfig{KeyType: request.Key, RootLife: time.Duration(request.RootLife), IssuerLife: time.Duration(request.IssuerLife)}
@@ -229,7 +244,7 @@ func (s *Server) step(asking context.Context, request api.RotationRequest) error
 		return fmt.Errorf("%w: %q is no step; say %s, %s, %s, %s or %s", errBadRequest, cut(request.Step, maxAdmin),
 			api.RotateStart, api.RotateActivate, api.RotateFinish, api.RotateCancel, api.RotateIssuer)
 	}
-	return s.hierarchiesChanged(ctx, request.Step)
+	return nil
 }
 
 // checkRoot refuses what no root is made of.
@@ -342,8 +357,8 @@ func (s *Server) tendCA(ctx context.Context) {
 	if s.ca.IssuerDue(now, s.registry.longestTTL()) && s.ca.RootKeyAtHand() && !now.Before(s.rotation.issuerNext) {
 		s.rotation.issuerNext = now.Add(issuerRetry)
 		err := s.renewIssuer(ctx, api.RotationRequest{}, ca.Note{By: byServer})
-		if err == nil {
-			err = s.hierarchiesChanged(ctx, api.RotateIssuer)
+		if err == nil || s.trustMoved() {
+			err = errors.Join(err, s.hierarchiesChanged(ctx, api.RotateIssuer))
 		}
 		if err != nil {
 			s.log.ErrorContext(ctx, "cannot renew the issuing CA; it is tried again in an hour", "error", err)
