@@ -39,6 +39,13 @@ type member struct {
 	plan           *mesh.Plan // without endpoints
 }
 
+// isRevoked tells whether a certificate was revoked. Its holder is cut off already, and comes back only with a new
+// join token.
+func (s *Server) isRevoked(serial string) bool {
+	_, revoked := s.revocations.ledger.Revoked(serial)
+	return revoked
+}
+
 func (m member) blocker(format string, a ...any) api.Blocker {
 	return api.Blocker{Workload: m.workload, Instance: m.name, Reason: fmt.Sprintf(format, a...)}
 }
@@ -58,6 +65,17 @@ func (r *registry) members() []member {
 				all = append(all, member{workload, i.name, i.report, i.stream != nil, i.lost, plan})
 			}
 		}
+	}
+	return all
+}
+
+// identities are those of the workloads that have a Plan.
+func (r *registry) identities() map[string]bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make(map[string]bool)
+	for _, plan := range r.base {
+		all[plan.Workload.Identity.String()] = true
 	}
 	return all
 }
@@ -108,6 +126,8 @@ func (s *Server) activationBlockers(ctx context.Context) ([]api.Blocker, error) 
 	var looks []look
 	for _, m := range s.registry.members() {
 		switch {
+		case !m.connected && s.isRevoked(m.report.Serial):
+			continue // nobody lets it in again
 		case !m.connected:
 			found = append(found, m.blocker("not connected since %s, so that it does not know the next root; start it, or let it end in good order", m.lost.UTC().Format(time.RFC3339)))
 			continue
@@ -247,13 +267,14 @@ func (s *Server) finishBlockers(ctx context.Context) ([]api.Blocker, error) {
 
 // finish is what is known when it is asked whether the root of before may go.
 type finish struct {
-	s       *Server
-	now     time.Time
-	all     []ca.Hierarchy
-	bundle  *mtls.Bundle // the active root alone
-	living  map[string]ownedCertificate
-	renewed map[owner]time.Time // when the newest certificate of the active root was issued
-	seen    map[string]map[string]time.Time
+	s        *Server
+	now      time.Time
+	all      []ca.Hierarchy
+	bundle   *mtls.Bundle                // the active root alone
+	living   map[string]ownedCertificate // without those that were revoked
+	declared map[string]bool             // identities
+	renewed  map[owner]time.Time         // when the newest certificate of the active root was issued
+	seen     map[string]map[string]time.Time
 }
 
 // owner is whom a certificate was issued to. Those that an administrator has issued have no instance.
@@ -278,11 +299,16 @@ func (f *finish) read(ctx context.Context) error {
 	}
 	f.bundle, f.living, f.renewed = bundle, make(map[string]ownedCertificate), make(map[owner]time.Time)
 	for _, c := range living {
-		f.living[mtls.Serial(c.cert)] = c
+		serial := mtls.Serial(c.cert)
+		if f.s.isRevoked(serial) {
+			continue
+		}
+		f.living[serial] = c
 		if who, _ := ownerOf(c); !f.old(c.cert) && c.cert.NotBefore.After(f.renewed[who]) {
 			f.renewed[who] = c.cert.NotBefore
 		}
 	}
+	f.declared = f.s.registry.identities()
 	_, f.seen = f.s.registry.rows()
 	return nil
 }
@@ -304,7 +330,7 @@ func (f *finish) held(m member) []api.Blocker {
 	switch {
 	case m.report.Serial == "" && m.connected:
 		return []api.Blocker{m.blocker("it has not reported yet which certificate it has")}
-	case m.report.Serial == "" || !f.now.Before(m.report.NotAfter):
+	case m.report.Serial == "" || !f.now.Before(m.report.NotAfter) || f.s.isRevoked(m.report.Serial):
 		return nil // it has none that anybody would accept
 	case !known:
 		return []api.Blocker{m.blocker("it reports the certificate %s, which this CA has not issued", m.report.Serial)}
@@ -345,13 +371,13 @@ func (f *finish) judge(shown observe.Shown) string {
 }
 
 // owned are the certificates of the root of before that have not ended and have no successor, one line
-// for each owner who is not named yet. The observer's end within minutes, and the server's own is judged
-// elsewhere.
+// for each owner who is not named yet. What is not declared any more is admitted nowhere and cannot renew; the
+// observer's end within minutes, and the server's own is judged elsewhere.
 func (f *finish) owned(named map[owner]bool) []api.Blocker {
 	last := make(map[owner]*x509.Certificate)
 	for _, c := range f.living {
 		who, kind := ownerOf(c)
-		if named[who] || !f.retires(c.cert) || kind == id.Probe || kind == id.Server || !f.renewed[who].IsZero() {
+		if named[who] || !f.declared[who.identity] || !f.retires(c.cert) || kind == id.Probe || kind == id.Server || !f.renewed[who].IsZero() {
 			continue
 		}
 		if have := last[who]; have == nil || c.cert.NotAfter.After(have.NotAfter) {
