@@ -338,8 +338,17 @@ func (f *finish) held(m member) []api.Blocker {
 		return []api.Blocker{m.blocker("it has the certificate %s of the root of before, until %s", m.report.Serial, c.cert.NotAfter.UTC().Format(time.RFC3339))}
 	}
 	var found []api.Blocker
-	for serial, at := range f.seen[m.plan.Workload.Identity.String()] {
-		if c := f.living[serial]; c.cert != nil && c.instance == m.name && f.old(c.cert) && f.now.Sub(at) < recently && at.After(m.report.LastRenewal) {
+	identity := m.plan.Workload.Identity.String()
+	for serial, at := range f.seen[identity] {
+		c := f.living[serial]
+		if c.cert == nil || !f.old(c.cert) || f.now.Sub(at) >= recently {
+			continue
+		}
+		renewed := m.report.LastRenewal
+		if c.instance == "" { // it came from a store, or by hand, whoever serves it
+			renewed = f.renewed[owner{identity, ""}].Add(issue.ClockAllowance)
+		}
+		if (c.instance == m.name || c.instance == "") && at.After(renewed) {
 			found = append(found, m.blocker("its peers saw it present the certificate %s of the root of before, at %s", serial, at.UTC().Format(time.RFC3339)))
 		}
 	}

@@ -3,6 +3,7 @@ package server
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"countersign.dev/api"
 )
@@ -35,5 +36,44 @@ func TestRevokedBlockNothing(t *testing.T) {
 	r.apply(t, colorapp)
 	r.refuses(api.RotateFinish, "colorteller: the certificate "+kept)
 	r.mustRevoke(t, api.RevokeRequest{Serial: kept})
+	r.takes(api.RotationRequest{Step: api.RotateFinish})
+}
+
+// TestFinishBelievesPeersOfStores waits while peers see a workload present what a store gave it: nobody renews that but
+// who issues it.
+func TestFinishBelievesPeersOfStores(t *testing.T) {
+	f := newFixture(t, colorapp)
+	r := f.start()
+	gateway, teller := r.joinAs("colorgateway", "colorgateway-1"), r.joinAs("colorteller", "colorteller-1")
+	csr := r.newPeer("").csr()
+	byHand := func() string {
+		t.Helper()
+		credentials, err := r.admin.Issue(t.Context(), api.IssueRequest{Workload: "colorgateway", CSR: csr})
+		return serialOf(t, credentials, err)
+	}
+	old := byHand()
+	r.takes(api.RotationRequest{Step: api.RotateStart})
+	r.takes(api.RotationRequest{Step: api.RotateActivate, Force: api.CutOff})
+	r.info = r.Info()
+	byHand()
+	for _, p := range []*peer{gateway, teller} { // what watches over them renews its own
+		p.connect()
+		if err := p.renew(); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.report(1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	saw := func(at time.Time) {
+		t.Helper()
+		who := "spiffe://colorapp.internal/gateway/colorgateway"
+		if err := teller.reportAs(api.Report{Callers: map[string]api.Caller{who: {Serial: old, Seen: at}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	saw(time.Now().Add(time.Second))
+	r.refuses(api.RotateFinish, "colorgateway colorgateway-1: its peers saw it present the certificate "+old)
+	saw(time.Now().Add(-recently))
 	r.takes(api.RotationRequest{Step: api.RotateFinish})
 }
