@@ -80,7 +80,7 @@ func makeCRL(ctx context.Context, to Appender, l *Ledger, authority *x509.Certif
 	if err != nil {
 		return nil, fmt.Errorf("making a CRL: %w", err)
 	}
-	list, err := issue.NewCRL(authority, key, issue.CRLConfig{Number: l.next(authority), Now: now, NextUpdate: until, Revoked: entries})
+	list, err := issue.NewCRL(authority, key, issue.CRLConfig{Number: l.next(authority, now), Now: now, NextUpdate: until, Revoked: entries})
 	if err != nil {
 		return nil, err
 	}

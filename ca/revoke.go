@@ -125,12 +125,14 @@ func (l *Ledger) Revoke(ctx context.Context, to Appender, r Revocation, now time
 	return nil
 }
 
-// next reserves the number of a CA's next CRL. No number is used twice, whatever becomes of the list.
-func (l *Ledger) next(authority *x509.Certificate) int64 {
+// next reserves the number of a CA's next CRL. No number is used twice, whatever becomes of the list. It is the time in
+// seconds where that is greater than the last one: a state that was put back from a backup does not know the last one,
+// and a list with a number of before is taken by nobody.
+func (l *Ledger) next(authority *x509.Certificate, now time.Time) int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	name := hex.EncodeToString(authority.SubjectKeyId)
-	l.numbers[name]++
+	l.numbers[name] = max(l.numbers[name]+1, now.Unix())
 	return l.numbers[name]
 }
 
