@@ -78,7 +78,7 @@ var rootChanges = []rootChange{
 	{name: "finish", before: []string{"start", "activate"}, was: "active retiring", is: "active", keys: "5 3", do: func(c *opened) error {
 		return c.FinishRoot(c.t.Context(), c.log, Note{})
 	}},
-	{name: "issuer", later: DefaultIssuerLife, was: "active", is: "active retiring", keys: "3 5", do: func(c *opened) error {
+	{name: "issuer", later: DefaultIssuerLife, was: "active", is: "active retiring", keys: "3 4", do: func(c *opened) error {
 		_, err := c.RenewIssuer(c.t.Context(), c.log, nil, 0, Note{})
 		return err
 	}},

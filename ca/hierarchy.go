@@ -10,11 +10,14 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
+	"countersign.dev/durable"
 	"countersign.dev/issue"
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
@@ -200,6 +203,67 @@ func readKeyOf(path string, cert *x509.Certificate, certName string, seal Sealer
 func (a *Authority) RootKeyAtHand() bool {
 	there, err := present(filepath.Join(a.active().dir, rootKey))
 	return err == nil && there
+}
+
+// RootKeyFiles are the files of roots' keys in the state, the active one's first. Each root has at most one, unless
+// somebody has put another there.
+func (a *Authority) RootKeyFiles() ([]string, error) {
+	var files []string
+	for _, h := range a.Hierarchies() {
+		path := filepath.Join(h.dir, rootKey)
+		there, err := present(path)
+		if err != nil {
+			return nil, fmt.Errorf("looking for the roots' keys: %w", err)
+		}
+		if there {
+			files = append(files, path)
+		}
+	}
+	return files, nil
+}
+
+// dropRootKeys leaves each root's key in one place, with the hierarchy of it that comes first: a copy that is
+// forgotten is a key that was not moved to a safer place. What differs from it stays.
+func (c *CA) dropRootKeys() error {
+	all := c.Hierarchies()
+	for i, h := range all {
+		first := all[slices.IndexFunc(all, h.SameRoot)]
+		if first.ID == all[i].ID {
+			continue
+		}
+		path, kept := filepath.Join(h.dir, rootKey), filepath.Join(first.dir, rootKey)
+		same, err := sameFile(path, kept)
+		if err != nil {
+			return err
+		}
+		if same {
+			if err := durable.Remove(path); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// sameFile tells whether two files, and neither a link, hold the same.
+func sameFile(one, other string) (bool, error) {
+	for _, path := range []string{one, other} {
+		info, err := os.Lstat(path)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && (!info.Mode().IsRegular() || info.Size() > maxFile) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	text, err := os.ReadFile(one)
+	if err != nil {
+		return false, err
+	}
+	defer clear(text)
+	otherText, err := os.ReadFile(other)
+	defer clear(otherText)
+	return bytes.Equal(text, otherText), err
 }
 
 // IssuerDue tells whether the issuing CA that signs is to be renewed: a fifth of its life is left, or less

@@ -359,7 +359,8 @@ func names(c config) []string {
 }
 
 // Settle brings the files that follow from ca.json up to date: it writes the bundle's, and removes the
-// keys and certificates of hierarchies that have been removed, and what an interrupted change has left.
+// keys and certificates of hierarchies that have been removed, what an interrupted change has left, and the
+// second copy of a root's key that another issuing CA has brought.
 // It is to be called after every change and when a server starts.
 func (c *CA) Settle() error {
 	c.changing.Lock()
@@ -388,7 +389,10 @@ func (c *CA) settle() error {
 			return err
 		}
 	}
-	return c.sweep()
+	if err := c.sweep(); err != nil {
+		return err
+	}
+	return c.dropRootKeys()
 }
 
 // sweep removes the files of hierarchies that neither memory nor ca.json names. The two are the same, unless

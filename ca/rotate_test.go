@@ -278,9 +278,10 @@ func TestRenewIssuer(t *testing.T) {
 	made, err := c.RenewIssuer(t.Context(), c.log, nil, 0, Note{By: "server"})
 	c.must(err)
 	c = c.again(seal)
-	if c.states() != "active retiring" || c.Pin() != pin || c.Issuer().NotAfter != made.Issuer.NotAfter || c.keys() != 5 {
+	if c.states() != "active retiring" || c.Pin() != pin || c.Issuer().NotAfter != made.Issuer.NotAfter || c.keys() != 4 {
 		t.Errorf("%s, pin %s, %d keys", c.states(), c.Pin(), c.keys())
 	}
+	wantRootKeys(t, c, filepath.Join(caDir, hierarchiesDir, made.ID, rootKey))
 	if roots, err := mtls.ParseCertificates(c.BundlePEM()); err != nil || len(roots) != 1 {
 		t.Errorf("the bundle has %d roots, %v: the root is the same", len(roots), err)
 	}
@@ -300,6 +301,52 @@ func TestRenewIssuer(t *testing.T) {
 	if _, err := c.StartRoot(t.Context(), c.log, RootConfig{}, Note{}); err != nil {
 		t.Errorf("a root after another issuing CA: %v", err)
 	}
+}
+
+// wantRootKeys asserts which files of roots' keys there are, below the state.
+func wantRootKeys(t *testing.T, c *opened, want ...string) {
+	t.Helper()
+	files, err := c.RootKeyFiles()
+	for i, file := range files {
+		if files[i], err = filepath.Rel(c.State(), file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err != nil || !slices.Equal(files, want) {
+		t.Errorf("the roots' keys are %q, %v, want %q", files, err, want)
+	}
+}
+
+// TestRootKeyOnce leaves a root's key where the hierarchy that signs has it, and there only; what is another file, or the
+// only one, stays.
+func TestRootKeyOnce(t *testing.T) {
+	now := func() time.Time { return time.Now().Add(DefaultIssuerLife) }
+	c := openAll(t, newState(t, Unsealed()), Unsealed(), now)
+	first := filepath.Join(caDir, rootKey)
+	wantRootKeys(t, c, first)
+	text, err := os.ReadFile(filepath.Join(c.State(), first))
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := c.RenewIssuer(t.Context(), c.log, nil, 0, Note{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := filepath.Join(caDir, hierarchiesDir, made.ID, rootKey)
+	wantRootKeys(t, c, kept, first)
+	c.must(nil)
+	wantRootKeys(t, c, kept)
+
+	if err := os.WriteFile(filepath.Join(c.State(), first), append(text, '\n'), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.must(nil)
+	wantRootKeys(t, c, kept, first) // another file: whoever put it there knows why
+	if err := errors.Join(os.Remove(filepath.Join(c.State(), kept)), os.Symlink(filepath.Join(c.State(), first), filepath.Join(c.State(), kept))); err != nil {
+		t.Fatal(err)
+	}
+	c.must(nil)
+	wantRootKeys(t, c, kept, first) // what a link leads to is the only one
 }
 
 // TestRenewIssuerWithKey renews with a root's key that was moved away, and refuses another one.

@@ -71,6 +71,8 @@ type shownCA struct {
 	Others []shownHierarchy `json:"others,omitempty"`
 	// Sealed is how the private keys are stored; a server does not say.
 	Sealed string `json:"sealed,omitempty"`
+	// RootKeys are the files with roots' keys in the state; a server does not say.
+	RootKeys []string `json:"rootKeys,omitempty"`
 }
 
 // shownHierarchy is a root with its issuing CA that does not sign, or signs no more.
@@ -102,6 +104,10 @@ func showAuthority(authority *ca.Authority) (*shownCA, error) {
 	if err != nil {
 		return nil, err
 	}
+	keys, err := authority.RootKeyFiles()
+	if err != nil {
+		return nil, err
+	}
 	shown := &shownCA{
 		TrustDomain: authority.TrustDomain(),
 		Pin:         authority.Pin(),
@@ -109,6 +115,7 @@ func showAuthority(authority *ca.Authority) (*shownCA, error) {
 		Root:        showCertificate(authority.Root()),
 		Issuer:      showCertificate(authority.Issuer()),
 		Sealed:      authority.Seal(),
+		RootKeys:    keys,
 	}
 	for _, h := range authority.Hierarchies()[1:] {
 		shown.Others = append(shown.Others, shownHierarchy{string(h.State), h.Pin(), showCertificate(h.Root), showCertificate(h.Issuer)})
@@ -173,6 +180,12 @@ func (s *shownCA) write(w io.Writer) error {
 			ca.MethodPassphrase: "sealed with a passphrase",
 			ca.MethodUnsealed:   "NOT sealed",
 		}[s.Sealed]})
+		if len(s.RootKeys) == 0 {
+			rows = append(rows, [2]string{"root key", "not in the state"})
+		}
+		for _, file := range s.RootKeys {
+			rows = append(rows, [2]string{"root key", file})
+		}
 	}
 	for _, row := range rows {
 		if _, err := fmt.Fprintf(table, "%s\t%s\n", row[0], row[1]); err != nil {
