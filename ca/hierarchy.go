@@ -206,11 +206,18 @@ func (a *Authority) RootKeyAtHand() bool {
 }
 
 // RootKeyFiles are the files of roots' keys in the state, the active one's first. Each root has at most one, unless
-// somebody has put another there.
+// somebody has put another there, or one where the first root's was.
 func (a *Authority) RootKeyFiles() ([]string, error) {
 	var files []string
+	places := []string{}
 	for _, h := range a.Hierarchies() {
-		path := filepath.Join(h.dir, rootKey)
+		places = append(places, h.dir)
+	}
+	if first := filepath.Join(a.state, caDir); !slices.Contains(places, first) {
+		places = append(places, first)
+	}
+	for _, dir := range places {
+		path := filepath.Join(dir, rootKey)
 		there, err := present(path)
 		if err != nil {
 			return nil, fmt.Errorf("looking for the roots' keys: %w", err)

@@ -3,6 +3,7 @@ package ca
 import (
 	"context"
 	"crypto"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
@@ -414,14 +415,8 @@ func (c *CA) sweep() error {
 		first = first || h.dir == dir
 	}
 	if !first {
-		// Keys first: what can sign is to be gone even when the rest cannot be removed.
-		for _, name := range []string{rootKey, issuerKey, rootCert, issuerCert, "root.crl", "issuer.crl"} {
-			if there, err := present(filepath.Join(dir, name)); err != nil || !there {
-				continue
-			}
-			if err := durable.Remove(filepath.Join(dir, name)); err != nil {
-				return err
-			}
+		if err := c.sweepFirst(dir); err != nil {
+			return err
 		}
 	}
 	parent := filepath.Join(dir, hierarchiesDir)
@@ -440,6 +435,44 @@ func (c *CA) sweep() error {
 		}
 	}
 	return nil
+}
+
+// sweepFirst removes the files of the first hierarchy from the CA's directory. Keys first: what can sign is to be gone
+// even when the rest cannot be removed. The root's certificate last: it tells whether a root's key there is the one that
+// is to go, or one of another root that somebody has put there since.
+func (c *CA) sweepFirst(dir string) error {
+	remove := []string{issuerKey, issuerCert, issuerCRL, rootCRL, rootCert}
+	root, err := readCertificate(filepath.Join(dir, rootCert))
+	if err == nil {
+		var old bool
+		if old, err = c.oldRootKey(filepath.Join(dir, rootKey), root); old {
+			remove = slices.Insert(remove, 0, rootKey)
+		}
+	}
+	if err != nil && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrSealed) && !errors.Is(err, ErrWrongKey) {
+		return err // the certificate stays, and it is tried again
+	}
+	for _, name := range remove {
+		path := filepath.Join(dir, name)
+		if there, err := present(path); err != nil || !there {
+			continue
+		}
+		if err := durable.Remove(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// oldRootKey tells whether a file holds the key of a root that is there no more, or the second copy of one that is.
+func (c *CA) oldRootKey(path string, root *x509.Certificate) (bool, error) {
+	for _, h := range c.Hierarchies() {
+		if h.Root.Equal(root) {
+			return sameFile(path, filepath.Join(h.dir, rootKey))
+		}
+	}
+	_, err := readKeyOf(path, root, rootCert, c.seal, c.Seal())
+	return err == nil, err
 }
 
 // newChange is what the journal says of a step.

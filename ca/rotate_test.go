@@ -349,6 +349,49 @@ func TestRootKeyOnce(t *testing.T) {
 	wantRootKeys(t, c, kept, first) // what a link leads to is the only one
 }
 
+// TestForeignRootKey puts the key of the new root where that of the first one was, before and after that one goes: only
+// the first one's is removed.
+func TestForeignRootKey(t *testing.T) {
+	for method, seal := range sealers(t) {
+		t.Run(method, func(t *testing.T) {
+			c := openAll(t, newState(t, seal), seal, time.Now)
+			made, err := c.StartRoot(t.Context(), c.log, RootConfig{}, Note{})
+			c.must(err)
+			c.must(c.Activate(t.Context(), c.log, Note{}))
+			place := filepath.Join(c.State(), caDir, rootKey)
+			if err := os.Rename(filepath.Join(made.dir, rootKey), place); err != nil {
+				t.Fatal(err)
+			}
+			c.must(c.FinishRoot(t.Context(), c.log, Note{}))
+			c.must(nil)
+			wantRootKeys(t, c, filepath.Join(caDir, rootKey))
+			if _, err := c.ReadKeyFile(place); err != nil || c.keys() != 3 {
+				t.Errorf("%d keys, %v", c.keys(), err)
+			}
+			if there, err := present(filepath.Join(c.State(), caDir, rootCert)); err != nil || there {
+				t.Errorf("the certificate of the root of before is still there: %v", err)
+			}
+		})
+	}
+}
+
+// TestRootKeyOutlivesFirstIssuer puts the root's key back where it was at first: it stays when the first issuing CA goes,
+// for the root does not.
+func TestRootKeyOutlivesFirstIssuer(t *testing.T) {
+	now := func() time.Time { return time.Now().Add(DefaultIssuerLife) }
+	c := openAll(t, newState(t, Unsealed()), Unsealed(), now)
+	made, err := c.RenewIssuer(t.Context(), c.log, nil, 0, Note{})
+	c.must(err)
+	if err := os.Rename(filepath.Join(made.dir, rootKey), filepath.Join(c.State(), caDir, rootKey)); err != nil {
+		t.Fatal(err)
+	}
+	c.must(c.DropIssuers(t.Context(), c.log, func(Hierarchy) bool { return false }, Note{}))
+	wantRootKeys(t, c, filepath.Join(caDir, rootKey))
+	if c.states() != "active" || c.keys() != 3 {
+		t.Errorf("%s, %d keys", c.states(), c.keys())
+	}
+}
+
 // TestRenewIssuerWithKey renews with a root's key that was moved away, and refuses another one.
 func TestRenewIssuerWithKey(t *testing.T) {
 	now := func() time.Time { return time.Now().Add(DefaultIssuerLife) }
