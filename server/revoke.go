@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"database/sql"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,7 +22,6 @@ import (
 	"countersign.dev/journal"
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
-	"countersign.dev/policy"
 )
 
 // Sentinel errors of revocation.
@@ -81,40 +79,11 @@ func (s *Server) openRevocations(ctx context.Context) (err error) {
 
 // followJournal lets the database have what the journal says of revocations. To do so again is no error.
 func (s *Server) followJournal(ctx context.Context) error {
-	void, err := s.voidTokens()
+	tokens, err := ca.ReadTokens(s.journal.Records())
 	if err != nil {
 		return err
 	}
-	return s.store.revoke(ctx, s.revocations.ledger.All(), void)
-}
-
-// voidTokens are the join tokens that a revocation came after, by the order of the journal.
-func (s *Server) voidTokens() ([]string, error) {
-	open := make(map[string][]string) // by workload
-	var void []string
-	for record, err := range s.journal.Records() {
-		if err != nil {
-			return nil, fmt.Errorf("read the journal: %w", err)
-		}
-		switch record.Type { //nolint:exhaustive // the other types are not about tokens
-		case journal.TokenCreated:
-			var facts tokenFacts
-			if err := json.Unmarshal(record.Data, &facts); err != nil {
-				return nil, fmt.Errorf("read the journal's entry %d: %w", record.Index, err)
-			}
-			open[facts.Workload] = append(open[facts.Workload], facts.Token)
-		case journal.Revoke:
-			var r ca.Revocation
-			if err := json.Unmarshal(record.Data, &r); err != nil {
-				return nil, fmt.Errorf("read the journal's entry %d: %w", record.Index, err)
-			}
-			if isWorkload(r.Identity) {
-				void = append(void, open[r.Identity.Name()]...)
-				delete(open, r.Identity.Name())
-			}
-		}
-	}
-	return void, nil
+	return s.store.revoke(ctx, s.revocations.ledger.All(), tokens.Void)
 }
 
 func isWorkload(identity id.ID) bool {
@@ -271,9 +240,6 @@ func (s *Server) revoked(ctx context.Context, request api.RevokeRequest) (*api.R
 	if err != nil {
 		return nil, err
 	}
-	if target.Serial != "" && s.ca.IsOwn(target.Serial) {
-		return nil, fmt.Errorf("%w: %s; a CA is not revoked but replaced", ca.ErrIssuingCA, target.Serial)
-	}
 	choice, stored, err := s.recordRevocation(ctx, target, reason)
 	if err != nil {
 		return nil, err
@@ -291,16 +257,9 @@ func (s *Server) revoked(ctx context.Context, request api.RevokeRequest) (*api.R
 	if !s.isListed(choice) {
 		return nil, fmt.Errorf("the revocation is recorded, and stands on no list yet; it is tried again every minute: %w", listed)
 	}
-	response := &api.RevokeResponse{Revoked: []api.RevokedCertificate{}, CRLNumber: s.revocations.told.Load().lists[0].Number.Int64()}
-	for _, fresh := range choice.Fresh {
-		if r, ok := s.revocations.ledger.Revoked(fresh.Serial); ok {
-			response.Revoked = append(response.Revoked, revokedRow(r, false))
-		}
-	}
-	for _, r := range choice.Already {
-		response.Revoked = append(response.Revoked, revokedRow(r, true))
-	}
-	return response, nil
+	return &api.RevokeResponse{
+		Revoked: s.revocations.ledger.Rows(choice), CRLNumber: s.revocations.told.Load().lists[0].Number.Int64(),
+	}, nil
 }
 
 // readRevoke reads a request.
@@ -322,12 +281,6 @@ func readRevoke(request api.RevokeRequest) (issue.Reason, ca.Target, error) {
 	return reason, target, nil
 }
 
-func revokedRow(r ca.Revoked, already bool) api.RevokedCertificate {
-	return api.RevokedCertificate{
-		Serial: r.Serial, Identity: r.Identity, NotAfter: r.NotAfter, Time: r.Time, Reason: string(r.Reason), Already: already,
-	}
-}
-
 // recordRevocation chooses what is meant and records it, while nobody joins: first the journal, then the database. When
 // the database does not take it, stored says so, and the revocation holds all the same.
 func (s *Server) recordRevocation(ctx context.Context, target ca.Target, reason issue.Reason) (choice ca.Choice, stored, err error) {
@@ -343,8 +296,7 @@ func (s *Server) recordRevocation(ctx context.Context, target ca.Target, reason 
 	if len(choice.Fresh) == 0 && (target.Serial != "" || len(choice.Already) > 0 && len(tokens) == 0) {
 		return choice, s.followJournal(ctx), nil // it was revoked before; what failed then is made good
 	}
-	r := ca.Revocation{Identity: choice.Identity, Certificates: choice.Fresh, Reason: reason, By: byAdmin}
-	if err := s.revocations.ledger.Revoke(ctx, s.journal, r, s.now()); err != nil {
+	if err := s.revocations.ledger.Revoke(ctx, s.journal, choice.Revocation(reason, byAdmin), s.now()); err != nil {
 		return ca.Choice{}, nil, err
 	}
 	var revoked []ca.Revoked
@@ -364,15 +316,8 @@ func (s *Server) choose(ctx context.Context, target ca.Target) (ca.Choice, error
 	if err != nil {
 		return ca.Choice{}, err
 	}
-	choice, err := s.revocations.ledger.Choose(target, slices.Values(candidates), s.now())
-	if errors.Is(err, ca.ErrUnknownCertificate) && target.Workload != "" {
-		// It never had one, and may have a token.
-		spec, _, _ := s.registry.running()
-		if plan, e := policy.Enrollment(spec, target.Workload); e == nil {
-			choice, err = ca.Choice{Identity: plan.Identity}, nil
-		}
-	}
-	return choice, err
+	// Who never had a certificate may have a token.
+	return s.ca.Choose(s.revocations.ledger, target, slices.Values(candidates), slices.Values(s.registry.identities()), s.now())
 }
 
 // isListed tells whether all of these stand on the lists that are told.

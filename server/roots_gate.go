@@ -70,12 +70,12 @@ func (r *registry) members() []member {
 }
 
 // identities are those of the workloads that have a Plan.
-func (r *registry) identities() map[string]bool {
+func (r *registry) identities() []id.ID {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	all := make(map[string]bool)
+	var all []id.ID
 	for _, plan := range r.base {
-		all[plan.Workload.Identity.String()] = true
+		all = append(all, plan.Workload.Identity)
 	}
 	return all
 }
@@ -308,7 +308,10 @@ func (f *finish) read(ctx context.Context) error {
 			f.renewed[who] = c.cert.NotBefore
 		}
 	}
-	f.declared = f.s.registry.identities()
+	f.declared = make(map[string]bool)
+	for _, identity := range f.s.registry.identities() {
+		f.declared[identity.String()] = true
+	}
 	_, f.seen = f.s.registry.rows()
 	return nil
 }

@@ -119,7 +119,7 @@ func revokeInto(ctx context.Context, log *journal.Log, open *ca.CA, ledger *ca.L
 		return nil, err
 	}
 	now := time.Now()
-	choice, err := choose(open, ledger, target, issued, now)
+	choice, err := choose(log, open, ledger, target, issued, now)
 	if err != nil {
 		_, recorded := log.Append(ctx, journal.Entry{
 			Time: now, Type: journal.RevokeRefused,
@@ -128,8 +128,7 @@ func revokeInto(ctx context.Context, log *journal.Log, open *ca.CA, ledger *ca.L
 		return nil, errors.Join(usageError{err}, recorded)
 	}
 	if len(choice.Fresh) > 0 || target.Workload != "" { // without a certificate it is about the join tokens
-		r := ca.Revocation{Identity: choice.Identity, Certificates: choice.Fresh, Reason: reason, By: by}
-		if err := ledger.Revoke(ctx, log, r, now); err != nil {
+		if err := ledger.Revoke(ctx, log, choice.Revocation(reason, by), now); err != nil {
 			return nil, err
 		}
 	}
@@ -137,40 +136,20 @@ func revokeInto(ctx context.Context, log *journal.Log, open *ca.CA, ledger *ca.L
 	if err := errors.Join(err, trouble); err != nil {
 		return nil, fmt.Errorf("the revocation is recorded and holds, but the list is not made; repeat the command: %w", err)
 	}
-	done := &api.RevokeResponse{Revoked: []api.RevokedCertificate{}, CRLNumber: lists[0].Number.Int64()}
-	for _, fresh := range choice.Fresh {
-		if r, ok := ledger.Revoked(fresh.Serial); ok {
-			done.Revoked = append(done.Revoked, revokedRow(r, false))
-		}
-	}
-	for _, r := range choice.Already {
-		done.Revoked = append(done.Revoked, revokedRow(r, true))
-	}
-	return done, nil
+	return &api.RevokeResponse{Revoked: ledger.Rows(choice), CRLNumber: lists[0].Number.Int64()}, nil
 }
 
-func choose(open *ca.CA, ledger *ca.Ledger, target ca.Target, issued []ca.Certificate, now time.Time) (ca.Choice, error) {
-	if target.Serial != "" && open.IsOwn(target.Serial) {
-		return ca.Choice{}, fmt.Errorf("%w: %s; a CA is not revoked but replaced", ca.ErrIssuingCA, target.Serial)
+// choose finds what a target means by the journal, as a server does by its database.
+func choose(log *journal.Log, open *ca.CA, ledger *ca.Ledger, target ca.Target, issued []ca.Certificate, now time.Time) (ca.Choice, error) {
+	candidates, err := ca.Candidates(issued, target)
+	if err != nil {
+		return ca.Choice{}, err
 	}
-	var candidates []ca.Candidate
-	for _, certificate := range issued {
-		if !target.Means(certificate.Serial, certificate.Identity) {
-			continue
-		}
-		short, err := certificate.Short()
-		if err != nil {
-			return ca.Choice{}, err
-		}
-		candidates = append(candidates, ca.Candidate{RevokedShort: short, Identity: certificate.Identity})
+	tokens, err := ca.ReadTokens(log.Records())
+	if err != nil {
+		return ca.Choice{}, err
 	}
-	return ledger.Choose(target, slices.Values(candidates), now)
-}
-
-func revokedRow(r ca.Revoked, already bool) api.RevokedCertificate {
-	return api.RevokedCertificate{
-		Serial: r.Serial, Identity: r.Identity, NotAfter: r.NotAfter, Time: r.Time, Reason: string(r.Reason), Already: already,
-	}
+	return open.Choose(ledger, target, slices.Values(candidates), tokens.Holders(open.TrustDomain()), now)
 }
 
 func (c caRevokeCmd) show(p *process, done *api.RevokeResponse) error {

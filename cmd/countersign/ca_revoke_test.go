@@ -1,0 +1,48 @@
+package main
+
+import (
+	"errors"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"countersign.dev/ca"
+	"countersign.dev/issue"
+	"countersign.dev/journal"
+)
+
+// TestRevokeTokenHolder revokes, without a server, a workload that has a join token and never had a certificate.
+func TestRevokeTokenHolder(t *testing.T) {
+	state := filepath.Join(t.TempDir(), "state")
+	if _, err := ca.Init(state, ca.InitConfig{TrustDomain: "colorapp.internal", Seal: ca.Unsealed()}); err != nil {
+		t.Fatal(err)
+	}
+	open, log, ledger, err := openLedger(state, ca.Unsealed())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	token := map[string]any{"token": "0123456789abcdef", "workload": "colorteller", "uses": 1}
+	if _, err := log.Append(t.Context(), journal.Entry{Time: time.Now(), Type: journal.TokenCreated, Data: token}); err != nil {
+		t.Fatal(err)
+	}
+	revoke := func(workload string) error {
+		done, err := revokeInto(t.Context(), log, open, ledger, ca.Target{Workload: workload}, issue.Unspecified)
+		if err == nil && len(done.Revoked) != 0 {
+			t.Errorf("%s: %+v", workload, done)
+		}
+		return err
+	}
+	if err := revoke("colorgateway"); !errors.Is(err, ca.ErrUnknownCertificate) {
+		t.Errorf("without a token: %v", err)
+	}
+	if err := revoke("colorteller"); !errors.Is(err, ca.ErrTarget) {
+		t.Errorf("without its kind: %v", err)
+	}
+	if err := revoke("service/colorteller"); err != nil {
+		t.Fatal(err)
+	}
+	if tokens, err := ca.ReadTokens(log.Records()); err != nil || len(tokens.Open) != 0 || len(tokens.Void) != 1 || tokens.Void[0] != "0123456789abcdef" {
+		t.Errorf("%+v, %v", tokens, err)
+	}
+}
