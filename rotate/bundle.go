@@ -53,6 +53,7 @@ type bundleRun struct {
 	lease  *held
 	step   Step
 	record Record
+	read   bool // the record was
 	result *Result
 }
 
@@ -104,6 +105,9 @@ func (n *bundleRun) failed(err error) {
 	if errors.Is(err, ErrStopped) || errors.Is(err, secret.ErrLeaseLost) {
 		return
 	}
+	if !n.read {
+		return
+	}
 	n.record.failed(n.step, err, n.r.now())
 	if err := writeRecord(n.ctx, n.b.Store, n.b.Name, n.record); err != nil {
 		n.result.Notes = append(n.result.Notes, "that it failed could not be stored: "+err.Error())
@@ -113,9 +117,10 @@ func (n *bundleRun) failed(err error) {
 // look reads both bundles, and says in the result's Reason why something is to be done.
 func (n *bundleRun) look() (bundle []byte, err error) {
 	n.step = StepLook
-	if n.record, err = readRecord(n.ctx, n.b.Store, n.b.Name); err != nil {
+	if n.record, err = readRecord(n.ctx, n.b.Store, n.b.Name); err != nil && !replaceable(err, n.o, n.result) {
 		return nil, err
 	}
+	n.read = true
 	ask, cancel := context.WithTimeout(n.ctx, askTimeout)
 	defer cancel()
 	trust, err := n.r.config.Authority.Trust(ask)

@@ -64,6 +64,16 @@ func readRecord(ctx context.Context, store Store, name string) (Record, error) {
 	return record, nil
 }
 
+// replaceable tells whether a record that could not be read may be replaced by an empty one: only when it is damaged, and
+// somebody wants it so. Any other may hold a rotation in progress, of a newer program, too.
+func replaceable(err error, o Options, result *Result) bool {
+	if !o.Force || !errors.Is(err, secret.ErrCorrupt) {
+		return false
+	}
+	result.Notes = append(result.Notes, "what was known of the rotations before is lost, also whether one was in progress: "+err.Error())
+	return true
+}
+
 func parseRecord(text []byte) (Record, error) {
 	decoder := json.NewDecoder(bytes.NewReader(text))
 	var record Record

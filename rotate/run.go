@@ -28,6 +28,7 @@ type run struct {
 	crls    []*x509.RevocationList
 	bundle  []byte // what the credential is checked against: the roots that the proxy will have
 	record  Record
+	read    bool // the record was: what is not known is not written over
 	current current
 	version string // being brought in
 	// abandoned was being brought in when somebody made another version current.
@@ -112,6 +113,9 @@ func (n *run) failed(err error) {
 	if errors.Is(err, ErrStopped) || errors.Is(err, secret.ErrLeaseLost) {
 		return
 	}
+	if !n.read {
+		return // it may hold a rotation in progress, and the way back
+	}
 	n.record.failed(n.step, err, n.r.now())
 	if err := writeRecord(n.ctx, n.t.Store, n.t.Secret, n.record); err != nil {
 		n.result.Notes = append(n.result.Notes, "that it failed could not be stored: "+err.Error())
@@ -168,9 +172,10 @@ func (n *run) finishBack() error {
 // look finds out what there is, and in the result's Reason why something is to be done.
 func (n *run) look() (err error) {
 	n.step = StepLook
-	if n.record, err = readRecord(n.ctx, n.t.Store, n.t.Secret); err != nil {
+	if n.record, err = readRecord(n.ctx, n.t.Store, n.t.Secret); err != nil && !replaceable(err, n.o, n.result) {
 		return err
 	}
+	n.read = true
 	ask, cancel := context.WithTimeout(n.ctx, askTimeout)
 	defer cancel()
 	if n.trust, err = n.r.config.Authority.Trust(ask); err != nil {
