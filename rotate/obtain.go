@@ -89,10 +89,16 @@ func (n *run) obtain() error {
 		due, err := n.complete(request)
 		request.clear()
 		if err != nil {
-			if errors.Is(err, ErrUnfit) || errors.Is(err, ErrRequest) { // asked again, the answer would be the same
-				err = errors.Join(err, n.discard(n.version))
+			never := errors.Is(err, ErrRequest)
+			if !never && !errors.Is(err, ErrUnfit) {
+				return err
 			}
-			return err
+			// Asked again, the answer would be the same.
+			if err2 := n.discard(n.version); err2 != nil || !found || !never {
+				return errors.Join(err, err2)
+			}
+			n.say(StepIssue, "the request of a rotation before is of no use any more, and another one is made: %v", err)
+			continue
 		}
 		if !due || !found {
 			return nil

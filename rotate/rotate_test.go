@@ -309,6 +309,42 @@ func TestRequestNeverAnswered(t *testing.T) {
 	w.check()
 }
 
+// forgetful answers as the CA does when what it has issued for some requests was revoked since.
+type forgetful struct {
+	*authority
+	revoked []string
+}
+
+func (f forgetful) Issue(ctx context.Context, request Request) ([]byte, error) {
+	if slices.Contains(f.revoked, request.ID) {
+		return nil, fmt.Errorf("%w: the certificate was revoked", ErrRequest)
+	}
+	return f.authority.Issue(ctx, request)
+}
+
+// TestRevokedRequest makes another request, with another key, when what was issued for the one that waits was revoked
+// before it was stored.
+func TestRevokedRequest(t *testing.T) {
+	w := newWorld(t, secret.LayoutJSON)
+	first := w.first()
+	ctx, cancel := context.WithCancel(t.Context())
+	w.config.Progress = func(_ string, step Step, _ string) {
+		if step == StepStage {
+			cancel()
+		}
+	}
+	if result := w.rotator().Rotate(ctx, w.target, Options{Force: true}); !errors.Is(result.Err, ErrStopped) {
+		t.Fatalf("%v, want ErrStopped", result.Err)
+	}
+	revoked := slices.Clone(w.authority.asked)
+	w.config.Progress, w.config.Authority = nil, forgetful{w.authority, revoked}
+	result := w.must(Options{}, Rotated)
+	if result.Serial == first.Serial || slices.Contains(revoked, result.Version) {
+		t.Errorf("%+v; the requests %q were revoked", result, revoked)
+	}
+	w.check()
+}
+
 func TestTargets(t *testing.T) {
 	w := newWorld(t, secret.LayoutExported)
 	w.target.Bundle = ""

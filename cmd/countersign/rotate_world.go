@@ -160,7 +160,8 @@ type serverAuthority struct{ admin *api.Admin }
 // Issue implements [rotate.Authority]. The names are those that the server's specification says.
 func (a serverAuthority) Issue(ctx context.Context, request rotate.Request) ([]byte, error) {
 	credentials, err := a.admin.Issue(ctx, api.IssueRequest{Workload: request.Workload.Name, CSR: string(request.CSR), Request: request.ID})
-	if refusal, ok := errors.AsType[*api.Error](err); ok && refusal.Code == api.CodeConflict {
+	if refusal, ok := errors.AsType[*api.Error](err); ok && (refusal.Code == api.CodeConflict || refusal.Code == api.CodeRevoked) {
+		// Another key has the id, or what was issued for it was revoked: neither ever changes.
 		return nil, fmt.Errorf("%w: %w", rotate.ErrRequest, err)
 	}
 	if err != nil {
