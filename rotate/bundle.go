@@ -69,7 +69,7 @@ func (r *Rotator) RotateBundle(ctx context.Context, b SharedBundle, o Options) R
 		return result
 	}
 	if o.DryRun {
-		if _, err := n.look(); err != nil { //nolint:contextcheck // the context of the run ends with its lease
+		if _, _, err := n.look(); err != nil { //nolint:contextcheck // the context of the run ends with its lease
 			result.fail(n.step, err)
 		} else if result.Reason != "" {
 			result.Outcome = WouldRotate
@@ -114,40 +114,41 @@ func (n *bundleRun) failed(err error) {
 	}
 }
 
-// look reads both bundles, and says in the result's Reason why something is to be done.
-func (n *bundleRun) look() (bundle []byte, err error) {
+// look reads both bundles, and says in the result's Reason why something is to be done. fresh tells that there
+// is none yet, which nobody can run with.
+func (n *bundleRun) look() (bundle []byte, fresh bool, err error) {
 	n.step = StepLook
 	if n.record, err = readRecord(n.ctx, n.b.Store, n.b.Name); err != nil && !replaceable(err, n.o, n.result) {
-		return nil, err
+		return nil, false, err
 	}
 	n.read = true
 	ask, cancel := context.WithTimeout(n.ctx, askTimeout)
 	defer cancel()
 	trust, err := n.r.config.Authority.Trust(ask)
 	if err != nil {
-		return nil, fmt.Errorf("asking for the trust bundle: %w", err)
+		return nil, false, fmt.Errorf("asking for the trust bundle: %w", err)
 	}
 	now, version, err := n.b.Store.Read(n.ctx, n.b.Name, "")
 	switch {
 	case errors.Is(err, secret.ErrNotFound):
-		n.result.Reason = "there is none yet"
+		n.result.Reason, fresh = "there is none yet", true
 	case errors.Is(err, secret.ErrCorrupt) && n.o.Force:
 		n.result.Reason = "what is current is damaged"
 	case errors.Is(err, secret.ErrCorrupt):
-		return nil, fmt.Errorf("%w; or replace it with a new version: --force", err)
+		return nil, false, fmt.Errorf("%w; or replace it with a new version: --force", err)
 	case err != nil:
-		return nil, err
+		return nil, false, err
 	case !sameCertificates(now, trust.Bundle):
 		n.result.Reason = "the roots of the authority are others"
-	case n.record.Step != "":
+	case n.record.Step != "" && !n.o.NoDeploy:
 		n.result.Reason = "its deployment was begun and has not ended"
 	}
 	n.result.Version = version
-	return trust.Bundle, nil
+	return trust.Bundle, fresh, nil
 }
 
 func (n *bundleRun) rotate(outer context.Context) error {
-	bundle, err := n.look() //nolint:contextcheck // the context of the run ends with its lease
+	bundle, fresh, err := n.look() //nolint:contextcheck // the context of the run ends with its lease
 	if err != nil || n.result.Reason == "" {
 		return err
 	}
@@ -171,7 +172,9 @@ func (n *bundleRun) rotate(outer context.Context) error {
 		}
 	}
 	n.step = StepDeploy
-	n.record.succeeded("", n.r.now())
+	if !n.o.NoDeploy || fresh || !slices.ContainsFunc(n.b.Users, func(user Target) bool { return user.Restart }) {
+		n.record.succeeded("", n.r.now())
+	} // else somebody still runs with the bundle of before
 	if err := writeRecord(n.ctx, n.b.Store, n.b.Name, n.record); err != nil { //nolint:contextcheck // the context of the run ends with its lease
 		return err
 	}

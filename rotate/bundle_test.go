@@ -128,6 +128,45 @@ func TestBundleRestarts(t *testing.T) {
 	}
 }
 
+// TestOneService rotates one service alone: the others that use its bundle count all the same.
+func TestOneService(t *testing.T) {
+	w := newWorld(t, secret.LayoutExported)
+	w.target.Restart, w.fleet.reload = true, false
+	w.first()
+	w.fleet.restarts = nil
+	older, newer := w.authority.signer, newHierarchy(t, "second")
+	carts := w.target
+	carts.Workload.Name, carts.Secret, carts.Restart = "carts", "shop/carts", false
+	all := []Target{w.target, carts}
+
+	w.authority.bundle, w.authority.signer = []*hierarchy{newer}, newer // too early for orders
+	results := w.rotator().RotateAll(t.Context(), all, Options{Service: "carts"})
+	if len(results) != 2 || results[1].Service != "carts" || !errors.Is(results[0].Err, ErrInUse) {
+		t.Fatalf("%+v, want ErrInUse and the result of carts", results)
+	}
+	w.checkCurrent()
+
+	w.authority.bundle, w.authority.signer = []*hierarchy{older, newer}, older
+	results = w.rotator().RotateAll(t.Context(), all, Options{Service: "carts", NoDeploy: true})
+	if len(results) != 2 || results[0].Outcome != Promoted || len(w.fleet.restarts) > 0 {
+		t.Fatalf("%+v; restarted %q", results, w.fleet.restarts)
+	}
+	results = w.rotator().RotateAll(t.Context(), all, Options{Service: "carts", NoDeploy: true})
+	if results[0].Outcome != Nothing || results[1].Outcome != Nothing {
+		t.Errorf("%+v; nothing was to be done without restarts", results)
+	}
+	results = w.rotator().RotateAll(t.Context(), all, Options{Service: "carts"})
+	if got := fmt.Sprint(w.fleet.restarts); results[0].Outcome != Rotated || got != "[orders-1 orders-2]" {
+		t.Errorf("%+v; restarted %s for the bundle", results, got)
+	}
+	if issued := w.authority.issued(); issued != 2 {
+		t.Errorf("%d were issued, want the first one of orders and one of carts", issued)
+	}
+	if results = w.rotator().RotateAll(t.Context(), all, Options{}); len(results) != 3 {
+		t.Errorf("%+v, want one of the bundle and two of services", results)
+	}
+}
+
 // TestDaemon lets a daemon rotate, fail, and go on.
 func TestDaemon(t *testing.T) {
 	w := newWorld(t, secret.LayoutExported)

@@ -256,8 +256,11 @@ func New(config Config) (*Rotator, error) {
 type Options struct {
 	// Force rotates although nothing is due, and replaces a current version that is damaged.
 	Force bool
-	// NoDeploy makes the new version current and goes no further: nothing is restarted and nobody is looked at.
+	// NoDeploy makes the new version current and goes no further: nothing is restarted and nobody is looked at. A trust
+	// bundle that somebody takes only by being restarted is deployed by the next rotation without it.
 	NoDeploy bool
+	// Service, for RotateAll, names the one workload whose credential is rotated, after the bundle that it uses; empty is all.
+	Service string
 	// DryRun says what would be done. It takes no lease and writes nothing.
 	DryRun bool
 }

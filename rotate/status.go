@@ -14,21 +14,25 @@ import (
 )
 
 // RotateAll brings everything up to date: the shared trust bundles first, then the workloads, one after the other. What
-// fails for one does not keep the others from their turn; when ctx ends, the rest has none.
+// fails for one does not keep the others from their turn; when ctx ends, the rest has none. Targets are always all that
+// there are, also when the options name one service: a bundle is brought up to date for all its users or for none.
 func (r *Rotator) RotateAll(ctx context.Context, targets []Target, o Options) []Result {
 	results := []Result{}
 	for _, bundle := range SharedBundles(targets) {
-		if ctx.Err() == nil {
+		if ctx.Err() == nil && slices.ContainsFunc(bundle.Users, o.chooses) {
 			results = append(results, r.RotateBundle(ctx, bundle, o))
 		}
 	}
 	for _, target := range targets {
-		if ctx.Err() == nil {
+		if ctx.Err() == nil && o.chooses(target) {
 			results = append(results, r.Rotate(ctx, target, o))
 		}
 	}
 	return results
 }
+
+// chooses tells whether a target is to have its turn.
+func (o Options) chooses(t Target) bool { return o.Service == "" || o.Service == t.Workload.Name }
 
 // Status is what a store says of the rotation of one workload.
 type Status struct {

@@ -40,7 +40,8 @@ request are stored; the authority is asked; the new version is stored, read back
 specification says so (deploy: restart), else their watchers reload them; and every endpoint is looked at
 until it serves the new serial. What fails after that is undone: the version of before becomes current
 again, is deployed and observed. A process that is killed leaves nothing half: the next one goes on where
-it was, with the same request. Trust bundles that services share come first.
+it was, with the same request. Trust bundles that services share come first, for all who use them, also
+when one service is named.
 
 A lease in the store keeps two from working on one service; the second one says who has it.
 
@@ -72,7 +73,7 @@ func (c *rotateOnceCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	results := rotator.RotateAll(p.ctx, targets, rotate.Options{Force: c.Force, NoDeploy: c.NoDeploy, DryRun: c.DryRun})
+	results := rotator.RotateAll(p.ctx, targets, rotate.Options{Force: c.Force, NoDeploy: c.NoDeploy, DryRun: c.DryRun, Service: c.Service})
 	if c.json() {
 		err = writeJSON(p, results)
 	} else {
@@ -240,6 +241,9 @@ func (c *rotateStatusCmd) Run(p *process) error {
 	}
 	statuses := []rotate.Status{}
 	for _, target := range targets {
+		if c.Service != "" && c.Service != target.Workload.Name {
+			continue
+		}
 		statuses = append(statuses, rotate.ReadStatus(p.ctx, target))
 	}
 	if c.json() {

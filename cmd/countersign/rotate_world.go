@@ -54,13 +54,17 @@ func (w *rotation) rotator(timeout time.Duration, progress func(string, rotate.S
 	})
 }
 
-// targets are the workloads of the running specification whose certificate comes from a store, or the one of a name.
+// targets are the workloads of the running specification whose certificate comes from a store: all of them, also when a
+// service is named, which has to be one of them.
 func (w *rotation) targets(ctx context.Context, service string) ([]rotate.Target, error) {
 	spec, err := runningSpec(ctx, w.admin)
 	if err != nil {
 		return nil, err
 	}
-	names, err := targetNames(spec, service)
+	if _, err := targetNames(spec, service); err != nil {
+		return nil, err
+	}
+	names, err := targetNames(spec, "")
 	if err != nil {
 		return nil, err
 	}
