@@ -31,6 +31,7 @@ func (n *run) bring() error {
 	if n.record.Step == "" {
 		n.record.Step, n.record.Version, n.record.Previous = StepPromote, n.version, n.current.version
 		n.record.NoDeploy, n.record.Began, n.record.Problem = n.o.NoDeploy, n.r.now().UTC(), ""
+		n.record.There = n.there()
 	}
 	if err := n.begin(StepPromote, "making %s current", n.version); err != nil {
 		return err
@@ -54,6 +55,27 @@ func (n *run) bring() error {
 	default:
 		return n.back(err)
 	}
+}
+
+// there are the instances that are there before anything is changed. Without them the rotation goes on: a certificate ends
+// also while nobody can look.
+func (n *run) there() []string {
+	if n.o.NoDeploy {
+		return nil
+	}
+	sightings, err := n.r.config.Observer.Look(n.ctx, n.t)
+	if err != nil {
+		n.say(n.step, "who is there now is not known: %v", err)
+		return nil
+	}
+	var there []string
+	for _, s := range sightings {
+		if !s.Away {
+			there = append(there, s.Instance)
+		}
+	}
+	slices.Sort(there)
+	return slices.Compact(there)
 }
 
 // brought is what is to be known of a leaf.
@@ -149,7 +171,7 @@ func (n *run) restart(serial string) error {
 	}
 	for _, instance := range n.touched { // it may not have come back, and is seen nowhere then
 		if n.step == StepRollback && !slices.Contains(instances, instance) &&
-			!slices.ContainsFunc(sightings, func(s Sighting) bool { return s.Instance == instance }) {
+			!slices.ContainsFunc(sightings, func(s Sighting) bool { return s.Instance == instance && !s.Away }) {
 			instances = append(instances, instance)
 		}
 	}
@@ -231,16 +253,18 @@ func (n *run) wait() <-chan struct{} {
 }
 
 // wrong says who does not serve a serial, and why. After a while the word of an instance counts that cannot be looked
-// at and that nobody else has seen.
+// at and that nobody else has seen. One that was away before is not waited for; one that went away since counts.
 func (n *run) wrong(sightings []Sighting, serial, instance string, passed time.Duration) []string {
 	var all []string
-	found := false
+	found, present := false, false
 	for _, s := range sightings {
+		present = present || !s.Away
 		if instance != "" && s.Instance != instance {
 			continue
 		}
 		found = true
-		if s.Away && instance == "" && passed >= n.r.config.away {
+		was := slices.Contains(n.record.There, s.Instance)
+		if s.Away && instance == "" && !was && passed >= n.r.config.away {
 			continue
 		}
 		if (s.Serial == serial || (serial == "" && s.Serial != "")) && (s.By != ByReport || passed >= n.r.config.unseen) {
@@ -257,6 +281,9 @@ func (n *run) wrong(sightings []Sighting, serial, instance string, passed time.D
 		case serial:
 			text = where + " says that it serves it, and no peer has seen it yet"
 		}
+		if s.Away && was {
+			text = where + " was there before, and has been lost since"
+		}
 		if s.Problem != "" {
 			text += " (" + s.Problem + ")"
 		}
@@ -264,6 +291,9 @@ func (n *run) wrong(sightings []Sighting, serial, instance string, passed time.D
 	}
 	if instance != "" && !found {
 		all = append(all, instance+" is not registered at the server")
+	}
+	if instance == "" && !present && len(all) == 0 && len(n.record.There) > 0 {
+		all = append(all, "nobody is there any more; before there were "+strings.Join(n.record.There, ", "))
 	}
 	return all
 }

@@ -3,6 +3,7 @@ package rotate
 import (
 	"errors"
 	"path/filepath"
+	"reflect"
 	"testing"
 	"time"
 
@@ -24,14 +25,14 @@ func TestReadRecord(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if record, err := ReadRecord(t.Context(), store, "m/bundle"); err != nil || record != (Record{Format: recordFormat}) {
+	if record, err := ReadRecord(t.Context(), store, "m/bundle"); err != nil || !reflect.DeepEqual(record, (Record{Format: recordFormat})) {
 		t.Errorf("of nothing: %+v, %v", record, err)
 	}
 	want := Record{Format: recordFormat, Failures: 3, LastError: "no", LastErrorStep: StepIssue, LastErrorTime: time.Unix(1, 0).UTC()}
 	if err := writeRecord(t.Context(), store, "m/bundle", want); err != nil {
 		t.Fatal(err)
 	}
-	if record, err := ReadRecord(t.Context(), store, "m/bundle"); err != nil || record != want {
+	if record, err := ReadRecord(t.Context(), store, "m/bundle"); err != nil || !reflect.DeepEqual(record, want) {
 		t.Errorf("%+v, %v; want %+v", record, err, want)
 	}
 	if _, err := ReadRecord(t.Context(), store, "not a name"); !errors.Is(err, secret.ErrInvalid) {

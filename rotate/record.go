@@ -35,6 +35,9 @@ type Record struct {
 	FailedStep Step `json:"failedStep,omitempty"`
 	// NoDeploy is set when nobody is to be looked at.
 	NoDeploy bool `json:"noDeploy,omitempty"`
+	// There are the instances that the server knew of and had not lost before Version was made current: one of them that
+	// is away afterwards may be so because of it. It is empty when nobody could look.
+	There []string `json:"there,omitempty"`
 
 	// LastSuccess is when a rotation last came to its end, and LastSerial what it brought.
 	LastSuccess time.Time `json:"lastSuccess,omitzero"`
@@ -140,5 +143,5 @@ func (r *Record) succeeded(serial string, now time.Time) {
 
 // ended forgets the version that was being brought in.
 func (r *Record) ended() {
-	r.Step, r.Version, r.Previous, r.Problem, r.FailedStep, r.NoDeploy, r.Began = "", "", "", "", "", false, time.Time{}
+	r.Step, r.Version, r.Previous, r.Problem, r.FailedStep, r.NoDeploy, r.Began, r.There = "", "", "", "", "", false, time.Time{}, nil
 }

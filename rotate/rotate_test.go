@@ -309,6 +309,72 @@ func TestRequestNeverAnswered(t *testing.T) {
 	w.check()
 }
 
+// TestVanished takes back what makes instances go away that were there before, also when it was seen by the next process.
+func TestVanished(t *testing.T) {
+	lost := func(w *world) { w.fleet.lost = "orders-1" }
+	for name, c := range map[string]struct {
+		alone bool // there is one instance
+		leave func(*world)
+		says  string
+	}{
+		"one of two is lost": {false, lost, "orders-1 was there before, and has been lost since (not connected)"},
+		"all are lost":       {true, lost, "orders-1 was there before, and has been lost since (not connected)"},
+		"all are gone":       {false, func(w *world) { clear(w.fleet.serves) }, "nobody is there any more; before there were orders-1, orders-2"},
+	} {
+		for _, killed := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, killed %v", name, killed), func(t *testing.T) {
+				w := newWorld(t, secret.LayoutJSON)
+				if c.alone {
+					delete(w.fleet.serves, "orders-2")
+				}
+				first := w.first()
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				w.config.Progress = func(_ string, step Step, _ string) {
+					if step == StepDeploy && killed {
+						cancel()
+					} else if step == StepDeploy {
+						c.leave(w)
+					}
+				}
+				result := w.rotator().Rotate(ctx, w.target, Options{Force: true})
+				if killed {
+					if !errors.Is(result.Err, ErrStopped) {
+						t.Fatalf("%v, want ErrStopped", result.Err)
+					}
+					w.config.Progress = nil
+					c.leave(w)
+					result = w.run(Options{})
+				}
+				if result.Outcome != RolledBack || !errors.Is(result.Err, ErrNotServed) || w.currentSerial() != first.Serial {
+					t.Errorf("%+v; %s is current, want %s", result, w.currentSerial(), first.Serial)
+				}
+				says(t, result.Error, c.says)
+				w.check()
+			})
+		}
+	}
+}
+
+// TestLostByRestart restarts an instance again, on the way back, that the server has lost after its restart.
+func TestLostByRestart(t *testing.T) {
+	w := newWorld(t, secret.LayoutJSON)
+	w.target.Restart, w.fleet.reload = true, false
+	w.first()
+	w.fleet.restarts = nil
+	w.config.Progress = func(_ string, _ Step, text string) {
+		if text == "restarting orders-1" {
+			w.fleet.lost = map[bool]string{true: "orders-1"}[len(w.fleet.restarts) == 0]
+		}
+	}
+	result := w.must(Options{Force: true}, RolledBack)
+	if got := fmt.Sprint(w.fleet.restarts); got != "[orders-1 orders-1]" {
+		t.Errorf("restarted %s", got)
+	}
+	says(t, result.Error, "is current again and was seen everywhere")
+	w.check()
+}
+
 // forgetful answers as the CA does when what it has issued for some requests was revoked since.
 type forgetful struct {
 	*authority
