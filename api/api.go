@@ -153,6 +153,7 @@ type Status struct {
 	SurvivesSeconds  int64         `json:"survivesSeconds"`
 	Connected        bool          `json:"connected"`
 	ObservedSerial   string        `json:"observedSerial,omitempty"` // what peers saw it present
+	ObservedTime     time.Time     `json:"observedTime,omitzero"`    // when they last did, by their clocks
 	ClockOffset      mesh.Duration `json:"clockOffset"`
 	// Revocation says whether it looks peers up in revocation lists: "check", or "none" and why that will do.
 	Revocation string `json:"revocation,omitempty"`

@@ -130,6 +130,35 @@ func TestUnseen(t *testing.T) {
 	says(t, w.progress.String(), "no peer has seen it yet")
 }
 
+// TestDenied does not take an instance's own word while peers see it present another certificate.
+func TestDenied(t *testing.T) {
+	for name, c := range map[string]struct {
+		sightings int // how many of them are news
+		want      Outcome
+	}{"before": {0, Rotated}, "a while longer": {5, Rotated}, "all the time": {1 << 20, RolledBack}} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, secret.LayoutJSON)
+			w.fleet.by = ByReport
+			first := w.first()
+			count, at := 0, time.Now()
+			w.fleet.others = func(serial string) (string, time.Time) {
+				if serial == first.Serial {
+					return "", time.Time{}
+				}
+				if count < c.sightings {
+					count, at = count+1, at.Add(time.Millisecond)
+				}
+				return first.Serial, at
+			}
+			result := w.must(Options{Force: true}, c.want)
+			if c.want == RolledBack {
+				says(t, result.Error, "orders-1 0.0.0.0_9080 says that it serves ", ", and a peer saw it present "+first.Serial+" at ")
+			}
+			w.check()
+		})
+	}
+}
+
 func TestNobody(t *testing.T) {
 	w := newWorld(t, secret.LayoutJSON)
 	clear(w.fleet.serves)

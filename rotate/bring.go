@@ -267,7 +267,8 @@ func (n *run) wrong(sightings []Sighting, serial, instance string, passed time.D
 		if s.Away && instance == "" && !was && passed >= n.r.config.away {
 			continue
 		}
-		if (s.Serial == serial || (serial == "" && s.Serial != "")) && (s.By != ByReport || passed >= n.r.config.unseen) {
+		denied := n.isDenied(s)
+		if (s.Serial == serial || (serial == "" && s.Serial != "")) && (s.By != ByReport || (passed >= n.r.config.unseen && !denied)) {
 			continue
 		}
 		where := s.Instance
@@ -280,6 +281,9 @@ func (n *run) wrong(sightings []Sighting, serial, instance string, passed time.D
 			text = where + " serves nothing"
 		case serial:
 			text = where + " says that it serves it, and no peer has seen it yet"
+		}
+		if denied {
+			text = fmt.Sprintf("%s says that it serves %s, and a peer saw it present %s at %s", where, s.Serial, s.Peers, s.PeersAt.Format(time.RFC3339))
 		}
 		if s.Away && was {
 			text = where + " was there before, and has been lost since"
@@ -296,6 +300,26 @@ func (n *run) wrong(sightings []Sighting, serial, instance string, passed time.D
 		all = append(all, "nobody is there any more; before there were "+strings.Join(n.record.There, ", "))
 	}
 	return all
+}
+
+// isDenied tells whether peers have just seen an instance present something else than it says. What they saw before it said
+// so is no news, and connections that were made before speak on for a while.
+func (n *run) isDenied(s Sighting) bool {
+	if s.By != ByReport || s.Peers == "" {
+		return false
+	}
+	last, known := n.denied[s.Instance]
+	switch {
+	case !known:
+		last.at = s.PeersAt
+	case s.PeersAt.After(last.at):
+		last = denial{at: s.PeersAt, news: time.Now()}
+	}
+	if n.denied == nil {
+		n.denied = make(map[string]denial)
+	}
+	n.denied[s.Instance] = last
+	return time.Since(last.news) < n.r.config.unseen
 }
 
 // back brings the version of before back, and gives the error why.

@@ -123,6 +123,10 @@ type Sighting struct {
 	// Serial is as mtls.Serial spells it; empty when none was seen.
 	Serial string `json:"serial"`
 	By     By     `json:"by"`
+	// Peers is another serial that peers saw it present, and PeersAt when they last did, while the instance itself says
+	// that it presents Serial. Both are empty when nobody has seen another one.
+	Peers   string    `json:"peers,omitempty"`
+	PeersAt time.Time `json:"peersAt,omitzero"`
 	// Away is set for an instance that the server has lost: it may be back in a moment, or never.
 	Away bool `json:"away,omitempty"`
 	// Problem says why nothing was seen, or what is wrong with the instance in its own words.

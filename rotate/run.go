@@ -35,8 +35,13 @@ type run struct {
 	abandoned string
 	// touched are the instances that were told to restart, whether they have come back or not.
 	touched []string
-	result  *Result
+	// denied is what peers saw, by instance, that speaks against its word.
+	denied map[string]denial
+	result *Result
 }
+
+// denial is when peers saw an instance present something else than it says, and when that was news here.
+type denial struct{ at, news time.Time }
 
 // current is what the store holds as current.
 type current struct {

@@ -186,6 +186,8 @@ type fleet struct {
 	// blind is why nobody can be looked at.
 	blind error
 	by    By
+	// others are what peers saw while an instance says that it serves a serial.
+	others func(serial string) (string, time.Time)
 	// broken is what a restart of an instance says; it is gone afterwards when gone says so.
 	broken map[string]error
 	gone   bool
@@ -243,6 +245,9 @@ func (f *fleet) Look(context.Context, Target) ([]Sighting, error) {
 			continue
 		}
 		s := Sighting{Instance: instance, Endpoint: "0.0.0.0_9080", Serial: f.serves[instance], By: f.by}
+		if f.others != nil {
+			s.Peers, s.PeersAt = f.others(s.Serial)
+		}
 		if f.refuses != nil {
 			s.Problem = "nginx -t refused the new files"
 		}

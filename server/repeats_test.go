@@ -215,4 +215,15 @@ func TestSharedCertificateIsSeen(t *testing.T) {
 	if got := observed(); got[1] != gateways[1].serial() {
 		t.Errorf("observed %q: the second one's own is %s", got, gateways[1].serial())
 	}
+	// Somebody presents what nobody says that it serves: it may be any of them.
+	serve(1, shared[1])
+	at := time.Now().Add(time.Second)
+	see(shared[0], at)
+	if got := observed(); !slices.Equal(got, []string{shared[0], shared[0]}) {
+		t.Errorf("observed %q, want twice %s", got, shared[0])
+	}
+	rows, err := r.admin.Status(t.Context())
+	if i := slices.IndexFunc(rows, func(row api.Status) bool { return row.Instance == "colorgateway-2" }); err != nil || i < 0 || !rows[i].ObservedTime.Equal(at) {
+		t.Errorf("%+v, %v; it was seen at %s", rows, err, at)
+	}
 }

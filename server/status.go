@@ -42,7 +42,7 @@ func (s *Server) status(r *http.Request, _ none) ([]api.Status, error) {
 
 // observe fills in what peers saw an identity present. With several instances of one identity, the
 // certificate's record tells which of them it was. One that was issued to no instance lies in a secret store
-// for all of them: then it was one of those that say that they serve it.
+// for all of them: then it was one of those that say that they serve it, or, when none says so, any of them.
 func (s *Server) observe(ctx context.Context, rows []api.Status, identity string, seen map[string]time.Time) error {
 	latest := make(map[string]time.Time) // by instance
 	for serial, at := range seen {
@@ -50,11 +50,13 @@ func (s *Server) observe(ctx context.Context, rows []api.Status, identity string
 		if err != nil {
 			return err
 		}
+		says := func(row api.Status) bool { return row.Identity == identity && row.Serial == serial }
+		admitted := instance == "" && slices.ContainsFunc(rows, says)
 		for i := range rows {
 			row := &rows[i]
-			its := row.Instance == instance || (instance == "" && row.Serial == serial)
+			its := row.Instance == instance || (instance == "" && row.Serial != "" && (!admitted || row.Serial == serial))
 			if row.Identity == identity && row.Instance != "" && its && at.After(latest[row.Instance]) {
-				latest[row.Instance], row.ObservedSerial = at, serial
+				latest[row.Instance], row.ObservedSerial, row.ObservedTime = at, serial, at.UTC()
 			}
 		}
 	}

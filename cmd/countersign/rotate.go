@@ -136,13 +136,27 @@ func describeResult(r rotate.Result) string {
 	case r.Serial == "":
 		return "brought up to date (" + r.Reason + ")"
 	default:
-		return fmt.Sprintf("rotated, and seen at %s: %s (%s)", count(seenAt(r.Seen), "place"), serves, r.Reason)
+		return fmt.Sprintf("rotated, and %s: %s (%s)", seenAt(r.Seen), serves, r.Reason)
 	}
 }
 
-// seenAt counts the places where something was seen.
-func seenAt(sightings []rotate.Sighting) int {
-	return len(slices.DeleteFunc(slices.Clone(sightings), func(s rotate.Sighting) bool { return s.Away }))
+// seenAt says at how many places something was seen, and for how many there is only an instance's own word.
+func seenAt(sightings []rotate.Sighting) string {
+	seen, said := 0, 0
+	for _, s := range sightings {
+		switch {
+		case s.Away:
+		case s.By == rotate.ByReport:
+			said++
+		default:
+			seen++
+		}
+	}
+	text := "seen at " + count(seen, "place")
+	if said > 0 {
+		text += fmt.Sprintf(" (of %s there is only its own word)", count(said, "instance"))
+	}
+	return text
 }
 
 type rotateDaemonCmd struct {

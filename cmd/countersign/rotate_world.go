@@ -269,6 +269,7 @@ func lookAt(ctx context.Context, target rotate.Target, instance api.Instance, ro
 	if row.ObservedSerial == "" || row.ObservedSerial != row.Serial {
 		// Nobody has called it or was called by it since it changed: what it says is all that there is.
 		s.Serial, s.By = row.Serial, rotate.ByReport
+		s.Peers, s.PeersAt = row.ObservedSerial, row.ObservedTime // or somebody has seen otherwise
 	}
 	return []rotate.Sighting{s}
 }
