@@ -140,14 +140,7 @@ func (c caIssueCmd) byState(p *process) error {
 	if err != nil {
 		return err
 	}
-	open, err := ca.Open(c.State, sealer)
-	if err != nil {
-		return err
-	}
-	log, err := ca.OpenJournal(c.State, sealer)
-	if errors.Is(err, journal.ErrLocked) {
-		return fmt.Errorf("a server runs on %s, and its socket is not %s; give its --socket: %w", c.State, filepath.Join(c.State, "server.sock"), err)
-	}
+	open, log, err := openStopped(c.State, sealer, ca.Open)
 	if err != nil {
 		return err
 	}

@@ -84,16 +84,26 @@ func (c caRevokeCmd) byState(p *process, target ca.Target, reason issue.Reason) 
 	return done, nil
 }
 
-// openLedger opens the CA of a state for what changes its lists.
-func openLedger(state string, sealer ca.Sealer) (*ca.CA, *journal.Log, *ca.Ledger, error) {
-	open, err := ca.Open(state, sealer)
-	if err != nil {
-		return nil, nil, nil, err
-	}
+// openStopped opens the CA of a state without a server, by one of package ca's functions for that. The journal comes
+// first: its lock keeps others from changing the CA after it was read, for as long as somebody looks for a passphrase.
+func openStopped(state string, sealer ca.Sealer, opened func(string, ca.Sealer) (*ca.CA, error)) (*ca.CA, *journal.Log, error) {
 	log, err := ca.OpenJournal(state, sealer)
 	if errors.Is(err, journal.ErrLocked) {
-		return nil, nil, nil, fmt.Errorf("a server runs on %s, and its socket is not %s; give its --socket: %w", state, filepath.Join(state, "server.sock"), err)
+		return nil, nil, fmt.Errorf("a server runs on %s, and its socket is not %s; give its --socket: %w", state, filepath.Join(state, "server.sock"), err)
 	}
+	if err != nil {
+		return nil, nil, err
+	}
+	open, err := opened(state, sealer)
+	if err != nil {
+		return nil, nil, errors.Join(err, log.Close())
+	}
+	return open, log, nil
+}
+
+// openLedger opens the CA of a state for what changes its lists.
+func openLedger(state string, sealer ca.Sealer) (*ca.CA, *journal.Log, *ca.Ledger, error) {
+	open, log, err := openStopped(state, sealer, ca.Open)
 	if err != nil {
 		return nil, nil, nil, err
 	}

@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"path/filepath"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -44,5 +46,48 @@ func TestRevokeTokenHolder(t *testing.T) {
 	}
 	if tokens, err := ca.ReadTokens(log.Records()); err != nil || len(tokens.Open) != 0 || len(tokens.Void) != 1 || tokens.Void[0] != "0123456789abcdef" {
 		t.Errorf("%+v, %v", tokens, err)
+	}
+}
+
+// slowSealer is a sealer whose owner does something else first, such as to look for a passphrase.
+type slowSealer struct {
+	ca.Sealer
+	first func()
+}
+
+// Unseal implements [ca.Sealer].
+func (s slowSealer) Unseal(sealed []byte) ([]byte, error) {
+	s.first()
+	return s.Sealer.Unseal(sealed)
+}
+
+// TestOfflineRunsTakeTurns lets one renewal of the issuing CA come in between while another waits for its passphrase: the
+// second does not undo the first.
+func TestOfflineRunsTakeTurns(t *testing.T) {
+	state := filepath.Join(t.TempDir(), "state")
+	if _, err := ca.Init(state, ca.InitConfig{TrustDomain: "colorapp.internal", Seal: ca.Unsealed(), IssuerLife: time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	p := &process{ctx: t.Context()}
+	run := func(sealer ca.Sealer, life time.Duration) string {
+		t.Helper()
+		c := caRotateIssuerCmd{IssuerLife: life}
+		c.State = state
+		authority, err := c.byState(p, sealer, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return authority.Hierarchies()[0].ID
+	}
+	var once sync.Once
+	var first string
+	second := run(slowSealer{ca.Unsealed(), func() { once.Do(func() { first = run(ca.Unsealed(), 2*time.Hour) }) }}, 3*time.Hour)
+	authority, err := ca.Read(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := authority.Hierarchies()
+	if len(all) != 3 || all[0].ID != second || !slices.ContainsFunc(all, func(h ca.Hierarchy) bool { return h.ID == first }) {
+		t.Errorf("%d hierarchies: the first renewal is lost", len(all))
 	}
 }

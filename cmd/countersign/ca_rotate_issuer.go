@@ -9,6 +9,7 @@ import (
 
 	"countersign.dev/api"
 	"countersign.dev/ca"
+	"countersign.dev/journal"
 	"countersign.dev/mesh"
 )
 
@@ -66,28 +67,32 @@ func (c caRotateIssuerCmd) Run(p *process) error {
 
 // byState does it without a server.
 func (c caRotateIssuerCmd) byState(p *process, sealer ca.Sealer, file string) (*ca.Authority, error) {
-	open, err := ca.OpenExpired(c.State, sealer, time.Now)
+	open, log, err := openStopped(c.State, sealer, func(state string, sealer ca.Sealer) (*ca.CA, error) {
+		return ca.OpenExpired(state, sealer, time.Now)
+	})
 	if err != nil {
 		return nil, err
 	}
-	var key crypto.Signer
-	if file != "" {
-		if key, err = open.ReadKeyFile(file); err != nil {
-			return nil, err
-		}
-	} else if !open.RootKeyAtHand() {
-		return nil, usagef("the root's key is not in %s; give it with --root-key FILE", c.State)
-	}
-	log, err := ca.OpenJournal(c.State, sealer)
-	if err != nil {
-		return nil, err
-	}
-	_, err = open.RenewIssuer(p.ctx, log, key, c.IssuerLife, ca.Note{By: "administrator"})
-	if err == nil {
-		err = open.Settle()
-	}
+	err = c.renew(p, open, log, file)
 	if err := errors.Join(err, log.Close()); err != nil {
 		return nil, fmt.Errorf("in %s: %w", c.State, err)
 	}
 	return open.Authority, nil
+}
+
+// renew makes the issuing CA with the key in a file, or in the state when there is none.
+func (c caRotateIssuerCmd) renew(p *process, open *ca.CA, log *journal.Log, file string) error {
+	var key crypto.Signer
+	if file != "" {
+		var err error
+		if key, err = open.ReadKeyFile(file); err != nil {
+			return err
+		}
+	} else if !open.RootKeyAtHand() {
+		return usagef("the root's key is not in %s; give it with --root-key FILE", c.State)
+	}
+	if _, err := open.RenewIssuer(p.ctx, log, key, c.IssuerLife, ca.Note{By: "administrator"}); err != nil {
+		return err
+	}
+	return open.Settle()
 }
