@@ -49,6 +49,8 @@ type RevokedCertificate struct {
 	Reason   string    `json:"reason"`
 	// Already says that it was revoked before; time and reason are of then.
 	Already bool `json:"already,omitempty"`
+	// Renewed says that it was not named: its key is compromised, or it was renewed with a certificate whose key is.
+	Renewed bool `json:"renewed,omitempty"`
 }
 
 // RenewCRLRequest makes the root's CRL anew, and with it the others.

@@ -32,6 +32,8 @@ type Revocation struct {
 	Identity     id.ID          `json:"identity"`
 	Certificates []RevokedShort `json:"certificates"`
 	Reason       issue.Reason   `json:"reason"`
+	// Keys are public keys that are not certified again, because they were compromised: the hex SHA-256 of each.
+	Keys []string `json:"keys,omitempty"`
 	// By is who asked for it, in words.
 	By string `json:"by,omitempty"`
 }
@@ -57,12 +59,13 @@ type Revoked struct {
 type Ledger struct {
 	mu      sync.Mutex
 	revoked map[string]Revoked // guarded by mu, by serial
+	keys    map[string]bool    // guarded by mu: those that were compromised
 	numbers map[string]int64   // guarded by mu: the last one, by the CA's subject key identifier in hex
 }
 
 // ReadLedger reads a journal's records.
 func ReadLedger(records iter.Seq2[journal.Record, error]) (*Ledger, error) {
-	l := &Ledger{revoked: make(map[string]Revoked), numbers: make(map[string]int64)}
+	l := &Ledger{revoked: make(map[string]Revoked), keys: make(map[string]bool), numbers: make(map[string]int64)}
 	for record, err := range records {
 		if err != nil {
 			return nil, fmt.Errorf("reading the journal: %w", err)
@@ -90,6 +93,9 @@ func (l *Ledger) add(r Revocation, at time.Time) {
 		if _, known := l.revoked[short.Serial]; !known { // the first word counts
 			l.revoked[short.Serial] = Revoked{RevokedShort: short, Identity: r.Identity, Time: at.UTC(), Reason: r.Reason}
 		}
+	}
+	for _, key := range r.Keys {
+		l.keys[key] = true
 	}
 }
 
@@ -280,10 +286,14 @@ type Choice struct {
 	// Fresh are the valid certificates to revoke, Already those that were revoked before.
 	Fresh   []RevokedShort
 	Already []Revoked
+	// Keys are those that are not certified again, and Renewed tells which of Fresh were not named but follow from what
+	// was, by serial; see [Ledger.Compromise].
+	Keys    []string
+	Renewed map[string]bool
 }
 
 // Choose finds what a target means among the certificates that were issued; those that are not meant may be among them.
-// A serial that is not there is [ErrUnknownCertificate], and one whose certificate has ended is [ErrEnded]. For a
+// A serial that is not there is [ErrUnknownCertificate], and one whose certificate has ended is [ErrEnded], with whose it was. For a
 // workload it takes the certificates that are valid at now; without any it is still a choice, because the workload's
 // join tokens go with it, and a workload that never had one is [ErrUnknownCertificate].
 func (l *Ledger) Choose(t Target, issued iter.Seq[Candidate], now time.Time) (Choice, error) {
@@ -304,7 +314,7 @@ func (l *Ledger) Choose(t Target, issued iter.Seq[Candidate], now time.Time) (Ch
 		case now.Before(c.NotAfter):
 			choice.Fresh = append(choice.Fresh, c.RevokedShort)
 		case t.Serial != "":
-			return Choice{}, fmt.Errorf("%w on %s (serial %s, %s)", ErrEnded, c.NotAfter.UTC().Format(time.RFC3339), c.Serial, c.Identity)
+			return choice, fmt.Errorf("%w on %s (serial %s, %s)", ErrEnded, c.NotAfter.UTC().Format(time.RFC3339), c.Serial, c.Identity)
 		}
 	}
 	if !known {

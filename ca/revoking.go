@@ -41,9 +41,12 @@ func (a *Authority) Choose(l *Ledger, t Target, issued iter.Seq[Candidate], work
 	}
 }
 
+// IsEmpty tells whether there is nothing to record about certificates or keys.
+func (c Choice) IsEmpty() bool { return len(c.Fresh) == 0 && len(c.Keys) == 0 }
+
 // Revocation is what the journal records of a choice.
 func (c Choice) Revocation(reason issue.Reason, by string) Revocation {
-	return Revocation{Identity: c.Identity, Certificates: c.Fresh, Reason: reason, By: by}
+	return Revocation{Identity: c.Identity, Certificates: c.Fresh, Keys: c.Keys, Reason: reason, By: by}
 }
 
 // Rows are a choice that was carried out, as the administrator is told it.
@@ -51,7 +54,7 @@ func (l *Ledger) Rows(c Choice) []api.RevokedCertificate {
 	rows := []api.RevokedCertificate{}
 	add := func(r Revoked, already bool) {
 		rows = append(rows, api.RevokedCertificate{
-			Serial: r.Serial, Identity: r.Identity, NotAfter: r.NotAfter, Time: r.Time, Reason: string(r.Reason), Already: already,
+			Serial: r.Serial, Identity: r.Identity, NotAfter: r.NotAfter, Time: r.Time, Reason: string(r.Reason), Already: already, Renewed: c.Renewed[r.Serial],
 		})
 	}
 	for _, fresh := range c.Fresh {

@@ -153,7 +153,7 @@ func (s *Server) newProbe(ctx context.Context, request api.ProbeRequest) (*api.C
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errBadRequest, err)
 	}
-	csr, err := checkCSR(request.CSR, identity, nil)
+	csr, err := s.acceptCSR(request.CSR, identity, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -87,7 +87,7 @@ func (s *Server) enrolled(ctx context.Context, request api.EnrollRequest, facts 
 		return nil, err
 	}
 	facts.Identity = plan.Identity.String()
-	csr, err := checkCSR(request.CSR, plan.Identity, plan.DNSNames)
+	csr, err := s.acceptCSR(request.CSR, plan.Identity, plan.DNSNames)
 	if err != nil {
 		return nil, err
 	}
@@ -148,7 +148,7 @@ func (s *Server) renewed(r *http.Request, request api.RenewRequest, facts *joine
 	if err != nil {
 		return nil, err
 	}
-	csr, err := checkCSR(request.CSR, plan.Identity, plan.DNSNames)
+	csr, err := s.acceptCSR(request.CSR, plan.Identity, plan.DNSNames)
 	if err != nil {
 		return nil, err
 	}
@@ -175,6 +175,16 @@ func checkCSR(text string, identity id.ID, dnsNames []string) (*x509.Certificate
 		return nil, err
 	}
 	return csr, issue.CheckCSRNames(csr, identity, dnsNames)
+}
+
+// acceptCSR is checkCSR that refuses a key that was compromised, too. The caller holds revocations.joining until the
+// certificate is issued.
+func (s *Server) acceptCSR(text string, identity id.ID, dnsNames []string) (*x509.CertificateRequest, error) {
+	csr, err := checkCSR(text, identity, dnsNames)
+	if err != nil {
+		return nil, err
+	}
+	return csr, s.revocations.ledger.CheckKey(csr.RawSubjectPublicKeyInfo)
 }
 
 func keyDigest(spki []byte) string {

@@ -48,6 +48,7 @@ var answers = []struct {
 }{
 	{journal.ErrNotRecorded, http.StatusServiceUnavailable, api.CodeNotRecorded},
 	{errRevoked, http.StatusForbidden, api.CodeRevoked},
+	{ca.ErrCompromised, http.StatusForbidden, api.CodeRevoked},
 	{ca.ErrTarget, http.StatusBadRequest, api.CodeBadRequest},
 	{ca.ErrUnknownCertificate, http.StatusBadRequest, api.CodeBadRequest},
 	{ca.ErrEnded, http.StatusBadRequest, api.CodeBadRequest},

@@ -30,7 +30,7 @@ func (s *Server) issuedByHand(ctx context.Context, request api.IssueRequest) (*a
 	if err != nil {
 		return nil, err
 	}
-	csr, err := checkCSR(request.CSR, plan.Identity, plan.DNSNames)
+	csr, err := s.acceptCSR(request.CSR, plan.Identity, plan.DNSNames)
 	if err != nil {
 		return nil, err
 	}

@@ -145,14 +145,14 @@ func readRevoke(request api.RevokeRequest) (issue.Reason, ca.Target, error) {
 func (s *Server) recordRevocation(ctx context.Context, target ca.Target, reason issue.Reason) (choice ca.Choice, stored, err error) {
 	s.revocations.joining.Lock()
 	defer s.revocations.joining.Unlock()
-	if choice, err = s.choose(ctx, target); err != nil {
+	if choice, err = s.choose(ctx, target, reason); err != nil {
 		return ca.Choice{}, nil, err
 	}
 	tokens, err := s.store.tokensOf(ctx, choice.Identity)
 	if err != nil {
 		return ca.Choice{}, nil, err
 	}
-	if len(choice.Fresh) == 0 && (target.Serial != "" || len(choice.Already) > 0 && len(tokens) == 0) {
+	if choice.IsEmpty() && (target.Serial != "" || len(choice.Already) > 0 && len(tokens) == 0) {
 		return choice, s.followJournal(ctx), nil // it was revoked before; what failed then is made good
 	}
 	if err := s.revocations.ledger.Revoke(ctx, s.journal, choice.Revocation(reason, byAdmin), s.now()); err != nil {
@@ -170,13 +170,17 @@ func (s *Server) recordRevocation(ctx context.Context, target ca.Target, reason 
 }
 
 // choose finds what a target means.
-func (s *Server) choose(ctx context.Context, target ca.Target) (ca.Choice, error) {
+func (s *Server) choose(ctx context.Context, target ca.Target, reason issue.Reason) (ca.Choice, error) {
 	candidates, err := s.store.candidates(ctx, target)
 	if err != nil {
 		return ca.Choice{}, err
 	}
 	// Who never had a certificate may have a token.
-	return s.ca.Choose(s.revocations.ledger, target, slices.Values(candidates), slices.Values(s.registry.identities()), s.now())
+	choice, err := s.ca.Choose(s.revocations.ledger, target, slices.Values(candidates), slices.Values(s.registry.identities()), s.now())
+	if reason == issue.KeyCompromise {
+		return s.revocations.ledger.Compromise(choice, err, target, s.journal.Records(), s.now())
+	}
+	return choice, err
 }
 
 // expel lets go of those whose certificates were revoked: their peers are not sent to them any more, and the server

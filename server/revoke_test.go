@@ -119,6 +119,83 @@ func TestRevoke(t *testing.T) {
 	}
 }
 
+// TestRevokeCompromised revokes a stolen certificate by its serial: what a thief has renewed with it goes, too, and so do
+// the keys; what the same workload got otherwise stays, and so does what was renewed with one that was only superseded.
+func TestRevokeCompromised(t *testing.T) {
+	f := newFixture(t, colorapp)
+	r := f.start()
+	thief, other := r.joinAs("colorteller", "colorteller-1"), r.joinAs("colorteller", "colorteller-2")
+	stolen := thief.serial()
+	gotten := r.newPeer(thief.instance) // by the stolen one, with a key of the thief's own
+	var credentials api.Credentials
+	if err := thief.post(api.PathRenew, api.RenewRequest{Instance: thief.instance, CSR: gotten.csr()}, &credentials); err != nil {
+		t.Fatal(err)
+	}
+	if err := gotten.take(credentials); err != nil {
+		t.Fatal(err)
+	}
+	if err := gotten.renew(); err != nil { // a second generation
+		t.Fatal(err)
+	}
+	r.mustRevoke(t, api.RevokeRequest{Serial: stolen, Reason: "superseded"})
+	if err := gotten.renew(); err != nil {
+		t.Errorf("after what it came from was superseded: %v", err)
+	}
+	done := r.mustRevoke(t, api.RevokeRequest{Serial: stolen, Reason: "keyCompromise"})
+	renewed := 0
+	for _, row := range done.Revoked {
+		if row.Renewed {
+			renewed++
+		}
+	}
+	if len(done.Revoked) != 4 || renewed != 3 || done.Revoked[3].Serial != stolen || !done.Revoked[3].Already {
+		t.Errorf("%+v", done.Revoked)
+	}
+	wantCode(t, gotten.renew(), api.CodeRevoked)
+	if err := other.renew(); err != nil {
+		t.Errorf("the other instance: %v", err)
+	}
+	again := func(r *remote, p *peer) error {
+		_, err := r.admin.Issue(t.Context(), api.IssueRequest{Workload: "colorteller", CSR: p.csr()})
+		return err
+	}
+	wantCode(t, again(r.remote, thief), api.CodeRevoked)
+	wantCode(t, thief.enroll(r.token("colorteller", 1)), api.CodeRevoked)
+	r.mustRevoke(t, api.RevokeRequest{Serial: stolen, Reason: "keyCompromise"})
+	if n := f.count(journal.Revoke); n != 2 {
+		t.Errorf("%d revocations are recorded", n)
+	}
+	r.stop()
+	r = f.start()
+	wantCode(t, again(r.remote, gotten), api.CodeRevoked)
+	if err := again(r.remote, r.newPeer("x")); err != nil {
+		t.Errorf("another key: %v", err)
+	}
+}
+
+// TestRevokeEnded revokes, for a key that was stolen, a certificate that has ended: what was renewed with it is valid.
+func TestRevokeEnded(t *testing.T) {
+	f := newFixture(t, colorapp)
+	r := f.start()
+	thief, other := r.joinAs("colorteller", "colorteller-1"), r.joinAs("colorteller", "colorteller-2")
+	stolen := thief.serial()
+	f.offset.Store(int64(50 * time.Minute)) // the certificates live for an hour
+	if err := thief.renew(); err != nil {
+		t.Fatal(err)
+	}
+	f.offset.Store(int64(65 * time.Minute))
+	for serial, reason := range map[string]string{stolen: "superseded", other.serial(): "keyCompromise"} {
+		_, err := r.admin.Revoke(t.Context(), api.RevokeRequest{Serial: serial, Reason: reason})
+		if text := wantCode(t, err, api.CodeBadRequest); !strings.Contains(text, "expired") {
+			t.Error(text)
+		}
+	}
+	done := r.mustRevoke(t, api.RevokeRequest{Serial: stolen, Reason: "keyCompromise"})
+	if len(done.Revoked) != 1 || done.Revoked[0].Serial != thief.serial() || !done.Revoked[0].Renewed {
+		t.Errorf("%+v", done.Revoked)
+	}
+}
+
 // TestRevokeWorkload revokes all of a workload, also one that has nothing but a token.
 func TestRevokeWorkload(t *testing.T) {
 	f := newFixture(t, colorapp)

@@ -32,8 +32,9 @@ open and on sessions that would be resumed. Without a server, this command opens
 the server spreads it.
 
 Whoever held a revoked certificate comes back only with a new join token: those that were made for its
-workload before are void, whichever instance they were for. To revoke again what is revoked changes nothing, and
-the exit status is 0.
+workload before are void, whichever instance they were for. With keyCompromise, all that was renewed with the
+certificate is revoked, too, and its key is not certified again. To revoke again what is revoked changes
+nothing, and the exit status is 0.
 
 Examples:
   countersign ca revoke --state ./state 5d6fa2c0b1e94e0fa7c21f0d3b86a914 --reason keyCompromise
@@ -129,7 +130,7 @@ func revokeInto(ctx context.Context, log *journal.Log, open *ca.CA, ledger *ca.L
 		return nil, err
 	}
 	now := time.Now()
-	choice, err := choose(log, open, ledger, target, issued, now)
+	choice, err := choose(log, open, ledger, target, reason, issued, now)
 	if err != nil {
 		_, recorded := log.Append(ctx, journal.Entry{
 			Time: now, Type: journal.RevokeRefused,
@@ -137,7 +138,7 @@ func revokeInto(ctx context.Context, log *journal.Log, open *ca.CA, ledger *ca.L
 		})
 		return nil, errors.Join(usageError{err}, recorded)
 	}
-	if len(choice.Fresh) > 0 || target.Workload != "" { // without a certificate it is about the join tokens
+	if !choice.IsEmpty() || target.Workload != "" { // without a certificate it is about the join tokens
 		if err := ledger.Revoke(ctx, log, choice.Revocation(reason, by), now); err != nil {
 			return nil, err
 		}
@@ -150,7 +151,7 @@ func revokeInto(ctx context.Context, log *journal.Log, open *ca.CA, ledger *ca.L
 }
 
 // choose finds what a target means by the journal, as a server does by its database.
-func choose(log *journal.Log, open *ca.CA, ledger *ca.Ledger, target ca.Target, issued []ca.Certificate, now time.Time) (ca.Choice, error) {
+func choose(log *journal.Log, open *ca.CA, ledger *ca.Ledger, target ca.Target, reason issue.Reason, issued []ca.Certificate, now time.Time) (ca.Choice, error) {
 	candidates, err := ca.Candidates(issued, target)
 	if err != nil {
 		return ca.Choice{}, err
@@ -159,7 +160,11 @@ func choose(log *journal.Log, open *ca.CA, ledger *ca.Ledger, target ca.Target, 
 	if err != nil {
 		return ca.Choice{}, err
 	}
-	return open.Choose(ledger, target, slices.Values(candidates), tokens.Holders(open.TrustDomain()), now)
+	choice, err := open.Choose(ledger, target, slices.Values(candidates), tokens.Holders(open.TrustDomain()), now)
+	if reason == issue.KeyCompromise {
+		return ledger.Compromise(choice, err, target, log.Records(), now)
+	}
+	return choice, err
 }
 
 func (c caRevokeCmd) show(p *process, done *api.RevokeResponse) error {
@@ -171,6 +176,9 @@ func (c caRevokeCmd) show(p *process, done *api.RevokeResponse) error {
 		what := "revoked"
 		if one.Already {
 			what = "was revoked already, on " + one.Time.Format(time.RFC3339)
+		}
+		if one.Renewed {
+			what += ", too: it has that key, or was renewed with it"
 		}
 		fmt.Fprintf(&text, "%s of %s %s (%s)\n", one.Serial, one.Identity, what, one.Reason)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/x509"
 	"errors"
 	"path/filepath"
 	"slices"
@@ -9,8 +10,11 @@ import (
 	"time"
 
 	"countersign.dev/ca"
+	"countersign.dev/id"
 	"countersign.dev/issue"
 	"countersign.dev/journal"
+	"countersign.dev/mesh"
+	"countersign.dev/mtls"
 )
 
 // TestRevokeTokenHolder revokes, without a server, a workload that has a join token and never had a certificate.
@@ -47,6 +51,64 @@ func TestRevokeTokenHolder(t *testing.T) {
 	if tokens, err := ca.ReadTokens(log.Records()); err != nil || len(tokens.Open) != 0 || len(tokens.Void) != 1 || tokens.Void[0] != "0123456789abcdef" {
 		t.Errorf("%+v, %v", tokens, err)
 	}
+}
+
+// TestIssueCompromisedKey issues no certificate of a key that was compromised, without a server.
+func TestIssueCompromisedKey(t *testing.T) {
+	state := filepath.Join(t.TempDir(), "state")
+	if _, err := ca.Init(state, ca.InitConfig{TrustDomain: "colorapp.internal", Seal: ca.Unsealed()}); err != nil {
+		t.Fatal(err)
+	}
+	open, log, ledger, err := openLedger(state, ca.Unsealed())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	identity, err := id.Parse("spiffe://colorapp.internal/service/colorteller")
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan := mesh.CertificatePlan{Identity: identity, TTL: mesh.Duration(time.Hour)}
+	key, err := mtls.GenerateKey(mesh.ECDSAP256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := mtls.NewCSR(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serials []string
+	for range 2 {
+		issued, err := issueInto(t.Context(), log, open, ledger, plan, csr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		serials = append(serials, mtls.Serial(issued.Certificate))
+	}
+	done, err := revokeInto(t.Context(), log, open, ledger, ca.Target{Serial: serials[0]}, issue.KeyCompromise)
+	if err != nil || len(done.Revoked) != 2 {
+		t.Fatal(done, err)
+	}
+	for _, row := range done.Revoked {
+		if !slices.Contains(serials, row.Serial) || row.Renewed != (row.Serial == serials[1]) {
+			t.Errorf("%+v", row)
+		}
+	}
+	if _, err := issueInto(t.Context(), log, open, ledger, plan, csr); !errors.Is(err, ca.ErrCompromised) {
+		t.Errorf("the same key: %v", err)
+	}
+	if again, err := ca.ReadLedger(log.Records()); err != nil || !errors.Is(again.CheckKey(spki(t, key.Public())), ca.ErrCompromised) {
+		t.Errorf("the next run does not know it: %v", err)
+	}
+}
+
+func spki(t *testing.T, public any) []byte {
+	t.Helper()
+	der, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
 }
 
 // slowSealer is a sealer whose owner does something else first, such as to look for a passphrase.
