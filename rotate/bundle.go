@@ -54,6 +54,7 @@ type bundleRun struct {
 	step   Step
 	record Record
 	read   bool // the record was
+	stored bool // what is current are the roots of the authority
 	result *Result
 }
 
@@ -129,6 +130,7 @@ func (n *bundleRun) look() (bundle []byte, fresh bool, err error) {
 		return nil, false, fmt.Errorf("asking for the trust bundle: %w", err)
 	}
 	now, version, err := n.b.Store.Read(n.ctx, n.b.Name, "")
+	n.stored = err == nil && sameCertificates(now, trust.Bundle)
 	switch {
 	case errors.Is(err, secret.ErrNotFound):
 		n.result.Reason, fresh = "there is none yet", true
@@ -138,7 +140,7 @@ func (n *bundleRun) look() (bundle []byte, fresh bool, err error) {
 		return nil, false, fmt.Errorf("%w; or replace it with a new version: --force", err)
 	case err != nil:
 		return nil, false, err
-	case !sameCertificates(now, trust.Bundle):
+	case !n.stored:
 		n.result.Reason = "the roots of the authority are others"
 	case n.record.Step != "" && !n.o.NoDeploy:
 		n.result.Reason = "its deployment was begun and has not ended"
@@ -163,8 +165,10 @@ func (n *bundleRun) rotate(outer context.Context) error {
 	if err := n.stillNeeded(roots.Roots()); err != nil {
 		return err
 	}
-	if err := n.store(roots.PEM()); err != nil {
-		return err
+	if !n.stored {
+		if err := n.store(roots.PEM()); err != nil {
+			return err
+		}
 	}
 	if !n.o.NoDeploy {
 		if err := n.deploy(outer); err != nil {
@@ -202,7 +206,7 @@ func (n *bundleRun) store(bundle []byte) error {
 	if err := n.enter(StepPromote, "making %s current", id); err != nil {
 		return err
 	}
-	n.record.Step, n.record.Version, n.record.Began = StepDeploy, id, n.r.now().UTC()
+	n.record.Step, n.record.Version, n.record.Began, n.record.Restarted = StepDeploy, id, n.r.now().UTC(), nil
 	if err := writeRecord(n.ctx, n.b.Store, n.b.Name, n.record); err != nil {
 		return err
 	}
@@ -288,27 +292,37 @@ func (n *bundleRun) deploy(outer context.Context) error {
 		}
 		instances := make(map[string]bool)
 		for _, sighting := range sightings {
-			if !sighting.Away {
+			if !sighting.Away && !slices.Contains(n.record.Restarted, user.Workload.Name+"/"+sighting.Instance) {
 				instances[sighting.Instance] = true
 			}
 		}
-		one := &run{r: n.r, t: user, outer: outer, ctx: n.ctx, lease: n.lease, step: StepDeploy, result: &Result{}}
 		for _, instance := range slices.Sorted(maps.Keys(instances)) {
 			if outer.Err() != nil {
 				return ErrStopped
 			}
-			if err := n.lease.sure(n.ctx); err != nil { //nolint:contextcheck // the context of the run ends with its lease
-				return err
-			}
-			n.say(StepDeploy, "restarting %s", instance)
-			if err := n.r.config.Deployer.Restart(n.ctx, user.Workload.Name, instance); err != nil { //nolint:contextcheck // as above
-				return fmt.Errorf("restarting %s: %w", instance, err)
-			}
-			durable.Step("rotate.restarted")
-			if err := one.observe("", instance); err != nil {
+			if err := n.restart(outer, user, instance); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// restart restarts an instance, and writes down that it was seen to serve again: when another one fails, this one is not
+// restarted at every further try.
+func (n *bundleRun) restart(outer context.Context, user Target, instance string) error {
+	if err := n.lease.sure(n.ctx); err != nil { //nolint:contextcheck // the context of the run ends with its lease
+		return err
+	}
+	n.say(StepDeploy, "restarting %s", instance)
+	if err := n.r.config.Deployer.Restart(n.ctx, user.Workload.Name, instance); err != nil { //nolint:contextcheck // as above
+		return fmt.Errorf("restarting %s: %w", instance, err)
+	}
+	durable.Step("rotate.restarted")
+	one := &run{r: n.r, t: user, outer: outer, ctx: n.ctx, lease: n.lease, step: StepDeploy, result: &Result{}}
+	if err := one.observe("", instance); err != nil {
+		return err
+	}
+	n.record.Restarted = append(n.record.Restarted, user.Workload.Name+"/"+instance)
+	return writeRecord(n.ctx, n.b.Store, n.b.Name, n.record) //nolint:contextcheck // as above
 }

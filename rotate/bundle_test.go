@@ -114,12 +114,20 @@ func TestBundleRestarts(t *testing.T) {
 	w.fleet.restarts = nil
 	w.authority.bundle = append(w.authority.bundle, newHierarchy(t, "second"))
 	w.fleet.broken = map[string]error{"orders-2": errors.New("it does not start")}
-	result := w.rotator().RotateBundle(t.Context(), SharedBundles([]Target{w.target})[0], Options{})
-	says(t, result.Error, "at the step deploy", "restarting orders-2: it does not start")
+	for range 2 {
+		result := w.rotator().RotateBundle(t.Context(), SharedBundles([]Target{w.target})[0], Options{})
+		says(t, result.Error, "at the step deploy", "restarting orders-2: it does not start")
+	}
 	w.fleet.broken = nil
 	w.must(Options{}, Nothing)
-	if got := fmt.Sprint(w.fleet.restarts); got != "[orders-1 orders-2 orders-1 orders-2]" {
+	if got := fmt.Sprint(w.fleet.restarts); got != "[orders-1 orders-2 orders-2 orders-2]" {
 		t.Error(got)
+	}
+	w.fleet.restarts = nil
+	w.authority.bundle = append(w.authority.bundle, newHierarchy(t, "third"))
+	w.must(Options{}, Nothing)
+	if got := fmt.Sprint(w.fleet.restarts); got != "[orders-1 orders-2]" {
+		t.Errorf("restarted %s for another bundle", got)
 	}
 	w.fleet.restarts = nil
 	w.must(Options{}, Nothing)

@@ -38,6 +38,9 @@ type Record struct {
 	// There are the instances that the server knew of and had not lost before Version was made current: one of them that
 	// is away afterwards may be so because of it. It is empty when nobody could look.
 	There []string `json:"there,omitempty"`
+	// Restarted are the instances, as WORKLOAD/INSTANCE, that have been restarted with Version, which is a trust bundle, and
+	// were seen to serve again.
+	Restarted []string `json:"restarted,omitempty"`
 
 	// LastSuccess is when a rotation last came to its end, and LastSerial what it brought.
 	LastSuccess time.Time `json:"lastSuccess,omitzero"`
