@@ -3,6 +3,8 @@ package rotate
 import (
 	"context"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"testing"
@@ -280,6 +282,47 @@ func TestRevoked(t *testing.T) {
 
 	w.authority.lists = []byte("nonsense")
 	says(t, w.must(Options{}, Failed).Error, "at the step look", "revocation lists")
+}
+
+// TestRevocationLists takes the authority's lists as the peers of the proxy do.
+func TestRevocationLists(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(w *world, serial string)
+		want   error
+		says   string
+	}{
+		"of the root, with the issuer": {func(w *world, _ string) {
+			h := w.authority.signer
+			w.authority.list(h.root, h.rootKey, nil, mtls.Serial(h.issuer))
+		}, ErrUnfit, "the certificate of its issuer"},
+		"of some certificates only": {func(w *world, _ string) {
+			h := w.authority.signer
+			w.authority.list(h.issuer, h.key, []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 28}, Critical: true, Value: []byte{0x30, 0}}})
+		}, mtls.ErrCRL, "critical extension"},
+		"in the issuer's name": {func(w *world, serial string) {
+			h := w.authority.signer
+			forged := *h.issuer
+			key := newKey(t)
+			forged.PublicKey = key.Public()
+			w.authority.list(&forged, key, nil, serial)
+		}, mtls.ErrCRL, "has not signed it"},
+		"half a list": {func(w *world, serial string) {
+			w.authority.revoke(w.authority.signer, serial)
+			w.authority.lists = w.authority.lists[:len(w.authority.lists)-30]
+		}, mtls.ErrCRL, "damaged"},
+		"no list at all": {func(w *world, _ string) { w.authority.lists = []byte("nonsense") }, mtls.ErrCRL, "there is none"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, secret.LayoutExported)
+			first := w.first()
+			c.change(w, first.Serial)
+			result := w.must(Options{}, Failed)
+			if !errors.Is(result.Err, c.want) || w.currentSerial() != first.Serial {
+				t.Errorf("%v, want %v; %s is current", result.Err, c.want, w.currentSerial())
+			}
+			says(t, result.Error, c.says)
+		})
+	}
 }
 
 // TestByHandMeanwhile leaves alone what somebody makes current while nobody serves what was rotated.

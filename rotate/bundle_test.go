@@ -252,7 +252,7 @@ func FuzzRecord(f *testing.F) {
 		if err == nil && record.Step != "" && secret.CheckVersion(record.Version) != nil {
 			t.Errorf("%+v", record)
 		}
-		_, _ = parseCRLs(text)
+		_, _ = readCRLs(Trust{CRL: text})
 		if request, ok := parsePending(text); ok && (request.CSR == "" || request.Key == "") {
 			t.Error("a request of nothing")
 		}

@@ -4,13 +4,13 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"time"
 
 	"countersign.dev/credential"
 	"countersign.dev/durable"
+	"countersign.dev/mesh"
 	"countersign.dev/mtls"
 	"countersign.dev/secret"
 )
@@ -25,7 +25,7 @@ type run struct {
 	lease   *held
 	step    Step
 	trust   Trust
-	crls    []*x509.RevocationList
+	crls    *mtls.CRLs
 	bundle  []byte // what the credential is checked against: the roots that the proxy will have
 	record  Record
 	read    bool // the record was: what is not known is not written over
@@ -186,7 +186,7 @@ func (n *run) look() (err error) {
 	if n.trust, err = n.r.config.Authority.Trust(ask); err != nil {
 		return fmt.Errorf("asking for the trust bundle: %w", err)
 	}
-	if n.crls, err = parseCRLs(n.trust.CRL); err != nil {
+	if n.crls, err = readCRLs(n.trust); err != nil {
 		return err
 	}
 	if err := n.readBundle(); err != nil {
@@ -295,40 +295,34 @@ func (n *run) reason() (string, error) {
 	}
 }
 
-// maxCRLs bounds how many revocation lists are read: one or two for each issuing CA and root.
-const maxCRLs = 100
-
-// parseCRLs reads revocation lists.
-func parseCRLs(text []byte) ([]*x509.RevocationList, error) {
-	var lists []*x509.RevocationList
-	for rest := text; len(bytes.TrimSpace(rest)) > 0 && len(lists) < maxCRLs; {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil || block.Type != "X509 CRL" {
-			return nil, errors.New("the authority's revocation lists are not what they should be: there is something else than an X509 CRL")
-		}
-		list, err := x509.ParseRevocationList(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("the authority's revocation lists: %w", err)
-		}
-		lists = append(lists, list)
+// readCRLs reads the revocation lists of an authority, which are genuine where they are in the name of its issuer.
+func readCRLs(trust Trust) (*mtls.CRLs, error) {
+	lists, err := mtls.ParseCRLs(trust.CRL)
+	if err == nil && trust.Issuer != nil {
+		err = lists.CheckSignatures([]*x509.Certificate{trust.Issuer})
+	}
+	if err == nil && len(bytes.TrimSpace(trust.CRL)) > 0 && len(lists.PEM()) == 0 {
+		err = fmt.Errorf("%w: there is none in what it has answered", mtls.ErrCRL)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the authority's revocation lists: %w", err)
 	}
 	return lists, nil
 }
 
-// revoked tells whether the leaf of a chain stands on a list of its issuer.
-func (n *run) revoked(chain []*x509.Certificate) bool {
-	leaf := chain[0]
-	for _, list := range n.crls {
-		if !bytes.Equal(list.RawIssuer, leaf.RawIssuer) || (len(chain) > 1 && list.CheckSignatureFrom(chain[1]) != nil) {
-			continue // two issuing CAs may have one name
-		}
-		for _, entry := range list.RevokedCertificateEntries {
-			if entry.SerialNumber.Cmp(leaf.SerialNumber) == 0 {
-				return true
-			}
-		}
+// unrevoked refuses a credential of which a certificate stands on a list of its issuer, as a peer would. A list that is
+// missing, or past its end, says nothing: a rotation is what helps then.
+func (n *run) unrevoked(c *credential.Credential) error {
+	roots, err := mtls.NewBundle(n.t.Certificate.Identity.TrustDomain(), c.Roots)
+	if err != nil {
+		return err
 	}
-	return false
+	peer := &mtls.Identity{Bundle: roots, Revocation: &mtls.Revocation{CRLs: n.crls, Stale: mesh.StaleServe}}
+	_, err = peer.Verify(c.Chain, x509.ExtKeyUsageAny, n.r.now())
+	if errors.Is(err, mtls.ErrRevoked) {
+		return fmt.Errorf("the certificate with the serial %s was revoked (%w)", mtls.Serial(c.Leaf()), err)
+	}
+	return err
 }
 
 // sameCertificates tells whether two texts hold the same certificates, in whatever order.
@@ -369,8 +363,8 @@ func (n *run) fit(m *secret.Material, bundle []byte) (*x509.Certificate, error) 
 	if len(leaf.DNSNames) != len(want.DNSNames) || len(leaf.IPAddresses)+len(leaf.EmailAddresses) > 0 {
 		return leaf, fmt.Errorf("%s: the leaf has other names than the specification says: %.300q", n.t.Secret, append(leaf.DNSNames, leaf.EmailAddresses...))
 	}
-	if n.revoked(parsed.Chain) {
-		return leaf, fmt.Errorf("%s: the certificate with the serial %s was revoked", n.t.Secret, mtls.Serial(leaf))
+	if err := n.unrevoked(parsed); err != nil {
+		return leaf, fmt.Errorf("%s: %w", n.t.Secret, err)
 	}
 	if kind := keyType(leaf.PublicKey); want.Key != "" && kind != want.Key {
 		return leaf, fmt.Errorf("%s: the key is of the kind %q, and %s is declared", n.t.Secret, kind, want.Key)

@@ -32,14 +32,14 @@ import (
 type hierarchy struct {
 	root, issuer *x509.Certificate
 	rootPEM      []byte
-	key          crypto.Signer
+	key, rootKey crypto.Signer
 }
 
 func newHierarchy(t testing.TB, name string) *hierarchy {
 	t.Helper()
 	h := &hierarchy{}
 	rootKey := newKey(t)
-	h.key = newKey(t)
+	h.key, h.rootKey = newKey(t), rootKey
 	template := func(name string) *x509.Certificate {
 		return &x509.Certificate{
 			SerialNumber: serial(t), Subject: pkix.Name{CommonName: name, Organization: []string{"shop.internal"}}, IsCA: true, BasicConstraintsValid: true,
@@ -90,7 +90,8 @@ type authority struct {
 	signer *hierarchy
 	bundle []*hierarchy
 	// lists are the revocation lists.
-	lists []byte
+	lists  []byte
+	listed int64 // the number of the last one
 	// down is what it answers instead.
 	down error
 	// spoil changes what is about to be signed, answer what is about to be answered.
@@ -151,10 +152,14 @@ func (a *authority) Issue(_ context.Context, request Request) ([]byte, error) {
 	return chain, nil
 }
 
-// revoke puts serials on a list of an issuing CA.
-func (a *authority) revoke(h *hierarchy, serials ...string) {
+// revoke puts serials on the list of an issuing CA.
+func (a *authority) revoke(h *hierarchy, serials ...string) { a.list(h.issuer, h.key, nil, serials...) }
+
+// list makes a list of revoked serials, beside those that there are.
+func (a *authority) list(by *x509.Certificate, key crypto.Signer, extra []pkix.Extension, serials ...string) {
 	a.t.Helper()
-	list := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour)}
+	a.listed++
+	list := &x509.RevocationList{Number: big.NewInt(a.listed), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour), ExtraExtensions: extra}
 	for _, text := range serials {
 		serial, ok := new(big.Int).SetString(text, 16)
 		if !ok {
@@ -162,7 +167,7 @@ func (a *authority) revoke(h *hierarchy, serials ...string) {
 		}
 		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: serial, RevocationTime: time.Now()})
 	}
-	der, err := x509.CreateRevocationList(rand.Reader, list, h.issuer, h.key)
+	der, err := x509.CreateRevocationList(rand.Reader, list, by, key)
 	if err != nil {
 		a.t.Fatal(err)
 	}
