@@ -119,8 +119,10 @@ func (n *bundleRun) failed(err error) {
 // is none yet, which nobody can run with.
 func (n *bundleRun) look() (bundle []byte, fresh bool, err error) {
 	n.step = StepLook
-	if n.record, err = readRecord(n.ctx, n.b.Store, n.b.Name); err != nil && !replaceable(err, n.o, n.result) {
-		return nil, false, err
+	if n.record, err = readRecord(n.ctx, n.b.Store, n.b.Name); err != nil {
+		if err := unread(err, n.o, n.result); err != nil {
+			return nil, false, err
+		}
 	}
 	n.read = true
 	ask, cancel := context.WithTimeout(n.ctx, askTimeout)

@@ -124,10 +124,16 @@ func TestBundleRestarts(t *testing.T) {
 		t.Error(got)
 	}
 	w.fleet.restarts = nil
-	w.authority.bundle = append(w.authority.bundle, newHierarchy(t, "third"))
-	w.must(Options{}, Nothing)
-	if got := fmt.Sprint(w.fleet.restarts); got != "[orders-1 orders-2]" {
-		t.Errorf("restarted %s for another bundle", got)
+	for _, c := range []struct {
+		broken error
+		want   string
+	}{{errors.New("it does not start"), "[orders-1 orders-2]"}, {nil, "[orders-1 orders-2 orders-1 orders-2]"}} {
+		w.fleet.broken = map[string]error{"orders-2": c.broken}
+		w.authority.bundle = append(w.authority.bundle, newHierarchy(t, "another"))
+		_ = w.rotator().RotateBundle(t.Context(), SharedBundles([]Target{w.target})[0], Options{})
+		if got := fmt.Sprint(w.fleet.restarts); got != c.want {
+			t.Errorf("restarted %s for other bundles, want %s", got, c.want)
+		}
 	}
 	w.fleet.restarts = nil
 	w.must(Options{}, Nothing)

@@ -70,14 +70,17 @@ func readRecord(ctx context.Context, store Store, name string) (Record, error) {
 	return record, nil
 }
 
-// replaceable tells whether a record that could not be read may be replaced by an empty one: only when it is damaged, and
-// somebody wants it so. Any other may hold a rotation in progress, of a newer program, too.
-func replaceable(err error, o Options, result *Result) bool {
-	if !o.Force || !errors.Is(err, secret.ErrCorrupt) {
-		return false
+// unread is what becomes of a rotation whose record could not be read: nil when it goes on with an empty one. That is so
+// only when the record is damaged, and somebody wants it: any other may hold a rotation in progress, of a newer program, too.
+func unread(err error, o Options, result *Result) error {
+	switch {
+	case !errors.Is(err, secret.ErrCorrupt):
+		return err
+	case !o.Force:
+		return fmt.Errorf("%w; or go on without it, although it may say that a rotation is in progress: --force", err)
 	}
 	result.Notes = append(result.Notes, "what was known of the rotations before is lost, also whether one was in progress: "+err.Error())
-	return true
+	return nil
 }
 
 func parseRecord(text []byte) (Record, error) {

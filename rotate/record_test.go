@@ -82,6 +82,9 @@ func TestForeignRecord(t *testing.T) {
 				if replaced := string(text) != c.text; err != nil || (replaced && c.want != nil) {
 					t.Errorf("%s: the record is %s, %v", result.Secret, text, err)
 				}
+				if errors.Is(c.want, secret.ErrCorrupt) {
+					says(t, result.Error, "at the step look", "--force")
+				}
 				if c.want == nil {
 					says(t, strings.Join(result.Notes, "; "), "what was known of the rotations before is lost")
 				}

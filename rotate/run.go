@@ -177,8 +177,10 @@ func (n *run) finishBack() error {
 // look finds out what there is, and in the result's Reason why something is to be done.
 func (n *run) look() (err error) {
 	n.step = StepLook
-	if n.record, err = readRecord(n.ctx, n.t.Store, n.t.Secret); err != nil && !replaceable(err, n.o, n.result) {
-		return err
+	if n.record, err = readRecord(n.ctx, n.t.Store, n.t.Secret); err != nil {
+		if err := unread(err, n.o, n.result); err != nil {
+			return err
+		}
 	}
 	n.read = true
 	ask, cancel := context.WithTimeout(n.ctx, askTimeout)
