@@ -161,6 +161,11 @@ func (w *Watcher) lists(v *delivery, current string) error {
 	return both(unknown, err, false)
 }
 
+// KeptLists are the revocation lists in force in a directory, nil when there are none.
+func KeptLists(dir string) ([]byte, error) {
+	return readKept(filepath.Join(dir, "current", RevocationFile))
+}
+
 // readKept reads a public file of a generation; nothing when there is none.
 func readKept(path string) ([]byte, error) {
 	info, err := os.Stat(path)

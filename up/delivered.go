@@ -97,6 +97,7 @@ type places struct {
 	run          string // of the proxy: sockets and its pid; new at each of its starts
 	agent        string // of the watcher
 	plan         string // the file with the Plan for the first configuration
+	lists        string // the file with the revocation lists for it
 }
 
 // places names them.
@@ -108,6 +109,7 @@ func (r *run) places(i *instance) places {
 		run:          i.runDir,
 		agent:        filepath.Join(dir, "agent"),
 		plan:         filepath.Join(dir, "plan.json"),
+		lists:        filepath.Join(dir, "crl.pem"),
 	}
 }
 
@@ -156,10 +158,22 @@ func freshDir(dir string) error {
 	return nil
 }
 
-// fetch takes the files of an instance from the store and writes the configuration of its proxy. What was
-// there serves on when it fails.
+// fetch takes the files of an instance from the store and writes the configuration of its proxy, which looks
+// callers up in the server's revocation lists from its first moment. What was there serves on when it fails.
 func (r *run) fetch(ctx context.Context, i *instance) error {
-	return r.once(ctx, "init of "+i.name, i.name+".init", r.ours(append(r.initArgs(i), "--plan", r.places(i).plan)...))
+	p := r.places(i)
+	args := append(r.initArgs(i), "--plan", p.plan)
+	if i.plan().Revocation.Check {
+		lists, err := r.control.CRL(ctx)
+		if err == nil {
+			err = durable.WriteFile(p.lists, lists, 0o644)
+		}
+		if err != nil {
+			return fmt.Errorf("the revocation lists for %s: %w", i.name, err)
+		}
+		args = append(args, "--crl", p.lists)
+	}
+	return r.once(ctx, "init of "+i.name, i.name+".init", r.ours(args...))
 }
 
 // initArgs are what `init` is told about the files of an instance, at its start and when it watches.

@@ -209,6 +209,7 @@ func TestDeliveredNotStarted(t *testing.T) {
 	for name, test := range map[string]struct{ trouble, want string }{
 		"the rotation":   {"fail rotate", "the first rotation has ended with status 1; its last lines:\n    a reason to give up"},
 		"an init":        {"fail init back-2", "init of back-2 has ended with status 1; its last lines:\n    a reason to give up"},
+		"no lists":       {"no lists", "the revocation lists for "},
 		"a store":        {"store", "the secret store"},
 		"a watcher ends": {"exit front-1", "sidecar front-1 has ended with status 1"},
 	} {

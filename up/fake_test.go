@@ -53,7 +53,7 @@ func fakeMain(args []string) int {
 	}
 	var binds []string
 	flags.Func("bind", "", func(bind string) error { binds = append(binds, bind); return nil })
-	for _, name := range []string{"from", "identity-file", "secret", "layout", "to", "expect-id", "plan", "run-dir", "interval", "reload", "engine", "bundle-from", "conf", "proxy-version", "openssl-version", "stream-module", "user"} {
+	for _, name := range []string{"from", "identity-file", "secret", "layout", "to", "expect-id", "plan", "run-dir", "interval", "reload", "engine", "bundle-from", "conf", "proxy-version", "openssl-version", "stream-module", "user", "crl"} {
 		values[name] = flags.String(name, "", "")
 	}
 	watch := flags.Bool("watch", false, "")
@@ -144,6 +144,13 @@ func fakeServer(ctx context.Context, flag func(string) string) error {
 	mux.HandleFunc("POST "+api.PathTokens, f.token)
 	mux.HandleFunc("GET "+api.PathEndpoints, f.endpoints)
 	mux.HandleFunc("GET "+api.PathStatus, f.status)
+	mux.HandleFunc("GET "+api.PathCRL, func(w http.ResponseWriter, _ *http.Request) {
+		if trouble("no lists") {
+			http.Error(w, `{"code":"internal","message":"the lists are lost"}`, http.StatusInternalServerError)
+			return
+		}
+		fmt.Fprint(w, "REVOKED")
+	})
 	mux.HandleFunc("POST /report", f.report)
 	os.Remove(flag("socket"))
 	reports := make(chan error, 1)
@@ -270,6 +277,10 @@ func fakeOnce(command string, flag func(string) string) int {
 		who = "init " + filepath.Base(filepath.Dir(flag("to")))
 		if _, err := os.ReadFile(flag("plan")); err != nil {
 			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		if lists, err := os.ReadFile(flag("crl")); err != nil || string(lists) != "REVOKED" {
+			fmt.Fprintf(os.Stderr, "the revocation lists are %q: %v\n", lists, err)
 			return 1
 		}
 	}

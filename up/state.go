@@ -37,7 +37,7 @@ const (
 //	server/         the server's state
 //	tokens/         a join token for each instance, while `up` runs
 //	sidecars/       a directory for each instance; where its certificate comes from a store, with
-//	                certs/, conf/ and run/ of its NGINX or HAProxy, agent/ of its watcher, and plan.json
+//	                certs/, conf/ and run/ of its NGINX or HAProxy, agent/ of its watcher, plan.json and crl.pem
 type state struct {
 	dir       string // absolute
 	socket    string // the server's, which may have to be elsewhere to be short enough

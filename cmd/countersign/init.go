@@ -106,7 +106,12 @@ func (c initCmd) Run(p *process) error {
 	if err := p.ctx.Err(); err != nil {
 		return fmt.Errorf("ended before anything was written: %w", err)
 	}
-	lists, err := c.lists()
+	var lists []byte
+	if conf == nil {
+		lists, err = c.lists()
+	} else {
+		lists, err = c.listsFor(conf.plan)
+	}
 	if err != nil {
 		return err
 	}
@@ -122,7 +127,7 @@ func (c initCmd) Run(p *process) error {
 			return err
 		}
 		if conf.plan.Revocation.Check && lists == nil {
-			p.log.WarnContext(p.ctx, "the specification wants revoked callers refused, and nobody is looked up without revocation lists; give --crl, or let a watcher with --server bring them")
+			p.log.WarnContext(p.ctx, "the specification wants revoked callers refused, and nobody is looked up without revocation lists; give --crl")
 		}
 		out.Further = append(out.Further, conf.file(configuration))
 	}

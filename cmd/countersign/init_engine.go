@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"countersign.dev/deliver"
 	"countersign.dev/durable"
 	"countersign.dev/engine"
 	"countersign.dev/haproxy"
@@ -23,19 +24,20 @@ import (
 
 // initEngineFlags say which proxy it is, and how its configuration is written.
 type initEngineFlags struct {
-	Engine       string        `default:"" enum:",nginx,haproxy" placeholder:"PROXY" help:"Which proxy gets the files: nginx or haproxy."`
-	Conf         string        `placeholder:"DIR" help:"Also write the proxy's configuration: DIR/nginx.conf or DIR/haproxy.cfg leads to the one of the generation in force. Needs --engine, and --plan or --server."`
-	Plan         string        `placeholder:"FILE" help:"With --conf: the Plan, as 'countersign mesh plan --workload NAME --output json' prints it."`
-	RunDir       string        `default:"/run/countersign/proxy" placeholder:"DIR" help:"With --conf: the proxy's directory for sockets, its pid and scratch files; made with the mode 0700. Default: ${default}."`
-	Address      string        `default:"0.0.0.0" placeholder:"IP" help:"With --conf: the address that peers connect to. Default: ${default}."`
-	AppAddress   string        `default:"127.0.0.1" placeholder:"IP" help:"With --conf: the loopback address where the application is and dials. Default: ${default}."`
-	Bind         []string      `sep:"none" placeholder:"NAME=IP:PORT" help:"With --conf: replaces one address: inbound/PORT or outbound/PORT is bound, app/PORT is where the application is. May be repeated."`
-	ProxyVersion string        `placeholder:"VERSION" help:"With --conf: the version of the proxy. Default: what the Plan says, or the oldest that is written for."`
-	Openssl      string        `name:"openssl-version" default:"3.0" placeholder:"VERSION" help:"With --conf: the OpenSSL that the proxy is linked with. Default: ${default}."`
-	StreamModule string        `default:"/usr/lib/nginx/modules/ngx_stream_module.so" placeholder:"FILE" help:"With --conf: NGINX's stream module; \"none\" when it is compiled in. Default: ${default}."`
-	User         string        `placeholder:"NAME" help:"With --conf: whom the workers of an NGINX that starts as root become. Default: NGINX's own default."`
-	CRL          string        `name:"crl" placeholder:"FILE" help:"A file with revocation lists (PEM), of every authority whose certificates are accepted; it becomes crl.pem, and with --conf callers and callees are looked up in it. Default: none, or with --server those of the control plane."`
-	DrainTimeout time.Duration `default:"30s" help:"With --conf: how long connections live on after a reload, at least 1s. Default: ${default}."`
+	Engine        string        `default:"" enum:",nginx,haproxy" placeholder:"PROXY" help:"Which proxy gets the files: nginx or haproxy."`
+	Conf          string        `placeholder:"DIR" help:"Also write the proxy's configuration: DIR/nginx.conf or DIR/haproxy.cfg leads to the one of the generation in force. Needs --engine, and --plan or --server."`
+	Plan          string        `placeholder:"FILE" help:"With --conf: the Plan, as 'countersign mesh plan --workload NAME --output json' prints it."`
+	RunDir        string        `default:"/run/countersign/proxy" placeholder:"DIR" help:"With --conf: the proxy's directory for sockets, its pid and scratch files; made with the mode 0700. Default: ${default}."`
+	Address       string        `default:"0.0.0.0" placeholder:"IP" help:"With --conf: the address that peers connect to. Default: ${default}."`
+	AppAddress    string        `default:"127.0.0.1" placeholder:"IP" help:"With --conf: the loopback address where the application is and dials. Default: ${default}."`
+	Bind          []string      `sep:"none" placeholder:"NAME=IP:PORT" help:"With --conf: replaces one address: inbound/PORT or outbound/PORT is bound, app/PORT is where the application is. May be repeated."`
+	ProxyVersion  string        `placeholder:"VERSION" help:"With --conf: the version of the proxy. Default: what the Plan says, or the oldest that is written for."`
+	Openssl       string        `name:"openssl-version" default:"3.0" placeholder:"VERSION" help:"With --conf: the OpenSSL that the proxy is linked with. Default: ${default}."`
+	StreamModule  string        `default:"/usr/lib/nginx/modules/ngx_stream_module.so" placeholder:"FILE" help:"With --conf: NGINX's stream module; \"none\" when it is compiled in. Default: ${default}."`
+	User          string        `placeholder:"NAME" help:"With --conf: whom the workers of an NGINX that starts as root become. Default: NGINX's own default."`
+	CRL           string        `name:"crl" placeholder:"FILE" help:"A file with revocation lists (PEM), of every authority whose certificates are accepted; it becomes crl.pem, and with --conf callers and callees are looked up in it. Default: none, or with --server those of the control plane."`
+	AcceptRevoked bool          `help:"With --conf: serve although the Plan wants revoked callers refused and there are no revocation lists, so that nobody is looked up. Without it that is an error."`
+	DrainTimeout  time.Duration `default:"30s" help:"With --conf: how long connections live on after a reload, at least 1s. Default: ${default}."`
 }
 
 // writer writes a proxy's configuration.
@@ -183,6 +185,28 @@ func (c initEngineFlags) lists() ([]byte, error) {
 		return nil, fmt.Errorf("--crl %s holds no revocation list", c.CRL)
 	}
 	return text, nil
+}
+
+// errNoLists says that callers are to be looked up and cannot be.
+var errNoLists = errors.New("the specification wants revoked callers refused, and there are no revocation lists: give --crl FILE (`countersign ca crl` prints them), or --accept-revoked to serve without")
+
+// listsFor are the revocation lists of a generation with a configuration: those in --crl, or for a Plan that wants callers looked
+// up those in force. Without any such a Plan is an error, unless that was accepted, or the specification rather serves.
+func (c initCmd) listsFor(plan *mesh.Plan) ([]byte, error) {
+	if c.CRL != "" {
+		return c.lists()
+	}
+	if plan == nil || !plan.Revocation.Check {
+		return nil, nil
+	}
+	lists, err := deliver.KeptLists(c.To)
+	if err != nil {
+		return nil, fmt.Errorf("the revocation lists in force: %w", err)
+	}
+	if lists == nil && !c.AcceptRevoked && plan.Revocation.Stale != mesh.StaleServe {
+		return nil, errNoLists
+	}
+	return lists, nil
 }
 
 // readOrdinary reads a file that a deployment has put there.

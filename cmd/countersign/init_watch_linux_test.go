@@ -192,7 +192,7 @@ func (l *watchLab) args(further ...string) []string {
 
 // conf are the flags that let init write the configuration.
 func (l *watchLab) conf() []string {
-	flags := []string{"--conf", l.file("conf"), "--plan", l.file("plan.json"), "--run-dir", l.file("run")}
+	flags := []string{"--conf", l.file("conf"), "--plan", l.file("plan.json"), "--run-dir", l.file("run"), "--accept-revoked"}
 	if _, err := os.Stat(nginx.DefaultStreamModule); err != nil {
 		flags = append(flags, "--stream-module", "none")
 	}
