@@ -57,7 +57,7 @@ type Listener struct {
 	ServerName string
 }
 
-// Config is what a [Watcher] works with. All but Plan, Listeners, Render, File, Revocation and Changed must be set.
+// Config is what a [Watcher] works with. All but Plan, Listeners, Render, File, Revocation, AcceptRevoked and Changed must be set.
 type Config struct {
 	Output credential.Output
 	Source Source
@@ -77,6 +77,8 @@ type Config struct {
 	// Revocation gives the revocation lists that become a file of the generation, PEM; nothing when nobody is looked up. With an
 	// error those in force stay, and the error is a problem. It may be nil: then those in force stay.
 	Revocation func(plan *mesh.Plan) ([]byte, error)
+	// AcceptRevoked lets a configuration come into force that looks nobody up although its Plan wants revoked callers refused.
+	AcceptRevoked bool
 	// Changed is told that Status gives something else. It may be nil, and returns quickly.
 	Changed func()
 

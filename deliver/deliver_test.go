@@ -313,48 +313,6 @@ func TestBundle(t *testing.T) {
 	}
 }
 
-// TestRevocation takes new revocation lists as it takes a certificate, and keeps those in force when none are known.
-func TestRevocation(t *testing.T) {
-	var lists []byte
-	var unknown error
-	l := newLab(t, rendered, func(c *Config) {
-		c.Revocation = func(*mesh.Plan) ([]byte, error) { return lists, unknown }
-	})
-	current := func(name string) string {
-		t.Helper()
-		text, err := os.ReadFile(filepath.Join(l.proxy.dir, "current", name))
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			t.Fatal(err)
-		}
-		return string(text)
-	}
-	l.round("")
-	if current(RevocationFile) != "" || strings.Contains(current("proxy.conf"), "crl") {
-		t.Error("there are lists, and none were given")
-	}
-	lists = []byte("-----BEGIN X509 CRL-----\n")
-	ok(t, l.w.round(t.Context(), l.w.plan, false)) // lists do not wait for the store's time
-	if current(RevocationFile) != string(lists) || !strings.Contains(current("proxy.conf"), "/current/crl.pem") || l.proxy.reloads != 1 {
-		t.Errorf("%q, told %d times", current(RevocationFile), l.proxy.reloads)
-	}
-	unknown = errors.New("the lists are not known")
-	l.put("v2")
-	l.round("the lists are not known")
-	l.holds("v2", true)
-	if current(RevocationFile) != string(lists) || !strings.Contains(current("proxy.conf"), "/current/crl.pem") {
-		t.Error("lists that are not known any more are gone")
-	}
-	ok(t, l.w.takePlan(t.Context(), &mesh.Plan{Mesh: "two"}))
-	if current(RevocationFile) != string(lists) || !strings.Contains(current("proxy.conf"), "# two\ncrl") {
-		t.Error("a plan has removed the lists")
-	}
-	lists, unknown = nil, nil
-	l.round("")
-	if current(RevocationFile) != "" || strings.Contains(current("proxy.conf"), "crl") {
-		t.Error("lists that are not wanted any more are there")
-	}
-}
-
 // TestWithoutTLS has nobody who shows a certificate: the reload is what counts.
 func TestWithoutTLS(t *testing.T) {
 	l := newLab(t, func(c *Config) {

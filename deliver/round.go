@@ -80,6 +80,15 @@ func both(err, newer error, said bool) error {
 func (w *Watcher) follow(ctx context.Context, plan *mesh.Plan, offer *Offer, v *delivery) (err error) {
 	current := v.d.Path(v.before)
 	cause := w.lists(v, current)
+	unlisted := w.unlisted(v)
+	w.tell(func(s *Status) { s.Unlisted = unlisted })
+	if unlisted {
+		if v.before != 0 { // it is served all the same, by whoever put it in force
+			w.inForce(v.d, v.before, v.have)
+			w.look(ctx, plan, v.have)
+		}
+		return both(errUnlisted, cause, false)
+	}
 	if v.configuration, err = w.configuration(plan, current, v.revocation != nil); err != nil {
 		return err
 	}
@@ -159,6 +168,15 @@ func (w *Watcher) lists(v *delivery, current string) error {
 	}
 	v.revocation, err = readKept(filepath.Join(current, RevocationFile))
 	return both(unknown, err, false)
+}
+
+// errUnlisted says that callers are to be looked up and cannot be.
+var errUnlisted = errors.New("the plan wants revoked callers refused, and there are no revocation lists: nothing is delivered without them")
+
+// unlisted tells whether the next generation would serve callers who are revoked against its Plan's will.
+func (w *Watcher) unlisted(v *delivery) bool {
+	return w.cfg.Render != nil && v.revocation == nil && !w.cfg.AcceptRevoked &&
+		v.plan != nil && v.plan.Revocation.Check && v.plan.Revocation.Stale != mesh.StaleServe
 }
 
 // KeptLists are the revocation lists in force in a directory, nil when there are none.

@@ -30,6 +30,8 @@ type Status struct {
 	Plan *mesh.Plan
 	// Problem says why what is wanted is not served, SourceProblem why it is not known what is wanted; empty when all is well.
 	Problem, SourceProblem string
+	// Unlisted tells that nothing is delivered because the Plan wants callers looked up and there are no revocation lists.
+	Unlisted bool
 	// Deliveries, Refused and Rollbacks count since the start: what was served, what was not taken, and how often the
 	// generation before was put in force again.
 	Deliveries, Refused, Rollbacks int64
@@ -107,6 +109,8 @@ func (w *Watcher) Gauges() map[string]int64 {
 // readyProblem says why peers cannot be served; empty when they can.
 func (s Status) readyProblem() string {
 	switch {
+	case s.Unlisted:
+		return "NO REVOCATION LISTS"
 	case len(s.Chain) == 0:
 		return "NO CERTIFICATE"
 	case s.Chain[0].NotAfter.Before(time.Now()):

@@ -60,3 +60,20 @@ func TestInitLists(t *testing.T) {
 		}
 	}
 }
+
+// TestWatchLists: the watcher keeps the lists that init has put in force, and without any it puts nothing in force.
+func TestWatchLists(t *testing.T) {
+	l := newWatchLab(t, "haproxy")
+	l.put("v1", mesh.ECDSAP256)
+	l.once(l.checked("--accept-revoked")...)
+	l.startWatch(l.checked("--reload", "command:true")...)
+	l.says("/ready", "NO REVOCATION LISTS")
+	l.watch.kill()
+	l.once(l.checked("--crl", l.lists())...)
+	l.startWatch(l.checked("--reload", "haproxy:"+l.file("master.sock"))...) // nobody is there: the files stay for its start
+	serial := l.put("v2", mesh.ECDSAP256)
+	l.says("/certs", serial)
+	if text, err := os.ReadFile(l.file("tls/current/haproxy.cfg")); err != nil || !strings.Contains(string(text), "crl-file") {
+		t.Errorf("the lists in force did not stay (%v):\n%s", err, text)
+	}
+}

@@ -241,7 +241,7 @@ func (c initCmd) watch(p *process, out credential.Output) error {
 	}
 	cfg := deliver.Config{
 		Output: out, Source: source, Proxy: foreignProxy{s.method, s.test}, Prober: deliver.Handshakes{}, Expect: c.expect,
-		Listeners: s.listeners, Interval: c.Interval, Patience: c.Patience, Retry: c.Retry, Log: p.log,
+		Listeners: s.listeners, Interval: c.Interval, Patience: c.Patience, Retry: c.Retry, AcceptRevoked: c.AcceptRevoked, Log: p.log,
 	}
 	if s.conf != nil {
 		if err := s.conf.prepare(); err != nil {
@@ -256,7 +256,12 @@ func (c initCmd) watch(p *process, out credential.Output) error {
 	case s.server != nil:
 		cfg.Revocation = w.lists
 	default:
-		cfg.Revocation = func(*mesh.Plan) ([]byte, error) { return c.lists() }
+		cfg.Revocation = func(plan *mesh.Plan) ([]byte, error) {
+			if c.CRL != "" || plan == nil || !plan.Revocation.Check {
+				return c.lists()
+			}
+			return deliver.KeptLists(c.To)
+		}
 	}
 	cfg.Changed = func() {
 		if w.link != nil {
