@@ -115,6 +115,11 @@ func (a *Agent) enroll(ctx context.Context) error {
 	durable.Step("agent.enroll.before")
 	credentials, chain, err := a.client.enroll(ctx, api.EnrollRequest{Token: token, Instance: a.cfg.Instance, CSR: string(csr)})
 	durable.Step("agent.enroll.after")
+	if code(err) == api.CodeRevoked { // this key gets nothing any more; the next try has another
+		a.saving.Lock()
+		err = errors.Join(err, a.state.dropPending())
+		a.saving.Unlock()
+	}
 	if err != nil {
 		return a.explainRefusal(err)
 	}

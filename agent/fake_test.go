@@ -30,31 +30,32 @@ type fake struct {
 	http *http.Server
 	done chan struct{}
 
-	mu       sync.Mutex
-	ca       *authority // signs leaves and the server's own
-	shows    *authority // signs the server's own; nil is ca
-	roots    []*x509.Certificate
-	self     id.ID
-	tokens   map[string]id.ID // who a token enrols; the zero ID: it is used up
-	issued   map[string]*api.Credentials
-	who      id.ID // the workload of the Plan
-	plan     *mesh.Plan
-	crl      string   // the revocation lists, PEM
-	names    []string // overrides the DNS names in leaves
-	mangle   func(*api.Credentials)
-	instead  http.HandlerFunc // answers every request
-	strict   bool             // ends a handshake with an expired certificate by an alert
-	mute     bool             // the watch is silent
-	junk     []byte           // sent on the watch instead of an event
-	issuer   string           // told with every Plan
-	ahead    time.Duration    // this server's clock minus everybody's
-	ttl      time.Duration
-	fail     map[string]*api.Error
-	watchers map[chan struct{}]bool
-	watches  []api.WatchRequest
-	enrolls  []api.EnrollRequest
-	renewals []renewal
-	reports  []api.Report
+	mu          sync.Mutex
+	ca          *authority // signs leaves and the server's own
+	shows       *authority // signs the server's own; nil is ca
+	roots       []*x509.Certificate
+	self        id.ID
+	tokens      map[string]id.ID // who a token enrols; the zero ID: it is used up
+	issued      map[string]*api.Credentials
+	who         id.ID // the workload of the Plan
+	plan        *mesh.Plan
+	crl         string   // the revocation lists, PEM
+	names       []string // overrides the DNS names in leaves
+	mangle      func(*api.Credentials)
+	compromised string           // the key that gets nothing; "any" is the first that comes
+	instead     http.HandlerFunc // answers every request
+	strict      bool             // ends a handshake with an expired certificate by an alert
+	mute        bool             // the watch is silent
+	junk        []byte           // sent on the watch instead of an event
+	issuer      string           // told with every Plan
+	ahead       time.Duration    // this server's clock minus everybody's
+	ttl         time.Duration
+	fail        map[string]*api.Error
+	watchers    map[chan struct{}]bool
+	watches     []api.WatchRequest
+	enrolls     []api.EnrollRequest
+	renewals    []renewal
+	reports     []api.Report
 }
 
 // renewal is what the fake saw of one.
@@ -277,6 +278,16 @@ func (f *fake) enroll(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	fresh, key := f.credentials(who0(who, f.who), request.CSR)
+	f.mu.Lock()
+	compromised := f.compromised == "any" || f.compromised == key
+	if f.compromised == "any" {
+		f.compromised = key
+	}
+	f.mu.Unlock()
+	if compromised {
+		f.refuse(w, api.CodeRevoked)
+		return
+	}
 	f.mu.Lock()
 	before := f.issued[request.Token+key]
 	if before == nil && !who.IsZero() {
