@@ -145,7 +145,7 @@ func (s *Supervisor) accept(p *process, g *generation, seen *sighting) {
 		}
 	}
 	if before != nil && before.run == g.run && revokes(before.identity, g.identity) {
-		s.tasks.Go(func() { s.endOlder(p) })
+		s.endOlder(p)
 	}
 	s.log.Info("in force", "revision", g.plan.Revision, "serial", mtls.Serial(g.identity.Certificate.Leaf), "notAfter", g.identity.Certificate.Leaf.NotAfter,
 		"generation", g.name, "pid", p.pid)

@@ -7,7 +7,6 @@ import (
 	"net"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -23,16 +22,17 @@ var HAProxy = &Engine{
 	serve: func(conf, run string) []string {
 		return []string{"-W", "-S", filepath.Join(run, masterSocket) + ",mode,600", "-f", conf}
 	},
-	tell: func(p *process) reload.Method { return reload.Master{Socket: filepath.Join(p.run, masterSocket)} },
+	tell: func(p *process) reload.Method { return haproxyMaster(p.run) },
 	quit: syscall.SIGUSR1, stop: syscall.SIGTERM,
 	inForce: haproxyInForce,
 	leaving: func(ctx context.Context, p *process) (int, error) {
 		_, old, err := haproxyWorkers(ctx, p.run)
 		return len(old), err
 	},
-	older: func(ctx context.Context, p *process) ([]int, error) {
-		_, old, err := haproxyWorkers(ctx, p.run)
-		return old, err
+	older: func(ctx context.Context, p *process) (*reload.OldWorkers, error) {
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		return haproxyMaster(p.run).Older(ctx)
 	},
 	sampler: newHAProxySampler,
 }
@@ -101,36 +101,14 @@ func haproxyInForce(ctx context.Context, run string) (string, error) {
 	return "", nil
 }
 
-// haproxyWorkers asks the master for the process ids of its workers, and of those of earlier generations.
-func haproxyWorkers(ctx context.Context, run string) (now, old []int, err error) {
-	text, err := ask(ctx, filepath.Join(run, masterSocket), "show proc")
-	if err != nil {
-		return nil, nil, err
-	}
-	now, old = readWorkers(text)
-	return now, old, nil
+// haproxyMaster is how the master is spoken to.
+func haproxyMaster(run string) reload.Master {
+	return reload.Master{Socket: filepath.Join(run, masterSocket)}
 }
 
-// readWorkers reads the answer to "show proc".
-func readWorkers(text string) (now, old []int) {
-	section := ""
-	for line := range strings.Lines(text) {
-		if strings.HasPrefix(line, "#") {
-			section = strings.TrimSpace(strings.TrimPrefix(line, "#"))
-			continue
-		}
-		fields := strings.Fields(line)
-		if len(fields) < 2 || fields[1] != "worker" {
-			continue
-		}
-		pid, err := strconv.Atoi(fields[0])
-		switch {
-		case err != nil || pid <= 0:
-		case section == "old workers":
-			old = append(old, pid)
-		case section == "workers":
-			now = append(now, pid)
-		}
-	}
-	return now, old
+// haproxyWorkers asks the master for the process ids of its workers, and of those of earlier generations.
+func haproxyWorkers(ctx context.Context, run string) (now, old []int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	return haproxyMaster(run).Workers(ctx)
 }

@@ -218,26 +218,12 @@ func TestHAProxyCounts(t *testing.T) {
 // FuzzHAProxyAnswers reads what a socket says: nothing of it ends the process.
 func FuzzHAProxyAnswers(f *testing.F) {
 	f.Add("# pxname,svname\na,b\n")
-	f.Add("#<PID> <type>\n9118 master 0\n# workers\n9121 worker 0\n# old workers\n12 worker 1\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		_, _ = readStat(text)
-		now, old := readWorkers(text)
-		for _, pid := range append(now, old...) {
-			if pid <= 0 {
-				t.Errorf("process %d in %q", pid, text)
-			}
-		}
 		var b Binary
 		_ = readNGINX(text, &b)
 		_ = readHAProxy(text, &b)
 	})
-}
-
-func TestWorkers(t *testing.T) {
-	now, old := readWorkers("#<PID>          <type>          <reloads>\n9118            master          1\n# workers\n9343            worker          0\n# old workers\n9121            worker          1\n# programs\n\n")
-	if !slices.Equal(now, []int{9343}) || !slices.Equal(old, []int{9121}) {
-		t.Errorf("%v, %v", now, old)
-	}
 }
 
 // TestFind is about programs that are none, or too old.

@@ -1,10 +1,8 @@
 package supervise
 
 import (
-	"context"
 	"crypto/x509"
 	"encoding/pem"
-	"syscall"
 	"time"
 
 	"countersign.dev/mtls"
@@ -47,21 +45,25 @@ func revokes(before, after *mtls.Identity) bool {
 }
 
 // endOlder ends the workers of earlier generations of a program, after a grace, where they would go on to serve
-// connections that stay open: HAProxy's take one more request on each, so that nobody loses one at a reload.
+// connections that stay open: HAProxy's take one more request on each, so that nobody loses one at a reload. Which
+// they are is asked before it returns: one that grows old during the grace has the new lists. The caller holds
+// change.
 func (s *Supervisor) endOlder(p *process) {
-	if s.cfg.Binary.Engine.older == nil || !pause(s.work, revokedGrace) {
+	if s.cfg.Binary.Engine.older == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(s.work, 5*time.Second)
-	defer cancel()
-	old, err := s.cfg.Binary.Engine.older(ctx, p)
+	old, err := s.cfg.Binary.Engine.older(s.work, p)
 	if err != nil {
-		s.log.WarnContext(ctx, "cannot find workers that still serve connections of before a revocation", "error", err)
+		s.log.WarnContext(s.work, "cannot find workers that still serve connections of before a revocation", "error", err)
 		return
 	}
-	for _, pid := range old {
-		if syscall.Kill(pid, syscall.SIGTERM) == nil {
-			s.log.InfoContext(ctx, "ended an older worker, for somebody was revoked", "pid", pid)
+	s.tasks.Go(func() {
+		ended, err := old.End(s.work, revokedGrace)
+		if err != nil && s.work.Err() == nil {
+			s.log.WarnContext(s.work, "cannot end all workers that still serve connections of before a revocation", "error", err)
 		}
-	}
+		if len(ended) > 0 {
+			s.log.InfoContext(s.work, "ended older workers, for somebody was revoked", "pids", ended)
+		}
+	})
 }

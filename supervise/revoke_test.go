@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"math/big"
 	"strings"
 	"testing"
@@ -148,6 +149,58 @@ func TestRevokedOpen(t *testing.T) {
 		})
 		if status, _, _, err := get(t, kept, url); err == nil {
 			t.Errorf("on the open connection: %d", status)
+		}
+	})
+}
+
+// TestRevokedFresh renews a certificate right after somebody was revoked: who is served by the worker in between, which has
+// the new lists, is served to the end.
+func TestRevokedFresh(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		ca := newAuthority(t)
+		back := s.supervise(t, ca, "back", func(c *Config) { c.Drain = 10 * time.Minute })
+		back.with(ca.crls(t, 1, time.Hour), mesh.StaleRefuse)
+		release := slowApplication(t, back.address)
+		if err := back.Apply(compile(t, shop, "back")); err != nil {
+			t.Fatal(err)
+		}
+		good, running := ca.identity(t, "front"), back.PID()
+		lists := ca.crls(t, 2, time.Hour, ca.identity(t, "other"))
+		inForce := func(leaf *mtls.Identity) {
+			eventually(t, "it is in force", func() bool {
+				back.mu.Lock()
+				defer back.mu.Unlock()
+				return back.good.identity.Revocation.CRLs == lists && back.good.identity.Certificate.Leaf == leaf.Certificate.Leaf
+			})
+		}
+		request := func() chan error {
+			answered := make(chan error, 1)
+			go func() {
+				status, body, _, err := get(t, client(good), "https://"+back.address+":9080/")
+				if err == nil && (status != 200 || body != "done") {
+					err = fmt.Errorf("%d %q", status, body)
+				}
+				answered <- err
+			}()
+			<-release.began
+			return answered
+		}
+		before := request()
+		back.with(lists, mesh.StaleRefuse)
+		inForce(back.source.now.Load())
+		fresh := request()
+		renewed := *ca.identity(t, "back")
+		back.source.now.Store(&renewed)
+		back.with(lists, mesh.StaleRefuse)
+		inForce(&renewed)
+		if s.engine.older != nil {
+			if err := <-before; err == nil {
+				t.Error("a worker without the new lists serves on")
+			}
+		}
+		close(release.now)
+		if err := <-fresh; err != nil || back.PID() != running {
+			t.Errorf("the request on the worker with the new lists: %v", err)
 		}
 	})
 }
