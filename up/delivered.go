@@ -3,6 +3,7 @@ package up
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -52,10 +53,11 @@ func (r *run) makeStores() error {
 		if _, err := os.Lstat(store.Dir); err == nil {
 			r.foreign = append(r.foreign, store.Dir)
 		}
-		if err := r.state.willMake(store.Dir, store.IdentityFile); err != nil {
+		made, err := r.state.willMake(store.Dir, store.IdentityFile)
+		if err != nil {
 			return err
 		}
-		if err := r.cfg.Store(store); err != nil {
+		if err := errors.Join(r.cfg.Store(store), made()); err != nil {
 			return fmt.Errorf("the secret store %s: %w", store.Dir, err)
 		}
 	}

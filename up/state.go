@@ -45,7 +45,7 @@ type state struct {
 	socketDir string // made for what needs a short path, empty when nothing does
 	runDirs   int    // in socketDir
 	temporary bool
-	made      []string // see made.json
+	made      []madePath // see made.json
 	unlock    func() error
 }
 
@@ -166,7 +166,9 @@ func removeAbandoned(parent string) {
 			continue
 		}
 		for _, made := range readMade(dir) {
-			os.RemoveAll(made)
+			if made.Born != 0 { // else it may be another one of the same number
+				_ = made.remove() // the next run tries it no more
+			}
 		}
 		os.RemoveAll(dir)
 		_ = unlock() // the file is gone
@@ -200,36 +202,63 @@ func (s *state) writeToken(instance, token string) error {
 	return nil
 }
 
-// willMake notes paths that do not exist and are about to be made. What a temporary run makes is of no use to
-// the next one: its authority ends with it. So it is removed at the end, or by the next run when this one is
-// killed. Whatever is there already stays.
-func (s *state) willMake(paths ...string) error {
-	if !s.temporary {
-		return nil
+// madePath is something that a temporary run makes outside its directory. What is at that path later need not be
+// the same: who clears up after a killed run may make what is to last there.
+type madePath struct {
+	Path string `json:"path"`
+	// Device and Inode are of what was made, and Born when its inode was (Unix, in nanoseconds): the number of one
+	// that is gone is given to the next. All are 0 until it was made.
+	Device uint64 `json:"device,omitempty"`
+	Inode  uint64 `json:"inode,omitempty"`
+	Born   int64  `json:"born,omitempty"`
+}
+
+// remove removes what was made, and nothing else that has its path now.
+func (m madePath) remove() error {
+	if now, err := identify(m.Path); err != nil || m.Inode == 0 || now != m {
+		return nil //nolint:nilerr // it is gone, or not ours
 	}
+	return os.RemoveAll(m.Path)
+}
+
+// willMake takes down which of some paths do not exist. What a temporary run makes is of no use to the next
+// one: its authority ends with it. So it is removed at the end, or by the next run when this one is killed.
+// Whatever is there already stays. made is to be called when they were made, whether or not that went well.
+func (s *state) willMake(paths ...string) (made func() error, err error) {
+	if !s.temporary {
+		return func() error { return nil }, nil
+	}
+	first := len(s.made)
 	for _, path := range paths {
 		path, err := filepath.Abs(path)
 		if err != nil {
-			return fmt.Errorf("%w: %w", ErrState, err)
+			return nil, fmt.Errorf("%w: %w", ErrState, err)
 		}
 		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-			s.made = append(s.made, path)
+			s.made = append(s.made, madePath{Path: path})
 		}
 	}
-	data, err := json.Marshal(s.made)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrState, err)
-	}
-	return durable.WriteFile(s.path(madeName), data, 0o600)
+	return func() error {
+		for n := first; n < len(s.made); n++ {
+			if now, err := identify(s.made[n].Path); err == nil {
+				s.made[n] = now
+			}
+		}
+		data, err := json.Marshal(s.made)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrState, err)
+		}
+		return durable.WriteFile(s.path(madeName), data, 0o600)
+	}, nil
 }
 
-// readMade are the paths that an abandoned run has noted.
-func readMade(dir string) (made []string) {
+// readMade is what an abandoned run has noted.
+func readMade(dir string) (made []madePath) {
 	data, err := os.ReadFile(filepath.Join(dir, madeName))
 	if err != nil || json.Unmarshal(data, &made) != nil {
 		return nil
 	}
-	return slices.DeleteFunc(made, func(path string) bool { return !filepath.IsAbs(path) })
+	return slices.DeleteFunc(made, func(m madePath) bool { return !filepath.IsAbs(m.Path) })
 }
 
 // blocks are the networks of the last run on this state, none when there was none.
@@ -270,7 +299,7 @@ func (s *state) close() error {
 	}
 	if s.temporary {
 		for _, made := range s.made {
-			errs = append(errs, os.RemoveAll(made))
+			errs = append(errs, made.remove())
 		}
 		errs = append(errs, os.RemoveAll(s.dir))
 	} else {
