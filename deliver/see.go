@@ -174,10 +174,13 @@ func (w *Watcher) noteSeen(seen sightings, have Made) {
 	}
 	w.tell(func(s *Status) {
 		s.Listening = listening
+		there := slices.ContainsFunc(seen, func(one sighting) bool { return provable(one.at) })
 		switch {
+		case leaf == nil && there: // what was seen before is not served
+			s.Serial, s.NotAfter, s.Since = "", time.Time{}, time.Time{}
 		case leaf != nil && mtls.Serial(leaf) != s.Serial:
 			s.Serial, s.NotAfter, s.Since = mtls.Serial(leaf), leaf.NotAfter, time.Now()
-		case leaf == nil && !slices.ContainsFunc(seen, func(one sighting) bool { return provable(one.at) }) && s.Serial != have.Serial && len(s.Chain) > 0:
+		case leaf == nil && s.Serial != have.Serial && len(s.Chain) > 0:
 			s.Serial, s.NotAfter, s.Since = have.Serial, s.Chain[0].NotAfter, time.Now()
 		}
 	})

@@ -20,7 +20,8 @@ type Status struct {
 	Generation      uint64
 	Version, Bundle string
 	Chain, Roots    []*x509.Certificate
-	// Serial is of the certificate that the proxy was seen to serve, NotAfter its end, and Since when it was seen first.
+	// Serial is of the certificate that the proxy was seen to serve, NotAfter its end, and Since when it was seen first; empty while
+	// the proxy does not answer.
 	Serial   string
 	NotAfter time.Time
 	Since    time.Time
@@ -113,10 +114,10 @@ func (s Status) readyProblem() string {
 		return "NO REVOCATION LISTS"
 	case len(s.Chain) == 0:
 		return "NO CERTIFICATE"
-	case s.Chain[0].NotAfter.Before(time.Now()):
-		return "CERTIFICATE EXPIRED"
 	case s.Serial == "":
-		return "THE PROXY DOES NOT SERVE YET"
+		return "THE PROXY DOES NOT SERVE"
+	case s.NotAfter.Before(time.Now()):
+		return "CERTIFICATE EXPIRED"
 	}
 	return ""
 }

@@ -7,8 +7,10 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"countersign.dev/mesh"
+	"countersign.dev/mtls"
 )
 
 // TestAdmin asks what an administrator asks, before and after something went wrong.
@@ -46,4 +48,32 @@ func TestAdmin(t *testing.T) {
 	get("/ready", "200", "LIVE", "the store is on fire")
 	get("/stats", "countersign.delivery_problem_state: 1", "countersign.plan_revision: 3")
 	get("/plan", `"mesh": "shop"`)
+}
+
+// TestReadyIsWhatIsSeen: peers are told of what the proxy serves, and neither of what it served nor of what it should serve.
+func TestReadyIsWhatIsSeen(t *testing.T) {
+	l := newLab(t)
+	ready := func(want string) {
+		t.Helper()
+		if problem := l.w.Status().readyProblem(); problem != want {
+			t.Errorf("it says %q of itself, want %q", problem, want)
+		}
+	}
+	l.round("")
+	ready("")
+	l.proxy.down = true
+	l.round("nobody serves it")
+	ready("THE PROXY DOES NOT SERVE")
+	if s := l.w.Status(); s.Serial != "" || !s.NotAfter.IsZero() || !s.Since.IsZero() || len(s.Listening) != 0 {
+		t.Errorf("nothing is served, and it says %+v", s)
+	}
+	l.proxy.start(t)
+	l.round("")
+	ready("")
+	serial := l.w.Status().Serial
+	if serial != mtls.Serial(certificates(l.proxy.file)[0]) || l.w.Status().Since.IsZero() {
+		t.Errorf("it serves again, and %q is seen", serial)
+	}
+	l.w.tell(func(s *Status) { s.NotAfter = time.Now().Add(-time.Minute) }) // the proxy goes on with an old one
+	ready("CERTIFICATE EXPIRED")
 }

@@ -122,7 +122,7 @@ func TestWatchBeforeProxy(t *testing.T) {
 	serial := l.put("v1", mesh.ECDSAP256)
 	l.once(l.conf()...)
 	l.startWatch(append(l.conf(), "--reload", "pidfile:"+l.file("run/nginx.pid"))...)
-	l.says("/ready", "THE PROXY DOES NOT SERVE YET")
+	l.says("/ready", "THE PROXY DOES NOT SERVE")
 	l.says("/ready", "nobody serves it")
 	serial2 := l.put("v2", mesh.ECDSAP256)
 	l.says("/certs", serial2)
