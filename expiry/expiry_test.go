@@ -181,6 +181,34 @@ func TestFindings(t *testing.T) {
 				f.Workloads[0].Stored.Bundle.Rotation = &Rotation{Step: "deploy", Began: noon, Holder: "somebody"}
 			},
 		},
+		"a rotation that hangs before it has made anything current": {
+			change: func(f *Facts) {
+				serve(f, leaf("aa00", noon, 2*day))
+				*f.Workloads[0].Rotation = Rotation{LastSuccess: noon.Add(-day), Step: "issue", Holder: "somebody"}
+			},
+			want: []string{"critical store_ahead_of_endpoint api " + listen},
+		},
+		"a rotation that hangs before its first step": {
+			change: func(f *Facts) {
+				serve(f, leaf("aa00", noon, 2*day))
+				*f.Workloads[0].Rotation = Rotation{LastSuccess: noon.Add(-day), Holder: "somebody"}
+			},
+			want: []string{"critical store_ahead_of_endpoint api " + listen},
+		},
+		"a rotation that has issued and not stored yet": {
+			change: func(f *Facts) {
+				cert := leaf("aa02", noon, time.Hour)
+				f.Issued["aa02"] = Issued{Serial: "aa02", Identity: apiID, NotBefore: cert.NotBefore, NotAfter: cert.NotAfter}
+				*f.Workloads[0].Rotation = Rotation{LastSuccess: noon.Add(-day), Step: "issue", Holder: "somebody"}
+			},
+		},
+		"a bundle's rotation that hangs before it has made anything current": {
+			change: func(f *Facts) {
+				f.Workloads[0].Stored.Bundle.Roots = nil
+				f.Workloads[0].Stored.Bundle.Rotation = &Rotation{Holder: "somebody"}
+			},
+			want: []string{"critical bundle_stale store:main m/bundle"},
+		},
 		"a bundle's rotation that fails": {
 			change: func(f *Facts) {
 				f.Workloads[0].Stored.Bundle.Rotation = &Rotation{LastSuccess: noon.Add(-day), LastFailure: noon, Failures: 1, LastError: "api still needs it"}

@@ -166,8 +166,8 @@ type Rotation struct {
 	Failures   int
 	LastError  string
 	FailedStep string
-	// Step is where a rotation is that has begun and not ended; empty when none has. Began is when it began, as far as
-	// that is known.
+	// Step is where a rotation is that has begun and not ended; empty when none has. Began is when it made its version
+	// current; zero before that, and when it is not known.
 	Step  string
 	Began time.Time
 	// Holder is who works on it at this moment; empty when nobody does.

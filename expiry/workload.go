@@ -132,7 +132,8 @@ func (c *comparison) rotation(r *Rotation, f Finding, command string) (busy bool
 		f.Message = fmt.Sprintf("a rotation%s is still at the step %s, for %s; %s works on it", began(r.Began), cmp.Or(r.Step, "lease"), Roughly(c.now.Sub(r.Began)), r.Holder)
 		f.Action = "see what it waits for; killed, it is taken up where it stands by " + command
 	default:
-		return true
+		// What it has not promoted yet explains nothing of what is stored and served: it may hang there for ever.
+		return !r.Began.IsZero()
 	}
 	c.find(f)
 	return false
@@ -161,8 +162,8 @@ func since(t time.Time) string {
 
 // issuedOnly looks for a certificate that the CA has issued and that never came into the store.
 func (c *comparison) issuedOnly(w *Workload, current *Version) {
-	if w.Rotation != nil && (w.Rotation.Failures > 0 || w.Rotation.Step != "") {
-		return // said already, with the reason
+	if w.Rotation != nil && (w.Rotation.Failures > 0 || w.Rotation.Step != "" || w.Rotation.Holder != "") {
+		return // said already, with the reason, or on its way
 	}
 	var newest Issued
 	for _, issued := range c.facts.Issued {
