@@ -63,7 +63,8 @@ type Config struct {
 	Source Source
 	Proxy  Proxy
 	Prober Prober
-	// Expect is what a credential has to fulfil.
+	// Expect is what a credential has to fulfil. Where it asks for no ID, and the configuration is written here, the Plan's workload
+	// is asked for; the Plan of another one is refused.
 	Expect func() credential.Expect
 	// Render makes the proxy's configuration, whose certificates are below Output.Dir, and which looks callers up in
 	// RevocationFile when there is one; nil when somebody else writes it.
@@ -223,6 +224,9 @@ func (w *Watcher) Take(plan *mesh.Plan) error {
 
 // takePlan puts a Plan in force. It is when the configuration is that was made of it, whatever else is wrong.
 func (w *Watcher) takePlan(ctx context.Context, plan *mesh.Plan) error {
+	if err := w.fits(plan); err != nil {
+		return err
+	}
 	if w.cfg.Render != nil {
 		failed := w.round(ctx, plan, false) // with the certificate in force: a newer one comes in its own time
 		have, err := w.have()

@@ -79,6 +79,9 @@ func both(err, newer error, said bool) error {
 // follow brings what is in force to what is wanted.
 func (w *Watcher) follow(ctx context.Context, plan *mesh.Plan, offer *Offer, v *delivery) (err error) {
 	current := v.d.Path(v.before)
+	if err := w.fits(plan); err != nil {
+		return err
+	}
 	cause := w.lists(v, current)
 	unlisted := w.unlisted(v)
 	w.tell(func(s *Status) { s.Unlisted = unlisted })
@@ -320,11 +323,37 @@ func (w *Watcher) stage(ctx context.Context, v *delivery) error {
 // new Plan, or a revocation, must not wait for the next one.
 func (w *Watcher) expect(v *delivery) credential.Expect {
 	want := w.cfg.Expect()
+	if want.ID == "" && w.cfg.Render != nil {
+		want.ID = identity(v.plan)
+	}
 	if v.before != 0 && v.want.credential().same(v.have.credential()) {
 		want.MinRemaining = 0
 	}
 	return want
 }
+
+// identity is whose Plan it is, empty when that is not known.
+func identity(plan *mesh.Plan) string {
+	if plan == nil {
+		return ""
+	}
+	return plan.Workload.Identity.String()
+}
+
+// ErrOtherPlan says that a Plan is another workload's.
+var ErrOtherPlan = errors.New("the plan is another workload's")
+
+// CheckPlan refuses the Plan of another workload than the one whose SPIFFE ID is expected. Without a Plan, or when any ID will do,
+// there is nothing to refuse.
+func CheckPlan(plan *mesh.Plan, expected string) error {
+	if whose := identity(plan); whose != "" && expected != "" && whose != expected {
+		return fmt.Errorf("%w: it is of %.300s, and %.300s is expected; give the plan of the workload whose certificate is delivered", ErrOtherPlan, whose, expected)
+	}
+	return nil
+}
+
+// fits refuses a Plan that does not belong to what is expected of the credential.
+func (w *Watcher) fits(plan *mesh.Plan) error { return CheckPlan(plan, w.cfg.Expect().ID) }
 
 // stagedDir is beside current what a configuration under test takes for the whole directory.
 const stagedDir = ".staged"

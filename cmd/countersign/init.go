@@ -36,7 +36,7 @@ type initCmd struct {
 	PassphraseEnv string `default:"KEY_PASSPHRASE" placeholder:"NAME" help:"The variable with what opens an encrypted key; it may be missing. Default: ${default}."`
 	BundleEnv     string `default:"CA_BUNDLE" placeholder:"NAME" help:"The variable with the roots. Default: ${default}."`
 
-	ExpectID     string        `name:"expect-id" placeholder:"SPIFFE-ID" help:"The SPIFFE ID that the certificate has to have."`
+	ExpectID     string        `name:"expect-id" placeholder:"SPIFFE-ID" help:"The SPIFFE ID that the certificate has to have. Default: any, or with --conf that of the Plan's workload."`
 	ExpectName   []string      `sep:"none" placeholder:"DNS-NAME" help:"A DNS name that the certificate has to be valid for. May be repeated."`
 	MinRemaining time.Duration `default:"0s" help:"How long the certificate, its issuers and a root of theirs have to be valid from now on. Default: ${default}."`
 
@@ -90,6 +90,14 @@ func (c initCmd) Run(p *process) error {
 	conf, err := c.writer(c.To, false, func(notes []string) { writeNotes(p, notes) })
 	if err != nil {
 		return err
+	}
+	if conf != nil {
+		if err := deliver.CheckPlan(conf.plan, c.ExpectID); err != nil {
+			return err
+		}
+		if c.ExpectID == "" {
+			c.ExpectID = conf.plan.Workload.Identity.String()
+		}
 	}
 	source, err := c.openSource(p.ctx)
 	if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"encoding/pem"
 	"os"
 	"slices"
@@ -75,5 +76,35 @@ func TestWatchLists(t *testing.T) {
 	l.says("/certs", serial)
 	if text, err := os.ReadFile(l.file("tls/current/haproxy.cfg")); err != nil || !strings.Contains(string(text), "crl-file") {
 		t.Errorf("the lists in force did not stay (%v):\n%s", err, text)
+	}
+}
+
+// TestInitOtherPlan: the Plan of another workload is refused, with --expect-id and without.
+func TestInitOtherPlan(t *testing.T) {
+	l := newWatchLab(t, "haproxy")
+	l.put("v1", mesh.ECDSAP256)
+	spec, err := mesh.ParseDocuments([]mesh.Document{{Name: "mesh.yaml", Directory: l.dir, Content: l.specification()}})
+	l.ok(err)
+	plan, err := spec.Compile("client")
+	l.ok(err)
+	text, err := json.Marshal(plan)
+	l.ok(err)
+	l.ok(os.WriteFile(l.file("plan.json"), text, 0o600))
+	const own = "spiffe://shop.internal/service/orders"
+	for _, test := range []struct {
+		flags []string
+		want  string
+	}{
+		{nil, `the leaf has the SPIFFE ID "` + own + `", and spiffe://shop.internal/service/client is expected`},
+		{[]string{"--expect-id", own}, "the plan is another workload's: it is of spiffe://shop.internal/service/client, and " + own + " is expected"},
+		{[]string{"--expect-id", own, "--watch", "--reload", "command:true"}, "the plan is another workload's"},
+	} {
+		output, err := initCommand(t, nil, l.args(append(l.conf(), test.flags...)...)...).CombinedOutput()
+		if err == nil || !strings.Contains(string(output), test.want) {
+			t.Errorf("%q: %v\n%s", test.flags, err, output)
+		}
+		if _, err := os.Lstat(l.file("tls/current")); !os.IsNotExist(err) {
+			t.Errorf("%q: something is in force (%v)", test.flags, err)
+		}
 	}
 }

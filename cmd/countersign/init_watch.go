@@ -235,6 +235,11 @@ func (c initCmd) watch(p *process, out credential.Output) error {
 	if err != nil {
 		return err
 	}
+	if s.conf != nil {
+		if err := deliver.CheckPlan(s.conf.plan, c.ExpectID); err != nil {
+			return err
+		}
+	}
 	source, err := c.openStore()
 	if err != nil {
 		return err
