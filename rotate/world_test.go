@@ -92,6 +92,7 @@ type authority struct {
 	// lists are the revocation lists.
 	lists  []byte
 	listed int64 // the number of the last one
+	gone   map[*x509.Certificate][]string
 	// down is what it answers instead.
 	down error
 	// spoil changes what is about to be signed, answer what is about to be answered.
@@ -155,12 +156,16 @@ func (a *authority) Issue(_ context.Context, request Request) ([]byte, error) {
 // revoke puts serials on the list of an issuing CA.
 func (a *authority) revoke(h *hierarchy, serials ...string) { a.list(h.issuer, h.key, nil, serials...) }
 
-// list makes a list of revoked serials, beside those that there are.
+// list makes the next list of a CA, with the serials of its lists before.
 func (a *authority) list(by *x509.Certificate, key crypto.Signer, extra []pkix.Extension, serials ...string) {
 	a.t.Helper()
 	a.listed++
+	if a.gone == nil {
+		a.gone = make(map[*x509.Certificate][]string)
+	}
+	a.gone[by] = append(a.gone[by], serials...)
 	list := &x509.RevocationList{Number: big.NewInt(a.listed), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour), ExtraExtensions: extra}
-	for _, text := range serials {
+	for _, text := range a.gone[by] {
 		serial, ok := new(big.Int).SetString(text, 16)
 		if !ok {
 			a.t.Fatal(text)
