@@ -115,7 +115,7 @@ func (s *seen) askServer(ctx context.Context) error {
 	} else {
 		s.facts.Issued = make(map[string]expiry.Issued, len(records))
 		for _, r := range records {
-			s.facts.Issued[r.Serial] = expiry.Issued{Serial: r.Serial, Identity: r.Identity.String(), NotBefore: r.NotBefore, NotAfter: r.NotAfter, Instance: r.Instance}
+			s.facts.Issued[r.Serial] = expiry.Issued{Serial: r.Serial, Identity: r.Identity.String(), NotBefore: r.NotBefore, NotAfter: r.NotAfter, Instance: r.Instance, Revoked: r.Revoked}
 		}
 	}
 	s.rows, err = s.admin.Status(ctx)

@@ -134,6 +134,16 @@ func TestCheckExpiry(t *testing.T) {
 			l.answers[api.PathStatus].([]api.Status)[0].Serial = mtls.Serial(leaf)
 			l.answers[api.PathCRL] = l.lists(t, leaf)
 		}, []string{"revoked store:main m/api"}, "was revoked at"},
+		"in the books as revoked, where no lists are looked at": {func(t *testing.T, l *checkLab) {
+			l.respecify(t, "mesh: m\n", "mesh: m\nrevocation: none\n")
+			leaf := l.leaf(t, id.Service, "api", 23*time.Hour)
+			l.issued(t, leaf, "")
+			records := l.answers[api.PathCertificates].([]api.CertificateRecord)
+			records[len(records)-1].Revoked = l.now
+			l.put(t, "m/api", "v2", l.object(t, leaf, l.keys[leaf], l.root))
+			l.answers[api.PathEndpoints].([]api.Instance)[0].Inbound[0].Address = l.serve(t, leaf)
+			l.answers[api.PathStatus].([]api.Status)[0].Serial = mtls.Serial(leaf)
+		}, []string{"revoked store:main m/api"}, "was revoked at"},
 		"the CA is in two minds": {func(t *testing.T, l *checkLab) {
 			next := l.certify(t, nil, &x509.Certificate{Subject: pkix.Name{CommonName: "m root 2"}, IsCA: true, NotAfter: l.now.Add(100000 * time.Hour)})
 			answer := l.answers[api.PathCA].(*api.CAResponse)
