@@ -64,6 +64,8 @@ func (s *Supervisor) healthProblem() string {
 		return "NO CERTIFICATE"
 	case s.good == nil:
 		return "NO PLAN"
+	case s.seen == nil && s.running != nil:
+		return "PROXY IS NOT SEEN TO SERVE"
 	case s.seen == nil:
 		return "PROXY DOES NOT RUN"
 	case s.seen.leaf.NotAfter.Before(s.cfg.Now()):

@@ -43,7 +43,13 @@ const generationsDir = "generations"
 
 // bring puts a Plan and an identity in force: it starts the program when it does not run, and else gives it a new
 // generation. When that is not taken, what was good is in force again before bring returns. The caller holds change.
-func (s *Supervisor) bring(ctx context.Context, plan *mesh.Plan, identity *mtls.Identity) error {
+func (s *Supervisor) bring(ctx context.Context, plan *mesh.Plan, identity *mtls.Identity) (err error) {
+	forced := s.force.Swap(false)
+	defer func() {
+		if forced && err != nil {
+			s.force.Store(true) // it is still to be told
+		}
+	}()
 	lists, err := s.lists(identity)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNotInForce, err)
@@ -56,12 +62,12 @@ func (s *Supervisor) bring(ctx context.Context, plan *mesh.Plan, identity *mtls.
 		return err
 	}
 	s.mu.Lock()
-	running, good := s.running, s.good
+	running, good, unsure := s.running, s.good, s.unsure
 	if s.retired != nil {
 		s.mu.Unlock()
 		return nil // nothing is listened for any more, and what is finished needs nothing new
 	}
-	if !s.force.Swap(false) && running != nil && good != nil && good.digest == next.digest {
+	if !forced && !unsure && running != nil && good != nil && good.digest == next.digest {
 		same := *good
 		same.plan, same.identity = plan, identity
 		s.good = &same
@@ -100,17 +106,35 @@ func (s *Supervisor) try(ctx context.Context, p *process, next *generation) (*si
 	s.mu.Lock()
 	good := s.good
 	s.mu.Unlock()
-	if ctx.Err() != nil || p.isGone() || good == nil {
+	if p.isGone() || good == nil {
+		return nil, err
+	}
+	if ctx.Err() != nil {
+		s.lose(err)
 		return nil, err
 	}
 	s.log.WarnContext(ctx, "the program does not serve what it was given; going back to what was good", "generation", next.name, "goodGeneration", good.name, "error", err)
 	if backErr := s.tell(ctx, p, good); backErr != nil {
-		return nil, errors.Join(err, backErr)
+		err = errors.Join(err, backErr)
+		s.lose(err)
+		return nil, err
 	}
 	if _, backErr := s.observe(ctx, p, good); backErr != nil {
-		return nil, errors.Join(err, fmt.Errorf("and what was good is not seen again: %w", backErr))
+		err = errors.Join(err, fmt.Errorf("and what was good is not seen again: %w", backErr))
+		s.lose(err)
 	}
 	return nil, err
+}
+
+// lose notes that nobody knows what the program has in force, so that nothing is said to be served, and lets what was
+// good be put in force anew.
+func (s *Supervisor) lose(err error) {
+	s.mu.Lock()
+	s.unsure, s.seen = true, nil
+	s.mu.Unlock()
+	s.setProblem(problemProcess, fmt.Sprintf("what it has in force is not known: %v", err))
+	s.IdentityChanged()
+	s.cfg.Changed()
 }
 
 // tell swaps the link and says so to the program.
@@ -132,8 +156,9 @@ func (s *Supervisor) tell(ctx context.Context, p *process, g *generation) error 
 func (s *Supervisor) accept(p *process, g *generation, seen *sighting) {
 	s.mu.Lock()
 	before := s.good
-	s.running, s.good, s.seen = p, g, seen
+	s.running, s.good, s.seen, s.unsure = p, g, seen, false
 	s.mu.Unlock()
+	s.setProblem(problemProcess, "")
 	keep := []string{filepath.Base(g.dir)}
 	if before != nil && before.run == g.run {
 		keep = append(keep, filepath.Base(before.dir))

@@ -103,7 +103,6 @@ func (s *Supervisor) start(ctx context.Context, g *generation) error {
 	}
 	s.reloads = nil
 	s.accept(p, g, seen) //nolint:contextcheck // what it leaves to be done lasts as long as the Supervisor
-	s.setProblem(problemProcess, "")
 	s.tasks.Go(func() { s.watch(p) })
 	return nil
 }
@@ -149,7 +148,7 @@ func (s *Supervisor) watch(p *process) {
 		s.mu.Unlock()
 		return
 	}
-	s.running, s.seen = nil, nil
+	s.running, s.seen, s.unsure = nil, nil, false
 	s.mu.Unlock()
 	_ = os.RemoveAll(p.run) // keys and stale sockets; Close removes what is left
 	began := time.Now()

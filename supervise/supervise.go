@@ -114,6 +114,7 @@ type Supervisor struct {
 	running  *process    // guarded by mu: nil when there is none
 	good     *generation // guarded by mu: what was last seen in force
 	seen     *sighting   // guarded by mu: what handshakes showed; nil while nothing is served
+	unsure   bool        // guarded by mu: the program may have something else in force than good
 	drained  bool        // guarded by mu: inbound listeners stay closed
 	retired  *process    // guarded by mu: it was told to end, and is not started again
 	closed   bool        // guarded by mu
@@ -130,7 +131,7 @@ type Supervisor struct {
 type problem int
 
 const (
-	problemProcess  problem = iota // the program does not run
+	problemProcess  problem = iota // the program does not run, or is not seen to serve
 	problemIdentity                // the newest certificate is not served
 	problemLists                   // the revocation lists cannot be relied on
 	problemCount
