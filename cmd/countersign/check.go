@@ -119,6 +119,8 @@ func (c *checkExpiryCmd) compare(ctx context.Context, p *process, w *expiryWatch
 	if c.Path == "" || w.admin == nil {
 		return
 	}
+	ctx, cancel := w.asking(ctx)
+	defer cancel()
 	running, err := runningSpec(ctx, w.admin)
 	if err != nil {
 		return // that the server does not answer is a finding
@@ -144,7 +146,7 @@ func (c *checkExpiryCmd) status(report expiry.Report) error {
 
 // watcher finds out whom to ask.
 func (c *checkExpiryCmd) watcher(p *process) (*expiryWatch, error) {
-	w := &expiryWatch{log: p.log, server: c.Server}
+	w := &expiryWatch{log: p.log, server: c.Server, patience: min(c.Timeout/3, 10*time.Second)}
 	if c.Path != "" {
 		spec, err := mesh.Load(c.Path)
 		if err != nil {

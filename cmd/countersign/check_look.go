@@ -35,8 +35,9 @@ type expiryWatch struct {
 	document *up.Document // nil when there is none
 	admin    *api.Admin   // nil when nobody said which
 	socket   string
-	noServer error  // why admin is nil
-	server   string // host:port of the listener for agents, as given
+	noServer error         // why admin is nil
+	patience time.Duration // for how long the server is asked at most
+	server   string        // host:port of the listener for agents, as given
 
 	mesh, trustDomain string // as found out last
 }
@@ -58,8 +59,10 @@ type seen struct {
 // specification that a server runs and this program does not understand.
 func (w *expiryWatch) look(ctx context.Context) (expiry.Facts, error) {
 	s := &seen{expiryWatch: w, spec: w.spec, facts: expiry.Facts{Now: time.Now(), Backdating: issue.ClockAllowance, Remembered: rememberedExpired}}
-	if err := s.askServer(ctx); err != nil {
-		return expiry.Facts{}, err
+	asking, done := s.asking(ctx)
+	defer done()
+	if err := s.askServer(asking); ctx.Err() != nil || err != nil && asking.Err() == nil {
+		return expiry.Facts{}, cmp.Or(ctx.Err(), err)
 	}
 	if err := s.compile(); err != nil {
 		return expiry.Facts{}, err
@@ -69,9 +72,16 @@ func (w *expiryWatch) look(ctx context.Context) (expiry.Facts, error) {
 	}
 	s.fromDocument()
 	s.readStores(ctx)
-	s.lists(ctx)
+	asking, done = s.asking(ctx)
+	defer done()
+	s.lists(asking)
 	s.handshakes(ctx)
 	return s.facts, ctx.Err()
+}
+
+// asking is the time that the server has: one that says nothing leaves enough for everybody else.
+func (w *expiryWatch) asking(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, w.patience, fmt.Errorf("the server does not answer within %s; is it stopped or overloaded?", w.patience))
 }
 
 // unreached notes that the server did not answer a question.
@@ -93,25 +103,25 @@ func (s *seen) askServer(ctx context.Context) error {
 		spec, err := runningSpec(ctx, s.admin)
 		switch {
 		case errors.Is(err, api.ErrNoServer) || ctx.Err() != nil:
-			s.unreached(err, all)
+			s.unreached(because(ctx, err), all)
 			return ctx.Err()
 		case err != nil:
-			s.unreached(err, "what the specification declares, and with it stores, endpoints and files")
+			s.unreached(because(ctx, err), "what the specification declares, and with it stores, endpoints and files")
 		default:
 			s.spec = spec
 		}
 	}
 	authority, err := s.admin.CA(ctx)
 	if err != nil {
-		s.unreached(err, all)
+		s.unreached(because(ctx, err), all)
 		return ctx.Err()
 	}
 	if err := s.authority(authority); err != nil {
 		s.facts.Authority = nil
-		s.unreached(err, "roots and issuing CA")
+		s.unreached(because(ctx, err), "roots and issuing CA")
 	}
 	if records, err := s.admin.Certificates(ctx); err != nil {
-		s.unreached(err, "what the CA has issued")
+		s.unreached(because(ctx, err), "what the CA has issued")
 	} else {
 		s.facts.Issued = make(map[string]expiry.Issued, len(records))
 		for _, r := range records {
@@ -123,7 +133,7 @@ func (s *seen) askServer(ctx context.Context) error {
 		s.instances, err = s.admin.Endpoints(ctx)
 	}
 	if err != nil {
-		s.unreached(err, "who runs and where")
+		s.unreached(because(ctx, err), "who runs and where")
 		return ctx.Err()
 	}
 	s.known = true
@@ -328,7 +338,7 @@ func (s *seen) lists(ctx context.Context) {
 		err = s.readLists(text)
 	}
 	if err != nil {
-		s.facts.Authority.CRLProblem = err.Error()
+		s.facts.Authority.CRLProblem = because(ctx, err).Error()
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -232,6 +233,28 @@ func TestCheckWithoutServer(t *testing.T) {
 			t.Errorf("%v: status %d, findings %v, want %v", args, status, got, want)
 		}
 		if !slices.ContainsFunc(checked.Items, func(i expiry.Item) bool { return i.Kind == expiry.KindFile && i.State == expiry.StateOK }) {
+			t.Errorf("%v: the gateway's file is not looked at: %+v", args, checked.Items)
+		}
+	}
+}
+
+// TestCheckSilentServer asserts that a server that takes connections and says nothing is a finding, and that everybody
+// else is looked at.
+func TestCheckSilentServer(t *testing.T) {
+	l := newCheckLab(t)
+	socket := l.socket + "2"
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	for _, args := range [][]string{{"--socket", socket}, {l.spec, "--socket", socket}} {
+		status, checked := l.check(t, append(args, "--timeout", "3s")...)
+		if status != exitFailure || len(checked.Findings) == 0 || checked.Findings[0].Code != expiry.CodeServer ||
+			!strings.Contains(fmt.Sprint(checked.Findings[0]), "the server does not answer within 1s") {
+			t.Errorf("%v: status %d, %+v", args, status, checked.Findings)
+		}
+		if args[0] == l.spec && !slices.ContainsFunc(checked.Items, func(i expiry.Item) bool { return i.Kind == expiry.KindFile && i.State == expiry.StateOK }) {
 			t.Errorf("%v: the gateway's file is not looked at: %+v", args, checked.Items)
 		}
 	}
