@@ -131,8 +131,14 @@ func (s *Supervisor) plan() *mesh.Plan {
 	return s.good.plan
 }
 
+// drainPatience bounds a drain that an administrator has asked for.
+const drainPatience = time.Minute
+
+// serveDrain drains to the end, also when who asked goes away in the middle.
 func (s *Supervisor) serveDrain(w http.ResponseWriter, r *http.Request) {
-	if err := s.DrainListeners(r.Context()); err != nil {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), drainPatience)
+	defer cancel()
+	if err := s.DrainListeners(ctx); err != nil {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
 	}

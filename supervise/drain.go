@@ -40,7 +40,7 @@ func (s *Supervisor) drainInbound(ctx context.Context) error {
 		// Neither program runs without a listener; what it has left is told to end.
 		return s.retire(running)
 	}
-	return s.bring(ctx, withoutInbound(good.plan), good.identity)
+	return s.bring(ctx, good.plan, good.identity)
 }
 
 // retire lets the program finish what it has and end, and nobody start it again.

@@ -42,7 +42,8 @@ type generation struct {
 const generationsDir = "generations"
 
 // bring puts a Plan and an identity in force: it starts the program when it does not run, and else gives it a new
-// generation. When that is not taken, what was good is in force again before bring returns. The caller holds change.
+// generation. When that is not taken, what was good is in force again before bring returns. What was drained stays so,
+// whatever the Plan says. The caller holds change.
 func (s *Supervisor) bring(ctx context.Context, plan *mesh.Plan, identity *mtls.Identity) (err error) {
 	forced := s.force.Swap(false)
 	defer func() {
@@ -50,6 +51,11 @@ func (s *Supervisor) bring(ctx context.Context, plan *mesh.Plan, identity *mtls.
 			s.force.Store(true) // it is still to be told
 		}
 	}()
+	s.mu.Lock()
+	if s.drained {
+		plan = withoutInbound(plan)
+	}
+	s.mu.Unlock()
 	lists, err := s.lists(identity)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNotInForce, err)

@@ -3,6 +3,9 @@ package supervise
 import (
 	"context"
 	"errors"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -10,6 +13,7 @@ import (
 
 	"countersign.dev/engine"
 	"countersign.dev/mesh"
+	"countersign.dev/mtls"
 	"countersign.dev/reload"
 )
 
@@ -112,5 +116,65 @@ func TestReloadKept(t *testing.T) {
 			defer back.mu.Unlock()
 			return back.good.name != first
 		})
+	})
+}
+
+// TestDrainInterrupted goes away in the middle of a drain: it stays drained, whatever comes, and says so.
+func TestDrainInterrupted(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		var leave atomic.Pointer[context.CancelFunc]
+		both := s.supervise(t, newAuthority(t), "both", func(c *Config) {
+			tellBy(c, func(real reload.Method) reload.Method {
+				return telling(func(ctx context.Context) error {
+					err := real.Reload(context.WithoutCancel(ctx))
+					if cancel := leave.Swap(nil); cancel != nil {
+						(*cancel)()
+					}
+					return err
+				})
+			})
+		})
+		application(t, both.address)
+		text := strings.Replace(shop, "  other: {", "  both: {ports: [{port: 9080, protocol: http, app: 18080, allow: [{from: front}]}], calls: [{service: back, port: 9080, listen: 9180}]}\n  other: {", 1)
+		if err := both.Apply(compile(t, text, "both")); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		leave.Store(&cancel)
+		if err := both.DrainListeners(ctx); err == nil {
+			t.Error("an interrupted drain says that it is done")
+		}
+		if listening := both.Report().Listening; len(listening) > 0 {
+			t.Errorf("it reports %v", listening)
+		}
+		renewed := both.ca.identity(t, "both")
+		both.source.now.Store(renewed)
+		both.IdentityChanged()
+		eventually(t, "a new certificate is in force", func() bool { return both.Report().Serial == mtls.Serial(renewed.Certificate.Leaf) })
+		if conn, err := net.DialTimeout("tcp", both.address+":9080", time.Second); err == nil {
+			conn.Close()
+			t.Error("it accepts again")
+		}
+		if listening := both.Report().Listening; len(listening) > 0 {
+			t.Errorf("after a new certificate it reports %v", listening)
+		}
+	})
+}
+
+// TestDrainAsked lets who asks for a drain on the administrator's surface go away: it is done all the same.
+func TestDrainAsked(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		back := s.supervise(t, newAuthority(t), "back")
+		application(t, back.address)
+		if err := back.Apply(compile(t, shop, "back")); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		w := httptest.NewRecorder()
+		back.Admin().ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodPost, "/drain_listeners", nil))
+		if w.Code != http.StatusOK || len(back.Report().Listening) > 0 {
+			t.Errorf("%d %q, %v", w.Code, w.Body, back.Report().Listening)
+		}
 	})
 }

@@ -190,12 +190,6 @@ func (s *Supervisor) Apply(plan *mesh.Plan) error {
 		return ErrClosed
 	}
 	defer s.unlock()
-	s.mu.Lock()
-	drained := s.drained
-	s.mu.Unlock()
-	if drained {
-		plan = withoutInbound(plan)
-	}
 	err = s.bring(s.work, plan, identity)
 	if s.work.Err() != nil {
 		return ErrClosed
