@@ -243,15 +243,7 @@ func (n *bundleRun) stillNeeded(roots []*x509.Certificate) error {
 		if err != nil || n.r.now().After(chain[0].NotAfter) {
 			continue
 		}
-		pool, between := x509.NewCertPool(), x509.NewCertPool()
-		for _, root := range roots {
-			pool.AddCert(root)
-		}
-		for _, certificate := range chain[1:] {
-			between.AddCert(certificate)
-		}
-		_, err = chain[0].Verify(x509.VerifyOptions{Roots: pool, Intermediates: between, CurrentTime: n.r.now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
-		if err != nil && n.leadsSomewhere(chain, between) {
+		if leadsTo(chain, roots, n.r.now()) == nil && n.leadsSomewhere(chain) {
 			needing = append(needing, fmt.Sprintf("%s (serial %s, issued under %q)", user.Workload.Name, mtls.Serial(chain[0]), chain[len(chain)-1].Issuer.CommonName))
 		}
 	}
@@ -262,21 +254,13 @@ func (n *bundleRun) stillNeeded(roots []*x509.Certificate) error {
 }
 
 // leadsSomewhere tells whether a chain leads to a root of the bundle that is current: one that leads nowhere is no loss.
-func (n *bundleRun) leadsSomewhere(chain []*x509.Certificate, between *x509.CertPool) bool {
+func (n *bundleRun) leadsSomewhere(chain []*x509.Certificate) bool {
 	value, _, err := n.b.Store.Read(n.ctx, n.b.Name, "")
 	if err != nil {
 		return false
 	}
 	roots, err := mtls.ParseCertificates(value)
-	if err != nil {
-		return false
-	}
-	pool := x509.NewCertPool()
-	for _, root := range roots {
-		pool.AddCert(root)
-	}
-	_, err = chain[0].Verify(x509.VerifyOptions{Roots: pool, Intermediates: between, CurrentTime: n.r.now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
-	return err == nil
+	return err == nil && leadsTo(chain, roots, n.r.now()) != nil
 }
 
 // deploy restarts the users that are restarted at all.

@@ -86,6 +86,8 @@ type Request struct {
 type Trust struct {
 	// Bundle is the roots to trust, PEM.
 	Bundle []byte
+	// Known is further roots that the authority knows of, PEM: next ones and those that it signs with no more.
+	Known []byte
 	// CRL is the revocation lists (RFC 5280), PEM; empty when there are none. What stands on one is due, and is never made
 	// current.
 	CRL []byte
@@ -216,6 +218,9 @@ var (
 	ErrNotServed = errors.New("not every endpoint serves the new certificate")
 	// ErrNotObserved says that nobody could look. Nothing is known to be wrong, and nothing was undone.
 	ErrNotObserved = errors.New("the endpoints could not be observed; the new version stays current, and the next rotation looks again")
+	// ErrForeign says that a current version is of another authority, and in use as far as can be seen. It is not replaced
+	// unless somebody wants it.
+	ErrForeign = errors.New("what is current is of an authority that this one knows nothing of")
 	// ErrInUse says that a trust bundle still needs a root that is to be removed.
 	ErrInUse = errors.New("somebody still needs a root that the new trust bundle does not have")
 )

@@ -115,8 +115,8 @@ func (n *run) failed(err error) {
 		err = cause
 	}
 	n.result.fail(n.step, err)
-	if errors.Is(err, ErrStopped) || errors.Is(err, secret.ErrLeaseLost) {
-		return
+	if errors.Is(err, ErrStopped) || errors.Is(err, secret.ErrLeaseLost) || errors.Is(err, ErrForeign) {
+		return // that somebody else may not replace it is no failure of those who use it
 	}
 	if !n.read {
 		return // it may hold a rotation in progress, and the way back
@@ -251,7 +251,7 @@ func (n *run) readCurrent() error {
 	defer material.Clear()
 	n.current = current{version: material.Version, bundle: material.Bundle}
 	n.current.leaf, n.current.problem = n.fit(material, n.bundle)
-	return nil
+	return n.notForeign(material)
 }
 
 // currentID is the id of the current version, read from the description alone.

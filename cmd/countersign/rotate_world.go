@@ -188,7 +188,17 @@ func (a serverAuthority) Trust(ctx context.Context) (rotate.Trust, error) {
 	if err != nil {
 		return rotate.Trust{}, fmt.Errorf("asking for the revocation lists: %w", err)
 	}
-	return rotate.Trust{Bundle: []byte(cmp.Or(ca.Bundle, ca.Root)), CRL: crl, Issuer: issuer[0]}, nil
+	trust := rotate.Trust{Bundle: []byte(cmp.Or(ca.Bundle, ca.Root)), Known: []byte(ca.Root), CRL: crl, Issuer: issuer[0]}
+	for _, hierarchy := range ca.Roots {
+		trust.Known = slices.Concat(trust.Known, []byte("\n"), []byte(hierarchy.Root))
+	}
+	return trust, nil
+}
+
+// Issued implements [rotate.Books].
+func (a serverAuthority) Issued(ctx context.Context, serial string) (bool, error) {
+	records, err := a.admin.Certificates(ctx)
+	return slices.ContainsFunc(records, func(r api.CertificateRecord) bool { return r.Serial == serial }), err
 }
 
 // meshObserver looks at the instances that are registered at the server.
