@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"countersign.dev/api"
+	"countersign.dev/ca"
 	"countersign.dev/mtls"
 )
 
@@ -78,6 +79,9 @@ func (r *rotationRun) all(ctx context.Context) (*api.Rotation, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := r.known(ctx, rotation); err != nil {
+		return nil, err
+	}
 	if rotation.Next == "" {
 		if signs := rotation.Roots[0].Pin; r.Replace != "" && r.Replace != signs {
 			r.say("%s is gone already, and %s signs", r.Replace, signs)
@@ -109,6 +113,22 @@ func (r *rotationRun) all(ctx context.Context) (*api.Rotation, error) {
 		}
 	}
 	return r.takenIn(ctx)
+}
+
+// known refuses a pin that is to be replaced and that no root of this CA ever had: a mistake would look like work
+// that is done.
+func (r *rotationRun) known(ctx context.Context, rotation *api.Rotation) error {
+	if r.Replace == "" || slices.ContainsFunc(rotation.Roots, func(h api.Hierarchy) bool { return h.Pin == r.Replace }) {
+		return nil
+	}
+	changes, err := rotationChanges(ctx, r.admin)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(changes, func(c ca.Change) bool { return c.Pin == r.Replace }) {
+		return nil
+	}
+	return usagef("--replace: no root of this CA ever had the pin %s; `countersign ca rotate status` shows those of now", r.Replace)
 }
 
 // takenIn waits until everybody who is connected has the bundle without the root of before. Those who are

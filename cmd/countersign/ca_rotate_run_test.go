@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 
 	"countersign.dev/api"
 	"countersign.dev/ca"
+	"countersign.dev/journal"
 )
 
 // scripted is a server that answers requests about the CA's rotation one after the other, as a test says:
@@ -24,9 +26,39 @@ type scripted struct {
 	answers []any
 	steps   []string // that were asked for
 	done    chan struct{}
+	changes []ca.Change // that the journal has
+}
+
+// journal sends a journal with the changes.
+func (s *scripted) journal(w http.ResponseWriter) {
+	dir := s.t.TempDir()
+	key, err := journal.GenerateKey("a.internal/journal")
+	if err != nil {
+		s.t.Error(err)
+		return
+	}
+	log, err := journal.Create(dir, key, time.Now(), struct{}{})
+	if err != nil {
+		s.t.Error(err)
+		return
+	}
+	defer log.Close()
+	for _, change := range s.changes {
+		if _, err := log.Append(context.Background(), journal.Entry{Time: time.Now(), Type: journal.CARotate, Data: change}); err != nil {
+			s.t.Error(err)
+		}
+	}
+	if err := log.Export(w); err != nil {
+		s.t.Error(err)
+	}
 }
 
 func (s *scripted) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == api.PathJournal {
+		s.steps = append(s.steps, "journal")
+		s.journal(w)
+		return
+	}
 	if r.Method == http.MethodPost {
 		var request api.RotationRequest
 		if err := json.NewDecoder(r.Body).Decode(&request); err != nil {
@@ -57,25 +89,37 @@ func (s *scripted) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // runScripted runs `ca rotate run` against such a server.
 func runScripted(t *testing.T, c caRotateRunCmd, answers ...any) (steps, stderr string, err error) {
 	t.Helper()
+	if c.Timeout == 0 {
+		c.Timeout = time.Minute
+	}
+	c.Interval = time.Millisecond
+	return askScripted(t, func(p *process, socket string) error {
+		c.Socket = socket
+		return c.Run(p)
+	}, answers...)
+}
+
+// gone is a pin of a root that was removed.
+var gone = "sha256:" + strings.Repeat("0", 64)
+
+// askScripted runs a command against such a server, whose last change was to remove the root with the pin gone.
+func askScripted(t *testing.T, run func(p *process, socket string) error, answers ...any) (steps, stderr string, err error) {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "cs")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	c.Socket = filepath.Join(dir, "s")
-	listener, err := net.Listen("unix", c.Socket)
+	socket := filepath.Join(dir, "s")
+	listener, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	script := &scripted{t: t, answers: answers, done: make(chan struct{})}
+	script := &scripted{t: t, answers: answers, done: make(chan struct{}), changes: []ca.Change{{Step: ca.StepFinish, Pin: gone}}}
 	server := &http.Server{Handler: script, ReadHeaderTimeout: time.Minute}
 	go func() { defer close(script.done); _ = server.Serve(listener) }()
-	if c.Timeout == 0 {
-		c.Timeout = time.Minute
-	}
-	c.Interval = time.Millisecond
 	var out, errs bytes.Buffer
-	err = c.Run(&process{ctx: context.Background(), stdout: &out, stderr: &errs, log: slog.New(slog.DiscardHandler)})
+	err = run(&process{ctx: context.Background(), stdout: &out, stderr: &errs, log: slog.New(slog.DiscardHandler)}, socket)
 	server.Close()
 	<-script.done
 	return strings.Join(script.steps, " "), errs.String(), err
@@ -108,7 +152,7 @@ func TestRunGoesOn(t *testing.T) {
 	lagging.Lagging = []api.Blocker{{Workload: "late", Reason: "a reason"}}
 	conflict := &api.Error{Code: api.CodeConflict, Message: "no"}
 	away := &api.Error{Code: api.CodeUnavailable, Message: "the server is shutting down"}
-	other := "sha256:" + strings.Repeat("0", 64)
+	never := "sha256:" + strings.Repeat("1", 64)
 	for _, test := range []struct {
 		name    string
 		command caRotateRunCmd
@@ -159,7 +203,9 @@ func TestRunGoesOn(t *testing.T) {
 			[]any{at("activate"), at("finish"), conflict, at("finish"), at("finish"), at(""), at("")},
 			"?false ?true activate ?false ?true finish ?false", "is gone", "",
 		},
-		{"nothing to do", caRotateRunCmd{Replace: other}, []any{at("")}, "?false", "is gone already", ""},
+		{"nothing to do", caRotateRunCmd{Replace: gone}, []any{at("")}, "?false journal", "is gone already", ""},
+		{"a pin that is none of its", caRotateRunCmd{Replace: never}, []any{at("")}, "?false journal", "", "--replace: no root of this CA ever had the pin " + never},
+		{"a pin that is none of its, on the way", caRotateRunCmd{Replace: never}, []any{at("activate")}, "?false journal", "", "no root of this CA ever had the pin"},
 		{"no server at the start", caRotateRunCmd{}, []any{away}, "?false", "", "shutting down"},
 		{"not in time", caRotateRunCmd{Timeout: time.Nanosecond}, nil, "", "", "was not replaced within 1ns"},
 	} {
@@ -178,6 +224,9 @@ func TestRunGoesOn(t *testing.T) {
 			}
 			if (err == nil) != (test.fails == "") || err != nil && !strings.Contains(err.Error(), test.fails) {
 				t.Errorf("ended with %v, want %q", err, test.fails)
+			}
+			if _, usage := errors.AsType[usageError](err); usage != strings.HasPrefix(test.name, "a pin") {
+				t.Errorf("%v is a mistake of the user: %t", err, usage)
 			}
 		})
 	}
