@@ -37,7 +37,7 @@ type counts struct {
 	peers     map[string]api.Caller // by SPIFFE ID
 	plaintext map[string]int64      // by IP address
 	met       map[string]bool       // plaintext connections, by address and port
-	ours      map[string]bool       // the ends of our own handshakes
+	ours      map[string]time.Time  // the ends of our own handshakes, and when they were
 }
 
 // port is what is counted of an inbound listener; nil is not told.
@@ -60,7 +60,7 @@ func newCounts(changed func()) *counts {
 	return &counts{
 		set: stat.NewSet(), changed: changed,
 		inbound: map[string]*port{}, outbound: map[string]*call{}, upstreams: map[string]string{},
-		peers: map[string]api.Caller{}, plaintext: map[string]int64{}, met: map[string]bool{}, ours: map[string]bool{},
+		peers: map[string]api.Caller{}, plaintext: map[string]int64{}, met: map[string]bool{}, ours: map[string]time.Time{},
 	}
 }
 
@@ -136,25 +136,34 @@ func (c *counts) cluster(name, metric string) *atomic.Int64 {
 	return c.set.Value(stat.Key{Scope: "cluster", Owner: name, Metric: metric})
 }
 
+// oursFor is how long a line about a handshake of our own may take to come. After that the port is somebody else's.
+const oursFor = 30 * time.Second
+
 // ignore lets a connection of our own be nobody's. local is its end here.
-func (c *counts) ignore(local string) {
+func (c *counts) ignore(local string, now time.Time) {
 	if at, err := netip.ParseAddrPort(local); err == nil {
 		local = at.Addr().Unmap().String() + ":" + strconv.Itoa(int(at.Port())) // as both logs have it, without brackets
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.ours) >= mostRemembered {
+		maps.DeleteFunc(c.ours, func(_ string, at time.Time) bool { return now.Sub(at) > oursFor })
+	}
+	if len(c.ours) >= mostRemembered {
 		clear(c.ours)
 	}
-	c.ours[local] = true
+	c.ours[local] = now
 }
 
 // take counts a line of the access log. It tells whether the line is of somebody else's traffic.
 func (c *counts) take(e *entry, now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ours[string(e.remote)] {
-		return false
+	if at, ok := c.ours[string(e.remote)]; ok {
+		delete(c.ours, string(e.remote)) // a connection without a request has one line
+		if now.Sub(at) <= oursFor {
+			return false
+		}
 	}
 	if out := c.outbound[string(e.listener)]; out != nil && string(e.direction) == "outbound" {
 		c.called(out, e)

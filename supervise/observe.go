@@ -93,7 +93,7 @@ func (s *Supervisor) shakeHands(ctx context.Context, g *generation, in mesh.Inbo
 		return err
 	}
 	defer raw.Close()
-	s.counts.ignore(raw.LocalAddr().String())
+	s.counts.ignore(raw.LocalAddr().String(), s.cfg.Now())
 	certificate := g.identity.Certificate
 	config := &tls.Config{
 		ServerName: g.identity.ID.ServerName(),

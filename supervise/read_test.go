@@ -132,11 +132,11 @@ func TestCounts(t *testing.T) {
 		take(`{"listener":"0.0.0.0_9081","direction":"inbound","remote":"::1:5000","tls":"","status":200,"admitted":"1","upstreamStatus":"200"}`)
 	}
 	take(`{"listener":"unknown","direction":"inbound"}`)
-	c.ignore("127.0.0.1:1")
+	c.ignore("127.0.0.1:1", time.Now())
 	if take(`{` + port + `,"remote":"127.0.0.1:1","status":200}`) {
 		t.Error("its own connection is somebody's")
 	}
-	c.ignore("[::1]:2")
+	c.ignore("[::1]:2", time.Now())
 	if take(`{` + port + `,"remote":"::1:2","status":200}`) {
 		t.Error("its own connection over IPv6 is somebody's")
 	}
@@ -168,6 +168,28 @@ func TestCounts(t *testing.T) {
 	}
 }
 
+// TestOurs takes only the line of our own handshake for nobody's: its port is somebody else's afterwards.
+func TestOurs(t *testing.T) {
+	now := time.Now()
+	line := &entry{remote: []byte("127.0.0.1:40000")}
+	for name, test := range map[string]struct {
+		earlier int           // lines of that port
+		after   time.Duration // the handshake
+		want    bool          // that it is somebody else's
+	}{
+		"our own": {0, time.Second, false}, "a second line": {1, time.Second, true}, "an hour later": {0, time.Hour, true},
+	} {
+		c := newCounts(func() {})
+		c.ignore("127.0.0.1:40000", now)
+		for range test.earlier {
+			c.take(line, now)
+		}
+		if got := c.take(line, now.Add(test.after)); got != test.want {
+			t.Errorf("%s: somebody else's is %v", name, got)
+		}
+	}
+}
+
 // TestCountsBounded fills what is kept of callers.
 func TestCountsBounded(t *testing.T) {
 	c := newCounts(func() {})
@@ -177,7 +199,7 @@ func TestCountsBounded(t *testing.T) {
 		n := []byte{byte('a' + i%26), byte('a' + i/26%26), byte('a' + i/676)}
 		c.presented("spiffe://shop.internal/service/"+string(n), "01", time.Now())
 		c.spokePlaintext(p, append(n, ":1"...))
-		c.ignore(string(n))
+		c.ignore(string(n), time.Now())
 	}
 	if len(c.peers) > mostRemembered || len(c.plaintext) > mostRemembered+1 || len(c.ours) > mostRemembered || c.plaintext[otherCallers] == 0 {
 		t.Errorf("%d peers, %d addresses, %d of our own", len(c.peers), len(c.plaintext), len(c.ours))
