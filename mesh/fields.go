@@ -40,7 +40,7 @@ var specShape = &shape{
 		{
 			name: "staleCRL", shape: enum("word for stale lists", string(StaleRefuse), string(StaleServe)), preset: string(StaleRefuse),
 			doc: "What happens when a revocation list is older than it may be: `refuse` refuses the certificates that it speaks " +
-				"for, `serve` uses the old list and raises an alarm.",
+				"for, `serve` uses the old list and raises an alarm; the engines nginx and haproxy are given no list then, and let in also who is on the old one.",
 		},
 		{
 			name: "stores", shape: &shape{kind: dictionaryKind, name: "stores", keys: meshName, elem: storeShape},
