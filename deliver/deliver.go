@@ -57,7 +57,7 @@ type Listener struct {
 	ServerName string
 }
 
-// Config is what a [Watcher] works with. All but Plan, Listeners, Render, File, Revocation, AcceptRevoked and Changed must be set.
+// Config is what a [Watcher] works with. All but Plan, Listeners, Render, File, Revocation, AcceptRevoked, Older and Changed must be set.
 type Config struct {
 	Output credential.Output
 	Source Source
@@ -80,6 +80,9 @@ type Config struct {
 	Revocation func(plan *mesh.Plan) ([]byte, error)
 	// AcceptRevoked lets a configuration come into force that looks nobody up although its Plan wants revoked callers refused.
 	AcceptRevoked bool
+	// Older takes hold of the proxy's workers of earlier generations, where those would serve further requests of somebody who was
+	// revoked since; nil when they take none. What it gives is called once.
+	Older func(ctx context.Context) (EndOlder, error)
 	// Changed is told that Status gives something else. It may be nil, and returns quickly.
 	Changed func()
 
@@ -108,6 +111,7 @@ type Watcher struct {
 	takes  chan take
 	ended  chan struct{}
 	unlock func() error
+	tasks  sync.WaitGroup // what goes on beside Run, which waits for it
 
 	// What follows belongs to the goroutine of Run.
 	plan    *mesh.Plan
@@ -183,6 +187,7 @@ func (w *Watcher) Close() error { return w.unlock() }
 func (w *Watcher) Run(ctx context.Context) error {
 	defer close(w.ended)
 	defer w.unlock() //nolint:errcheck // nothing was written to it
+	defer w.tasks.Wait()
 	ticker := time.NewTicker(w.cfg.Look)
 	defer ticker.Stop()
 	for {

@@ -1,12 +1,17 @@
 package deliver
 
 import (
+	"context"
+	"encoding/pem"
 	"errors"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"countersign.dev/issue"
 	"countersign.dev/mesh"
 )
 
@@ -98,4 +103,74 @@ func TestRevocation(t *testing.T) {
 	if current(RevocationFile) != "" || strings.Contains(current("proxy.conf"), "crl") {
 		t.Error("lists that are not wanted any more are there")
 	}
+}
+
+// TestEndOlder: when somebody is revoked, workers who serve by the lists of before are ended, also when the watcher was
+// restarted between the delivery and its proof; by lists that revoke nobody new they are not.
+func TestEndOlder(t *testing.T) {
+	var lists []byte
+	var asked, ended int
+	l := newLab(t, rendered, func(c *Config) {
+		c.Revocation = func(*mesh.Plan) ([]byte, error) { return lists, nil }
+		c.Older = func(context.Context) (EndOlder, error) {
+			asked++
+			return func(_ context.Context, grace time.Duration) ([]int, error) {
+				if ended++; grace != revokedGrace {
+					t.Errorf("they get %s", grace)
+				}
+				return []int{7}, nil
+			}, nil
+		}
+	})
+	number := int64(0)
+	revoke := func(serials ...int64) {
+		t.Helper()
+		number++
+		now := time.Now()
+		cfg := issue.CRLConfig{Number: number, Now: now, NextUpdate: now.Add(time.Hour)}
+		for _, serial := range serials {
+			cfg.Revoked = append(cfg.Revoked, issue.Revoked{Serial: big.NewInt(serial), Time: now, Reason: issue.Unspecified})
+		}
+		list, err := issue.NewCRL(l.ca.issuing, l.ca.key, cfg)
+		ok(t, err)
+		lists = pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: list.Raw})
+	}
+	want := func(what string, n int) {
+		t.Helper()
+		if l.w.tasks.Wait(); asked != n || ended != n {
+			t.Errorf("%s: asked for older workers %d times and ended them %d times, want %d", what, asked, ended, n)
+		}
+	}
+	l.round("")
+	want("nobody is revoked", 0)
+	revoke()
+	l.round("")
+	want("the first list", 0)
+	revoke(5)
+	l.round("")
+	want("one is revoked", 1)
+	revoke(5)
+	l.put("v2")
+	l.round("")
+	want("a renewal and a newer list of the same", 1)
+	revoke(6, 5)
+	l.proxy.down = true
+	l.round("nobody serves it")
+	want("nobody serves", 1)
+	l.open()
+	l.proxy.start(t)
+	l.round("")
+	want("another is revoked, and its proof comes later", 2)
+	l.round("")
+	want("nothing new", 2)
+}
+
+// FuzzRevoked reads any text as lists.
+func FuzzRevoked(f *testing.F) {
+	f.Add([]byte("-----BEGIN X509 CRL-----\nMAA=\n-----END X509 CRL-----\n"))
+	f.Fuzz(func(t *testing.T, lists []byte) {
+		if revokes(lists, lists) {
+			t.Error("lists revoke somebody whom they revoke")
+		}
+	})
 }

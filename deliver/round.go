@@ -458,6 +458,7 @@ func (w *Watcher) back(ctx context.Context, v *delivery, cause error, told bool)
 func (w *Watcher) delivered(ctx context.Context, v *delivery) {
 	w.forget(v.want)
 	w.cred, w.credOf, w.alone = v.cred, v.want.credential(), time.Time{}
+	w.endOlder(ctx, v.d, v.n)
 	if err := v.d.Prove(v.n); err != nil {
 		w.cfg.Log.WarnContext(ctx, "the generation is served, and that could not be noted; after a restart it is proved again", "error", err)
 	}

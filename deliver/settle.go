@@ -84,6 +84,7 @@ func (w *Watcher) giveUp(ctx context.Context, v *delivery, cause error, told boo
 
 // noteProof notes that the generation in force is served.
 func (w *Watcher) noteProof(ctx context.Context, v *delivery) error {
+	w.endOlder(ctx, v.d, v.n)
 	if err := v.d.Prove(v.n); err != nil {
 		return err
 	}
