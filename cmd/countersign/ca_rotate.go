@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"countersign.dev/api"
+	"countersign.dev/ca"
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
 )
@@ -47,10 +49,48 @@ func (f rotateFlags) take(p *process, request api.RotationRequest) error {
 		return err
 	}
 	rotation, err := admin.Rotate(p.ctx, request)
+	if conflict(err) {
+		done, lookErr := doneBefore(p.ctx, admin, request.Step)
+		if lookErr != nil {
+			p.log.DebugContext(p.ctx, "cannot find out whether the step was taken before", "error", lookErr)
+		}
+		if done != nil {
+			fmt.Fprintf(p.stderr, "countersign: %s is already done\n", request.Step)
+			rotation, err = done, nil
+		}
+	}
 	if err != nil {
 		return answered(p, err)
 	}
 	return f.show(p, rotation)
+}
+
+// doneBefore gives how things stand when a step was refused because it was the last one that was taken: whoever repeats
+// it, after a connection that broke perhaps, has what he wants. It is nil when that is not why.
+func doneBefore(ctx context.Context, admin *api.Admin, step string) (*api.Rotation, error) {
+	after := map[string]string{api.RotateActivate: api.RotateFinish, api.RotateFinish: ""}
+	want, repeatable := after[step]
+	if !repeatable {
+		return nil, nil
+	}
+	rotation, err := admin.Rotation(ctx, false)
+	if err != nil || rotation.Next != want {
+		return nil, err
+	}
+	changes, err := rotationChanges(ctx, admin)
+	if err != nil {
+		return nil, err
+	}
+	for _, change := range slices.Backward(changes) {
+		if change.Step == ca.StepIssuer || change.Step == ca.StepDrop {
+			continue // of the same root, and at any time
+		}
+		if string(change.Step) == step {
+			return rotation, nil
+		}
+		break
+	}
+	return nil, nil
 }
 
 // show writes the state of a rotation.

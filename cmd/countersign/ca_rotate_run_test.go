@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -93,7 +94,7 @@ func runScripted(t *testing.T, c caRotateRunCmd, answers ...any) (steps, stderr 
 		c.Timeout = time.Minute
 	}
 	c.Interval = time.Millisecond
-	return askScripted(t, func(p *process, socket string) error {
+	return askScripted(t, removed, func(p *process, socket string) error {
 		c.Socket = socket
 		return c.Run(p)
 	}, answers...)
@@ -102,8 +103,11 @@ func runScripted(t *testing.T, c caRotateRunCmd, answers ...any) (steps, stderr 
 // gone is a pin of a root that was removed.
 var gone = "sha256:" + strings.Repeat("0", 64)
 
-// askScripted runs a command against such a server, whose last change was to remove the root with the pin gone.
-func askScripted(t *testing.T, run func(p *process, socket string) error, answers ...any) (steps, stderr string, err error) {
+// removed are the changes of a root that was replaced: the next one signs, and the one with the pin gone is removed.
+var removed = []ca.Change{{Step: ca.StepActivate, Pin: "sha256:" + strings.Repeat("2", 64)}, {Step: ca.StepFinish, Pin: gone}}
+
+// askScripted runs a command against such a server, whose journal has these changes.
+func askScripted(t *testing.T, changes []ca.Change, run func(p *process, socket string) error, answers ...any) (steps, stderr string, err error) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "cs")
 	if err != nil {
@@ -115,7 +119,7 @@ func askScripted(t *testing.T, run func(p *process, socket string) error, answer
 	if err != nil {
 		t.Fatal(err)
 	}
-	script := &scripted{t: t, answers: answers, done: make(chan struct{}), changes: []ca.Change{{Step: ca.StepFinish, Pin: gone}}}
+	script := &scripted{t: t, answers: answers, done: make(chan struct{}), changes: changes}
 	server := &http.Server{Handler: script, ReadHeaderTimeout: time.Minute}
 	go func() { defer close(script.done); _ = server.Serve(listener) }()
 	var out, errs bytes.Buffer
@@ -229,5 +233,41 @@ func TestRunGoesOn(t *testing.T) {
 				t.Errorf("%v is a mistake of the user: %t", err, usage)
 			}
 		})
+	}
+}
+
+// TestStepsRepeated asserts that a step that was the last one is no failure when it is repeated, and any other is.
+func TestStepsRepeated(t *testing.T) {
+	refused := &api.Error{Code: api.CodeConflict, Message: "not as far as that"}
+	at := func(next string) *api.Rotation { return &api.Rotation{Next: next} }
+	issuer := ca.Change{Step: ca.StepIssuer}
+	for name, test := range map[string]struct {
+		step, next string
+		changes    []ca.Change
+		done       bool
+	}{
+		"activate":                       {api.RotateActivate, api.RotateFinish, removed[:1], true},
+		"finish":                         {api.RotateFinish, "", removed, true},
+		"finish, and another issuing CA": {api.RotateFinish, "", append(slices.Clone(removed), issuer), true},
+		"finish before activate":         {api.RotateFinish, api.RotateActivate, removed, false},
+		"finish when somebody needs it":  {api.RotateFinish, api.RotateFinish, removed[:1], false},
+		"finish of nothing":              {api.RotateFinish, "", []ca.Change{issuer}, false},
+		"finish after a cancel":          {api.RotateFinish, "", append(slices.Clone(removed), ca.Change{Step: ca.StepCancel}), false},
+		"activate after all":             {api.RotateActivate, "", removed, false},
+		"activate when somebody is away": {api.RotateActivate, api.RotateActivate, nil, false},
+		"start":                          {api.RotateStart, api.RotateActivate, []ca.Change{{Step: ca.StepStart}}, false},
+	} {
+		answers := []any{refused}
+		if test.step != api.RotateStart {
+			answers = append(answers, at(test.next))
+		}
+		_, stderr, err := askScripted(t, test.changes, func(p *process, socket string) error {
+			f := rotateFlags{}
+			f.Socket = socket
+			return f.take(p, api.RotationRequest{Step: test.step})
+		}, answers...)
+		if done := strings.Contains(stderr, test.step+" is already done"); done != test.done || (err == nil) != test.done {
+			t.Errorf("%s: %v, %q; done before: want %t", name, err, stderr, test.done)
+		}
 	}
 }
