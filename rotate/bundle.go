@@ -148,13 +148,21 @@ func (n *bundleRun) look() (bundle []byte, fresh bool, err error) {
 		n.result.Reason = "its deployment was begun and has not ended"
 	}
 	n.result.Version = version
+	failed := n.record
+	n.result.failing = n.result.Reason == "" && n.record.Step == "" && failed.clearFailure()
 	return trust.Bundle, fresh, nil
 }
 
 func (n *bundleRun) rotate(outer context.Context) error {
 	bundle, fresh, err := n.look() //nolint:contextcheck // the context of the run ends with its lease
-	if err != nil || n.result.Reason == "" {
+	switch {
+	case err != nil:
 		return err
+	case n.result.failing:
+		n.record.clearFailure()
+		return writeRecord(n.ctx, n.b.Store, n.b.Name, n.record) //nolint:contextcheck // the context of the run ends with its lease
+	case n.result.Reason == "":
+		return nil
 	}
 	if outer.Err() != nil {
 		return ErrStopped

@@ -97,7 +97,7 @@ func (d *Daemon) turn(ctx context.Context, retries map[string]*retry, name strin
 		return time.Time{}
 	}
 	result := rotate(Options{DryRun: true})
-	if result.Outcome != Nothing {
+	if result.Outcome != Nothing || result.failing {
 		result = rotate(Options{})
 	}
 	log := d.Log.With("service", result.Service, "secret", result.Secret)

@@ -46,7 +46,7 @@ type Record struct {
 	LastSuccess time.Time `json:"lastSuccess,omitzero"`
 	LastSerial  string    `json:"lastSerial,omitempty"`
 	// LastError is of the last rotation when that failed, with its step and time. Failures counts those since the last
-	// success, FailuresTotal those of all time.
+	// success, or since a look last found that nothing is due, FailuresTotal those of all time.
 	LastError     string    `json:"lastError,omitempty"`
 	LastErrorStep Step      `json:"lastErrorStep,omitempty"`
 	LastErrorTime time.Time `json:"lastErrorTime,omitzero"`
@@ -140,6 +140,15 @@ func (r *Record) failed(step Step, err error, now time.Time) {
 	r.LastError, r.LastErrorStep, r.LastErrorTime = text, step, now.UTC()
 	r.Failures++
 	r.FailuresTotal++
+}
+
+// clearFailure forgets how the last rotation failed, but not that it did; it tells whether there was anything to forget.
+func (r *Record) clearFailure() bool {
+	if r.Failures == 0 && r.LastError == "" {
+		return false
+	}
+	r.LastError, r.LastErrorStep, r.LastErrorTime, r.Failures = "", "", time.Time{}, 0
+	return true
 }
 
 // succeeded notes the end of a rotation.

@@ -3,6 +3,7 @@ package rotate
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"testing"
 
@@ -91,4 +92,56 @@ func TestForeignRecord(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestFailureEnds forgets a failure as soon as all is found as it should be, and writes nothing at the looks after that.
+func TestFailureEnds(t *testing.T) {
+	w := newWorld(t, secret.LayoutExported)
+	w.first()
+	d := &Daemon{Rotator: w.rotator(), Log: slog.New(slog.DiscardHandler), Targets: func(context.Context) ([]Target, error) {
+		return []Target{w.target}, nil
+	}}
+	names := []string{w.target.Secret, w.target.Bundle}
+	for what, look := range map[string]func(){
+		"once":   func() { w.must(Options{}, Nothing) },
+		"daemon": func() { d.round(t.Context(), map[string]*retry{}) },
+	} {
+		w.authority.down = errors.New("the server is away")
+		before := map[string]int64{}
+		w.rotator().RotateAll(t.Context(), []Target{w.target}, Options{})
+		for _, name := range names {
+			record, err := readRecord(t.Context(), w.files, name)
+			if err != nil || record.Failures != 1 || record.LastError == "" {
+				t.Fatalf("%s, %s: %+v, %v; want a failure", what, name, record, err)
+			}
+			before[name] = record.FailuresTotal
+		}
+		w.authority.down = nil
+		w.must(Options{DryRun: true}, Nothing)
+		look()
+		var was []string
+		for _, name := range names {
+			record, err := readRecord(t.Context(), w.files, name)
+			if err != nil || record.clearFailure() || record.FailuresTotal != before[name] || record.LastSuccess.IsZero() {
+				t.Errorf("%s, %s: %+v, %v; want no failure any more", what, name, record, err)
+			}
+			was = append(was, w.recordVersion(name))
+		}
+		look()
+		for i, name := range names {
+			if got := w.recordVersion(name); got != was[i] {
+				t.Errorf("%s: a quiet look has written the record of %s", what, name)
+			}
+		}
+	}
+}
+
+// recordVersion is the version of a secret's record that is current.
+func (w *world) recordVersion(name string) string {
+	w.t.Helper()
+	_, version, err := w.files.Read(w.t.Context(), name+stateSuffix, "")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return version
 }

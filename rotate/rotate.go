@@ -309,6 +309,8 @@ type Result struct {
 	Notes []string `json:"notes,omitempty"`
 	// Err is the error itself.
 	Err error `json:"-"`
+
+	failing bool // nothing is due, and the record still says that the last rotation failed
 }
 
 // fail puts an error into a result.

@@ -144,12 +144,25 @@ func (n *run) rotate() error {
 		n.version = n.record.Version
 		return n.bring()
 	case n.result.Reason == "":
-		return n.clean()
+		if err := n.clean(); err != nil {
+			return err
+		}
+		return n.clearFailure()
 	}
 	if err := n.obtain(); err != nil {
 		return err
 	}
 	return n.bring()
+}
+
+// clearFailure forgets in the store what failed before: all is as it should be. A look that finds nothing to forget writes
+// nothing.
+func (n *run) clearFailure() error {
+	if !n.record.clearFailure() {
+		return nil
+	}
+	n.result.failing = false
+	return writeRecord(n.ctx, n.t.Store, n.t.Secret, n.record)
 }
 
 // finishBack ends a way back that was begun. Where nobody is looked at, what is due is due all the same: a mesh that starts
@@ -208,6 +221,8 @@ func (n *run) look() (err error) {
 		n.result.Serial, n.result.NotAfter, n.result.Due = mtls.Serial(leaf), leaf.NotAfter.UTC(), n.due(leaf).UTC()
 	}
 	n.result.Reason, err = n.reason()
+	failed := n.record
+	n.result.failing = n.result.Reason == "" && failed.clearFailure()
 	return err
 }
 

@@ -253,24 +253,39 @@ func (c *rotateStatusCmd) Run(p *process) error {
 	if err != nil {
 		return answered(p, err)
 	}
+	if c.Service != "" {
+		targets = slices.DeleteFunc(targets, func(t rotate.Target) bool { return t.Workload.Name != c.Service })
+	}
 	statuses := []rotate.Status{}
 	for _, target := range targets {
-		if c.Service != "" && c.Service != target.Workload.Name {
-			continue
-		}
 		statuses = append(statuses, rotate.ReadStatus(p.ctx, target))
 	}
 	if c.json() {
 		return writeJSON(p, statuses)
 	}
-	return printRotations(p, statuses, time.Now())
+	return printRotations(p, statuses, bundleProblems(p.ctx, targets), time.Now())
 }
 
-// printRotations writes the table, and below it what is wrong.
-func printRotations(p *process, statuses []rotate.Status, now time.Time) error {
+// bundleProblems says of each trust bundle that some targets share how its last rotation failed.
+func bundleProblems(ctx context.Context, targets []rotate.Target) []string {
+	var problems []string
+	for _, bundle := range rotate.SharedBundles(targets) {
+		record, err := rotate.ReadRecord(ctx, bundle.Store, bundle.Name)
+		switch {
+		case err != nil:
+			problems = append(problems, fmt.Sprintf("trust bundle %s: %v", bundle.Name, err))
+		case record.LastError != "":
+			problems = append(problems, fmt.Sprintf("trust bundle %s: the last rotation failed at %s, at the step %s: %s",
+				bundle.Name, record.LastErrorTime.Format(time.RFC3339), record.LastErrorStep, record.LastError))
+		}
+	}
+	return problems
+}
+
+// printRotations writes the table, and below it what is wrong, with the bundles first.
+func printRotations(p *process, statuses []rotate.Status, problems []string, now time.Time) error {
 	table := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "SERVICE\tSECRET\tVERSION\tSERIAL\tEXPIRES IN\tDUE IN\tSTEP\tLAST SUCCESS\tFAILURES\tLEASE")
-	var problems []string
 	for _, s := range statuses {
 		expires, due, success := "-", "-", "-"
 		if !s.NotAfter.IsZero() {
