@@ -249,9 +249,19 @@ func (r *run) proxyCommand(i *instance) *exec.Cmd {
 		args = []string{"-e", "stderr", "-c", filepath.Join(p.conf, "nginx.conf")}
 	}
 	command := exec.Command(r.engines[i.engine()].Path, args...) //nolint:noctx // a signal ends it
-	command.Env, command.SysProcAttr = environment(), &syscall.SysProcAttr{}
+	command.Env, command.SysProcAttr = proxyEnvironment(), &syscall.SysProcAttr{}
 	endWithParent(command.SysProcAttr)
 	return command
+}
+
+// proxyEnvironment is all that a proxy inherits: what else stands in the user's, such as secrets of his, is none of
+// its business.
+var proxyEnvironment = func() []string {
+	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	if zone, ok := os.LookupEnv("TZ"); ok {
+		env = append(env, "TZ="+zone)
+	}
+	return env
 }
 
 // once runs a process that works to an end. What it writes goes to the log called file.

@@ -60,9 +60,10 @@ func newDelivered(t *testing.T, engines ...string) (f *fixture, stores *[]mesh.S
 		}
 	}
 	t.Setenv("PATH", bin)
-	before := administrators
+	before, whole := administrators, proxyEnvironment
 	administrators = nil
-	t.Cleanup(func() { administrators = before })
+	proxyEnvironment = environment // where the fake finds its journal
+	t.Cleanup(func() { administrators, proxyEnvironment = before, whole })
 	stores = new([]mesh.Store)
 	f.config.JSON = true
 	f.config.Store = func(store mesh.Store) error {
@@ -169,6 +170,18 @@ func TestWatcherArgs(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("arguments (-want +got):\n%s", diff)
+	}
+}
+
+// TestProxyEnvironment: a proxy learns nothing of what stands in the user's environment but the time zone.
+func TestProxyEnvironment(t *testing.T) {
+	t.Setenv("SECRET", "planted")
+	t.Setenv("TZ", "Europe/Prague")
+	r := &run{state: &state{dir: "/s"}, engines: engines{mesh.EngineNGINX: {Path: "/usr/sbin/nginx"}}}
+	i := placed(t, specification(t, delivered))[0]
+	want := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TZ=Europe/Prague"}
+	if diff := cmp.Diff(want, r.proxyCommand(i).Env); diff != "" {
+		t.Errorf("environment (-want +got):\n%s", diff)
 	}
 }
 
