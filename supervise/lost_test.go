@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -176,5 +177,32 @@ func TestDrainAsked(t *testing.T) {
 		if w.Code != http.StatusOK || len(back.Report().Listening) > 0 {
 			t.Errorf("%d %q, %v", w.Code, w.Body, back.Report().Listening)
 		}
+	})
+}
+
+// TestHangs stops the program without an end: it is not said to serve until it goes on.
+func TestHangs(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		back := s.supervise(t, newAuthority(t), "back")
+		application(t, back.address)
+		if err := back.Apply(compile(t, shop, "back")); err != nil {
+			t.Fatal(err)
+		}
+		group := -back.PID()
+		if err := syscall.Kill(group, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = syscall.Kill(group, syscall.SIGCONT) })
+		eventually(t, "it is not seen to serve", func() bool {
+			status, body := back.ask("GET", "/ready")
+			return status == 503 && strings.HasPrefix(body, "PROXY IS NOT SEEN TO SERVE") && len(back.Report().Listening) == 0 && strings.Contains(back.Problem(), "does not answer")
+		})
+		if err := syscall.Kill(group, syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it is seen again", func() bool {
+			status, _ := back.ask("GET", "/ready")
+			return status == 200 && len(back.Report().Listening) == 3 && back.Problem() == ""
+		})
 	})
 }

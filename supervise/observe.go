@@ -123,3 +123,76 @@ func (s *Supervisor) shakeHands(ctx context.Context, g *generation, in mesh.Inbo
 	}
 	return nil
 }
+
+const (
+	lookAgain  = 2 * time.Second // between two looks at what is in force
+	lookWithin = 5 * time.Second // for one
+	mostMissed = 3               // looks in a row, after which it is not seen to serve
+)
+
+// lookOn looks again and again whether the program answers with what it was seen to have: one that hangs does not
+// end.
+func (s *Supervisor) lookOn() {
+	missed := 0
+	for pause(s.work, lookAgain) {
+		s.mu.Lock()
+		p, g, seen, skip := s.running, s.good, s.seen, s.running == nil || s.good == nil || s.retired != nil || s.unsure
+		s.mu.Unlock()
+		if skip {
+			missed = 0
+			continue
+		}
+		again, err := s.lookOnce(g, seen == nil)
+		select {
+		case s.change <- struct{}{}:
+		default:
+			continue // something else is put in force at this moment, and observed
+		}
+		s.mu.Lock()
+		same := s.running == p && s.good != nil && s.good.name == g.name && s.retired == nil && !s.unsure
+		s.mu.Unlock()
+		switch {
+		case !same || s.work.Err() != nil:
+			missed = 0
+		case err == nil:
+			missed = 0
+			s.noteLook(again, nil)
+		default:
+			if missed++; missed >= mostMissed {
+				s.noteLook(nil, err)
+			}
+		}
+		s.unlock()
+	}
+}
+
+// lookOnce asks the program for its generation. That makes no connection to a listener, which the program would count; a
+// program that was lost is seen again by handshakes, too.
+func (s *Supervisor) lookOnce(g *generation, whole bool) (*sighting, error) {
+	ctx, cancel := context.WithTimeout(s.work, lookWithin)
+	defer cancel()
+	if whole {
+		seen := &sighting{leaf: g.identity.Certificate.Leaf, chain: admin.Parse(g.identity.Certificate.Certificate), path: filepath.Join(g.dir, "current", "cert.pem")}
+		return seen, s.look(ctx, g, seen)
+	}
+	name, err := s.cfg.Binary.Engine.inForce(ctx, g.run)
+	if err == nil && name != g.name {
+		err = fmt.Errorf("it has generation %q in force, and %q is meant", name, g.name)
+	}
+	return nil, err
+}
+
+// noteLook notes that the program was lost, or seen again. The caller holds change.
+func (s *Supervisor) noteLook(again *sighting, err error) {
+	if err == nil && again == nil {
+		return
+	}
+	s.mu.Lock()
+	s.seen = again
+	s.mu.Unlock()
+	text := ""
+	if err != nil {
+		text = fmt.Sprintf("it runs, and does not answer: %v", err)
+	}
+	s.setProblem(problemProcess, text)
+}

@@ -164,6 +164,7 @@ func New(cfg Config) (*Supervisor, error) {
 	s.admin = s.newAdmin()
 	s.tasks.Go(s.follow)
 	s.tasks.Go(s.sample)
+	s.tasks.Go(s.lookOn)
 	return s, nil
 }
 
