@@ -11,6 +11,7 @@ import (
 
 	"countersign.dev/id"
 	"countersign.dev/mesh"
+	"countersign.dev/mtls"
 )
 
 // Errors of [Served].
@@ -85,10 +86,10 @@ func trusted(chain []*x509.Certificate, identity id.ID, roots []*x509.Certificat
 		Roots: pool, Intermediates: between, CurrentTime: time.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	})
 	if err != nil {
-		return fmt.Errorf("%w: at %s the certificate %x: %w", ErrNotTrusted, address, leaf.SerialNumber, err)
+		return fmt.Errorf("%w: at %s the certificate %s: %w", ErrNotTrusted, address, mtls.Serial(leaf), err)
 	}
 	if len(leaf.URIs) != 1 || leaf.URIs[0].String() != identity.String() {
-		return fmt.Errorf("%w: at %s the certificate %x is not of %s", ErrNotTrusted, address, leaf.SerialNumber, identity)
+		return fmt.Errorf("%w: at %s the certificate %s is not of %s", ErrNotTrusted, address, mtls.Serial(leaf), identity)
 	}
 	return nil
 }

@@ -5,7 +5,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"math/big"
 	"net"
+	"strings"
 	"testing"
 
 	"countersign.dev/id"
@@ -99,5 +101,13 @@ func TestServedWithoutTheKey(t *testing.T) {
 	listener.Close()
 	if _, err := Served(t.Context(), listener.Addr().String(), who, mesh.HTTP, nil); !errors.Is(err, ErrNotServed) {
 		t.Errorf("nobody there: %v", err)
+	}
+}
+
+// TestServedSerial asserts that a serial number is named with its leading zero.
+func TestServedSerial(t *testing.T) {
+	err := trusted([]*x509.Certificate{{SerialNumber: big.NewInt(0xabc)}}, id.ID{}, nil, "here")
+	if !errors.Is(err, ErrNotTrusted) || !strings.Contains(err.Error(), "the certificate 0abc:") {
+		t.Errorf("%v, want the serial number 0abc", err)
 	}
 }

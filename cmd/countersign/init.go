@@ -19,6 +19,7 @@ import (
 	"countersign.dev/deliver"
 	"countersign.dev/durable"
 	"countersign.dev/id"
+	"countersign.dev/mtls"
 )
 
 type initCmd struct {
@@ -334,7 +335,7 @@ func (c initCmd) describe(p *process, cred *credential.Credential) error {
 	for _, uri := range leaf.URIs {
 		names = append([]string{uri.String()}, names...)
 	}
-	_, err := fmt.Fprintf(p.stdout, "%q\nserial %x, valid to %s\n%s\n", names, leaf.SerialNumber, leaf.NotAfter.UTC().Format(time.RFC3339), filepath.Join(c.To, "current"))
+	_, err := fmt.Fprintf(p.stdout, "%q\nserial %s, valid to %s\n%s\n", names, mtls.Serial(leaf), leaf.NotAfter.UTC().Format(time.RFC3339), filepath.Join(c.To, "current"))
 	return err
 }
 
