@@ -69,6 +69,17 @@ func (r *registry) members() []member {
 	return all
 }
 
+// fromStores are the workloads whose certificates come from a store, by identity.
+func (r *registry) fromStores() map[string]bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	stores := make(map[string]bool)
+	for _, plan := range r.base {
+		stores[plan.Workload.Identity.String()] = plan.Delivery.FromStore()
+	}
+	return stores
+}
+
 // identities are those of the workloads that have a Plan.
 func (r *registry) identities() []id.ID {
 	r.mu.Lock()
@@ -273,6 +284,7 @@ type finish struct {
 	bundle   *mtls.Bundle                // the active root alone
 	living   map[string]ownedCertificate // without those that were revoked
 	declared map[string]bool             // identities
+	stores   map[string]bool             // identities of those whose certificates come from a store
 	renewed  map[owner]time.Time         // when the newest certificate of the active root was issued
 	seen     map[string]map[string]time.Time
 }
@@ -308,6 +320,7 @@ func (f *finish) read(ctx context.Context) error {
 			f.renewed[who] = c.cert.NotBefore
 		}
 	}
+	f.stores = f.s.registry.fromStores()
 	f.declared = make(map[string]bool)
 	for _, identity := range f.s.registry.identities() {
 		f.declared[identity.String()] = true
@@ -401,7 +414,10 @@ func (f *finish) owned(named map[owner]bool) []api.Blocker {
 		b := api.Blocker{Workload: cert.Subject.CommonName, Instance: who.instance}
 		until := cert.NotAfter.UTC().Format(time.RFC3339)
 		b.Reason = fmt.Sprintf("its certificate %s is of the root of before, lives until %s, and has no successor", mtls.Serial(cert), until)
-		if who.instance == "" {
+		switch {
+		case who.instance == "" && f.stores[who.identity]:
+			b.Reason = fmt.Sprintf("the certificate %s, which comes from a store, is of the root of before, lives until %s, and has no successor: `countersign rotate once %s`", mtls.Serial(cert), until, b.Workload)
+		case who.instance == "":
 			b.Reason = fmt.Sprintf("the certificate %s that was issued for it by hand is of the root of before, lives until %s, and has no successor", mtls.Serial(cert), until)
 		}
 		found = append(found, b)

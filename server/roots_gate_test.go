@@ -39,6 +39,22 @@ func TestRevokedBlockNothing(t *testing.T) {
 	r.takes(api.RotationRequest{Step: api.RotateFinish})
 }
 
+// TestFinishNamesStores asserts that who waits for a certificate out of a store is told what renews that.
+func TestFinishNamesStores(t *testing.T) {
+	spec := strings.Replace(colorapp, "services:", "stores:\n  main: {type: file, dir: store, identityFile: id.age}\nservices:", 1)
+	spec = strings.Replace(spec, "    names: [colour.example.com]\n", "    proxy: {engine: nginx}\n    delivery: {type: store, store: main, secret: \"{mesh}/{service}\"}\n", 1)
+	r := newFixture(t, spec).start()
+	for _, workload := range []string{"colorteller", "colorgateway"} {
+		if _, err := r.admin.Issue(t.Context(), api.IssueRequest{Workload: workload, CSR: r.newPeer("x").csr()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.takes(api.RotationRequest{Step: api.RotateStart})
+	r.takes(api.RotationRequest{Step: api.RotateActivate})
+	r.refuses(api.RotateFinish, "colorteller: the certificate ...comes from a store...: `countersign rotate once colorteller`",
+		"colorgateway: the certificate ...issued for it by hand")
+}
+
 // TestFinishBelievesPeersOfStores waits while peers see a workload present what a store gave it: nobody renews that but
 // who issues it.
 func TestFinishBelievesPeersOfStores(t *testing.T) {
