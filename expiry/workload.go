@@ -49,7 +49,7 @@ func (c *comparison) stored(w *Workload) *Version {
 		f.Action = "`countersign rotate once " + w.Name + "` makes the first version"
 	case s.Problem != "":
 		f.Message = "the secret " + s.Secret + " cannot be used: " + s.Problem
-		f.Action = "`countersign secret versions " + s.Secret + "` shows what is there; `countersign rotate once --force " + w.Name + "` writes a version anew"
+		f.Action = "`countersign secret versions " + s.Secret + "` shows what is there; `countersign rotate once --force " + w.Name + "` writes a version anew; when its index.age is damaged, first move the directory of that file out of the store"
 	}
 	if f.Message != "" {
 		c.find(f)

@@ -137,9 +137,12 @@ func (n *bundleRun) look() (bundle []byte, fresh bool, err error) {
 	case errors.Is(err, secret.ErrNotFound):
 		n.result.Reason, fresh = "there is none yet", true
 	case errors.Is(err, secret.ErrCorrupt) && n.o.Force:
+		if err := moveAway(n.ctx, n.b.Store, n.b.Name); err != nil {
+			return nil, false, err
+		}
 		n.result.Reason = "what is current is damaged"
 	case errors.Is(err, secret.ErrCorrupt):
-		return nil, false, fmt.Errorf("%w; or replace it with a new version: --force", err)
+		return nil, false, damaged(n.ctx, err, n.b.Store, n.b.Name)
 	case err != nil:
 		return nil, false, err
 	case !n.stored:

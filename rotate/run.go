@@ -255,11 +255,14 @@ func (n *run) readCurrent() error {
 		n.current = current{version: id, problem: err}
 		return err2
 	case errors.Is(err, secret.ErrCorrupt) && n.o.Force:
+		if away := moveAway(n.ctx, n.t.Store, n.t.Shape.Names(n.t.Secret)...); away != nil {
+			return away
+		}
 		id, err2 := n.currentID()
 		n.current = current{version: id, problem: err}
 		return err2
 	case errors.Is(err, secret.ErrCorrupt):
-		return fmt.Errorf("%w; or replace it with a new version: --force", err)
+		return damaged(n.ctx, err, n.t.Store, n.t.Shape.Names(n.t.Secret)...)
 	case err != nil:
 		return err
 	}

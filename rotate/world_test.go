@@ -268,6 +268,7 @@ func (f *fleet) Look(context.Context, Target) ([]Sighting, error) {
 
 // world is a store, an authority and a fleet.
 type world struct {
+	dir       string // the store is in it
 	t         *testing.T
 	files     *filestore.Store
 	authority *authority
@@ -325,7 +326,7 @@ func newWorld(t *testing.T, layout secret.Layout) *world {
 		t.Fatal(err)
 	}
 	h := newHierarchy(t, "first")
-	w := &world{t: t, files: files, authority: &authority{t: t, signer: h, bundle: []*hierarchy{h}, answers: map[string][]byte{}}}
+	w := &world{t: t, dir: dir, files: files, authority: &authority{t: t, signer: h, bundle: []*hierarchy{h}, answers: map[string][]byte{}}}
 	w.target = Target{
 		Workload: mesh.Workload{Name: "orders", Kind: id.Service, Identity: who},
 		Certificate: mesh.CertificatePlan{
