@@ -1,12 +1,14 @@
 package rotate
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -244,6 +246,24 @@ func TestDaemon(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	d.Run(ctx) // it ends
+}
+
+// TestDaemonLog says of a bundle nothing that it does not have.
+func TestDaemonLog(t *testing.T) {
+	w := newWorld(t, secret.LayoutExported)
+	var out bytes.Buffer
+	d := &Daemon{Rotator: w.rotator(), Log: slog.New(slog.NewTextHandler(&out, nil)), Targets: func(context.Context) ([]Target, error) {
+		return []Target{w.target}, nil
+	}}
+	d.round(t.Context(), map[string]*retry{})
+	w.authority.down = errors.New("the server is away")
+	d.round(t.Context(), map[string]*retry{})
+	says(t, out.String(), "service=orders", "serial="+w.currentSerial(), "secret=shop/bundle", "the rotation failed", "msg=rotated")
+	for _, zero := range []string{`=""`, "0001-01-01"} {
+		if strings.Contains(out.String(), zero) {
+			t.Errorf("%s has a value %s", out.String(), zero)
+		}
+	}
 }
 
 // FuzzRecord reads what may stand in a store under the record's name.

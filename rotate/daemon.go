@@ -100,12 +100,15 @@ func (d *Daemon) turn(ctx context.Context, retries map[string]*retry, name strin
 	if result.Outcome != Nothing || result.failing {
 		result = rotate(Options{})
 	}
-	log := d.Log.With("service", result.Service, "secret", result.Secret)
+	log := d.Log.With("secret", result.Secret)
+	if result.Service != "" { // a trust bundle has none
+		log = log.With("service", result.Service)
+	}
 	switch {
 	case result.Err == nil:
 		delete(retries, name)
 		if result.Outcome != Nothing {
-			log.InfoContext(ctx, "rotated", "outcome", string(result.Outcome), "reason", result.Reason, "version", result.Version, "serial", result.Serial, "notAfter", result.NotAfter)
+			log.With(result.leaf()...).InfoContext(ctx, "rotated", "outcome", string(result.Outcome), "reason", result.Reason, "version", result.Version)
 		}
 		return result.Due
 	case errors.Is(result.Err, ErrStopped):
@@ -125,9 +128,17 @@ func (d *Daemon) turn(ctx context.Context, retries map[string]*retry, name strin
 	}
 	again.failures++
 	again.next = time.Now().Add(pause)
-	log.ErrorContext(ctx, "the rotation failed", "step", string(result.Step), "outcome", string(result.Outcome), "error", result.Error,
-		"serial", result.Serial, "notAfter", result.NotAfter, "again", pause.String())
+	log.With(result.leaf()...).ErrorContext(ctx, "the rotation failed", "step", string(result.Step), "outcome", string(result.Outcome), "error", result.Error,
+		"again", pause.String())
 	return again.next
+}
+
+// leaf is what a log says of the certificate that is current; nothing when there is none, as for a trust bundle.
+func (r *Result) leaf() []any {
+	if r.Serial == "" {
+		return nil
+	}
+	return []any{"serial", r.Serial, "notAfter", r.NotAfter}
 }
 
 // Statuses are those of the workloads that the daemon knows.

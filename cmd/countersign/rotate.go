@@ -238,6 +238,8 @@ func (rotateStatusCmd) Help() string {
 step a rotation is at, when one last came to its end, how the last one failed, and who holds the lease.
 That is kept in the store itself, as the secret NAME.rotation. With --output json: an array of objects.
 
+Exit status: 0, or 1 when a store, or something in it, could not be read.
+
 Examples:
   countersign rotate status
   countersign rotate status payments --output json`
@@ -261,9 +263,25 @@ func (c *rotateStatusCmd) Run(p *process) error {
 		statuses = append(statuses, rotate.ReadStatus(p.ctx, target))
 	}
 	if c.json() {
-		return writeJSON(p, statuses)
+		err = writeJSON(p, statuses)
+	} else {
+		err = printRotations(p, statuses, bundleProblems(p.ctx, targets), time.Now())
 	}
-	return printRotations(p, statuses, bundleProblems(p.ctx, targets), time.Now())
+	return cmp.Or(err, unreadable(statuses))
+}
+
+// unreadable makes what could not be read the exit status.
+func unreadable(statuses []rotate.Status) error {
+	failed := 0
+	for _, status := range statuses {
+		if status.Problem != "" {
+			failed++
+		}
+	}
+	if failed == 0 {
+		return nil
+	}
+	return exitError{status: exitFailure, message: fmt.Sprintf("of %s something could not be read", count(failed, "service"))}
 }
 
 // bundleProblems says of each trust bundle that some targets share how its last rotation failed.

@@ -45,3 +45,14 @@ func TestBundleProblems(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// TestUnreadable ends with a failure when a store could not be read.
+func TestUnreadable(t *testing.T) {
+	if err := unreadable([]rotate.Status{{Service: "one"}, {Service: "two", LastError: "it failed, and that can be read"}}); err != nil {
+		t.Error(err)
+	}
+	err := unreadable([]rotate.Status{{Service: "one"}, {Service: "two", Problem: "the disk is away"}})
+	if exit, ok := errors.AsType[exitError](err); !ok || exit.status != exitFailure {
+		t.Errorf("%v, want the exit status %d", err, exitFailure)
+	}
+}
