@@ -42,8 +42,9 @@ type Proxy struct {
 	testArgs []string
 	// lesson says what to do when its master does not take Signal.
 	lesson string
-	// leaving is what stands in the title of a worker that accepts no more; empty when it has no such title.
-	leaving string
+	// worker is what the title of a worker begins with, however the program's file is called, and leaving what stands in it
+	// when the worker accepts no more; empty when it has no such titles.
+	worker, leaving string
 }
 
 // The proxies.
@@ -51,6 +52,7 @@ var (
 	NGINX = Proxy{
 		Name: "nginx", Signal: syscall.SIGHUP, testArgs: []string{"-t", "-q", "-c"},
 		lesson:  "name the master process, which the file of the directive pid holds",
+		worker:  "nginx: worker process",
 		leaving: "is shutting down",
 	}
 	HAProxy = Proxy{

@@ -95,7 +95,7 @@ func (s Signal) awaitLeaving(ctx context.Context, before []int) error {
 func (s Signal) accepts(worker int) bool {
 	title, err := os.ReadFile(procFile(worker, "cmdline"))
 	// A process that has ended has no file, or, until its parent asks, an empty one. Another one may have its number since.
-	return err == nil && strings.Contains(string(title), s.Proxy.Name+": worker process") && !strings.Contains(string(title), s.Proxy.leaving)
+	return err == nil && strings.HasPrefix(string(title), s.Proxy.worker) && !strings.Contains(string(title), s.Proxy.leaving)
 }
 
 // resend is after how long a signal is sent again; the pause doubles each time. HAProxy's master forgets one that it got

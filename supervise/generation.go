@@ -92,7 +92,7 @@ func (s *Supervisor) bring(ctx context.Context, plan *mesh.Plan, identity *mtls.
 	}
 	seen, err := s.try(ctx, running, next)
 	if err == nil {
-		s.accept(running, next, seen) //nolint:contextcheck // what it leaves to be done lasts as long as the Supervisor
+		s.accept(running, next, seen)
 		return nil
 	}
 	_ = os.RemoveAll(next.dir) // nothing names it any more, or the program is gone

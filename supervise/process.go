@@ -102,7 +102,7 @@ func (s *Supervisor) start(ctx context.Context, g *generation) error {
 		return fmt.Errorf("%w: %w", ErrNotInForce, err)
 	}
 	s.reloads = nil
-	s.accept(p, g, seen) //nolint:contextcheck // what it leaves to be done lasts as long as the Supervisor
+	s.accept(p, g, seen)
 	s.tasks.Go(func() { s.watch(p) })
 	return nil
 }
