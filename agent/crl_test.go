@@ -243,21 +243,14 @@ func TestRevokedItself(t *testing.T) {
 		defer r.close()
 		after(time.Second)
 		serial := r.agent.Status().Serial
-		revoked := &api.Error{Code: api.CodeRevoked}
-		r.fake.push(func() {
-			r.fake.fail[api.PathWatch], r.fake.fail[api.PathRenew], r.fake.fail[api.PathReport] = revoked, revoked, revoked
-		})
+		r.fake.push(func() { r.fake.revoked = serial })
 		r.net.setDown(true)
 		r.net.setDown(false)
 		after(3 * time.Minute)
 		if status := r.agent.Status(); status.Serial != serial || !strings.Contains(status.Problem, api.CodeUsedToken) {
 			t.Errorf("with the token of before: %+v", status)
 		}
-		r.fake.set(func() {
-			r.fake.tokens["new-token"] = r.fake.who
-			clear(r.fake.fail)
-			r.fake.fail[api.PathRenew] = revoked
-		})
+		r.fake.set(func() { r.fake.tokens["new-token"] = r.fake.who })
 		r.writeToken("new-token\n")
 		after(3 * time.Minute)
 		if status := r.agent.Status(); status.Serial == serial || status.Problem != "" {

@@ -51,6 +51,7 @@ type fake struct {
 	ahead       time.Duration    // this server's clock minus everybody's
 	ttl         time.Duration
 	fail        map[string]*api.Error
+	revoked     string // the serial of a certificate that is refused as revoked
 	watchers    map[chan struct{}]bool
 	watches     []api.WatchRequest
 	enrolls     []api.EnrollRequest
@@ -227,7 +228,12 @@ func (f *fake) member(w http.ResponseWriter, r *http.Request) (id.ID, bool) {
 	}
 	f.mu.Lock()
 	bundle, err := mtls.NewBundle(testDomain, f.roots)
+	revoked := f.revoked == mtls.Serial(leaf)
 	f.mu.Unlock()
+	if revoked {
+		f.refuse(w, api.CodeRevoked)
+		return id.ID{}, false
+	}
 	if err != nil {
 		f.t.Error(err)
 	}
