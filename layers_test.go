@@ -27,6 +27,8 @@ var layer = map[string]int{
 	"mesh":    0,
 	"durable": 0,
 	"secret":  0,
+	// What data planes count, by name.
+	"stat": 0,
 	// The example specifications, embedded.
 	"examples": 0,
 	// The rules: what may be issued, who may call whom, what is written down.
@@ -35,18 +37,26 @@ var layer = map[string]int{
 	"journal": 1,
 	"mtls":    1,
 	"api":     1,
+	// What expires when, and what hides it.
+	"expiry": 1,
 	// What other proxies get: certificates from elsewhere, checked, and what their configurations share.
 	"credential": 1,
 	"engine":     1,
+	"reload":     1, // how a foreign one is told to take new files
+	"admin":      1, // how every data plane answers its administrator
 	// The engines, which never import one another.
 	"ca":      2,
 	"agent":   2,
 	"proxy":   2,
 	"observe": 2,
+	// What keeps another program in force.
+	"supervise": 2,
 	// Secret stores, and the configurations of other proxies.
+	"rotate":           2,
 	"secret/filestore": 2,
 	"nginx":            2,
 	"haproxy":          2,
+	"deliver":          2,
 	// The edges.
 	"server":  3,
 	"up":      3,
@@ -62,8 +72,9 @@ var layer = map[string]int{
 
 // sideways are the imports inside a layer that are meant: IDs are the word that everything is said in.
 var sideways = map[string][]string{
-	"mesh":      {"id"},
+	"mesh":      {"id", "secret"},                              // how a credential lies in a store is the store's word
 	"engine":    {"policy"},                                    // which paths are plain is the policy's word
+	"admin":     {"mtls"},                                      // how a serial is spelled
 	"bench/pgo": {"bench/internal/load", "bench/internal/rig"}, // two programs of one subject
 }
 
@@ -73,6 +84,7 @@ var never = map[string][]string{
 	"secret": {"os", "net", "net/http"},
 	"issue":  {"os", "net/http", "database/sql"}, // a pure core: no disk, no network
 	"policy": {"os", "net/http", "database/sql"},
+	"expiry": {"os", "net", "net/http", "database/sql"}, // facts in, findings out
 }
 
 // goPackage is the part of `go list -json` that is looked at.

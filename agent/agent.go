@@ -43,13 +43,17 @@ type Config struct {
 	// OnPlan puts a Plan in force and returns when it is. On an error the Plan before stays, and the
 	// new one is tried again. It is called by one goroutine.
 	OnPlan func(*mesh.Plan) error
-	// OnIdentity is told that [Agent.Identity] gives another leaf or bundle. It may be nil, returns
+	// OnIdentity is told that [Agent.Identity] gives another leaf, bundle or revocation lists. It may be nil, returns
 	// quickly and may be called from several goroutines.
 	OnIdentity func()
 	// Report gives what the data plane serves. The agent fills in what it knows itself: Instance,
-	// Serial, NotAfter, LastRenewal, Draining, ClockOffset, PID, its own problems, and Revision when
-	// it is 0. It may be nil.
+	// LastRenewal, Draining, ClockOffset, PID, its own problems, Bundle when it is empty (a data plane that
+	// reads files knows better which it has read), Serial and NotAfter when Serial is empty, and Revision
+	// when it is 0. It may be nil.
 	Report func() api.Report
+	// Foreign says that the data plane does not serve with the agent's certificate: Serial, NotAfter and
+	// LastRenewal are what Report gives.
+	Foreign bool
 
 	dial dialFunc         // a test's network; nil is the real one
 	wall func() time.Time // a test's clock; nil is time.Now
@@ -76,6 +80,9 @@ type Agent struct {
 	inForce  *mesh.Plan // what OnPlan accepted last
 	planSave bool       // inForce has to be written to the disk
 	watched  uint64     // the revision to resume the watch at: 0 for everything
+	// revocation is what the newest Plan says about revocation lists; changed with saving held as well.
+	revocation mesh.RevocationPlan
+	issuer     string // the key identifier of the issuing CA that signs, hex, as the server told last
 
 	connected  bool
 	dropWatch  context.CancelCauseFunc // ends the open watch; nil when there is none
@@ -100,7 +107,8 @@ type Agent struct {
 
 // held is a certificate in use. It is not changed after it was made.
 type held struct {
-	identity *mtls.Identity
+	identity *mtls.Identity // with what the Plan says about crls
+	crls     *mtls.CRLs     // the revocation lists, whether they are looked at or not
 	lease    lease
 	saved    bool // it is on the disk
 	orphan   bool // its own root is not trusted any more
@@ -168,7 +176,10 @@ func CheckInstance(s string) error { return id.CheckDNSName(strings.ToLower(s)) 
 // machine's clock for now; the first word of the server corrects it.
 func (a *Agent) restore(have *stored) {
 	leaf := have.identity.Certificate.Leaf
-	a.held = &held{identity: have.identity, lease: leaseOf(leaf, a.cfg.wall(), random()), saved: true}
+	if have.plan != nil {
+		a.revocation = have.plan.Revocation
+	}
+	a.held = &held{identity: a.checked(have.identity, have.crls), crls: have.crls, lease: leaseOf(leaf, a.cfg.wall(), random()), saved: true}
 	a.everValid = !a.held.lease.expired(a.cfg.wall())
 	if have.plan != nil {
 		a.plan, a.planNew = have.plan, true

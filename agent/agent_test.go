@@ -373,6 +373,7 @@ func TestGauges(t *testing.T) {
 		}
 		names := []string{
 			"control_plane.connected_state", "server.days_until_first_cert_expiring", "countersign.survives_seconds",
+			"countersign.crl_check", "countersign.crl_stale", "countersign.crl_number", "countersign.crl_seconds_left",
 			"countersign.renewals_total", "countersign.renewal_failures_total", "countersign.plan_revision", "countersign.clock_offset_seconds",
 		}
 		for _, name := range names {

@@ -34,6 +34,7 @@ func mustID(t testing.TB, kind id.Kind, name string) id.ID {
 type authority struct {
 	root, issuer *x509.Certificate
 	key          *ecdsa.PrivateKey // the issuer's
+	rootKey      *ecdsa.PrivateKey
 }
 
 func newAuthority(t testing.TB, name string) *authority {
@@ -63,7 +64,7 @@ func newAuthority(t testing.TB, name string) *authority {
 	}
 	root, rootKey := make(name+" root", nil, nil)
 	issuer, key := make(name+" issuer", root, rootKey)
-	return &authority{root, issuer, key}
+	return &authority{root, issuer, key, rootKey}
 }
 
 func randomSerial() *big.Int {

@@ -9,6 +9,7 @@ import (
 	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -114,6 +115,11 @@ func (a *Agent) enroll(ctx context.Context) error {
 	durable.Step("agent.enroll.before")
 	credentials, chain, err := a.client.enroll(ctx, api.EnrollRequest{Token: token, Instance: a.cfg.Instance, CSR: string(csr)})
 	durable.Step("agent.enroll.after")
+	if code(err) == api.CodeRevoked { // this key gets nothing any more; the next try has another
+		a.saving.Lock()
+		err = errors.Join(err, a.state.dropPending())
+		a.saving.Unlock()
+	}
 	if err != nil {
 		return a.explainRefusal(err)
 	}
@@ -189,8 +195,18 @@ func (a *Agent) accept(credentials *api.Credentials, key crypto.Signer, chain []
 		return fmt.Errorf("%w workload: %s is %s's, and the token in %s is for %s; write a token for the former there, or name an empty directory with --state",
 			ErrOtherState, a.state.dir, old.identity.ID, a.cfg.TokenFile, identity.ID)
 	}
+	var crls *mtls.CRLs
+	if old != nil {
+		crls = old.crls
+	}
+	if credentials.CRL != "" { // they may be older than what the watch brought meanwhile: that is no problem
+		if newer, _ := a.updatedCRLs(crls, credentials.CRL, identity); newer != nil {
+			crls = newer
+		}
+	}
+	identity = a.checked(identity, crls)
 	leaf := identity.Certificate.Leaf
-	fresh := &held{identity: identity, lease: lease{
+	fresh := &held{identity: identity, crls: crls, lease: lease{
 		obtained: time.Now(), issued: credentials.ServerTime, notAfter: leaf.NotAfter, jitter: random(),
 	}}
 	a.install(fresh, time.Duration(credentials.RenewAfter), want)
@@ -258,7 +274,7 @@ func (a *Agent) identityChanged(drop context.CancelCauseFunc) {
 
 // save writes a certificate to the disk. The caller holds saving; fresh is not in use yet.
 func (a *Agent) save(fresh *held) {
-	err := a.state.saveIdentity(fresh.identity)
+	err := a.state.saveIdentity(fresh.identity, fresh.crls)
 	if err == nil {
 		// The key of an enrolment is not needed any more: it is the certificate's, or nobody's.
 		err = a.state.dropPending()
@@ -326,7 +342,7 @@ func (a *Agent) takeBundle(text string, chain []*x509.Certificate) error {
 		return fmt.Errorf("by it the server itself would not be trusted: %w", err)
 	}
 	fresh := *old
-	fresh.identity = &mtls.Identity{ID: old.identity.ID, Certificate: old.identity.Certificate, Bundle: bundle}
+	fresh.identity = a.checked(&mtls.Identity{ID: old.identity.ID, Certificate: old.identity.Certificate, Bundle: bundle}, old.crls)
 	if _, err := bundle.Verify(parsedChain(old.identity.Certificate), x509.ExtKeyUsageClientAuth, old.lease.issued); err != nil {
 		// The root of our own certificate was removed. The removal holds at once; what is on the disk
 		// stays a set that fits together until the renewal that is due now.
@@ -358,7 +374,7 @@ func parsedChain(certificate tls.Certificate) []*x509.Certificate {
 func (a *Agent) trust() trust {
 	t := trust{pin: a.cfg.Pin}
 	if have, err := a.current(); err == nil {
-		t.bundle = have.identity.Bundle
+		t.bundle, t.crls = have.identity.Bundle, have.crls
 	}
 	return t
 }
@@ -373,24 +389,28 @@ func (a *Agent) certificate() (*tls.Certificate, error) {
 	return &certificate, nil
 }
 
-// wanted is what a Plan says about the certificate. Two compare with ==.
+// wanted is what the server says about the certificate: a Plan its key and names, and what comes with it
+// the issuing CA that signs now. Two compare with ==. What is empty is not known, and anything fits.
 type wanted struct {
 	key      mesh.KeyType
 	dnsNames string // sorted, one a line
+	issuer   string // a key identifier in hex
 }
 
-func wantedOf(plan *mesh.Plan) wanted {
-	if plan == nil {
-		return wanted{}
+// wantedNow is what the server said last. The caller holds mu.
+func (a *Agent) wantedNow() wanted {
+	want := wanted{issuer: a.issuer}
+	if a.plan != nil {
+		want.key, want.dnsNames = a.plan.Certificate.Key, sortedLines(a.plan.Certificate.DNSNames)
 	}
-	return wanted{plan.Certificate.Key, sortedLines(plan.Certificate.DNSNames)}
+	return want
 }
 
-// wanted is what the newest Plan says.
+// wanted is what the server said last.
 func (a *Agent) wanted() wanted {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return wantedOf(a.plan)
+	return a.wantedNow()
 }
 
 func (w wanted) keyType() mesh.KeyType {
@@ -402,7 +422,17 @@ func (w wanted) keyType() mesh.KeyType {
 
 // fits tells whether a certificate is as wanted; before there is a Plan, each is.
 func (w wanted) fits(leaf *x509.Certificate) bool {
-	return w == wanted{} || w == wanted{keyTypeOf(leaf.PublicKey), sortedLines(leaf.DNSNames)}
+	return w.fitsPlan(leaf) && w.fitsIssuer(leaf)
+}
+
+func (w wanted) fitsPlan(leaf *x509.Certificate) bool {
+	planned := wanted{key: w.key, dnsNames: w.dnsNames}
+	return planned == wanted{} || planned == wanted{key: keyTypeOf(leaf.PublicKey), dnsNames: sortedLines(leaf.DNSNames)}
+}
+
+// fitsIssuer tells whether the issuing CA that signs now has signed a certificate.
+func (w wanted) fitsIssuer(leaf *x509.Certificate) bool {
+	return w.issuer == "" || w.issuer == hex.EncodeToString(leaf.AuthorityKeyId)
 }
 
 func sortedLines(names []string) string {

@@ -23,6 +23,8 @@ var ErrEvent = errors.New("bad event from the server")
 type event struct {
 	Plan       json.RawMessage `json:"plan"`
 	Bundle     string          `json:"bundle"`
+	Issuer     string          `json:"issuer"`
+	CRL        string          `json:"crl"`
 	ServerTime time.Time       `json:"serverTime"`
 }
 

@@ -30,28 +30,33 @@ type fake struct {
 	http *http.Server
 	done chan struct{}
 
-	mu       sync.Mutex
-	ca       *authority // signs leaves and the server's own
-	roots    []*x509.Certificate
-	self     id.ID
-	tokens   map[string]id.ID // who a token enrols; the zero ID: it is used up
-	issued   map[string]*api.Credentials
-	who      id.ID // the workload of the Plan
-	plan     *mesh.Plan
-	names    []string // overrides the DNS names in leaves
-	mangle   func(*api.Credentials)
-	instead  http.HandlerFunc // answers every request
-	strict   bool             // ends a handshake with an expired certificate by an alert
-	mute     bool             // the watch is silent
-	junk     []byte           // sent on the watch instead of an event
-	ahead    time.Duration    // this server's clock minus everybody's
-	ttl      time.Duration
-	fail     map[string]*api.Error
-	watchers map[chan struct{}]bool
-	watches  []api.WatchRequest
-	enrolls  []api.EnrollRequest
-	renewals []renewal
-	reports  []api.Report
+	mu          sync.Mutex
+	ca          *authority // signs leaves and the server's own
+	shows       *authority // signs the server's own; nil is ca
+	roots       []*x509.Certificate
+	self        id.ID
+	tokens      map[string]id.ID // who a token enrols; the zero ID: it is used up
+	issued      map[string]*api.Credentials
+	who         id.ID // the workload of the Plan
+	plan        *mesh.Plan
+	crl         string   // the revocation lists, PEM
+	names       []string // overrides the DNS names in leaves
+	mangle      func(*api.Credentials)
+	compromised string           // the key that gets nothing; "any" is the first that comes
+	instead     http.HandlerFunc // answers every request
+	strict      bool             // ends a handshake with an expired certificate by an alert
+	mute        bool             // the watch is silent
+	junk        []byte           // sent on the watch instead of an event
+	issuer      string           // told with every Plan
+	ahead       time.Duration    // this server's clock minus everybody's
+	ttl         time.Duration
+	fail        map[string]*api.Error
+	revoked     string // the serial of a certificate that is refused as revoked
+	watchers    map[chan struct{}]bool
+	watches     []api.WatchRequest
+	enrolls     []api.EnrollRequest
+	renewals    []renewal
+	reports     []api.Report
 }
 
 // renewal is what the fake saw of one.
@@ -161,8 +166,12 @@ func (f *fake) certificate() *tls.Certificate {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	leaf := f.ca.sign(f.t, f.self, nil, key.Public(), f.nowLocked(), time.Hour)
-	return &tls.Certificate{Certificate: [][]byte{leaf.Raw, f.ca.issuer.Raw, f.ca.root.Raw}, PrivateKey: key}
+	shows := f.ca
+	if f.shows != nil {
+		shows = f.shows
+	}
+	leaf := shows.sign(f.t, f.self, nil, key.Public(), f.nowLocked(), time.Hour)
+	return &tls.Certificate{Certificate: [][]byte{leaf.Raw, shows.issuer.Raw, shows.root.Raw}, PrivateKey: key}
 }
 
 func (f *fake) answer(w http.ResponseWriter, v any) {
@@ -219,7 +228,12 @@ func (f *fake) member(w http.ResponseWriter, r *http.Request) (id.ID, bool) {
 	}
 	f.mu.Lock()
 	bundle, err := mtls.NewBundle(testDomain, f.roots)
+	revoked := f.revoked == mtls.Serial(leaf)
 	f.mu.Unlock()
+	if revoked {
+		f.refuse(w, api.CodeRevoked)
+		return id.ID{}, false
+	}
 	if err != nil {
 		f.t.Error(err)
 	}
@@ -248,7 +262,7 @@ func (f *fake) credentials(who id.ID, csrPEM string) (*api.Credentials, string) 
 	leaf := f.ca.sign(f.t, who, names, csr.PublicKey, now, f.ttl)
 	credentials := &api.Credentials{
 		Identity: who, Chain: pemOf(leaf, f.ca.issuer), Bundle: pemOf(f.roots...),
-		RenewAfter: f.plan.Certificate.RenewAfter, ServerTime: now,
+		RenewAfter: f.plan.Certificate.RenewAfter, ServerTime: now, CRL: f.crl,
 	}
 	if f.mangle != nil {
 		f.mangle(credentials)
@@ -270,6 +284,16 @@ func (f *fake) enroll(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	fresh, key := f.credentials(who0(who, f.who), request.CSR)
+	f.mu.Lock()
+	compromised := f.compromised == "any" || f.compromised == key
+	if f.compromised == "any" {
+		f.compromised = key
+	}
+	f.mu.Unlock()
+	if compromised {
+		f.refuse(w, api.CodeRevoked)
+		return
+	}
 	f.mu.Lock()
 	before := f.issued[request.Token+key]
 	if before == nil && !who.IsZero() {
@@ -338,12 +362,12 @@ func (f *fake) watch(w http.ResponseWriter, r *http.Request) {
 
 	beat := time.NewTicker(heartbeat)
 	defer beat.Stop()
-	have, haveRoots := request.Revision, ""
+	have, haveRoots, haveCRL := request.Revision, "", ""
 	if have != 0 {
 		haveRoots = f.rootsPEM()
 	}
 	for {
-		if !f.event(w, &have, &haveRoots) {
+		if !f.event(w, &have, &haveRoots, &haveCRL) {
 			return
 		}
 		select {
@@ -364,12 +388,15 @@ func (f *fake) rootsPEM() string {
 }
 
 // event sends what differs from what the agent has.
-func (f *fake) event(w http.ResponseWriter, have *uint64, haveRoots *string) bool {
+func (f *fake) event(w http.ResponseWriter, have *uint64, haveRoots, haveCRL *string) bool {
 	f.mu.Lock()
 	e := api.Event{ServerTime: f.nowLocked()}
 	if roots := pemOf(f.roots...); *have != f.plan.Revision || roots != *haveRoots {
-		e.Plan, e.Bundle = f.plan, roots
+		e.Plan, e.Bundle, e.Issuer = f.plan, roots, f.issuer
 		*have, *haveRoots = f.plan.Revision, roots
+	}
+	if f.crl != *haveCRL {
+		e.CRL, *haveCRL = f.crl, f.crl
 	}
 	mute, junk := f.mute, f.junk
 	f.mu.Unlock()

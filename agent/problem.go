@@ -16,6 +16,7 @@ const (
 	problemCertificate problem = iota // no new certificate can be had
 	problemPlan                       // the newest Plan is not in force
 	problemBundle                     // the newest bundle is not in use
+	problemCRL                        // a revocation list is not in use
 	problemDisk                       // the certificate is not on the disk
 	problemPlanDisk                   // the Plan is not on the disk
 	problemServer                     // the server does not answer
@@ -42,7 +43,7 @@ func (a *Agent) problem() string {
 	var texts []string
 	a.mu.Lock()
 	held := a.held != nil
-	if want := wantedOf(a.plan); held && want == a.tried && !want.fits(a.held.identity.Certificate.Leaf) {
+	if want := a.wantedNow(); held && want == a.tried && !want.fitsPlan(a.held.identity.Certificate.Leaf) {
 		texts = append(texts, "the certificate that the server issued has other names or another kind of key than the Plan wants; compare the versions of countersign")
 	}
 	for about := range problemCount {
@@ -55,6 +56,9 @@ func (a *Agent) problem() string {
 		if err := a.expiry(); err != nil {
 			texts = append(texts, err.Error())
 		}
+	}
+	if text := a.listsProblem(); text != "" {
+		texts = append(texts, text)
 	}
 	if off := a.clock.offset(); off.Abs() > issue.ClockAllowance {
 		texts = append(texts, clockProblem(off))

@@ -93,7 +93,7 @@ func (a *Agent) obtain(ctx context.Context) error {
 // refusesOld tells whether the server does not accept the certificate that it was shown: it says so,
 // or it ends the connection with an alert.
 func refusesOld(err error) bool {
-	if c := code(err); c == api.CodeExpiredCert || c == api.CodeUnauthorized {
+	if c := code(err); c == api.CodeExpiredCert || c == api.CodeUnauthorized || c == api.CodeRevoked {
 		return true
 	}
 	var remote *net.OpError // crypto/tls has no type of its own for the other side's alerts
@@ -160,10 +160,11 @@ func (a *Agent) renewAfterNow() time.Duration {
 }
 
 // soonNow tells whether the certificate has to be replaced whatever its age: the newest Plan wants
-// another one, or its root is gone. A certificate that came back different from what was asked for is
-// not asked for again until a Plan wants something else. The caller holds mu.
+// another one, another issuing CA signs now, or its root is gone. A certificate that came back different
+// from what was asked for is not asked for again until the server says something else. The caller holds
+// mu.
 func (a *Agent) soonNow() bool {
-	want := wantedOf(a.plan)
+	want := a.wantedNow()
 	return a.held.orphan || (!want.fits(a.held.identity.Certificate.Leaf) && want != a.tried)
 }
 
@@ -180,6 +181,10 @@ func (a *Agent) planChangesRenewal(first bool) {
 		return
 	}
 	if !first && a.soonAt.IsZero() {
-		a.soonAt = time.Now().Add(a.held.lease.spread(after, random()))
+		most := maxSpread
+		if !a.wantedNow().fitsIssuer(a.held.identity.Certificate.Leaf) {
+			most = maxIssuerSpread
+		}
+		a.soonAt = time.Now().Add(a.held.lease.spread(after, most, random()))
 	}
 }

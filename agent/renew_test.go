@@ -194,7 +194,7 @@ func TestLease(t *testing.T) {
 		}
 	}
 	for range 100 {
-		if s := l.spread(10*time.Second, random()); s < 0 || s > time.Second {
+		if s := l.spread(10*time.Second, maxSpread, random()); s < 0 || s > time.Second {
 			t.Errorf("spread %s of a renewal after 10s", s)
 		}
 	}

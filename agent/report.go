@@ -66,17 +66,17 @@ func (a *Agent) Status() Status {
 // start.
 func (a *Agent) Gauges() map[string]int64 {
 	status := a.Status()
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	gauges := map[string]int64{
 		"control_plane.connected_state":         0,
 		"countersign.clock_offset_seconds":      int64(status.ClockOffset / time.Second),
 		"countersign.plan_revision":             int64(status.Revision),
-		"countersign.renewal_failures_total":    a.failures,
-		"countersign.renewals_total":            a.renewals,
 		"countersign.survives_seconds":          status.SurvivesSeconds,
 		"server.days_until_first_cert_expiring": 0,
 	}
+	a.listGauges(gauges)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	gauges["countersign.renewal_failures_total"], gauges["countersign.renewals_total"] = a.failures, a.renewals
 	if status.Connected {
 		gauges["control_plane.connected_state"] = 1
 	}
@@ -155,7 +155,12 @@ func (a *Agent) makeReport() api.Report {
 	}
 	status := a.Status()
 	report.Instance = a.cfg.Instance
-	report.Serial, report.NotAfter, report.LastRenewal = status.Serial, status.NotAfter, status.LastRenewal
+	if !a.cfg.Foreign {
+		if report.Serial == "" { // or the data plane was seen to serve another, still
+			report.Serial, report.NotAfter = status.Serial, status.NotAfter
+		}
+		report.LastRenewal = status.LastRenewal
+	}
 	report.ClockOffset = mesh.Duration(status.ClockOffset)
 	report.PID = os.Getpid()
 	if report.Revision == 0 {
@@ -163,6 +168,9 @@ func (a *Agent) makeReport() api.Report {
 	}
 	report.Problem = strings.Trim(report.Problem+"; "+status.Problem, "; ")
 	a.mu.Lock()
+	if a.held != nil && report.Bundle == "" {
+		report.Bundle = a.held.identity.Bundle.Digest()
+	}
 	report.Draining = a.draining
 	a.mu.Unlock()
 	return report

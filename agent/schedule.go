@@ -15,6 +15,8 @@ const (
 	// maxSpread bounds the random delay before a renewal that something made due for every
 	// instance at once: a new Plan.
 	maxSpread = 3 * time.Second
+	// maxIssuerSpread is the same for another issuing CA, which concerns every instance of the mesh.
+	maxIssuerSpread = 30 * time.Second
 )
 
 // lease is what the schedule knows of the certificate in hand. It is not changed after it was made.
@@ -74,9 +76,9 @@ func (l lease) wait(renewAfter time.Duration, now, server time.Time, serverKnown
 // expired tells whether the certificate's end has passed at the time server of the server's clock.
 func (l lease) expired(server time.Time) bool { return !server.Before(l.notAfter) }
 
-// spread is the random delay before a renewal that a new Plan made due at once.
-func (l lease) spread(renewAfter time.Duration, random float64) time.Duration {
-	return time.Duration(random * float64(min(maxSpread, l.renewalAge(renewAfter)/10)))
+// spread is the random delay, less than most, before a renewal that news made due at once.
+func (l lease) spread(renewAfter, most time.Duration, random float64) time.Duration {
+	return time.Duration(random * float64(min(most, l.renewalAge(renewAfter)/10)))
 }
 
 // renewalLimit is the longest delay between two tries to renew: an eighth of the time that is left,

@@ -35,7 +35,8 @@ const (
 
 	certFile   = "cert.pem" // in a generation: the leaf and its issuers,
 	keyFile    = "key.pem"  // its key,
-	bundleFile = "ca.pem"   // and the roots to trust
+	bundleFile = "ca.pem"   // the roots to trust,
+	crlFile    = "crl.pem"  // and the revocation lists, when there are any
 )
 
 // binding says whose a state directory is. It is written before anything else is.
@@ -57,6 +58,7 @@ type state struct {
 // stored is what a state directory held when it was opened.
 type stored struct {
 	identity *mtls.Identity // nil: no certificate, or a damaged one
+	crls     *mtls.CRLs     // nil: none, or damaged ones
 	plan     *mesh.Plan     // nil: none, or a damaged one
 	damage   error          // why the certificate that was there is of no use; nil when there is none
 }
@@ -156,6 +158,9 @@ func (s *state) load(instance string, pin string) (*stored, error) {
 		if err != nil {
 			have.damage = fmt.Errorf("the certificate in %s is damaged: %w", s.path("current"), err)
 			s.log.Warn("the stored certificate is damaged; enrolling again", "dir", s.path("current"), "error", err)
+		}
+		if have.crls, err = mtls.ParseCRLs(files[crlFile]); err != nil {
+			s.log.Warn("the stored revocation lists are damaged; waiting for the server to send them again", "dir", s.path("current"), "error", err)
 		}
 	}
 	if err := s.bind(instance, pin, have.identity); err != nil {
@@ -281,8 +286,8 @@ func (s *state) dropPending() error {
 	return nil
 }
 
-// saveIdentity makes a certificate, its key and its bundle the current ones, in one step.
-func (s *state) saveIdentity(identity *mtls.Identity) error {
+// saveIdentity makes a certificate, its key, its bundle and the revocation lists the current ones, in one step.
+func (s *state) saveIdentity(identity *mtls.Identity, crls *mtls.CRLs) error {
 	key, ok := identity.Certificate.PrivateKey.(crypto.Signer)
 	if !ok {
 		return fmt.Errorf("%w: the key of the certificate cannot sign", ErrState)
@@ -291,12 +296,15 @@ func (s *state) saveIdentity(identity *mtls.Identity) error {
 	if err != nil {
 		return err
 	}
-	err = durable.WriteGeneration(s.dir, []durable.File{
+	files := []durable.File{
 		{Name: certFile, Data: encodeChain(identity.Certificate.Certificate), Perm: 0o600},
 		{Name: keyFile, Data: keyPEM, Perm: 0o600},
 		{Name: bundleFile, Data: identity.Bundle.PEM(), Perm: 0o600},
-	})
-	if err != nil {
+	}
+	if lists := crls.PEM(); len(lists) > 0 {
+		files = append(files, durable.File{Name: crlFile, Data: lists, Perm: 0o600})
+	}
+	if err := durable.WriteGeneration(s.dir, files); err != nil {
 		return fmt.Errorf("%w: %w", ErrState, err)
 	}
 	return nil

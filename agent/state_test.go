@@ -209,6 +209,20 @@ func TestPendingKey(t *testing.T) {
 	})
 }
 
+// TestPendingKeyCompromised makes another key when the one of an enrolment is refused for ever.
+func TestPendingKeyCompromised(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.fake.set(func() { r.fake.compromised = "any" })
+		r.start()
+		after(2 * time.Minute)
+		if status := r.agent.Status(); !status.Connected || r.fake.enrolled() != 2 {
+			t.Errorf("after %d enrolments: %+v", r.fake.enrolled(), status)
+		}
+		r.stop()
+		r.fake.stop()
+	})
+}
+
 // TestFullDisk goes on in memory and writes when there is room again.
 func TestFullDisk(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {

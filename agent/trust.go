@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"countersign.dev/id"
+	"countersign.dev/mesh"
 	"countersign.dev/mtls"
 )
 
@@ -26,6 +27,7 @@ var (
 type trust struct {
 	pin    string       // as mtls.CheckPin accepts it
 	bundle *mtls.Bundle // nil before the enrolment
+	crls   *mtls.CRLs   // nil: none
 }
 
 // verify checks a connection to the server: its chain leads to a trusted root at the time now, and
@@ -53,8 +55,15 @@ func (t trust) verify(cs tls.ConnectionState, now time.Time) error {
 			return explainServer(err, now)
 		}
 	}
-	_, err := verifyServer(bundle, chain, now)
-	return err
+	if _, err := verifyServer(bundle, chain, now); err != nil {
+		return err
+	}
+	// A list that is missing or stale shuts nobody out here: the newer one comes from this server.
+	identity := mtls.Identity{Bundle: bundle, Revocation: &mtls.Revocation{CRLs: t.crls, Stale: mesh.StaleServe}}
+	if _, err := identity.Verify(chain, x509.ExtKeyUsageServerAuth, now); err != nil {
+		return explainServer(err, now)
+	}
+	return nil
 }
 
 // verifyServer checks that chain is the control plane's under bundle.

@@ -27,6 +27,7 @@ const (
 var (
 	errNewIdentity = errors.New("there is a new certificate")
 	errSilent      = errors.New("the server is silent")
+	errOldServer   = errors.New("the server is asked again: the certificate that it showed on this connection is older than the roots that it sent")
 )
 
 // watchLoop keeps the stream of Plans open.
@@ -39,6 +40,12 @@ func (a *Agent) watchLoop(ctx context.Context) error {
 		}
 		if errors.Is(err, errNewIdentity) {
 			continue // at once: what runs over the old connection is over
+		}
+		if errors.Is(err, errOldServer) {
+			if !pause(ctx, tries.next()) {
+				return ctx.Err()
+			}
+			continue
 		}
 		a.lost(ctx, err)
 		if refusesOld(err) {
@@ -97,10 +104,19 @@ func reason(ctx context.Context, err error) error {
 
 // take carries out one event. What cannot be used is told and leaves everything as it was.
 func (a *Agent) take(ctx context.Context, e *event, chain []*x509.Certificate) {
+	var bundleErr error
 	if e.Bundle != "" {
-		err := a.takeBundle(e.Bundle, chain)
-		a.refused(ctx, problemBundle, "the trust bundle", err)
+		bundleErr = a.takeBundle(e.Bundle, chain)
+		a.refused(ctx, problemBundle, "the trust bundle", bundleErr)
 	}
+	if e.CRL != "" { // after the bundle, whose roots sign some of them
+		a.noteCRLs(ctx, e.CRL)
+	}
+	a.mu.Lock()
+	if e.Issuer != "" {
+		a.issuer = e.Issuer
+	}
+	a.mu.Unlock()
 	if !e.hasPlan() {
 		return
 	}
@@ -111,6 +127,22 @@ func (a *Agent) take(ctx context.Context, e *event, chain []*x509.Certificate) {
 	a.refused(ctx, problemPlan, "the Plan", err)
 	if err == nil {
 		a.offer(plan)
+	}
+	if bundleErr != nil {
+		a.askAgain()
+	}
+}
+
+// askAgain ends the watch and lets the next one, on a new connection, begin with everything. The server
+// may have another certificate than when the connection was made, which the roots that it sent vouch for.
+func (a *Agent) askAgain() {
+	a.client.renew()
+	a.mu.Lock()
+	a.watched = 0
+	drop := a.dropWatch
+	a.mu.Unlock()
+	if drop != nil {
+		drop(errOldServer)
 	}
 }
 
@@ -166,6 +198,7 @@ func (a *Agent) applyLoop(ctx context.Context) error {
 
 // apply puts one Plan in force, keeps it and confirms it.
 func (a *Agent) apply(ctx context.Context, plan *mesh.Plan) error {
+	a.takeRevocation(plan.Revocation)
 	if err := a.cfg.OnPlan(plan); err != nil {
 		a.setProblem(problemPlan, fmt.Sprintf("revision %d of the Plan is not in force: %v", plan.Revision, err))
 		a.log.ErrorContext(ctx, "cannot put a Plan in force; the one before stays, and it is tried again", "revision", plan.Revision, "error", err)
@@ -223,7 +256,7 @@ func (a *Agent) lost(ctx context.Context, err error) {
 // certificateRefused lets the renewal begin at once when the server says that the certificate has
 // expired, or its clock does.
 func (a *Agent) certificateRefused(err error) {
-	if code(err) == api.CodeExpiredCert {
+	if c := code(err); c == api.CodeExpiredCert || c == api.CodeRevoked {
 		a.mu.Lock()
 		a.refusedOld = true
 		a.mu.Unlock()

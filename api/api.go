@@ -32,6 +32,7 @@ const (
 	PathCA           = "/v1/ca"           // GET  -> CAResponse
 	PathIssue        = "/v1/issue"        // POST IssueRequest -> Credentials
 	PathCertificates = "/v1/certificates" // GET  -> []CertificateRecord
+	PathRotation     = "/v1/ca/rotation"  // GET  ?check=true -> Rotation; POST RotationRequest -> Rotation
 	PathJournal      = "/v1/journal"      // GET  -> application/x-tar: the journal as journal.Export writes it
 )
 
@@ -56,6 +57,9 @@ type Credentials struct {
 	// Chain is the leaf and its issuers without the root; Bundle the roots to trust.
 	Chain  string `json:"chain"`
 	Bundle string `json:"bundle"`
+	// CRL are the revocation lists of all that the bundle vouches for, PEM; empty when they are so long that
+	// only the stream of Events has them.
+	CRL string `json:"crl,omitempty"`
 	// RenewAfter is the age at which to ask again, counted from ServerTime.
 	RenewAfter mesh.Duration `json:"renewAfter"`
 	ServerTime time.Time     `json:"serverTime"`
@@ -74,7 +78,13 @@ type Event struct {
 	// Plan is whole, never a difference; nil in an event that only shows that the server lives.
 	Plan *mesh.Plan `json:"plan,omitempty"`
 	// Bundle comes with every Plan: the roots to trust, PEM.
-	Bundle     string    `json:"bundle,omitempty"`
+	Bundle string `json:"bundle,omitempty"`
+	// Issuer comes with every Plan: the subject key identifier, in hex, of the issuing CA that signs at
+	// this moment. Whose certificate names another one renews it soon, at a moment of its own choice.
+	Issuer string `json:"issuer,omitempty"`
+	// CRL comes with the first event and whenever it has changed, with a Plan or without: the revocation
+	// lists of all that the bundle vouches for, PEM.
+	CRL        string    `json:"crl,omitempty"`
 	ServerTime time.Time `json:"serverTime"`
 }
 
@@ -89,6 +99,8 @@ type Report struct {
 	LastRenewal time.Time `json:"lastRenewal"`
 	// Revision is of the Plan that is in force.
 	Revision uint64 `json:"revision"`
+	// Bundle is the trust bundle that is in use: the hex digest that mtls.Bundle.Digest gives.
+	Bundle string `json:"bundle,omitempty"`
 	// Listening are the listeners that accept connections, by Inbound port.
 	Listening []Listening `json:"listening"`
 	// Draining is set while the instance shuts down: peers stop choosing it.
@@ -141,8 +153,13 @@ type Status struct {
 	SurvivesSeconds  int64         `json:"survivesSeconds"`
 	Connected        bool          `json:"connected"`
 	ObservedSerial   string        `json:"observedSerial,omitempty"` // what peers saw it present
+	ObservedTime     time.Time     `json:"observedTime,omitzero"`    // when they last did, by their clocks
 	ClockOffset      mesh.Duration `json:"clockOffset"`
-	Error            string        `json:"error,omitempty"`
+	// Revocation says whether it looks peers up in revocation lists: "check", or "none" and why that will do.
+	Revocation string `json:"revocation,omitempty"`
+	Error      string `json:"error,omitempty"`
+	// Problem is the part of Error that the instance itself reports.
+	Problem string `json:"problem,omitempty"`
 }
 
 // Instance is a registered instance with what it listens on.
@@ -207,6 +224,10 @@ type ProbeRequest struct {
 type IssueRequest struct {
 	Workload string `json:"workload"`
 	CSR      string `json:"csr"`
+	// Request makes the request one that may be repeated: for the same workload, id and key there is one
+	// certificate, which is given again. With another key it is [CodeConflict]. 1 to 64 letters, digits
+	// and _.-; empty asks for a new certificate each time.
+	Request string `json:"request,omitempty"`
 }
 
 // CAResponse describes the certificate authority.
@@ -216,6 +237,10 @@ type CAResponse struct {
 	Issuer      string `json:"issuer"` // PEM
 	Pin         string `json:"pin"`    // sha256:HEX of the root's DER
 	JournalKey  string `json:"journalKey"`
+	// Bundle is the roots to trust, PEM: what goes out with every certificate.
+	Bundle string `json:"bundle"`
+	// Roots are all hierarchies: first the one that Root, Issuer and Pin are of, which signs.
+	Roots []Hierarchy `json:"roots,omitempty"`
 }
 
 // CertificateRecord is a certificate that the CA has issued.
@@ -225,6 +250,9 @@ type CertificateRecord struct {
 	NotBefore time.Time `json:"notBefore"`
 	NotAfter  time.Time `json:"notAfter"`
 	Instance  string    `json:"instance,omitempty"`
+	// Revoked is when it was revoked, and Reason why; zero and empty when it was not.
+	Revoked time.Time `json:"revoked,omitzero"`
+	Reason  string    `json:"reason,omitempty"`
 }
 
 // Error is the body of every answer that is not 2xx.

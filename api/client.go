@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"countersign.dev/mesh"
@@ -23,11 +24,30 @@ var ErrNoServer = errors.New("no server answers")
 // maxAnswer bounds what [Admin] reads into memory: the documents of a large mesh, and then some.
 const maxAnswer = 64 << 20
 
+// patience is for how long a server may say nothing.
+const patience = 15 * time.Second
+
+// silence is the error of a server that holds its socket and says nothing: it was stopped, or has too much to do.
+// It is an [ErrNoServer].
+type silence struct {
+	socket   string
+	patience time.Duration
+}
+
+func (s *silence) Error() string {
+	return fmt.Sprintf("the server does not answer within %s (socket %s); is it stopped or overloaded?", s.patience, s.socket)
+}
+
+func (s *silence) Unwrap() error { return ErrNoServer }
+
 // Admin speaks to a server over the administrator's UNIX socket. It may be used by many goroutines.
-// An answer of the server that is not a success is returned as an [*Error].
+// An answer of the server that is not a success is returned as an [*Error]. A server that says nothing for 15 s is
+// not waited for: the error is an [ErrNoServer] then. What rightly takes longer is waited for as long as the server
+// answers another question meanwhile.
 type Admin struct {
-	socket string
-	client *http.Client
+	socket   string
+	client   *http.Client
+	patience time.Duration
 }
 
 // NewAdmin makes a client for the socket at that path. It does not connect yet.
@@ -41,7 +61,7 @@ func NewAdmin(socket string) *Admin {
 		// server's end.
 		DisableKeepAlives: true,
 	}
-	return &Admin{socket: socket, client: &http.Client{Transport: transport}}
+	return &Admin{socket: socket, client: &http.Client{Transport: transport}, patience: patience}
 }
 
 // Status lists the instances, and the declared workloads that have none (with an empty Instance).
@@ -87,6 +107,17 @@ func (a *Admin) CA(ctx context.Context) (*CAResponse, error) {
 	return call[*CAResponse](ctx, a, http.MethodGet, PathCA, nil)
 }
 
+// Rotation says how far the change of the CA's root has come; with check, who stands in the way of the
+// next step, which takes connections to every endpoint.
+func (a *Admin) Rotation(ctx context.Context, check bool) (*Rotation, error) {
+	return call[*Rotation](ctx, a, http.MethodGet, PathRotation+"?check="+strconv.FormatBool(check), nil)
+}
+
+// Rotate takes one step in the change of the CA's root.
+func (a *Admin) Rotate(ctx context.Context, request RotationRequest) (*Rotation, error) {
+	return call[*Rotation](ctx, a, http.MethodPost, PathRotation, request)
+}
+
 // Issue obtains a workload's certificate by the administrator's word.
 func (a *Admin) Issue(ctx context.Context, request IssueRequest) (*Credentials, error) {
 	return call[*Credentials](ctx, a, http.MethodPost, PathIssue, request)
@@ -124,6 +155,63 @@ func call[T any](ctx context.Context, a *Admin, method, path string, body any) (
 	return answer, nil
 }
 
+// lasting tells whether an answer may rightly take longer than a server is to be silent: what changes something, what
+// waits for others or looks at them, and what is as long as the server is old.
+func lasting(method, path string) bool {
+	return method != http.MethodGet || strings.HasPrefix(path, PathConfirmed) || strings.HasPrefix(path, PathRotation+"?check=true") ||
+		path == PathJournal || path == PathCertificates
+}
+
+// bounded gives the context of a question, which ends when the server is silent, and what to call in the end.
+func (a *Admin) bounded(ctx context.Context, lasting bool) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	if lasting {
+		go a.watch(ctx, cancel)
+		return ctx, func() { cancel(nil) }
+	}
+	timer := time.AfterFunc(a.patience, func() { cancel(&silence{a.socket, a.patience}) })
+	return ctx, func() {
+		timer.Stop()
+		cancel(nil)
+	}
+}
+
+// watch asks the server something small now and then, and gives up what waits for it when that is not answered.
+func (a *Admin) watch(ctx context.Context, giveUp context.CancelCauseFunc) {
+	for pause := min(time.Second, a.patience); ; pause = a.patience {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		_, err := a.CA(ctx)
+		if silent, ok := errors.AsType[*silence](err); ok {
+			giveUp(silent)
+			return
+		}
+	}
+}
+
+// answer is the body of an answer: reading ends when the server is silent, and closing ends the watch.
+type answer struct {
+	io.ReadCloser
+	ctx  context.Context //nolint:containedctx // that of the one question that this answers
+	stop func()
+}
+
+func (b *answer) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if silent, ok := errors.AsType[*silence](context.Cause(b.ctx)); ok && err != nil && err != io.EOF {
+		return n, silent
+	}
+	return n, err
+}
+
+func (b *answer) Close() error {
+	defer b.stop()
+	return b.ReadCloser.Close()
+}
+
 // do sends a request and turns an answer that is no success into an [*Error].
 func (a *Admin) do(ctx context.Context, method, path string, body any) (*http.Response, error) {
 	var reader io.Reader
@@ -134,8 +222,10 @@ func (a *Admin) do(ctx context.Context, method, path string, body any) (*http.Re
 		}
 		reader = bytes.NewReader(text)
 	}
+	ctx, stop := a.bounded(ctx, lasting(method, path))
 	request, err := http.NewRequestWithContext(ctx, method, "http://countersign"+path, reader)
 	if err != nil {
+		stop()
 		return nil, fmt.Errorf("make the request %s %s: %w", method, path, err)
 	}
 	if body != nil {
@@ -143,12 +233,17 @@ func (a *Admin) do(ctx context.Context, method, path string, body any) (*http.Re
 	}
 	response, err := a.client.Do(request)
 	if err != nil {
+		defer stop()
+		if silent, ok := errors.AsType[*silence](context.Cause(ctx)); ok {
+			return nil, silent
+		}
 		var dial *net.OpError
 		if errors.As(err, &dial) && dial.Op == "dial" {
 			return nil, fmt.Errorf("%w on %s (%w): is `countersign server` running, and is this its socket?", ErrNoServer, a.socket, dial.Err)
 		}
 		return nil, fmt.Errorf("ask the server on %s: %w", a.socket, err)
 	}
+	response.Body = &answer{response.Body, ctx, stop}
 	if response.StatusCode/100 != 2 {
 		defer response.Body.Close()
 		return nil, DecodeError(response)

@@ -57,7 +57,13 @@ func (b *bench) findSetups(ctx context.Context, chosen []row) error {
 	}
 	b.setups = []*rig.Setup{nginx, ours, b.rig.Mixed(rig.MixedOut), b.rig.Mixed(rig.MixedIn)}
 	others, missing := b.rig.Others(ctx)
-	b.setups = append(b.setups, others...)
+	rendered, without := b.rig.Rendered(ctx)
+	b.setups = append(append(b.setups, others...), rendered...)
+	for _, why := range without {
+		if !slices.Contains(missing, why) {
+			missing = append(missing, why)
+		}
+	}
 	b.results.Missing = missing
 	for _, why := range missing {
 		b.log.WarnContext(ctx, "left out", "why", why)
@@ -194,9 +200,11 @@ func (b *bench) runs(r row, s *rig.Setup) int {
 // wanted tells whether a setup is measured in a row.
 func (b *bench) wanted(r row, name string) bool {
 	if len(r.only) > 0 {
-		return slices.Contains(r.only, name)
+		// --setups narrows such a row only when it names one of it.
+		chosen := func(name string) bool { return slices.Contains(b.Setups, name) }
+		return slices.Contains(r.only, name) && (chosen(name) || !slices.ContainsFunc(r.only, chosen))
 	}
-	if name == rig.MixedOut || name == rig.MixedIn {
+	if rig.Apart(name) {
 		return false
 	}
 	return len(b.Setups) == 0 || slices.Contains(b.Setups, name)

@@ -45,6 +45,9 @@ func TestTargets(t *testing.T) {
 			t.Errorf("%s: at least %v of what is better when it is less", target.What, target.Limit)
 		}
 		b := &bench{}
+		if target.Beside != "" && !b.wanted(all[i], target.Beside) {
+			t.Errorf("%s: row %s is not measured of %s", target.What, target.Row, target.Beside)
+		}
 		if !b.wanted(all[i], target.Setup) {
 			t.Errorf("%s: row %s is not measured of %s", target.What, target.Row, target.Setup)
 		}
@@ -111,6 +114,16 @@ func TestRunsAndSetups(t *testing.T) {
 	}
 	if b.wanted(row{}, rig.MixedOut) || !b.wanted(mixed, rig.MixedOut) || b.wanted(mixed, rig.Ours) || !b.wanted(row{}, rig.Ours) {
 		t.Error("the mixed setups belong to their row alone")
+	}
+	rendered := row{only: []string{rig.NGINXRendered, rig.NGINXDuties, "haproxy"}}
+	for name, want := range map[string]bool{rig.NGINXRendered: true, rig.NGINXDuties: true, "haproxy": true, rig.Ours: false} {
+		if b.wanted(rendered, name) != want || b.wanted(row{}, name) == rig.Apart(name) {
+			t.Errorf("%s is measured in the wrong rows", name)
+		}
+	}
+	b.Setups = []string{rig.NGINXDuties}
+	if b.wanted(rendered, rig.NGINXRendered) || !b.wanted(rendered, rig.NGINXDuties) || !b.wanted(mixed, rig.MixedOut) {
+		t.Error("--setups narrows a row of others, or does not narrow its own")
 	}
 	b.Setups = []string{rig.Ours}
 	if b.wanted(row{}, "envoy") || !b.wanted(row{}, rig.Ours) {

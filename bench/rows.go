@@ -39,6 +39,12 @@ func requestMetrics(more ...tally.Metric) []tally.Metric {
 	return append([]tally.Metric{cpuPerRequest, perSecond, p50, p99}, more...)
 }
 
+// sides are the metrics of chains whose halves differ, or are worth a look of their own.
+var sides = []tally.Metric{
+	{Name: "cpu_connecting", Title: "CPU per request, connecting side", Unit: "µs", Lower: true},
+	{Name: "cpu_receiving", Title: "CPU per request, receiving side", Unit: "µs", Lower: true},
+}
+
 func hasHTTP(c *rig.Chain) bool { return c.HTTP != "" }
 func hasGRPC(c *rig.Chain) bool { return c.GRPC != "" }
 func hasTCP(c *rig.Chain) bool  { return c.TCP != "" }
@@ -63,11 +69,13 @@ func rows() []row {
 		},
 		{
 			name: "mixed-128-c64", title: "one of ours and one NGINX, 128 B, 64 connections", has: hasHTTP,
-			metrics: requestMetrics(
-				tally.Metric{Name: "cpu_connecting", Title: "CPU per request, connecting side", Unit: "µs", Lower: true},
-				tally.Metric{Name: "cpu_receiving", Title: "CPU per request, receiving side", Unit: "µs", Lower: true},
-			),
-			only: []string{rig.MixedOut, rig.MixedIn}, run: requests(rig.PathSmall, 64),
+			metrics: requestMetrics(sides...),
+			only:    []string{rig.MixedOut, rig.MixedIn}, run: requests(rig.PathSmall, 64),
+		},
+		{
+			name: "rendered-128-c64", title: "NGINX and HAProxy as the product configures them and by hand, 128 B, 64 connections", has: hasHTTP,
+			metrics: requestMetrics(sides...), only: []string{rig.NGINXRendered, rig.NGINXDuties, rig.HAProxyRendered, rig.HAProxyDuties, "haproxy"},
+			run: requests(rig.PathSmall, 64),
 		},
 		{name: "grpc-unary", title: "gRPC, unary, 128 B, 16 connections with 4 calls each", metrics: requestMetrics(), has: hasGRPC, run: calls},
 		{

@@ -5,12 +5,19 @@
 //
 //	ca/ca.json      version, trust domain, how the keys are sealed
 //	ca/root.pem     the root's certificate, what everybody pins
-//	ca/root.key     its key: nothing opens it but the making of another issuing CA, and it may be
-//	                moved to a safer place as soon as the CA is made
+//	ca/root.key     its key: nothing opens it but the making of another issuing CA or of the root's
+//	                CRL, and it may be moved to a safer place as soon as the CA is made
 //	ca/issuer.pem   the issuing CA's certificate
 //	ca/issuer.key   its key
+//	ca/root.crl     the root's list of revoked issuing CAs, and
+//	ca/issuer.crl   the issuing CA's list of revoked members, both the newest; what they say is in the
+//	                journal, which is what counts
 //	ca/journal.key  the key that signs the journal's checkpoints
+//	ca/bundle.pem   the roots to trust at this moment, the one that signs first
 //	journal/        the journal, see package journal
+//
+// A CA whose root or issuing CA was changed has several hierarchies, see [Hierarchy]; ca.json lists
+// them, and those after the first have ca/hierarchies/ID with the same four files in it.
 //
 // The directories have mode 0700, all files 0600. A sealed key is an age file in its ASCII armor, so
 // that `age --decrypt` opens it when this program is not at hand; what is inside is PKCS #8 in PEM,
@@ -74,7 +81,8 @@ const (
 	journalKey  = "journal.key"
 	maxFile     = 1 << 20
 	maxConfig   = 64 << 10
-	stateFormat = 1
+	stateFormat = 1 // one hierarchy, in the directory of the CA
+	listFormat  = 2 // ca.json lists the hierarchies
 )
 
 // config is ca.json.
@@ -83,18 +91,19 @@ type config struct {
 	TrustDomain string    `json:"trustDomain"`
 	Seal        string    `json:"seal"` // Sealer.Method
 	Created     time.Time `json:"created"`
-	Pin         string    `json:"pin"`
+	Pin         string    `json:"pin"` // of the active hierarchy's root
+	// Hierarchies are all there are; none means that there is one, in the directory of the CA.
+	Hierarchies []entry `json:"hierarchies,omitempty"`
 }
 
 // Authority is the public side of a CA: what can be known without any key. It is safe for concurrent
 // use.
 type Authority struct {
-	state  string
-	root   *x509.Certificate
-	issuer *x509.Certificate
+	state string
 
-	mu     sync.Mutex
-	config config // guarded by mu
+	mu          sync.Mutex
+	config      config      // guarded by mu
+	hierarchies []Hierarchy // guarded by mu; the active one first, never changed in place
 }
 
 // Read reads the public side of the CA in a state directory. Errors are [ErrNoCA] or [ErrCorrupt].
@@ -108,18 +117,8 @@ func Read(state string) (*Authority, error) {
 	if a.config, err = readConfig(filepath.Join(dir, configFile)); err != nil {
 		return nil, err
 	}
-	if a.root, err = readCertificate(filepath.Join(dir, rootCert)); err != nil {
+	if a.hierarchies, err = readHierarchies(dir, a.config); err != nil {
 		return nil, err
-	}
-	if a.issuer, err = readCertificate(filepath.Join(dir, issuerCert)); err != nil {
-		return nil, err
-	}
-	if pin := mtls.Pin(a.root); pin != a.config.Pin {
-		return nil, fmt.Errorf("%s: %w: its pin is %s, and %s says %s; restore them from one backup",
-			filepath.Join(dir, rootCert), ErrCorrupt, pin, configFile, a.config.Pin)
-	}
-	if err := a.issuer.CheckSignatureFrom(a.root); err != nil {
-		return nil, fmt.Errorf("%s: %w: it is not signed by %s: %w", filepath.Join(dir, issuerCert), ErrCorrupt, rootCert, err)
 	}
 	return a, nil
 }
@@ -135,14 +134,15 @@ func noCA(state string) error {
 // State is the state directory.
 func (a *Authority) State() string { return a.state }
 
-// Root is the root's certificate.
-func (a *Authority) Root() *x509.Certificate { return a.root }
+// Root is the certificate of the active root.
+func (a *Authority) Root() *x509.Certificate { return a.active().Root }
 
-// Issuer is the issuing CA's certificate.
-func (a *Authority) Issuer() *x509.Certificate { return a.issuer }
+// Issuer is the certificate of the issuing CA that signs.
+func (a *Authority) Issuer() *x509.Certificate { return a.active().Issuer }
 
-// Pin is what an agent is given to recognize the root by: "sha256:" and the hex SHA-256 of its DER.
-func (a *Authority) Pin() string { return mtls.Pin(a.root) }
+// Pin is what an agent is given to recognize the active root by: "sha256:" and the hex SHA-256 of its
+// DER.
+func (a *Authority) Pin() string { return a.active().Pin() }
 
 // TrustDomain is the trust domain that the CA is bound to, empty when it is not bound yet.
 func (a *Authority) TrustDomain() string {
@@ -158,12 +158,17 @@ func (a *Authority) Seal() string {
 	return a.config.Seal
 }
 
-// BundlePEM are the roots to trust, as peers are told them.
-func (a *Authority) BundlePEM() []byte { return encodeCertificate(a.root) }
+// BundlePEM are the roots to trust, as peers are told them: of all hierarchies, the active one's first.
+func (a *Authority) BundlePEM() []byte { return bundleOf(a.Hierarchies()) }
 
-// ChainPEM is a leaf with its issuers, without the root.
+// ChainPEM is a leaf with its issuers, without the root. A leaf of no hierarchy that is there gets the
+// active issuing CA, by which nobody will believe it.
 func (a *Authority) ChainPEM(leaf *x509.Certificate) []byte {
-	return slices.Concat(encodeCertificate(leaf), encodeCertificate(a.issuer))
+	issuer := a.Issuer()
+	if h, ok := a.HierarchyOf(leaf); ok {
+		issuer = h.Issuer
+	}
+	return slices.Concat(encodeCertificate(leaf), encodeCertificate(issuer))
 }
 
 // BindTrustDomain says for which trust domain the CA issues. It is settled once: a second call with
@@ -185,7 +190,8 @@ func (a *Authority) BindTrustDomain(trustDomain string) error {
 	return nil
 }
 
-// bindOnDisk writes the trust domain into ca.json, the only file of a CA that is ever changed. It looks
+// bindOnDisk writes the trust domain into ca.json, the only file of a CA that decides anything and is
+// ever changed. It looks
 // again at what is there, with the lock held: another process may have been quicker.
 func bindOnDisk(state, trustDomain string) (config, error) {
 	unlock, err := durable.Lock(filepath.Join(state, lockFile))
@@ -216,43 +222,65 @@ func bindOnDisk(state, trustDomain string) (config, error) {
 	}
 }
 
-// CA is an authority that can issue: the issuing key is open. It is safe for concurrent use.
+// CA is an authority that can issue: the issuing keys are open. It is safe for concurrent use.
 type CA struct {
 	*Authority
-	key crypto.Signer
-	now func() time.Time
+	seal Sealer
+	now  func() time.Time
+
+	changing sync.Mutex // held while the hierarchies change; taken before issuerMu
+	unsynced bool       // guarded by changing: ca.json names what memory does, and may be lost with the power
+	// writeConfig puts ca.json in place; tests have a disk that fails.
+	writeConfig func(dir string, c config) error
 
 	issuerMu sync.Mutex
-	signing  *issue.Issuer // guarded by issuerMu; nil until a trust domain is bound
+	keys     map[string]crypto.Signer // guarded by issuerMu: of the issuing CAs, by Hierarchy.ID
+	signing  map[string]*issue.Issuer // guarded by issuerMu; empty until a trust domain is bound
 }
 
-// Open opens the CA in a state directory for issuing. Only the issuing key is opened, never the
+// Open opens the CA in a state directory for issuing. Only the issuing keys are opened, never a
 // root's. Errors are [ErrNoCA], [ErrSealed], [ErrWrongKey] or [ErrCorrupt], and [issue.ErrIssuer]
-// when the issuing certificate has expired.
+// when the certificate of the issuing CA that signs has expired.
 func Open(state string, seal Sealer) (*CA, error) {
 	return OpenClock(state, seal, time.Now)
 }
 
 // OpenClock is [Open] with a clock other than time.Now.
 func OpenClock(state string, seal Sealer, now func() time.Time) (*CA, error) {
+	c, err := open(state, seal, now)
+	if err != nil {
+		return nil, err
+	}
+	if issuer := c.Issuer(); !now().Before(issuer.NotAfter) {
+		return nil, fmt.Errorf("opening the CA in %s: %w: its certificate expired on %s; `countersign ca rotate issuer --state %s` makes the next one with the root's key",
+			state, issue.ErrIssuer, issuer.NotAfter.UTC().Format(time.RFC3339), state)
+	}
+	return c, nil
+}
+
+// OpenExpired is [OpenClock] for somebody who is about to call [CA.RenewIssuer]: the issuing CA's
+// certificate may have expired.
+func OpenExpired(state string, seal Sealer, now func() time.Time) (*CA, error) {
+	return open(state, seal, now)
+}
+
+func open(state string, seal Sealer, now func() time.Time) (*CA, error) {
 	authority, err := Read(state)
 	if err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(state, caDir)
-	if !now().Before(authority.issuer.NotAfter) {
-		return nil, fmt.Errorf("opening the CA in %s: %w: its certificate expired on %s; make another CA in another --state",
-			state, issue.ErrIssuer, authority.issuer.NotAfter.UTC().Format(time.RFC3339))
+	c := &CA{
+		Authority: authority, seal: seal, now: now, writeConfig: writeConfig,
+		keys: make(map[string]crypto.Signer), signing: make(map[string]*issue.Issuer),
 	}
-	key, err := readKey(filepath.Join(dir, issuerKey), seal, authority.config.Seal)
-	if err != nil {
-		return nil, err
+	for _, h := range authority.Hierarchies() {
+		key, err := readIssuerKey(h, seal, authority.config.Seal)
+		if err != nil {
+			return nil, err
+		}
+		c.keys[h.ID] = key
 	}
-	public, ok := authority.issuer.PublicKey.(interface{ Equal(x crypto.PublicKey) bool })
-	if !ok || !public.Equal(key.Public()) {
-		return nil, fmt.Errorf("%s: %w: the key does not belong to %s", filepath.Join(dir, issuerKey), ErrCorrupt, issuerCert)
-	}
-	return &CA{Authority: authority, key: key, now: now}, nil
+	return c, nil
 }
 
 // OpenJournal opens the journal of a state directory for writing, with the CA's key for it. Errors
@@ -287,8 +315,8 @@ func readConfig(path string) (config, error) {
 	if err := json.Unmarshal(data, &c); err != nil {
 		return config{}, fmt.Errorf("%s: %w: %w; restore it from a backup", path, ErrCorrupt, err)
 	}
-	if c.Version != stateFormat {
-		return config{}, fmt.Errorf("%s: its version is %d, and this program knows %d; use the program that wrote it", path, c.Version, stateFormat)
+	if c.Version != stateFormat && c.Version != listFormat {
+		return config{}, fmt.Errorf("%s: its version is %d, and this program knows up to %d; use the program that wrote it", path, c.Version, listFormat)
 	}
 	if c.TrustDomain != "" {
 		if err := id.CheckTrustDomain(c.TrustDomain); err != nil {

@@ -195,7 +195,7 @@ func TestJournal(t *testing.T) {
 			t.Errorf("the creation %s does not hold the pin", record.Data)
 		}
 	}
-	if want := []journal.Type{journal.Created, journal.IssueIntent, journal.Issued}; !slices.Equal(types, want) {
+	if want := []journal.Type{journal.Created, journal.CRLIssued, journal.CRLIssued, journal.IssueIntent, journal.Issued}; !slices.Equal(types, want) {
 		t.Errorf("the journal holds %q, want %q", types, want)
 	}
 	certificates, err := Certificates(journal.Records(JournalDir(state)))
@@ -210,7 +210,7 @@ func TestJournal(t *testing.T) {
 	if err != nil || !strings.HasPrefix(vkey, trustDomain+"/journal+") {
 		t.Errorf("the journal's key is %q, %v", vkey, err)
 	}
-	if size, err := journal.Verify(JournalDir(state), vkey); err != nil || size != 3 {
+	if size, err := journal.Verify(JournalDir(state), vkey); err != nil || size != 5 {
 		t.Errorf("size %d, %v", size, err)
 	}
 }

@@ -142,9 +142,9 @@ func rewrite(t *testing.T, path string, change func([]byte) []byte) {
 func TestNewerFormat(t *testing.T) {
 	state := newState(t, Unsealed())
 	rewrite(t, filepath.Join(state, "ca", configFile), func(b []byte) []byte {
-		return bytes.Replace(b, []byte(`"version": 1`), []byte(`"version": 2`), 1)
+		return bytes.Replace(b, []byte(`"version": 1`), []byte(`"version": 3`), 1)
 	})
-	if _, err := Open(state, Unsealed()); err == nil || !strings.Contains(err.Error(), "version is 2") {
+	if _, err := Open(state, Unsealed()); err == nil || !strings.Contains(err.Error(), "version is 3") {
 		t.Error(err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"countersign.dev/durable"
 	"countersign.dev/journal"
@@ -41,6 +42,107 @@ func TestFaultChild(t *testing.T) {
 		if err := durable.WriteFile(filepath.Join(state, delivered), issued.ChainPEM, 0o600); err != nil {
 			t.Fatal(err)
 		}
+	case "revoke":
+		revokeFirst(t, state)
+	default:
+		for _, change := range rootChanges {
+			if change.name == operation {
+				c := openAll(t, state, Unsealed(), change.now())
+				c.must(change.do(c))
+			}
+		}
+	}
+}
+
+// rootChange is a change of hierarchies with the states before and after it.
+type rootChange struct {
+	name          string
+	later         time.Duration
+	before        []string // the changes that come first
+	do            func(c *opened) error
+	was, is, keys string
+}
+
+func (r rootChange) now() func() time.Time {
+	return func() time.Time { return time.Now().Add(r.later) }
+}
+
+var rootChanges = []rootChange{
+	{name: "start", was: "active", is: "active next", keys: "3 5", do: func(c *opened) error {
+		_, err := c.StartRoot(c.t.Context(), c.log, RootConfig{}, Note{})
+		return err
+	}},
+	{name: "activate", before: []string{"start"}, was: "active next", is: "active retiring", keys: "5 5", do: func(c *opened) error {
+		return c.Activate(c.t.Context(), c.log, Note{})
+	}},
+	{name: "finish", before: []string{"start", "activate"}, was: "active retiring", is: "active", keys: "5 3", do: func(c *opened) error {
+		return c.FinishRoot(c.t.Context(), c.log, Note{})
+	}},
+	{name: "issuer", later: DefaultIssuerLife, was: "active", is: "active retiring", keys: "3 4", do: func(c *opened) error {
+		_, err := c.RenewIssuer(c.t.Context(), c.log, nil, 0, Note{})
+		return err
+	}},
+}
+
+// crashChange expects the state before or the one after, whole, and that the next start clears away what
+// was left and can make the change when it was not made.
+//
+// COUNTERSIGN_SOAK=1 tries every step, otherwise every fourth.
+func crashChange(t *testing.T, binary string, change rootChange) {
+	stride := 4
+	if os.Getenv("COUNTERSIGN_SOAK") != "" {
+		stride = 1
+	}
+	before, after := 0, 0
+	for step := 1; ; step += stride {
+		state := newState(t, Unsealed())
+		c := openAll(t, state, Unsealed(), change.now())
+		for _, name := range change.before {
+			for _, first := range rootChanges {
+				if first.name == name {
+					c.must(first.do(c))
+				}
+			}
+		}
+		if err := c.log.Close(); err != nil {
+			t.Fatal(err)
+		}
+		died := runChild(t, binary, change.name+":"+state, strconv.Itoa(step))
+		c = openAll(t, state, Unsealed(), change.now())
+		c.must(nil)
+		was, is, _ := strings.Cut(change.keys, " ")
+		switch {
+		case c.states() == change.was && died:
+			before++
+			if got := strconv.Itoa(c.keys()); got != was {
+				t.Errorf("step %d, before: %s keys, want %s", step, got, was)
+			}
+			c.must(change.do(c))
+		case c.states() == change.is:
+			after++
+		default:
+			t.Fatalf("step %d: %s", step, c.states())
+		}
+		if got := strconv.Itoa(c.keys()); got != is || c.states() != change.is {
+			t.Errorf("step %d, after: %s with %s keys, want %s with %s", step, c.states(), got, change.is, is)
+		}
+		c.leaf()
+		if onDisk, err := os.ReadFile(c.BundleFile()); err != nil || string(onDisk) != string(c.BundlePEM()) {
+			t.Errorf("step %d: the bundle's file differs from the bundle, %v", step, err)
+		}
+		vkey := c.log.VerifierKey()
+		if err := c.log.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := journal.Verify(JournalDir(state), vkey); err != nil {
+			t.Errorf("step %d: %v", step, err)
+		}
+		if !died {
+			break
+		}
+	}
+	if before*stride < 10 || after == 0 {
+		t.Errorf("%d crashes left the state before and %d the one after: the faults are not where they should be", before, after)
 	}
 }
 
@@ -78,6 +180,10 @@ func TestCrashAtEveryStep(t *testing.T) {
 	binary := buildFaulty(t)
 	t.Run("init", func(t *testing.T) { crashInit(t, binary) })
 	t.Run("issue", func(t *testing.T) { crashIssue(t, binary) })
+	t.Run("revoke", func(t *testing.T) { crashRevoke(t, binary) })
+	for _, change := range rootChanges {
+		t.Run(change.name, func(t *testing.T) { crashChange(t, binary, change) })
+	}
 }
 
 // crashInit expects a whole CA or none, and that the next Init succeeds where there is none.

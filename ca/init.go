@@ -160,7 +160,7 @@ func onlyCreation(state string) error {
 		if err != nil {
 			return err
 		}
-		if record.Type != journal.Created {
+		if record.Type != journal.Created && record.Type != journal.CRLIssued {
 			return fmt.Errorf("%s holds entries of a CA that is not there; move it to its archive", JournalDir(state))
 		}
 	}
@@ -184,6 +184,9 @@ func build(state string, cfg InitConfig) error {
 	if err := writeSealed(filepath.Join(staging, journalKey), cfg.Seal, key.Secret()); err != nil {
 		return err
 	}
+	if err := durable.WriteFile(filepath.Join(staging, bundleFile), encodeCertificate(root), 0o600); err != nil {
+		return err
+	}
 	c := config{Version: stateFormat, TrustDomain: cfg.TrustDomain, Seal: cfg.Seal.Method(), Created: cfg.Now().UTC().Truncate(time.Second), Pin: mtls.Pin(root)}
 	if err := writeConfig(staging, c); err != nil {
 		return err
@@ -200,7 +203,7 @@ func build(state string, cfg InitConfig) error {
 	if err != nil {
 		return err
 	}
-	if err := log.Close(); err != nil {
+	if err := errors.Join(recordFirstCRLs(staging, log, cfg.Now()), log.Close()); err != nil {
 		return err
 	}
 	durable.Step("ca.init.commit")
@@ -240,7 +243,7 @@ func hierarchy(dir string, cfg InitConfig) (root, issuing *x509.Certificate, err
 			return nil, nil, err
 		}
 	}
-	return root, issuing, nil
+	return root, issuing, firstCRLs(dir, cfg, root, rootSigner, issuing, issuerSigner)
 }
 
 // writeSealed seals a secret, overwrites it, and writes what may be stored.

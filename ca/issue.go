@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"iter"
+	"slices"
 	"time"
 
 	"countersign.dev/durable"
@@ -28,7 +29,9 @@ type Issued struct {
 	Certificate *x509.Certificate
 	// ChainPEM is the leaf and the issuing CA's certificate.
 	ChainPEM []byte
-	Facts    issue.Facts
+	// Hierarchy is the one that signed.
+	Hierarchy Hierarchy
+	Facts     issue.Facts
 }
 
 // Issue makes a certificate: prepare, record the intent, sign, record the certificate, hand it over,
@@ -38,7 +41,22 @@ type Issued struct {
 // Errors are [ErrNoTrustDomain], those of [issue.Issuer.Prepare], and those of the recorder, wrapped.
 // Whether the request may be made at all is for the caller to decide.
 func (c *CA) Issue(ctx context.Context, rec Recorder, req issue.Request) (*Issued, error) {
-	issuer, err := c.issuerFor()
+	return c.issueUnder(ctx, rec, c.active(), req)
+}
+
+// IssueNext is [CA.Issue] with the hierarchy that is to sign next, for a certificate by which it can be
+// seen who accepts that. It is [ErrNotRotating] when there is none.
+func (c *CA) IssueNext(ctx context.Context, rec Recorder, req issue.Request) (*Issued, error) {
+	for _, h := range c.Hierarchies() {
+		if h.State == Next {
+			return c.issueUnder(ctx, rec, h, req)
+		}
+	}
+	return nil, fmt.Errorf("issuing for %s: %w", req.ID, ErrNotRotating)
+}
+
+func (c *CA) issueUnder(ctx context.Context, rec Recorder, h Hierarchy, req issue.Request) (*Issued, error) {
+	issuer, err := c.issuerFor(h)
 	if err != nil {
 		return nil, fmt.Errorf("issuing for %s: %w", req.ID, err)
 	}
@@ -60,15 +78,16 @@ func (c *CA) Issue(ctx context.Context, rec Recorder, req issue.Request) (*Issue
 		return nil, fmt.Errorf("issuing for %s: recording the certificate: %w", req.ID, err)
 	}
 	durable.Step("ca.issue.recorded")
-	return &Issued{Certificate: leaf, ChainPEM: c.ChainPEM(leaf), Facts: prepared.Facts()}, nil
+	chain := slices.Concat(encodeCertificate(leaf), encodeCertificate(h.Issuer))
+	return &Issued{Certificate: leaf, ChainPEM: chain, Hierarchy: h, Facts: prepared.Facts()}, nil
 }
 
-// issuerFor gives the signer for the trust domain that the CA is bound to.
-func (c *CA) issuerFor() (*issue.Issuer, error) {
+// issuerFor gives the signer of a hierarchy for the trust domain that the CA is bound to.
+func (c *CA) issuerFor(h Hierarchy) (*issue.Issuer, error) {
 	c.issuerMu.Lock()
 	defer c.issuerMu.Unlock()
-	if c.signing != nil {
-		return c.signing, nil
+	if ready := c.signing[h.ID]; ready != nil {
+		return ready, nil
 	}
 	trustDomain := c.TrustDomain()
 	if trustDomain == "" {
@@ -78,11 +97,15 @@ func (c *CA) issuerFor() (*issue.Issuer, error) {
 	if err != nil {
 		return nil, err
 	}
-	issuer, err := issue.NewIssuer(c.Issuer(), c.key, profile, c.now)
+	key := c.keys[h.ID]
+	if key == nil {
+		return nil, fmt.Errorf("%w: the one of %s has been removed", issue.ErrIssuer, h.Issuer.Subject)
+	}
+	issuer, err := issue.NewIssuer(h.Issuer, key, profile, c.now)
 	if err != nil {
 		return nil, err
 	}
-	c.signing = issuer
+	c.signing[h.ID] = issuer
 	return issuer, nil
 }
 
@@ -97,6 +120,8 @@ type JournalRecorder struct {
 	// Instance is who gets the certificate, By who asked for it in words ("enrolment", "renewal",
 	// "administrator"); both may be empty.
 	Instance, By string
+	// Request is the id of a request that may be repeated; empty for one that may not.
+	Request string
 	// Now is the clock, time.Now when it is nil.
 	Now func() time.Time
 }
@@ -106,6 +131,7 @@ type Intent struct {
 	issue.Facts
 	Instance string `json:"instance,omitempty"`
 	By       string `json:"by,omitempty"`
+	Request  string `json:"request,omitempty"`
 }
 
 // Certificate is the data of a [journal.Issued] entry.
@@ -115,13 +141,14 @@ type Certificate struct {
 	NotBefore time.Time `json:"notBefore"`
 	NotAfter  time.Time `json:"notAfter"`
 	Instance  string    `json:"instance,omitempty"`
+	Request   string    `json:"request,omitempty"`
 	// DER is the certificate, base64.
 	DER string `json:"der"`
 }
 
 // Intent implements [Recorder].
 func (r JournalRecorder) Intent(ctx context.Context, facts issue.Facts) error {
-	return r.append(ctx, journal.IssueIntent, Intent{Facts: facts, Instance: r.Instance, By: r.By})
+	return r.append(ctx, journal.IssueIntent, Intent{Facts: facts, Instance: r.Instance, By: r.By, Request: r.Request})
 }
 
 // Issued implements [Recorder].
@@ -140,6 +167,7 @@ func (r JournalRecorder) Issued(ctx context.Context, leafDER []byte) error {
 		NotBefore: leaf.NotBefore.UTC(),
 		NotAfter:  leaf.NotAfter.UTC(),
 		Instance:  r.Instance,
+		Request:   r.Request,
 		DER:       base64.StdEncoding.EncodeToString(leafDER),
 	})
 }

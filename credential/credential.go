@@ -10,7 +10,9 @@ package credential
 
 import (
 	"crypto"
+	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"fmt"
 )
 
@@ -90,7 +92,24 @@ func (v Value) nameless() Value { return Value{Name: v.Name, Field: v.Field} }
 // nameOf is what an error calls a certificate.
 func nameOf(cert *x509.Certificate) string {
 	if len(cert.RawSubject) <= 2 { // an empty sequence
-		return fmt.Sprintf("the certificate %x", cert.SerialNumber)
+		return fmt.Sprintf("the certificate %s", serialOf(cert))
 	}
-	return fmt.Sprintf("the certificate %x of %.200q", cert.SerialNumber, cert.Subject.String())
+	return fmt.Sprintf("the certificate %s of %.200q", serialOf(cert), cert.Subject.String())
+}
+
+// serialOf is a serial number as everybody else writes it: two digits a byte, with the leading zero.
+func serialOf(cert *x509.Certificate) string {
+	if cert.SerialNumber == nil || cert.SerialNumber.Sign() == 0 {
+		return "00"
+	}
+	return hex.EncodeToString(cert.SerialNumber.Bytes())
+}
+
+// TLS is the credential as crypto/tls presents it.
+func (c *Credential) TLS() *tls.Certificate {
+	pair := &tls.Certificate{PrivateKey: c.key, Leaf: c.Leaf()}
+	for _, cert := range c.Chain {
+		pair.Certificate = append(pair.Certificate, cert.Raw)
+	}
+	return pair
 }

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 // ErrDirectory says that somebody else could put other files in the place of what is written to a directory.
@@ -36,7 +37,7 @@ func checkEntries(out Output) error {
 	if err != nil || info.Mode()&worldWritable == 0 {
 		return err
 	}
-	for _, name := range []string{lockFile, generationsDir, "current"} {
+	for _, name := range slices.Concat([]string{lockFile, generationsDir, "current", provedLink}, out.Beside) {
 		path := filepath.Join(out.Dir, name)
 		info, err := os.Lstat(path)
 		if errors.Is(err, fs.ErrNotExist) {

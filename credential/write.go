@@ -53,6 +53,10 @@ type Output struct {
 	UID, GID int
 	// PKCS12 asks for PKCS12File and PassphraseFile.
 	PKCS12 bool
+	// Further are other files of the generation: a proxy's configuration, a revocation list. Their modes are the caller's.
+	Further []durable.File
+	// Beside are names that somebody else builds upon in Dir: they may not belong to others either.
+	Beside []string
 }
 
 // ErrMode says that a mode would give a private key to more than its owner and one group.
@@ -89,17 +93,8 @@ func (c *Credential) Write(out Output) error {
 }
 
 func write(out Output, files []durable.File) (err error) {
-	access := durable.Access{UID: out.UID, GID: out.GID, Dir: 0o700}
-	if out.Mode&0o040 != 0 {
-		access.Dir = 0o750
-	}
-	if err := durable.MkdirAll(filepath.Dir(filepath.Clean(out.Dir)), 0o755); err != nil {
-		return err
-	}
-	if err := prepare(out, access); err != nil {
-		return err
-	}
-	unlock, err := durable.Lock(filepath.Join(out.Dir, lockFile))
+	access := accessOf(out)
+	unlock, err := take(out, access)
 	if err != nil {
 		return err
 	}
@@ -108,16 +103,39 @@ func write(out Output, files []durable.File) (err error) {
 			err = closeErr
 		}
 	}()
-	if err := durable.MkdirAll(filepath.Join(out.Dir, generationsDir), 0o700); err != nil {
-		return err
-	}
-	if err := checkEntries(out); err != nil {
-		return err
-	}
-	if err := durable.Sweep(out.Dir); err != nil {
-		return err
-	}
 	return durable.WriteGenerationFor(out.Dir, files, access)
+}
+
+// accessOf is who may reach the generations.
+func accessOf(out Output) durable.Access {
+	access := durable.Access{UID: out.UID, GID: out.GID, Dir: 0o700}
+	if out.Mode&0o040 != 0 {
+		access.Dir = 0o750
+	}
+	return access
+}
+
+// take makes the directory when it is missing, keeps other writers out of it, and looks at what is in it.
+func take(out Output, access durable.Access) (unlock func() error, err error) {
+	if err := durable.MkdirAll(filepath.Dir(filepath.Clean(out.Dir)), 0o755); err != nil {
+		return nil, err
+	}
+	if err := prepare(out, access); err != nil {
+		return nil, err
+	}
+	if unlock, err = durable.Lock(filepath.Join(out.Dir, lockFile)); err != nil {
+		return nil, err
+	}
+	if err = durable.MkdirAll(filepath.Join(out.Dir, generationsDir), 0o700); err == nil {
+		err = checkEntries(out)
+	}
+	if err == nil {
+		err = durable.Sweep(out.Dir)
+	}
+	if err != nil {
+		return nil, errors.Join(err, unlock())
+	}
+	return unlock, nil
 }
 
 // prepare makes the directory when it is missing. It is opened to its readers at once, and not when all is written:
@@ -185,6 +203,7 @@ func (c *Credential) files(out Output) ([]durable.File, error) {
 		{Name: KeyFile, Data: key, Perm: out.Mode},
 		{Name: CertAndKeyFile, Data: bytes.Join([][]byte{chain, key}, nil), Perm: out.Mode},
 	}
+	files = append(files, out.Further...)
 	if !out.PKCS12 {
 		return files, nil
 	}

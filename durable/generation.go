@@ -144,9 +144,9 @@ func generationNumber(name string) (uint64, bool) {
 	return n, err == nil && n > 0 && strconv.FormatUint(n, 10) == name
 }
 
-// removeAllBut removes every generation except current and the one before it. A number above current
-// is what a crash has left: nothing ever pointed there.
-func removeAllBut(generations string, current uint64) error {
+// removeAllBut removes every generation except current, the one before it and those in keep. A number above
+// current is what a crash has left, or somebody has gone back from it.
+func removeAllBut(generations string, current uint64, keep ...uint64) error {
 	entries, err := os.ReadDir(generations)
 	if err != nil {
 		return fmt.Errorf("sweeping %s: %w", generations, err)
@@ -159,7 +159,7 @@ func removeAllBut(generations string, current uint64) error {
 	}
 	for _, entry := range entries {
 		n, ok := generationNumber(entry.Name())
-		if ok && n != current && n != before {
+		if ok && n != current && n != before && !slices.Contains(keep, n) {
 			if err := RemoveAll(filepath.Join(generations, entry.Name())); err != nil {
 				return err
 			}
@@ -212,16 +212,7 @@ func writeSet(dir string, files []File, access *Access) error {
 // swap lets the link point to generation n. symlink(2) does not replace, so that a new link is made
 // beside it and renamed.
 func swap(dir string, n uint64) error {
-	temp := filepath.Join(dir, "."+currentLink+tempMark+randomName())
-	Step("durable.symlink.before")
-	if err := os.Symlink(filepath.Join(generationsDir, strconv.FormatUint(n, 10)), temp); err != nil {
-		return err
-	}
-	if err := Rename(temp, filepath.Join(dir, currentLink)); err != nil {
-		_ = os.Remove(temp) // the rename's error is the one that counts
-		return err
-	}
-	return nil
+	return Symlink(filepath.Join(generationsDir, strconv.FormatUint(n, 10)), filepath.Join(dir, currentLink))
 }
 
 func checkNames(files []File) error {

@@ -103,6 +103,9 @@ gateways:
 	return meshes
 }
 
+// verifying is what stands wherever a chain is verified.
+var verifying = map[string]string{"nginx": "ssl_verify_depth ", "haproxy": " ca-file "}
+
 // TestCorpus asserts that both programs understand what is rendered, for every workload of the corpus.
 func TestCorpus(t *testing.T) {
 	dir := t.TempDir()
@@ -139,9 +142,13 @@ func TestCorpus(t *testing.T) {
 							}
 						}
 					}
+					o.CRL, o.Generation = true, "run-1"
 					config, err := engine.render(plan, o)
 					if err != nil {
 						t.Fatal(err)
+					}
+					if verifies, lists := strings.Count(config.Text, verifying[engine.name]), strings.Count(config.Text, "/current/crl.pem"); verifies != lists {
+						t.Errorf("it verifies %d times, and looks at lists %d times:\n%s", verifies, lists, config.Text)
 					}
 					file := filepath.Join(dir, engine.name)
 					if err := os.WriteFile(file, []byte(config.Text), 0o600); err != nil {

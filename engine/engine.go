@@ -48,6 +48,13 @@ type Options struct {
 	Drain time.Duration
 	// StreamModule is the file of NGINX's stream module, where it is one; empty when it is compiled in.
 	StreamModule string
+	// CRL says that callers' and callees' chains are looked up in current/crl.pem, which has to hold a list of every
+	// authority in current/ca.pem and of those that they vouch for: both programs refuse everybody when one is missing.
+	CRL bool
+	// Generation is a name that the running program gives back: NGINX at /generation of its status page, HAProxy as
+	// the description in "show info". It tells whoever has told the program of a new configuration that it is in
+	// force. Empty is none.
+	Generation string
 }
 
 // Config is a rendered configuration.
@@ -148,6 +155,7 @@ func numbers(version string) []int {
 var (
 	versionForm = regexp.MustCompile(`^[0-9]{1,4}(\.[0-9]{1,4}){1,2}$`)
 	fileForm    = regexp.MustCompile(`^/[A-Za-z0-9_./+@:,=-]*$`)
+	nameForm    = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
 	userForm    = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,31}$`)
 	labelForm   = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,80}$`)
 	methodForm  = regexp.MustCompile(`^[A-Z][A-Z0-9_-]{0,31}$`)
@@ -254,6 +262,9 @@ func checkOptions(o Options, r *Refusal) {
 	}
 	if o.User != "" && !userForm.MatchString(o.User) {
 		r.Addf("%q is not a user's name", o.User)
+	}
+	if o.Generation != "" && !nameForm.MatchString(o.Generation) {
+		r.Addf("%q is not the name of a generation: it has letters a-z, digits and -", o.Generation)
 	}
 	if o.Address.Zone() != "" || o.Loopback.Zone() != "" {
 		r.Addf("an address with a zone cannot be bound")

@@ -104,6 +104,7 @@ func TestRefused(t *testing.T) {
 		"long run":                    {func(_ *mesh.Plan, o *Options) { o.Run = "/" + strings.Repeat("r", 99) }, "sockets cannot be bound"},
 		"module":                      {func(_ *mesh.Plan, o *Options) { o.StreamModule = "x.so;" }, "the stream module"},
 		"user":                        {func(_ *mesh.Plan, o *Options) { o.User = "a b" }, "is not a user's name"},
+		"generation":                  {func(_ *mesh.Plan, o *Options) { o.Generation = "a;b" }, "is not the name of a generation"},
 		"zone":                        {func(_ *mesh.Plan, o *Options) { o.Address = netip.MustParseAddr("fe80::1%eth0") }, "with a zone"},
 		"same port":                   {func(p *mesh.Plan, _ *Options) { p.Inbound[0].App = 9080 }, "port 9080 listens on 0.0.0.0:9080, where the application of port 9080 is (127.0.0.1:9080)"},
 		"application of another port": {func(p *mesh.Plan, _ *Options) { p.Inbound[0].App = 7000 }, "port 7000 listens on 0.0.0.0:7000, where the application of port 9080 is"},

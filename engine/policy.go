@@ -243,6 +243,9 @@ func Groups(groups []mesh.TLSGroup, where string, o Options, r *Refusal) (list s
 	return strings.Join(names, ":"), missing
 }
 
+// Suites are those of TLS 1.3, which all are AEAD, in the same order: OpenSSL's own begins with AES-256.
+const Suites = "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
+
 // Ciphers are the suites of TLS 1.2 that are spoken: forward secret and AEAD. Those of TLS 1.3 all are.
 const Ciphers = "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:" +
 	"ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305"

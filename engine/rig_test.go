@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"net"
 	"net/netip"
 	"os"
@@ -81,7 +83,7 @@ func options(dir string) engine.Options {
 // authority is a CA in memory.
 type authority struct {
 	root, issuing *x509.Certificate
-	key           crypto.Signer
+	key, rootKey  crypto.Signer
 }
 
 func newAuthority(t testing.TB) *authority {
@@ -96,7 +98,7 @@ func newAuthority(t testing.TB) *authority {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &authority{root, issuing, key}
+	return &authority{root, issuing, key, rootKey}
 }
 
 func newKey(t testing.TB) crypto.Signer {
@@ -138,6 +140,25 @@ func encode(c *x509.Certificate) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
 }
 
+// crls are the revocation lists of both CAs, with nobody on them.
+func (a *authority) crls(t testing.TB) []byte {
+	t.Helper()
+	var text []byte
+	for _, ca := range []struct {
+		certificate *x509.Certificate
+		key         crypto.Signer
+	}{{a.issuing, a.key}, {a.root, a.rootKey}} {
+		der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
+			Number: big.NewInt(1), ThisUpdate: time.Now().Add(-time.Hour), NextUpdate: time.Now().Add(time.Hour),
+		}, ca.certificate, ca.key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})...)
+	}
+	return text
+}
+
 // write fills a directory of certificates as `countersign init` does.
 func (a *authority) write(t testing.TB, dir string, who id.ID) {
 	t.Helper()
@@ -148,7 +169,7 @@ func (a *authority) write(t testing.TB, dir string, who id.ID) {
 			t.Fatal(err)
 		}
 	}
-	for name, content := range map[string][]byte{"cert.pem": chain, "key.pem": key, "ca.pem": encode(a.root), "cert-and-key.pem": slices.Concat(chain, key)} {
+	for name, content := range map[string][]byte{"cert.pem": chain, "key.pem": key, "ca.pem": encode(a.root), "cert-and-key.pem": slices.Concat(chain, key), "crl.pem": a.crls(t)} {
 		if err := os.WriteFile(filepath.Join(current, name), content, 0o600); err != nil {
 			t.Fatal(err)
 		}

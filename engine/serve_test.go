@@ -82,7 +82,7 @@ func (f foreign) world(t *testing.T) *place {
 			plan.Upstreams[i].Endpoints = []mesh.Endpoint{{Instance: "back-1", Address: netip.AddrPortFrom(back, uint16(u.Port))}}
 		}
 		o := options(dir)
-		o.Address, o.Loopback = address, address
+		o.Address, o.Loopback, o.CRL = address, address, true
 		out := f.start(t, dir, plan, o)
 		if name == "back" {
 			p.backLog = out

@@ -3,7 +3,8 @@
 //
 // Each application is a function that serves until its context ends and then finishes what runs. The
 // Color App is [Colorteller]; the shop is [Storefront] (HTTP), which calls [Catalog] (gRPC), which
-// calls [Stock] (lines over TCP). [Write] writes the specifications.
+// calls [Stock] (lines over TCP). The payments are [Checkout] (HTTP) and [Terminal] (lines over TCP), which
+// both call [Ledger] (gRPC). [Write] writes the specifications.
 package example
 
 import (

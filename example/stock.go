@@ -26,6 +26,11 @@ const (
 // line, and reads "NAME COUNT" or "NAME unknown" for each; when it closes its sending half it reads
 // "total COUNT", the sum of what it was told, and the end.
 func Stock(ctx context.Context, addr string, log *slog.Logger) error {
+	return serveLines(ctx, addr, log, countStock)
+}
+
+// serveLines holds a conversation on each connection to addr until ctx ends.
+func serveLines(ctx context.Context, addr string, log *slog.Logger, converse func(context.Context, net.Conn) error) error {
 	listener, err := listen(ctx, addr)
 	if err != nil {
 		return err
@@ -48,7 +53,7 @@ func Stock(ctx context.Context, addr string, log *slog.Logger) error {
 			// A conversation that runs when the application is told to stop may end, for a while.
 			stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Now().Add(stopTimeout)) })
 			defer stop()
-			if err := countStock(ctx, conn); err != nil {
+			if err := converse(ctx, conn); err != nil {
 				log.WarnContext(ctx, "a conversation broke off", "remote", conn.RemoteAddr().String(), "error", err)
 			}
 		})

@@ -77,7 +77,11 @@ func (r *renderer) frontend(in mesh.Inbound, called word, bind []word) {
 		r.admitBytes(in)
 		return
 	}
-	r.requests(in.Name, "inbound")
+	admitted := ""
+	if in.App != 0 {
+		admitted = `,"admitted":"%[var(txn.admitted)]"`
+	}
+	r.requests(in.Name, "inbound", admitted)
 	r.typeOfRefusals(in)
 	r.tunnels(in.Protocol)
 	if in.App != 0 {
@@ -101,7 +105,8 @@ func (r *renderer) frontend(in mesh.Inbound, called word, bind []word) {
 }
 
 // requests writes what every listener for requests does first.
-func (r *renderer) requests(listener, direction string) {
+// more is added to a line of the access log.
+func (r *renderer) requests(listener, direction, more string) {
 	r.line("option", "idle-close-on-response")
 	r.comment("Fields with other characters in their names than letters, digits and hyphens may be read as others.")
 	r.line("option", "http-restrict-req-hdr-names", "delete")
@@ -110,7 +115,7 @@ func (r *renderer) requests(listener, direction string) {
 	r.line("http-request", "set-header", "Host", word(r.plan.Workload.Identity.ServerName()), "unless", "{", "req.hdr(host)", "-m", "found", "}")
 	r.line("log-format", quote(`{"time":"%[date,utime(%Y-%m-%dT%H:%M:%SZ)]","listener":"`+r.listenerName(listener)+`","direction":"`+direction+
 		`","protocol":"%HV","remote":"%ci:%cp","subject":"%[`+string(subject)+`,json(utf8s)]","peerSerial":"%[ssl_c_serial,hex]","tls":"%[ssl_fc_protocol]",`+
-		`"method":"%[var(txn.method),json(utf8s)]","path":"%[var(txn.path),json(utf8s)]","status":%ST,"milliseconds":%Ta,"upstream":"%si:%sp","end":"%ts"}`))
+		`"method":"%[var(txn.method),json(utf8s)]","path":"%[var(txn.path),json(utf8s)]","status":%ST,"milliseconds":%Ta,"upstream":"%si:%sp","end":"%ts"`+more+`}`))
 	r.errorLog(listener, direction)
 }
 
@@ -341,7 +346,7 @@ func (r *renderer) outbound(out mesh.Outbound) {
 		r.bytesLog(out.Name, "outbound")
 	} else {
 		r.line("timeout", "http-keep-alive", silence)
-		r.requests(out.Name, "outbound")
+		r.requests(out.Name, "outbound", "")
 		r.tunnels(out.Protocol)
 		r.takeClaims()
 	}

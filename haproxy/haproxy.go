@@ -15,8 +15,11 @@ import (
 	"countersign.dev/mesh"
 )
 
-// DefaultVersion is Debian 12's, and the oldest that is rendered for.
-const DefaultVersion = "2.6.12"
+// DefaultVersion is Debian 12's, and LeastVersion the oldest that is rendered for.
+const (
+	DefaultVersion = "2.6.12"
+	LeastVersion   = "2.6"
+)
 
 // How long is waited, as the built-in proxy does.
 const (
@@ -44,8 +47,8 @@ type renderer struct {
 func Render(plan *mesh.Plan, o engine.Options) (*engine.Config, error) {
 	r := &renderer{plan: plan, o: o.WithDefaults(DefaultVersion), refusal: engine.Refusal{Engine: "haproxy"}}
 	engine.Check(plan, r.o, &r.refusal)
-	if engine.IsVersion(r.o.Version) && !engine.AtLeast(r.o.Version, "2.6") {
-		r.refusal.Addf("HAProxy %s is older than 2.6, for which nothing is tested", r.o.Version)
+	if engine.IsVersion(r.o.Version) && !engine.AtLeast(r.o.Version, LeastVersion) {
+		r.refusal.Addf("HAProxy %s is older than %s, for which nothing is tested", r.o.Version, LeastVersion)
 	}
 	if err := r.refusal.Err(); err != nil {
 		return nil, err
@@ -75,10 +78,14 @@ func (r *renderer) global() {
 	r.section("global")
 	// At its default of 1024 bytes a line on a long path is cut off, and is no JSON.
 	r.line("log", "stdout", "len", "65535", "format", "raw", "local0")
+	if r.o.Generation != "" {
+		r.line("description", quote(r.o.Generation))
+	}
 	r.line("stats", "socket", quote(r.o.InRun("haproxy.sock")), "mode", "600", "level", "admin")
 	r.line("hard-stop-after", word(strconv.Itoa(max(int(r.o.Drain/time.Second), 1))+"s"))
 	for _, side := range []word{"bind", "server"} {
 		r.line("ssl-default-"+side+"-ciphers", engine.Ciphers)
+		r.line("ssl-default-"+side+"-ciphersuites", engine.Suites)
 	}
 	// The cache of sessions is one for all ports: a session of a port that asks for no certificate would be
 	// resumed on one that requires it. Tickets have each port's own key, and remain.
@@ -139,11 +146,9 @@ func (r *renderer) peer(u mesh.Upstream) []word {
 		}
 		return nil
 	}
-	words := []word{
-		"ssl", "crt", quote(r.o.Current("cert-and-key.pem")), "ca-file", quote(r.o.Current("ca.pem")), "verify", "required",
+	words := append(r.lists(), "ssl", "crt", quote(r.o.Current("cert-and-key.pem")), "ca-file", quote(r.o.Current("ca.pem")), "verify", "required",
 		// Both names were checked to be DNS names, which have no brackets.
-		"verifyhost", word(u.ServerName), "sni", word("str(" + u.ServerName + ")"), "ssl-min-ver", minVersion(u.MinTLS),
-	}
+		"verifyhost", word(u.ServerName), "sni", word("str("+u.ServerName+")"), "ssl-min-ver", minVersion(u.MinTLS))
 	switch {
 	case http2:
 		words = append(words, "alpn", "h2")
@@ -192,7 +197,15 @@ func (r *renderer) tls(in mesh.Inbound) []word {
 		return append(words, "verify", "none")
 	}
 	verify := map[mesh.ClientAuth]word{mesh.Require: "required", mesh.Optional: "optional"}[in.ClientAuth]
-	return append(words, "ca-file", quote(r.o.Current("ca.pem")), "verify", verify)
+	return append(append(words, "ca-file", quote(r.o.Current("ca.pem")), "verify", verify), r.lists()...)
+}
+
+// lists names the revocation lists, where they are asked for.
+func (r *renderer) lists() []word {
+	if !r.o.CRL {
+		return nil
+	}
+	return []word{"crl-file", quote(r.o.Current("crl.pem"))}
 }
 
 // file is a gateway's own certificate. HAProxy finds the key beside it, by its name.

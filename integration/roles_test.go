@@ -35,7 +35,7 @@ func runRole(role string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	roles := map[string]func(context.Context, string) error{
-		"http": serveEcho, "grpc": serveGRPC, "tcp": serveTCP, "loud": serveLoud,
+		"http": serveEcho, "grpc": serveGRPC, "tcp": serveTCP, "loud": serveLoud, "spill": spill,
 	}
 	serve := roles[role]
 	if serve == nil {

@@ -66,6 +66,12 @@ const (
 	ApplyRefused  Type = "apply.refused"
 	Probe         Type = "probe" // a verifier is about to get a certificate
 	ProbeRefused  Type = "probe.refused"
+	Revoke        Type = "revoke" // certificates hold no more from here on
+	RevokeRefused Type = "revoke.refused"
+	CRLIssued     Type = "crl.issued" // a list of revoked certificates is about to be given out
+
+	CARotate        Type = "ca.rotate" // the hierarchies of the CA are about to change
+	CARotateRefused Type = "ca.rotate.refused"
 )
 
 // Entry is what [Log.Append] records.

@@ -29,6 +29,9 @@ func (b builder) spec(root *value) *Spec {
 		TrustDomain: root.get("trustDomain").str(),
 		MinTLS:      TLSVersion(textOr(root.get("minTLS"), string(TLS12))),
 		TLSGroups:   groupsOr(root.get("tlsGroups"), DefaultTLSGroups()),
+		Revocation:  revocation(root),
+		Stores:      b.stores(root.get("stores")),
+		Authorities: authorities(root.get("authorities")),
 		Services:    map[string]*Service{},
 		Gateways:    map[string]*Gateway{},
 	}
@@ -91,6 +94,7 @@ func certificates(v *value, inherited Certificates) Certificates {
 		c.RenewAfter = Duration(renew.int())
 	}
 	c.Key = KeyType(textOr(v.get("key"), string(c.Key)))
+	c.Authority = textOr(v.get("authority"), c.Authority)
 	return c
 }
 
@@ -106,7 +110,10 @@ func (b builder) service(s *Spec, name string, v *value) *Service {
 		Names:        v.get("names").texts(),
 		Instances:    int(numberOr(v.get("instances"), 1)),
 		Run:          b.run(v.get("run")),
+		Proxy:        proxy(v.get("proxy")),
+		Delivery:     delivery(s, name, v.get("delivery")),
 	}
+	service.Deploy = deploy(service.Delivery, v.get("deploy"))
 	for _, p := range v.get("ports").list() {
 		service.Ports = append(service.Ports, port(s, v, p))
 	}
@@ -175,7 +182,10 @@ func (b builder) gateway(s *Spec, name string, v *value) *Gateway {
 		Certificates: certificates(v.get("certificates"), s.Certificates),
 		Names:        v.get("names").texts(),
 		Instances:    int(numberOr(v.get("instances"), 1)),
+		Proxy:        proxy(v.get("proxy")),
+		Delivery:     delivery(s, name, v.get("delivery")),
 	}
+	g.Deploy = deploy(g.Delivery, v.get("deploy"))
 	for _, l := range v.get("listen").list() {
 		listener := GatewayListener{
 			Port:      int(l.get("port").int()),

@@ -50,6 +50,7 @@ func (c checker) check() {
 	c.trustDomain()
 	c.workloadNames()
 	c.dnsNames()
+	c.deliveries()
 	c.certificates(c.root.get("certificates"), c.spec.Certificates, c.spec.Certificates)
 	c.checkGroups(c.root, c.spec.TLSGroups, c.spec.MinTLS)
 	for _, m := range members(c.root.get("services")) {
@@ -133,8 +134,9 @@ func (c checker) dnsNames() {
 	}
 }
 
-// certificates checks renewAfter where it is written against the ttl that holds there.
+// certificates checks the authority, and renewAfter where it is written against the ttl that holds there.
 func (c checker) certificates(v *value, effective, mesh Certificates) {
+	c.authority(v)
 	renew := v.get("renewAfter")
 	if !renew.isGood() || effective.TTL == 0 || effective.RenewAfter < effective.TTL {
 		return

@@ -57,15 +57,18 @@ func (s *Spec) plan(workload Workload, c Certificates, names []string) *Plan {
 			TTL:        c.TTL,
 			RenewAfter: c.RenewAfter,
 			Key:        c.Key,
+			Authority:  c.Authority,
 		},
-		Inbound:   []Inbound{},
-		Outbound:  []Outbound{},
-		Upstreams: []Upstream{},
+		Revocation: s.Revocation,
+		Inbound:    []Inbound{},
+		Outbound:   []Outbound{},
+		Upstreams:  []Upstream{},
 	}
 }
 
 func (s *Spec) compileService(v *Service) *Plan {
 	plan := s.plan(Workload{v.Name, id.Service, v.Identity}, v.Certificates, v.Names)
+	plan.Proxy, plan.Delivery, plan.Deploy = v.Proxy, v.Delivery, v.Deploy
 	for _, p := range v.Ports {
 		plan.Inbound = append(plan.Inbound, Inbound{
 			Name:       inboundName(p.Port),
@@ -96,6 +99,7 @@ func (s *Spec) compileService(v *Service) *Plan {
 
 func (s *Spec) compileGateway(g *Gateway) *Plan {
 	plan := s.plan(Workload{g.Name, id.Gateway, g.Identity}, g.Certificates, g.Names)
+	plan.Proxy, plan.Delivery, plan.Deploy = g.Proxy, g.Delivery, g.Deploy
 	called := map[string]Upstream{}
 	for _, l := range g.Listen {
 		in := Inbound{

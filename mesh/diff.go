@@ -17,6 +17,9 @@ func Diff(before, after *Spec) []string {
 	d.change("minTLS", before.MinTLS, after.MinTLS)
 	d.change("tlsGroups", joined(before.TLSGroups), joined(after.TLSGroups))
 	d.certificates("certificates", before.Certificates, after.Certificates)
+	d.change("revocation", before.Revocation.text(), after.Revocation.text())
+	d.declared("store", mapped(before.Stores, DeclaredStore.text), mapped(after.Stores, DeclaredStore.text))
+	d.declared("authority", mapped(before.Authorities, Authority.text), mapped(after.Authorities, Authority.text))
 	for _, name := range names(before.Services, after.Services) {
 		d.within("service "+name, before.Services[name] != nil, after.Services[name] != nil, func(d *difference) {
 			d.service(before.Services[name], after.Services[name])
@@ -31,8 +34,8 @@ func Diff(before, after *Spec) []string {
 }
 
 // SameTopology tells what differs between two specifications in what a mesh that already runs on this
-// machine cannot follow: its workloads, their instances, their ports and how their applications are
-// run. A call may come or go, but not move to another port: its application was told the first. The
+// machine cannot follow: its workloads, their instances, their ports, their proxies' engines, where these
+// have their certificates from and how those are deployed, and how the applications are run. A call may come or go, but not move to another port: its application was told the first. The
 // lines are as [Diff]'s; none means that only policy, TLS, certificates and routing differ.
 func SameTopology(before, after *Spec) []string {
 	lines := Diff(topology(before), topology(after))
@@ -53,19 +56,29 @@ func SameTopology(before, after *Spec) []string {
 
 // topology is a specification with only what SameTopology compares.
 func topology(s *Spec) *Spec {
-	t := &Spec{Mesh: s.Mesh, TrustDomain: s.TrustDomain, Services: map[string]*Service{}, Gateways: map[string]*Gateway{}}
+	t := &Spec{
+		Mesh: s.Mesh, TrustDomain: s.TrustDomain, Stores: map[string]DeclaredStore{},
+		Services: map[string]*Service{}, Gateways: map[string]*Gateway{},
+	}
+	use := func(d DeliveryPlan) {
+		if d.FromStore() {
+			t.Stores[d.StoreName] = s.Stores[d.StoreName]
+		}
+	}
 	for name, v := range s.Services {
-		service := &Service{Name: v.Name, Instances: v.Instances, Run: v.Run}
+		service := &Service{Name: v.Name, Instances: v.Instances, Run: v.Run, Proxy: ProxyPlan{Engine: v.Proxy.Engine}, Delivery: v.Delivery, Deploy: v.Deploy}
 		for _, p := range v.Ports {
 			service.Ports = append(service.Ports, Port{Port: p.Port, Protocol: p.Protocol, App: p.App})
 		}
+		use(v.Delivery)
 		t.Services[name] = service
 	}
 	for name, g := range s.Gateways {
-		gateway := &Gateway{Name: g.Name, Instances: g.Instances}
+		gateway := &Gateway{Name: g.Name, Instances: g.Instances, Proxy: ProxyPlan{Engine: g.Proxy.Engine}, Delivery: g.Delivery, Deploy: g.Deploy}
 		for _, l := range g.Listen {
 			gateway.Listen = append(gateway.Listen, GatewayListener{Port: l.Port, Protocol: l.Protocol})
 		}
+		use(g.Delivery)
 		t.Gateways[name] = gateway
 	}
 	return t
@@ -150,12 +163,46 @@ func (d *difference) certificates(what string, before, after Certificates) {
 	d.change(what+".ttl", before.TTL, after.TTL)
 	d.change(what+".renewAfter", before.RenewAfter, after.RenewAfter)
 	d.change(what+".key", before.Key, after.Key)
+	d.change(what+".authority", before.Authority, after.Authority)
+}
+
+// declared compares what is declared by name, each in one line.
+func (d *difference) declared(what string, before, after map[string]string) {
+	for _, name := range names(before, after) {
+		was, had := before[name]
+		is, has := after[name]
+		switch {
+		case !had:
+			d.add("+", what+" "+name+": "+is)
+		case !has:
+			d.add("-", what+" "+name)
+		default:
+			d.change(what+" "+name+":", was, is)
+		}
+	}
+}
+
+// mapped is a map with every value in one line.
+func mapped[V any](values map[string]V, text func(V) string) map[string]string {
+	all := map[string]string{}
+	for name, v := range values {
+		all[name] = text(v)
+	}
+	return all
+}
+
+// proxy compares the sidecar of a workload and how its certificate gets there.
+func (d *difference) proxy(wasProxy, isProxy ProxyPlan, was, is DeliveryPlan) {
+	d.change("proxy", wasProxy.String(), isProxy.String())
+	d.change("delivery", was.String(), is.String())
 }
 
 func (d *difference) service(before, after *Service) {
 	d.certificates("certificates", before.Certificates, after.Certificates)
 	d.set("name", before.Names, after.Names)
 	d.change("instances", before.Instances, after.Instances)
+	d.proxy(before.Proxy, after.Proxy, before.Delivery, after.Delivery)
+	d.change("deploy", before.Deploy, after.Deploy)
 	d.ports(before, after)
 	d.set("call", texts(before.Calls, Call.text), texts(after.Calls, Call.text))
 	switch {
@@ -214,6 +261,8 @@ func (d *difference) gateway(before, after *Gateway) {
 	d.certificates("certificates", before.Certificates, after.Certificates)
 	d.set("name", before.Names, after.Names)
 	d.change("instances", before.Instances, after.Instances)
+	d.proxy(before.Proxy, after.Proxy, before.Delivery, after.Delivery)
+	d.change("deploy", before.Deploy, after.Deploy)
 	d.set("listener", texts(before.Listen, GatewayListener.text), texts(after.Listen, GatewayListener.text))
 	d.ordered("route", texts(before.Routes, GatewayRoute.text), texts(after.Routes, GatewayRoute.text))
 }

@@ -202,6 +202,34 @@ gateways:
 				"+ gateway h",
 			},
 		},
+		"proxies and deliveries": {
+			strings.Replace(diffed, "services:\n  a:", `revocation: none
+stores: {vault: {type: file, dir: store, identityFile: id}, spare: {type: file, dir: spare, identityFile: id}}
+authorities: {own: {type: embedded}}
+certificates: {authority: own}
+services:
+  a:
+    proxy: {engine: nginx, version: 1.22.1}
+    delivery: {type: store, store: vault, secret: "{mesh}/{service}", bundle: "{mesh}/bundle", fields: {key: k, certificate: c}}
+    deploy: {type: restart}`, 1), []string{
+				"~ certificates.authority (none) -> own",
+				"~ revocation check, stale lists: refuse -> none",
+				"+ store spare: file spare by id",
+				"+ store vault: file store by id",
+				"+ authority own: embedded",
+				"~ service a: certificates.authority (none) -> own",
+				"~ service a: proxy builtin -> nginx 1.22.1",
+				"~ service a: delivery the agent -> the store vault: m/a as json with the bundle m/bundle certificate=c key=k",
+				"~ service a: deploy (none) -> restart",
+				"~ service b: certificates.authority (none) -> own",
+				"~ gateway g: certificates.authority (none) -> own",
+			}, []string{
+				"+ store vault: file store by id",
+				"~ service a: proxy builtin -> nginx",
+				"~ service a: delivery the agent -> the store vault: m/a as json with the bundle m/bundle certificate=c key=k",
+				"~ service a: deploy (none) -> restart",
+			},
+		},
 		"run": {
 			`
 mesh: m

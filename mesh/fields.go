@@ -6,8 +6,8 @@ import "regexp"
 // is left out. specShape is its root.
 var specShape = &shape{
 	kind: mappingKind, name: "specification",
-	doc: "The whole specification: one file, or the files of a directory, whose `services` and `gateways` are " +
-		"joined while every other key stands in one of them.",
+	doc: "The whole specification: one file, or the files of a directory, whose `services`, `gateways`, `stores` and " +
+		"`authorities` are joined while every other key stands in one of them.",
 	fields: []field{
 		{
 			name: "mesh", shape: meshName, required: true,
@@ -31,6 +31,24 @@ var specShape = &shape{
 			name: "tlsGroups", shape: tlsGroups, preset: groupNames(DefaultTLSGroups()),
 			doc: "The key exchanges that are spoken, by their names at IANA, in the order in which they are preferred: the " +
 				"order shown. Those with MLKEM, of TLS 1.3 only, are safe against the quantum computers of the future.",
+		},
+		{
+			name: "revocation", shape: enum("word for revocation", revocationCheck, revocationNone), preset: revocationCheck,
+			doc: "Whether certificates are looked up in revocation lists: `check` refuses what was revoked, `none` relies on the " +
+				"certificates' short lives, and is said in `countersign status`.",
+		},
+		{
+			name: "staleCRL", shape: enum("word for stale lists", string(StaleRefuse), string(StaleServe)), preset: string(StaleRefuse),
+			doc: "What happens when a revocation list is older than it may be: `refuse` refuses the certificates that it speaks " +
+				"for, `serve` uses the old list and raises an alarm; the engines nginx and haproxy are given no list then, and let in also who is on the old one.",
+		},
+		{
+			name: "stores", shape: &shape{kind: dictionaryKind, name: "stores", keys: meshName, elem: storeShape},
+			doc: "Secret stores by name, for `delivery`.",
+		},
+		{
+			name: "authorities", shape: &shape{kind: dictionaryKind, name: "authorities", keys: meshName, elem: authorityShape},
+			doc: "Certificate authorities by name, for `certificates.authority`.",
 		},
 		{
 			name: "services", shape: &shape{kind: dictionaryKind, name: "services", keys: workloadName, elem: serviceShape},
@@ -61,7 +79,11 @@ var certificatesShape = &shape{
 		{
 			name: "key", shape: enum("key type", string(ECDSAP256), string(ECDSAP384), string(RSA2048), string(RSA3072), string(RSA4096), string(Ed25519)),
 			otherwise: "`ecdsa-p256`",
-			doc:       "The algorithm and the size of the key, which the workload makes itself.",
+			doc:       "The algorithm and the size of the key, which the workload, or with a store the rotation, makes itself.",
+		},
+		{
+			name: "authority", shape: authorityReference, otherwise: "the certificate authority of the server",
+			doc: "Who issues, by a name below `authorities`.",
 		},
 	},
 }
@@ -70,7 +92,7 @@ var serviceShape = &shape{
 	kind: mappingKind, name: "service",
 	doc: "With no `allow` a port admits exactly the services that call it and the gateways that route to it, and " +
 		"callers without identity where the TLS mode lets them connect. The graph is the policy.",
-	fields: []field{
+	fields: append([]field{
 		{
 			name: "ports", shape: &shape{kind: listKind, name: "ports", elem: portShape},
 			doc: "Where peers connect. A service that only calls others has none.",
@@ -108,7 +130,7 @@ var serviceShape = &shape{
 			name: "run", shape: runShape,
 			doc: "How `countersign up` starts the application; nothing else reads it.",
 		},
-	},
+	}, deliveryFields()...),
 }
 
 var portShape = &shape{
@@ -213,7 +235,7 @@ var runShape = &shape{
 
 var gatewayShape = &shape{
 	kind: mappingKind, name: "gateway",
-	fields: []field{
+	fields: append([]field{
 		{
 			name: "listen", shape: &shape{kind: listKind, name: "listeners", elem: listenerShape, nonEmpty: true}, required: true,
 			missing: "say where the outside connects, such as \"listen: [{port: 8080, protocol: http}]\"",
@@ -236,7 +258,7 @@ var gatewayShape = &shape{
 			name: "instances", shape: instanceCount, preset: 1,
 			doc: "How many instances `countersign up` starts.",
 		},
-	},
+	}, deliveryFields()...),
 }
 
 var listenerShape = &shape{

@@ -56,8 +56,8 @@ func (r *report) readAll(documents []Document) (root *value, readable bool) {
 	return root, readable
 }
 
-// join adds what another document says to root. Services and gateways of all documents are put
-// together; everything else stands in one of them.
+// join adds what another document says to root. Services, gateways, stores and authorities of all
+// documents are put together; everything else stands in one of them.
 func (r *report) join(root, other *value) {
 	root.bad = root.bad || other.bad
 	root.misspelled = append(root.misspelled, other.misspelled...)

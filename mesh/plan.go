@@ -32,6 +32,13 @@ type Plan struct {
 	Workload Workload `json:"workload"`
 	// Certificate says what the workload's leaf has to hold.
 	Certificate CertificatePlan `json:"certificate"`
+	// Proxy says which proxy is the sidecar, Delivery how its certificate gets there, and Deploy how a
+	// rotated one gets to work; Deploy is empty unless the certificate comes from a store.
+	Proxy    ProxyPlan    `json:"proxy,omitzero"`
+	Delivery DeliveryPlan `json:"delivery,omitzero"`
+	Deploy   Deploy       `json:"deploy,omitzero"`
+	// Revocation says whether callers' and callees' certificates are looked up in revocation lists.
+	Revocation RevocationPlan `json:"revocation,omitzero"`
 	// Inbound are the listeners for peers (a service) or for the outside (a gateway).
 	Inbound []Inbound `json:"inbound"`
 	// Outbound are the loopback listeners that the application dials.
@@ -56,6 +63,8 @@ type CertificatePlan struct {
 	// RenewAfter is the age at which the leaf is replaced; always below TTL.
 	RenewAfter Duration `json:"renewAfter"`
 	Key        KeyType  `json:"key"`
+	// Authority is who issues, by its name in the specification; empty for the server's own.
+	Authority string `json:"authority,omitzero"`
 }
 
 // Inbound is a listener on the task's address.

@@ -23,6 +23,12 @@ func Reference() []byte {
 var referenceTitles = map[string]string{
 	"specification": "The document",
 	"certificates":  "`certificates`",
+	"store":         "`stores.NAME`",
+	"authority":     "`authorities.NAME`",
+	"proxy":         "`proxy`",
+	"delivery":      "`delivery`",
+	"fields":        "`delivery.fields`",
+	"deploy":        "`deploy`",
 	"service":       "`services.NAME`",
 	"port":          "`services.NAME.ports[]`",
 	"rule":          "`allow[]`",
@@ -133,7 +139,8 @@ const referenceHead = `# The specification
 <!-- Generated from the table in mesh/fields.go: make generate. -->
 
 A mesh is declared in YAML: one file, or a directory of which every ` + "`*.yaml`, `*.yml` and `*.json`" + ` file is
-read and the files are joined (` + "`services` and `gateways`" + ` may stand in several files, every other key in one).
+read and the files are joined (` + "`services`, `gateways`, `stores` and `authorities`" + ` may stand in several files, every
+other key in one).
 ` + "`countersign mesh validate PATH`" + ` checks it, ` + "`countersign mesh schema`" + ` prints a JSON Schema for editors.
 
 ` + "```yaml" + `
@@ -193,6 +200,9 @@ const referenceTail = `
 - A tcp listener has exactly one route, which matches by ` + "`listener`" + ` alone and leads to tcp ports; it may have several
   destinations. Other listeners lead to ports that are not tcp, and may have no route: then every answer is 404.
 - The weights of a route do not sum to 0.
+- ` + "`delivery: {type: store}`" + ` is for the engines nginx and haproxy; ` + "`deploy`" + ` is for ` + "`delivery: {type: store}`" + `, and ` + "`staleCRL`" + ` for
+  ` + "`revocation: check`" + `. A store and an authority are named only where they are declared.
+- Each store has a directory of its own, and each workload a secret of its own; only trust bundles are shared.
 
 ## Callers without identity
 
@@ -215,6 +225,20 @@ certificates: {ttl: 24h, key: ecdsa-p384}    # renewed after 17h8m34.285s
 services:
   vault:
     certificates: {ttl: 1h, renewAfter: 20m} # the key is the mesh's
+`,
+	"delivery": `
+mesh: shop
+stores:
+  vault: {type: file, dir: store, identityFile: store-identity.txt}
+services:
+  catalog:
+    ports: [{port: 9000, protocol: grpc}]
+    proxy: {engine: nginx, version: 1.22.1}
+    delivery: {type: store, store: vault, secret: "{mesh}/{service}", bundle: "{mesh}/bundle"}
+    deploy: {type: restart}
+  stock:
+    ports: [{port: 7000, protocol: tcp}]
+    proxy: {engine: haproxy}             # with a certificate from the agent
 `,
 	"service": `
 mesh: shop

@@ -22,8 +22,12 @@ type Spec struct {
 	TLSGroups   []TLSGroup // never empty, in the order of preference; the same below
 	// Certificates are the defaults of the mesh.
 	Certificates Certificates
-	Services     map[string]*Service
-	Gateways     map[string]*Gateway
+	Revocation   RevocationPlan
+	// Stores and Authorities are by name.
+	Stores      map[string]DeclaredStore
+	Authorities map[string]Authority
+	Services    map[string]*Service
+	Gateways    map[string]*Gateway
 }
 
 // Certificates say what leaves are like.
@@ -31,6 +35,8 @@ type Certificates struct {
 	TTL        Duration
 	RenewAfter Duration
 	Key        KeyType
+	// Authority is a name of [Spec].Authorities; empty for that of the server.
+	Authority string
 }
 
 // Service is a workload with an application.
@@ -43,6 +49,9 @@ type Service struct {
 	Calls        []Call
 	Instances    int
 	Run          *Run // nil when the application is started by somebody else
+	Proxy        ProxyPlan
+	Delivery     DeliveryPlan
+	Deploy       Deploy // empty unless Delivery is from a store
 }
 
 // Port is where peers connect to a service. What stands on the service as a default is filled in.
@@ -93,6 +102,9 @@ type Gateway struct {
 	Routes       []GatewayRoute
 	Names        []string
 	Instances    int
+	Proxy        ProxyPlan
+	Delivery     DeliveryPlan
+	Deploy       Deploy // as a service's
 }
 
 // GatewayListener is a port that the outside connects to.

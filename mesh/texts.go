@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"countersign.dev/id"
+	"countersign.dev/secret"
 )
 
 // The patterns of texts. The schema repeats them, so they use only what Go's and ECMA-262's regular
@@ -25,6 +26,9 @@ const (
 	headerValuePattern = `^[!-~]([ -~]*[!-~])?$`
 	environmentPattern = `^[A-Za-z_][A-Za-z0-9_]*$`
 	pathPattern        = `^/[!-~]*$`
+	// A secret's name in a store, in whose place of letters {mesh} and {service} may stand.
+	templatePattern     = `^([A-Za-z0-9_+=@-]|\{(mesh|service)\})([A-Za-z0-9_+=@.-]|\{(mesh|service)\})*(/([A-Za-z0-9_+=@-]|\{(mesh|service)\})([A-Za-z0-9_+=@.-]|\{(mesh|service)\})*)*$`
+	proxyVersionPattern = `^[0-9]{1,4}(\.[0-9]{1,4}){1,2}$`
 	// A rule's path ends in /* or holds no asterisk; no path of a rule or route has a query.
 	// Nor does it have what applications read in several ways.
 	rulePathPattern = `^/([!"$-)+-:<->@-\[\]-~]*(/\*)?|\*)$`
@@ -80,8 +84,18 @@ var (
 		pattern: `^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?|spiffe://[a-z0-9.-]+/(service|gateway)/[a-z0-9-]+)$`,
 		check:   checkCaller,
 	}
-	serviceReference = &shape{kind: textKind, name: "name of a service", maxLen: 63}
-	method           = &shape{
+	serviceReference   = &shape{kind: textKind, name: "name of a service", maxLen: 63}
+	storeReference     = &shape{kind: textKind, name: "name of a store", maxLen: 63}
+	authorityReference = &shape{kind: textKind, name: "name of an authority", maxLen: 63}
+	secretName         = &shape{kind: textKind, name: "name of a secret", pattern: templatePattern, maxLen: secret.MaxName, check: checkSecretName}
+	secretField        = &shape{kind: textKind, name: "name of a field", pattern: `^.+$`, maxLen: secret.MaxName, check: checkSecretField}
+	proxyVersion       = &shape{
+		kind: textKind, name: "version", pattern: proxyVersionPattern,
+		check: func(s string) (string, string) {
+			return checkPattern(s, proxyVersionPattern, "version of a proxy", "write two or three numbers, such as 1.22.1")
+		},
+	}
+	method = &shape{
 		kind: textKind, name: "HTTP method", pattern: methodPattern, maxLen: 32,
 		check: func(s string) (string, string) {
 			if upper := strings.ToUpper(s); upper != s && compiled(methodPattern).MatchString(upper) {
@@ -265,6 +279,40 @@ func checkPrefix(s string) (string, string) {
 		return quote(s) + " ends in a slash or an asterisk", fmt.Sprintf("write %q: it takes that path and all below it", trimmed)
 	}
 	return checkRoutePath(s)
+}
+
+// checkSecretName looks at the name of a secret before {mesh} and {service} are replaced in it.
+func checkSecretName(s string) (string, string) {
+	const write = "write letters, digits and _+=@.- with single slashes between segments, such as {mesh}/{service}; no segment begins with a dot"
+	if s == "" {
+		return "is empty", write
+	}
+	if compiled(templatePattern).MatchString(s) {
+		return "", ""
+	}
+	for rest := s; ; {
+		_, after, open := strings.Cut(rest, "{")
+		if !open {
+			break
+		}
+		word, behind, closed := strings.Cut(after, "}")
+		if !closed {
+			return quote(s) + " has a { that is not closed", "write {mesh} or {service}"
+		}
+		if word != "mesh" && word != "service" {
+			return quote("{"+word+"}") + " stands for nothing", "possible are {mesh} and {service}"
+		}
+		rest = behind
+	}
+	return quote(s) + " is not the name of a secret", write
+}
+
+// checkSecretField looks at the name of a field as far as every layout allows it.
+func checkSecretField(s string) (string, string) {
+	if s == "" {
+		return "is empty", "name the field, or leave it out for the usual name"
+	}
+	return checkNUL(s)
 }
 
 // The bounds of durations.

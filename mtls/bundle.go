@@ -133,23 +133,23 @@ func (b *Bundle) PEM() []byte {
 // of the bundle, every certificate in it is valid at now, the leaf may be used for usage, is no CA,
 // and is an X509-SVID of the trust domain (X509-SVID section 4). DNS names play no part. Errors are
 // [ErrUntrusted], those about the leaf's end [ErrExpired] as well; an empty chain is
-// [ErrNoCertificate].
+// [ErrNoCertificate]. It looks at no revocation list; [Identity.Verify] does.
 func (b *Bundle) Verify(chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) (id.ID, error) {
-	return b.verify(nil, "", chain, usage, now)
+	return b.verify(nil, nil, "", chain, usage, now)
 }
 
 // verifyAgain is Verify for handshakes: the signatures of a chain that was presented before in the same
 // epoch are not verified anew.
 func (b *Bundle) verifyAgain(epoch string, chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) (id.ID, error) {
-	return b.verify(b.known, epoch, chain, usage, now)
+	return b.verify(b.known, nil, epoch, chain, usage, now)
 }
 
-func (b *Bundle) verify(known *chains, epoch string, chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) (id.ID, error) {
+func (b *Bundle) verify(known *chains, rev *Revocation, epoch string, chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) (id.ID, error) {
 	if len(chain) == 0 {
 		return id.ID{}, ErrNoCertificate
 	}
 	leaf := chain[0]
-	err := b.verifyChain(known, epoch, chain, usage, now)
+	err := b.verifyChain(known, rev, epoch, chain, usage, now)
 	if err == nil {
 		var peer id.ID
 		if peer, err = b.member(leaf); err == nil {
@@ -160,7 +160,7 @@ func (b *Bundle) verify(known *chains, epoch string, chain []*x509.Certificate, 
 }
 
 // verifyChain checks all of a chain that does not depend on whose it is.
-func (b *Bundle) verifyChain(known *chains, epoch string, chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) error {
+func (b *Bundle) verifyChain(known *chains, rev *Revocation, epoch string, chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) error {
 	leaf := chain[0]
 	if len(chain) > maxChain {
 		return fmt.Errorf("it came with %d certificates, and at most %d are looked at", len(chain), maxChain)
@@ -179,7 +179,10 @@ func (b *Bundle) verifyChain(known *chains, epoch string, chain []*x509.Certific
 	}
 	var key chainKey
 	if known != nil {
-		if key = keyOf(chain, usage, epoch); known.holds(key, now) {
+		key = keyOf(chain, usage, epoch)
+		// What is remembered holds for ever; what is revoked, for now. A path that is not good any more may have
+		// another one beside it, which is looked for below.
+		if issuers, ok := known.lookup(key, now); ok && (rev == nil || rev.check(append([]*x509.Certificate{leaf}, issuers...), now) == nil) {
 			return nil
 		}
 	}
@@ -196,7 +199,12 @@ func (b *Bundle) verifyChain(known *chains, epoch string, chain []*x509.Certific
 	if err != nil {
 		return err
 	}
-	known.remember(key, chain, lastingChain(verified))
+	revoked := rev.check(verified[0], now)
+	good := slices.DeleteFunc(verified, func(path []*x509.Certificate) bool { return rev.check(path, now) != nil })
+	if len(good) == 0 {
+		return revoked
+	}
+	known.remember(key, chain, lastingChain(good))
 	return nil
 }
 

@@ -10,7 +10,8 @@ import (
 )
 
 // maxChains is how many verified chains a [Bundle] remembers at most: the instances of a large mesh,
-// with those that were renewed lately. A remembered chain takes about 100 bytes.
+// with those that were renewed lately. A remembered chain takes about 150 bytes: the issuers' certificates,
+// which it names, are the same for all.
 const maxChains = 4096
 
 // chains remembers which chains were found to lead to the roots of one bundle, so that the certificates
@@ -18,9 +19,10 @@ const maxChains = 4096
 // full handshake has at both its ends. The signature that proves possession of the key is none of
 // these: crypto/tls verifies it at every handshake.
 //
-// What is remembered is only that the signatures, purposes and constraints of a chain hold, and between
-// which two moments. Who the leaf belongs to is read from the leaf at every handshake. What was refused
-// is not remembered, so that strangers cannot fill it.
+// What is remembered is only that the signatures, purposes and constraints of a chain hold, between which
+// two moments, and by which issuers. Who the leaf belongs to is read from the leaf at every handshake, and
+// whether it or an issuer was revoked, from the lists of that moment. What was refused is not remembered, so
+// that strangers cannot fill it.
 //
 // It belongs to one bundle, so another bundle knows nothing of it. It is safe for concurrent use; a nil
 // one remembers nothing.
@@ -28,8 +30,20 @@ type chains struct {
 	mu sync.Mutex
 	// young and old are guarded by mu. What is met moves to young; when young is half of all that there
 	// may be, it becomes old and what was old is forgotten.
-	young, old map[chainKey]span
+	young, old map[chainKey]known
+	// issuers are guarded by mu: those that remembered chains name, each once, by their DER. They are as many
+	// as the CAs of the mesh; when they are more, all is forgotten.
+	issuers map[string]*x509.Certificate
 }
+
+// known is what is remembered of a chain.
+type known struct {
+	span
+	issuers []*x509.Certificate // of the leaf and upwards, the root last
+}
+
+// maxIssuers is how many issuers there are at most.
+const maxIssuers = 64
 
 // chainKey names a chain as it was presented, with all that its verification depended on apart from
 // the bundle and the time.
@@ -57,8 +71,14 @@ func keyOf(presented []*x509.Certificate, usage x509.ExtKeyUsage, epoch string) 
 
 // holds tells whether a chain was verified before and would be verified now as well.
 func (c *chains) holds(key chainKey, now time.Time) bool {
+	_, ok := c.lookup(key, now)
+	return ok
+}
+
+// lookup is holds with the issuers by which it was verified.
+func (c *chains) lookup(key chainKey, now time.Time) (issuers []*x509.Certificate, ok bool) {
 	if c == nil {
-		return false
+		return nil, false
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -68,7 +88,7 @@ func (c *chains) holds(key chainKey, now time.Time) bool {
 			c.put(key, found)
 		}
 	}
-	return ok && found.contains(now)
+	return found.issuers, ok && found.contains(now)
 }
 
 // remember takes down that a chain was verified. What was presented beside the chain could be anything
@@ -84,18 +104,35 @@ func (c *chains) remember(key chainKey, presented, verified []*x509.Certificate)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.put(key, spanOf(verified))
+	k := known{span: spanOf(verified)}
+	for _, issuer := range verified[1:] {
+		k.issuers = append(k.issuers, c.issuer(issuer))
+	}
+	c.put(key, k)
+}
+
+// issuer gives the one copy of a certificate. It is called with mu held.
+func (c *chains) issuer(cert *x509.Certificate) *x509.Certificate {
+	if one := c.issuers[string(cert.Raw)]; one != nil {
+		return one
+	}
+	if len(c.issuers) >= maxIssuers || c.issuers == nil {
+		c.issuers = make(map[string]*x509.Certificate)
+		c.young, c.old = nil, nil
+	}
+	c.issuers[string(cert.Raw)] = cert
+	return cert
 }
 
 // put is called with mu held.
-func (c *chains) put(key chainKey, s span) {
+func (c *chains) put(key chainKey, k known) {
 	if len(c.young) >= maxChains/2 {
 		c.young, c.old = nil, c.young
 	}
 	if c.young == nil {
-		c.young = make(map[chainKey]span)
+		c.young = make(map[chainKey]known)
 	}
-	c.young[key] = s
+	c.young[key] = k
 }
 
 // spanOf is when all certificates of a chain are valid.

@@ -117,7 +117,7 @@ func (c *Client) verify(cs tls.ConnectionState) error {
 	if err != nil {
 		return err
 	}
-	peer, err := identity.Bundle.verifyAgain(ask(c.o.Revocations), cs.PeerCertificates, x509.ExtKeyUsageServerAuth, c.o.Now())
+	peer, err := identity.verifyAgain(ask(c.o.Revocations), cs.PeerCertificates, x509.ExtKeyUsageServerAuth, c.o.Now())
 	if err != nil {
 		return err
 	}

@@ -63,6 +63,7 @@ func testKey(t testing.TB, kind mesh.KeyType, role string) crypto.Signer {
 
 // authority is a CA in memory.
 type authority struct {
+	name          string
 	root, issuing *x509.Certificate
 	key           crypto.Signer
 	clock         *clock
@@ -81,7 +82,7 @@ func newAuthority(t testing.TB, name string) *authority {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &authority{root: root, issuing: issuing, key: key, clock: newClock()}
+	return &authority{name: name, root: root, issuing: issuing, key: key, clock: newClock()}
 }
 
 func member(t testing.TB, kind id.Kind, name string) id.ID {

@@ -56,6 +56,9 @@ type Identity struct {
 	// Certificate holds the leaf (its Leaf field is set), its issuers without the root, and the key.
 	Certificate tls.Certificate
 	Bundle      *Bundle
+	// Revocation is by what revoked peers are recognized, in full handshakes and in resumed ones; nil means
+	// that nobody asks whether a certificate was revoked.
+	Revocation *Revocation
 }
 
 // Static is a [Source] that always gives the same identity.

@@ -28,8 +28,9 @@ type ServerOptions struct {
 	// Epoch is asked at every handshake; sessions of another epoch are not resumed. It is the revision
 	// of the policy; nil means that there is none.
 	Epoch func() string
-	// Revocations is asked at every handshake: an opaque word for what is known to be revoked. When it
-	// changes, chains that were verified before are verified anew. Nil means that there is none.
+	// Revocations is asked at every handshake: an opaque word for what the caller knows to be revoked. When
+	// it changes, chains that were verified before are verified anew. Nil means that there is none. The
+	// identity's own lists need no such word: they are looked at in every handshake.
 	Revocations func() string
 	// Now is the clock, time.Now when it is nil.
 	Now func() time.Time
@@ -129,6 +130,6 @@ func (s *Server) verify(cs tls.ConnectionState) error {
 	if err != nil {
 		return err
 	}
-	_, err = identity.Bundle.verifyAgain(ask(s.o.Revocations), cs.PeerCertificates, x509.ExtKeyUsageClientAuth, s.o.Now())
+	_, err = identity.verifyAgain(ask(s.o.Revocations), cs.PeerCertificates, x509.ExtKeyUsageClientAuth, s.o.Now())
 	return err
 }

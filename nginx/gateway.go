@@ -40,15 +40,20 @@ func (r *renderer) routes(in mesh.Inbound) {
 			condition(i, word("$http_"+strings.ReplaceAll(h.Name, "-", "_")), "~^"+quoteMeta(h.Value)+"$")
 		}
 	}
+	// NGINX compares no expression with an empty text: where no route has a condition there has to be another.
+	mark := ""
+	if len(bits) == 0 {
+		mark = "-"
+	}
 	var choices []choice
 	for i, route := range in.Routes {
 		pattern := []byte(strings.Repeat(".", len(bits)))
 		for _, bit := range wanted[i] {
 			pattern[bit] = '1'
 		}
-		choices = append(choices, choice{matches("^" + string(pattern) + "$"), r.destination(in, i, route, "$request_id")})
+		choices = append(choices, choice{matches("^" + mark + string(pattern) + "$"), r.destination(in, i, route, "$request_id")})
 	}
-	r.switchOn(quote(join(bits)), variable(in, "to"), `""`, choices...)
+	r.switchOn(quote(mark+join(bits)), variable(in, "to"), `""`, choices...)
 }
 
 // destination is the upstream of a route: one, or by weight a variable that names one.

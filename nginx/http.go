@@ -51,6 +51,9 @@ func (r *renderer) http() {
 			r.line("listen", quote("unix:"+r.o.InRun("status.sock")))
 			r.line("access_log", "off")
 			r.block(func() { r.line("stub_status") }, "location", "=", "/stub_status")
+			if r.o.Generation != "" {
+				r.block(func() { r.line("return", "200", quote(r.o.Generation)) }, "location", "=", "/generation")
+			}
 		}, "server")
 	}, "http")
 }
@@ -91,7 +94,12 @@ func (r *renderer) inbound(in mesh.Inbound) {
 	} else {
 		r.admission(in)
 	}
-	r.logFormat(logName("in", in.Port), in.Name, "inbound", "$cs_caller", "$ssl_client_serial", "$ssl_protocol")
+	admitted := word(`""`)
+	if in.App != 0 {
+		admitted = variable(in, "admits")
+	}
+	r.logFormat(logName("in", in.Port), in.Name, "inbound", "$cs_caller", "$ssl_client_serial", "$ssl_protocol",
+		pair{"verify", "$ssl_client_verify"}, pair{"admitted", admitted})
 	http2 := in.Protocol != mesh.HTTP
 	switch in.TLS {
 	case mesh.Off:
@@ -284,13 +292,23 @@ func (r *renderer) answer(name word, protocol mesh.Protocol, status, grpcStatus 
 
 func logName(side string, port int) word { return word(side + strconv.Itoa(port)) }
 
+// pair is a member of a line of the access log.
+type pair struct {
+	name  string
+	value word
+}
+
 // logFormat writes what the access log says of a request: no header's value, no body and no query.
-func (r *renderer) logFormat(name word, listener, direction string, caller, serial, tls word) {
+func (r *renderer) logFormat(name word, listener, direction string, caller, serial, tls word, more ...pair) {
+	var further strings.Builder
+	for _, p := range more {
+		fmt.Fprintf(&further, `,"%s":"%s"`, p.name, bare(p.value))
+	}
 	r.line("log_format", name, "escape=json", quote(fmt.Sprintf(
 		`{"time":"$time_iso8601","listener":"%s","direction":"%s","protocol":"$server_protocol","remote":"$remote_addr:$remote_port",`+
 			`"caller":"%s","peerSerial":"%s","tls":"%s","method":"$request_method","path":"$cs_path","status":$status,`+
-			`"bytesOut":$body_bytes_sent,"seconds":$request_time,"upstream":"$upstream_addr"}`,
-		r.listenerName(listener), direction, bare(caller), bare(serial), bare(tls))))
+			`"bytesOut":$body_bytes_sent,"seconds":$request_time,"upstream":"$upstream_addr","upstreamStatus":"$upstream_status"%s}`,
+		r.listenerName(listener), direction, bare(caller), bare(serial), bare(tls), further.String())))
 }
 
 // bare takes the quotation marks of a word away that is to stand inside of another.

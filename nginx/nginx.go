@@ -15,8 +15,11 @@ import (
 	"countersign.dev/mesh"
 )
 
-// DefaultVersion is Debian 12's, and the oldest that is rendered for.
-const DefaultVersion = "1.22.1"
+// DefaultVersion is Debian 12's, and LeastVersion the oldest that is rendered for.
+const (
+	DefaultVersion = "1.22.1"
+	LeastVersion   = "1.22"
+)
 
 // DefaultStreamModule is where Debian has the stream module.
 const DefaultStreamModule = "/usr/lib/nginx/modules/ngx_stream_module.so"
@@ -50,8 +53,8 @@ type renderer struct {
 func Render(plan *mesh.Plan, o engine.Options) (*engine.Config, error) {
 	r := &renderer{plan: plan, o: o.WithDefaults(DefaultVersion), refusal: engine.Refusal{Engine: "nginx"}}
 	engine.Check(plan, r.o, &r.refusal)
-	if engine.IsVersion(r.o.Version) && !engine.AtLeast(r.o.Version, "1.22") {
-		r.refusal.Addf("NGINX %s is older than 1.22, for which nothing is tested", r.o.Version)
+	if engine.IsVersion(r.o.Version) && !engine.AtLeast(r.o.Version, LeastVersion) {
+		r.refusal.Addf("NGINX %s is older than %s, for which nothing is tested", r.o.Version, LeastVersion)
 	}
 	if err := r.refusal.Err(); err != nil {
 		return nil, err
@@ -86,6 +89,7 @@ func (r *renderer) main() {
 	}
 	r.line("daemon", "off")
 	r.line("worker_processes", "auto")
+	r.line("pcre_jit", "on") // the policy is regular expressions
 	r.line("worker_shutdown_timeout", seconds(r.o.Drain))
 	r.line("pid", quote(r.o.InRun("nginx.pid")))
 	r.line("error_log", "stderr", "warn")
@@ -186,6 +190,9 @@ func (r *renderer) serverTLS(in mesh.Inbound) {
 	if in.ClientAuth != mesh.None {
 		r.line("ssl_client_certificate", quote(r.o.Current("ca.pem")))
 		r.line("ssl_verify_depth", depth)
+		if r.o.CRL {
+			r.line("ssl_crl", quote(r.o.Current("crl.pem")))
+		}
 	}
 }
 
@@ -200,11 +207,15 @@ func (r *renderer) clientTLS(module string, u mesh.Upstream) {
 	r.line(name("certificate_key"), quote(r.o.Current("key.pem")))
 	r.line(name("trusted_certificate"), quote(r.o.Current("ca.pem")))
 	r.line(name("verify"), "on")
+	if r.o.CRL {
+		r.line(name("crl"), quote(r.o.Current("crl.pem")))
+	}
 	r.line(name("verify_depth"), depth)
 	r.line(name("server_name"), "on")
 	r.line(name("name"), quote(u.ServerName))
 	r.line(append([]word{name("protocols")}, protocols(u.MinTLS)...)...)
 	r.line(name("ciphers"), engine.Ciphers)
+	r.line(name("conf_command"), "Ciphersuites", engine.Suites)
 	groups, missing := engine.Groups(u.TLSGroups, "upstream "+u.Name, r.o, &r.refusal)
 	r.missing.Add("upstream "+u.Name, missing)
 	r.line(name("conf_command"), "Groups", word(groups))

@@ -340,3 +340,29 @@ func TestVersion(t *testing.T) {
 		t.Errorf("a module is loaded, or nothing is noted: %q", config.Notes)
 	}
 }
+
+// TestRouteWithoutCondition: a gateway that sends everything to one place. NGINX looks at no expression where
+// the text is empty, so that there has to be something to look at.
+func TestRouteWithoutCondition(t *testing.T) {
+	spec, err := mesh.ParseDocuments([]mesh.Document{{Name: "mesh.yaml", Directory: "/etc", Content: `
+mesh: m
+services: {a: {ports: [{port: 9080, protocol: http}]}}
+gateways: {g: {listen: [{port: 8080, protocol: http}], routes: [{match: {prefix: /}, to: [{service: a}]}]}}
+`}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan, err := spec.Compile("g")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := Render(plan, options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`map "-" $in8080_to {`, `"~^-$" to_a_9080;`} {
+		if !strings.Contains(config.Text, want) {
+			t.Errorf("the configuration lacks %s:\n%s", want, config.Text)
+		}
+	}
+}

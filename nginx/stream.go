@@ -148,6 +148,6 @@ func (r *renderer) outboundBytes(out mesh.Outbound) {
 func (r *renderer) bytesLog(name word, listener, direction string, caller, serial word) {
 	r.line("log_format", name, "escape=json", quote(fmt.Sprintf(
 		`{"time":"$time_iso8601","listener":"%s","direction":"%s","protocol":"tcp","remote":"$remote_addr:$remote_port","caller":"%s",`+
-			`"peerSerial":"%s","tls":"$ssl_protocol","bytesIn":$bytes_received,"bytesOut":$bytes_sent,"seconds":$session_time,"upstream":"$upstream_addr"}`,
+			`"peerSerial":"%s","tls":"$ssl_protocol","bytesIn":$bytes_received,"bytesOut":$bytes_sent,"seconds":$session_time,"upstream":"$upstream_addr","verify":"$ssl_client_verify"}`,
 		r.listenerName(listener), direction, bare(caller), bare(serial))))
 }

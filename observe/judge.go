@@ -241,7 +241,7 @@ func worst(t *Target, name string, letIn bool, all *perVersion) Check {
 // judgeClient judges one anonymous client, or one whose certificate is worth nothing.
 func judgeClient(t *Target, name string, letIn bool, out *outcome) Check {
 	if !letIn {
-		check := Check{name, "refused", how(out), verdict(out.ending == refused && !out.accepted)}
+		check := Check{name, "refused", how(out), verdict(out.ending == refused && (!out.accepted || t.ClosesLate))}
 		if out.accepted && out.ending == refused {
 			check.Observed = "let in by TLS, then " + out.how
 		}

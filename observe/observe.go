@@ -43,6 +43,8 @@ type Target struct {
 	// PublicProblem says why then.
 	Public        *x509.Certificate
 	PublicProblem string
+	// ClosesLate says that whoever has not proved himself is closed after the handshake, without an answer: NGINX's way.
+	ClosesLate bool
 	// Closed are addresses at which nobody may answer. They belong to the instance, and are looked at
 	// with the first of its targets that they concern.
 	Closed []Closed
@@ -200,7 +202,7 @@ func instanceTargets(plan *mesh.Plan, instance api.Instance) ([]Target, []Findin
 		address := instance.Inbound[i].Address
 		targets = append(targets, Target{
 			Workload: plan.Workload, Instance: instance.Instance, Address: address, Inbound: inbound,
-			Certificate: plan.Certificate, Serial: instance.Serial,
+			Certificate: plan.Certificate, Serial: instance.Serial, ClosesLate: plan.Proxy.Engine == mesh.EngineNGINX,
 		})
 	}
 	if len(targets) > 0 {

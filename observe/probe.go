@@ -1,6 +1,7 @@
 package observe
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -32,6 +33,8 @@ type outcome struct {
 	how string
 	// agreed is set once the server has chosen a version and a cipher and presented its certificate.
 	agreed *tls.ConnectionState
+	// done is set when the handshake was completed as the client sees it.
+	done bool
 	// accepted is set when a handshake was completed in which the server had the last word: up to
 	// TLS 1.2 it has judged the client's certificate by then, whatever it does next.
 	accepted bool
@@ -46,10 +49,13 @@ type outcome struct {
 // hello is what a TLS probe offers.
 type hello struct {
 	version uint16        // no other
+	lowest  uint16        // but from this one on, when it is not 0
 	suites  []uint16      // up to TLS 1.2
 	groups  []tls.CurveID // nil: all that crypto/tls has
 	// certificate is sent when the server asks for one; nil sends none.
 	certificate *tls.Certificate
+	// request is told what the server asks of the client's certificate; it may be nil.
+	request func(*tls.CertificateRequestInfo)
 	// speak goes on after the handshake: in TLS 1.3 the client sees it succeed before the server has
 	// refused the client's certificate, so only an answer, or its refusal, tells.
 	speak bool
@@ -69,13 +75,16 @@ func (o *Observer) dialTLS(ctx context.Context, t *Target, h hello) outcome {
 	defer context.AfterFunc(ctx, func() { raw.Close() })()
 	conn := tls.Client(raw, &tls.Config{
 		ServerName:         t.Workload.Identity.ServerName(),
-		MinVersion:         h.version,
+		MinVersion:         cmp.Or(h.lowest, h.version),
 		MaxVersion:         h.version,
 		CipherSuites:       h.suites,
 		CurvePreferences:   h.groups,
 		NextProtos:         protocols(t.Inbound.Protocol),
 		InsecureSkipVerify: true, //nolint:gosec // whatever is presented is wanted, to be judged afterwards
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		GetClientCertificate: func(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			if h.request != nil {
+				h.request(info)
+			}
 			// Given by a function, because crypto/tls leaves a certificate out of its list when the
 			// server does not name its issuer.
 			out.asked = true
@@ -97,6 +106,7 @@ func (o *Observer) dialTLS(ctx context.Context, t *Target, h hello) outcome {
 		out.fail(ctx, err)
 		return out
 	}
+	out.done = true
 	out.accepted = h.version <= tls.VersionTLS12
 	if !h.speak {
 		out.ending, out.how = answered, "handshake done"

@@ -233,6 +233,9 @@ func (c *conn) shook(in *inbound, own *x509.Certificate, bundle string) bool {
 	} else if len(cs.PeerCertificates) > 0 {
 		return false // verified and without an identity: cannot be, and must not be anonymous
 	}
+	if bundle != "" && p.revoked(p.identity(), &cs, x509.ExtKeyUsageClientAuth) { // since the handshake
+		return false
+	}
 	in.stats.Shook(cs)
 	if len(certs) == 0 {
 		return true

@@ -2,12 +2,13 @@ package proxy
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"net"
 	"net/http"
 	"time"
+
+	"countersign.dev/admin"
 )
 
 // appProbe bounds the TCP connect by which readiness finds out about the application.
@@ -40,6 +41,7 @@ func (p *Proxy) gauges() map[string]int64 {
 		stalls += w.loop.Stalls()
 	}
 	values["countersign.loop_stalls_total"] = stalls
+	values["countersign.revoked_cut_total"] = p.revocations.Load()
 	values["countersign.access_log_dropped_total"] = p.access.dropped.Load()
 	return values
 }
@@ -92,22 +94,11 @@ func (p *Proxy) readyProblem(ctx context.Context) string {
 }
 
 func (p *Proxy) serveHealth(w http.ResponseWriter, _ *http.Request) {
-	writeState(w, p.healthProblem())
+	admin.WriteState(w, p.healthProblem())
 }
 
 func (p *Proxy) serveReady(w http.ResponseWriter, r *http.Request) {
-	writeState(w, p.readyProblem(r.Context()))
-}
-
-// writeState answers as Envoy does: LIVE, or 503 and why not.
-func writeState(w http.ResponseWriter, problem string) {
-	w.Header().Set("Content-Type", "text/plain; charset=UTF-8")
-	if problem != "" {
-		w.WriteHeader(http.StatusServiceUnavailable)
-		fmt.Fprintln(w, problem)
-		return
-	}
-	fmt.Fprintln(w, "LIVE")
+	admin.WriteState(w, p.readyProblem(r.Context()))
 }
 
 func (p *Proxy) servePlan(w http.ResponseWriter, _ *http.Request) {
@@ -116,13 +107,5 @@ func (p *Proxy) servePlan(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "no plan is in force yet", http.StatusNotFound)
 		return
 	}
-	writeJSON(w, plan)
-}
-
-func writeJSON(w http.ResponseWriter, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	encoder := json.NewEncoder(w)
-	encoder.SetEscapeHTML(false) // it is no page: "<inline>" is to be read as such
-	encoder.SetIndent("", "  ")
-	_ = encoder.Encode(v) // an error means that the reader has gone
+	admin.WriteJSON(w, plan)
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"countersign.dev/admin"
 	"countersign.dev/id"
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
@@ -117,14 +118,14 @@ func TestAdminMethods(t *testing.T) {
 func TestCerts(t *testing.T) {
 	s := newSingle(t, mesh.HTTP, func(*mesh.Inbound) {})
 	_, body := s.ask("GET", "/certs")
-	var got certsJSON
+	var got admin.Certs
 	if err := json.Unmarshal([]byte(body), &got); err != nil || len(got.Certificates) != 1 {
 		t.Fatalf("%v: %s", err, body)
 	}
 	leaf := s.source.identity.Load().Certificate.Leaf
-	want := []certDetails{{
+	want := []admin.CertDetails{{
 		Path: "<inline>", SerialNumber: mtls.Serial(leaf), DaysUntilExpiration: "0", ValidFrom: leaf.NotBefore.UTC(), ExpirationTime: leaf.NotAfter.UTC(),
-		SubjectAltNames: []subjectAlt{{URI: "spiffe://shop.internal/service/back"}, {DNS: "back"}, {DNS: "back.shop.internal"}},
+		SubjectAltNames: []admin.SubjectAlt{{URI: "spiffe://shop.internal/service/back"}, {DNS: "back"}, {DNS: "back.shop.internal"}},
 	}}
 	if diff := cmp.Diff(want, got.Certificates[0].CertChain); diff != "" {
 		t.Errorf("cert_chain (-want +got)\n%s", diff)

@@ -11,7 +11,7 @@ import (
 	"countersign.dev/proxy/internal/header"
 	"countersign.dev/proxy/internal/loop"
 	"countersign.dev/proxy/internal/relay"
-	"countersign.dev/proxy/internal/stat"
+	"countersign.dev/stat"
 )
 
 // conn is a connection from a client, from accept to close. It belongs to its worker's loop.

@@ -123,8 +123,8 @@ func (p *Proxy) Shutdown(ctx context.Context) error {
 	return nil
 }
 
-// IdentityChanged says that the Source gives another leaf or bundle than before. New connections use it
-// already. Those that were proved with another leaf retire within a while, not all at once: with a
+// IdentityChanged says that the Source gives another leaf, bundle or revocation lists than before. New
+// connections use it already. Those whose peer was revoked are cut before it returns. Those that were proved with another leaf retire within a while, not all at once: with a
 // "Connection: close", a GOAWAY, or by getting no more requests; TCP connections, upgrades and streams
 // end after Config.MaxAge. The client's side goes first.
 func (p *Proxy) IdentityChanged() {
@@ -133,6 +133,11 @@ func (p *Proxy) IdentityChanged() {
 		return
 	}
 	serial, bundle := mtls.Serial(identity.Certificate.Leaf), identity.Bundle.Digest()
+	p.cutRevoked(identity)
+	before := p.announced.Swap(&announced{serial, bundle})
+	if before != nil && *before == (announced{serial, bundle}) {
+		return // nothing has changed but lists
+	}
 	now := time.Now()
 	var older atomic.Int64
 	p.onLoops(func(w *worker) {

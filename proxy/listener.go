@@ -9,7 +9,7 @@ import (
 	"sync/atomic"
 
 	"countersign.dev/proxy/internal/loop"
-	"countersign.dev/proxy/internal/stat"
+	"countersign.dev/stat"
 )
 
 // side is where the clients of a listener are.

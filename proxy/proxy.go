@@ -39,7 +39,7 @@ import (
 	"countersign.dev/mtls"
 	"countersign.dev/proxy/internal/loop"
 	"countersign.dev/proxy/internal/relay"
-	"countersign.dev/proxy/internal/stat"
+	"countersign.dev/stat"
 )
 
 // Bounds in time. They protect against peers that do not go on; nothing here depends on their exact
@@ -121,7 +121,11 @@ type Proxy struct {
 	faults  *limiter // bounds the log of what peers do wrong
 	callers *callers
 	totals  totals
-	admin   http.Handler
+
+	revocations atomic.Int64 // connections that a revocation has ended
+
+	announced atomic.Pointer[announced] // the leaf and bundle of the last IdentityChanged
+	admin     http.Handler
 
 	handshakePatience time.Duration // handshakeTimeout, but in tests
 }

@@ -10,7 +10,7 @@ import (
 	"countersign.dev/proxy/internal/header"
 	"countersign.dev/proxy/internal/message"
 	"countersign.dev/proxy/internal/relay"
-	"countersign.dev/proxy/internal/stat"
+	"countersign.dev/stat"
 )
 
 // Request implements relay.Service: a request's head has arrived.

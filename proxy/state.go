@@ -12,7 +12,7 @@ import (
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
 	"countersign.dev/policy"
-	"countersign.dev/proxy/internal/stat"
+	"countersign.dev/stat"
 )
 
 // ErrPlan says that a Plan cannot be carried out, and why.

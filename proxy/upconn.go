@@ -8,7 +8,7 @@ import (
 
 	"countersign.dev/mtls"
 	"countersign.dev/proxy/internal/relay"
-	"countersign.dev/proxy/internal/stat"
+	"countersign.dev/stat"
 )
 
 // upconn is a connection to a peer. It belongs to its worker's loop.
@@ -63,6 +63,9 @@ func (p *Proxy) opened(k *relay.Link) error {
 		retireAt, cutAt, ok := bounds(p.cfg.Now(), clientRetires, certs...)
 		if !ok {
 			return errEnded
+		}
+		if p.revoked(p.identity(), cs, x509.ExtKeyUsageServerAuth) { // since the handshake
+			return mtls.ErrRevoked
 		}
 		u.life.begin(w.loop, retireAt, cutAt, k.Retire, k.Conn.Reset)
 		if identity := p.identity(); identity != nil { // a rotation during the handshake

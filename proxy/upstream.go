@@ -11,7 +11,7 @@ import (
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
 	"countersign.dev/proxy/internal/relay"
-	"countersign.dev/proxy/internal/stat"
+	"countersign.dev/stat"
 )
 
 // upstream is a called service's port with its instances. Its parameters are immutable; an upstream

@@ -35,6 +35,9 @@ func (s *Server) adminHandler() http.Handler {
 	mux.Handle(api.PathProbe, endpoint(s, http.MethodPost, maxBody, s.probe))
 	mux.Handle(api.PathEndpoints, endpoint(s, http.MethodGet, 0, s.endpoints))
 	mux.Handle(api.PathCA, endpoint(s, http.MethodGet, 0, s.describeCA))
+	mux.Handle(api.PathRotation, s.rotationHandler())
+	mux.Handle(api.PathRevoke, endpoint(s, http.MethodPost, maxBody, s.revoke))
+	mux.Handle(api.PathCRL, s.crlsHandler())
 	mux.Handle(api.PathIssue, endpoint(s, http.MethodPost, maxBody, s.issueByHand))
 	mux.Handle(api.PathCertificates, endpoint(s, http.MethodGet, 0, s.certificates))
 	mux.Handle(api.PathJournal, s.guard(http.MethodGet, s.exportJournal))
@@ -66,7 +69,7 @@ func (s *Server) describeCA(*http.Request, none) (*api.CAResponse, error) {
 	return &api.CAResponse{
 		TrustDomain: s.ca.TrustDomain(),
 		Root:        encodeCertificate(s.ca.Root()), Issuer: encodeCertificate(s.ca.Issuer()),
-		Pin: s.ca.Pin(), JournalKey: s.journal.VerifierKey(),
+		Pin: s.ca.Pin(), JournalKey: s.journal.VerifierKey(), Bundle: string(s.ca.BundlePEM()), Roots: shownHierarchies(s.ca.Hierarchies()),
 	}, nil
 }
 
@@ -111,6 +114,8 @@ func (s *Server) newToken(ctx context.Context, request api.TokenRequest) (*api.T
 	if _, err := policy.Enrollment(spec, request.Workload); err != nil {
 		return nil, err
 	}
+	s.revocations.joining.RLock() // a token that is recorded before a revocation is void
+	defer s.revocations.joining.RUnlock()
 	text, t := newToken(request.Workload, uses, s.now().Add(ttl))
 	if err := s.record(ctx, journal.TokenCreated, tokenFacts{Token: t.id, Workload: t.workload, Expires: t.expires.UTC(), Uses: uses}); err != nil {
 		return nil, err
@@ -148,7 +153,7 @@ func (s *Server) newProbe(ctx context.Context, request api.ProbeRequest) (*api.C
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errBadRequest, err)
 	}
-	csr, err := checkCSR(request.CSR, identity, nil)
+	csr, err := s.acceptCSR(request.CSR, identity, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -162,14 +167,11 @@ func (s *Server) newProbe(ctx context.Context, request api.ProbeRequest) (*api.C
 func (s *Server) issueByHand(r *http.Request, request api.IssueRequest) (*api.Credentials, error) {
 	ctx, cancel := s.toTheEnd(r.Context())
 	defer cancel()
-	spec, _, _ := s.registry.running()
-	plan, err := policy.Enrollment(spec, request.Workload)
+	s.revocations.joining.RLock() // a revocation of the workload finds it, or comes before it
+	defer s.revocations.joining.RUnlock()
+	credentials, err := s.issuedByHand(ctx, request)
 	if err == nil {
-		csr, csrErr := checkCSR(request.CSR, plan.Identity, plan.DNSNames)
-		if csrErr == nil {
-			return s.issue(ctx, plan, csr, "", "administrator", nil)
-		}
-		err = csrErr
+		return credentials, nil
 	}
 	return nil, s.recordAdminRefusal(ctx, journal.IssueRefused, err, func(code, reason string) any {
 		return tokenFacts{Workload: cut(request.Workload, maxAdmin), Code: code, Reason: reason}

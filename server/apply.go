@@ -100,6 +100,9 @@ func (s *Server) judge(running *mesh.Spec, documents []mesh.Document) (*mesh.Spe
 			return nil, nil, detailed{errFixedTopology, lines}
 		}
 	}
+	if err := s.checkable(spec); err != nil {
+		return nil, nil, err
+	}
 	difference := mesh.Diff(running, spec)
 	if difference == nil {
 		difference = []string{}

@@ -28,12 +28,15 @@ func (s *Server) member(r *http.Request) (id.ID, *x509.Certificate, error) {
 		return id.ID{}, nil, errUnauthorized
 	}
 	chain := r.TLS.PeerCertificates
-	workload, err := s.bundle.Verify(chain, x509.ExtKeyUsageClientAuth, s.now())
+	workload, err := s.trust.Load().bundle.Verify(chain, x509.ExtKeyUsageClientAuth, s.now())
 	if err != nil {
 		return id.ID{}, nil, err
 	}
 	if kind := workload.Kind(); kind != id.Service && kind != id.Gateway {
 		return id.ID{}, nil, fmt.Errorf("%s: %w", workload, policy.ErrNoWorkload)
+	}
+	if err := s.unrevoked(chain[0]); err != nil {
+		return id.ID{}, nil, err
 	}
 	s.peers.known(r.Context())
 	return workload, chain[0], nil
@@ -64,6 +67,8 @@ func (s *Server) enroll(r *http.Request, request api.EnrollRequest) (*api.Creden
 }
 
 func (s *Server) enrolled(ctx context.Context, request api.EnrollRequest, facts *joined) (*api.Credentials, error) {
+	s.revocations.joining.RLock()
+	defer s.revocations.joining.RUnlock()
 	if err := checkInstance(request.Instance); err != nil {
 		facts.Instance = ""
 		return nil, err
@@ -82,7 +87,7 @@ func (s *Server) enrolled(ctx context.Context, request api.EnrollRequest, facts 
 		return nil, err
 	}
 	facts.Identity = plan.Identity.String()
-	csr, err := checkCSR(request.CSR, plan.Identity, plan.DNSNames)
+	csr, err := s.acceptCSR(request.CSR, plan.Identity, plan.DNSNames)
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +96,10 @@ func (s *Server) enrolled(ctx context.Context, request api.EnrollRequest, facts 
 		if err != nil {
 			return nil, err
 		}
-		return s.again(der, plan)
+		// Nil: nobody trusts any more what it got then. As after its end, another one costs another use.
+		if again, err := s.again(der, plan); err != nil || again != nil {
+			return again, err
+		}
 	}
 	// The same is asked again when the token is used up; here it keeps a false entry out of the journal.
 	if err := s.store.redeemable(ctx, t.id, facts.PublicKey, s.now()); err != nil {
@@ -107,7 +115,7 @@ func (s *Server) enrolled(ctx context.Context, request api.EnrollRequest, facts 
 		return nil, err
 	}
 	durable.Step("server.enroll.redeemed")
-	return s.issue(ctx, plan, csr, request.Instance, "enrolment", &redemption{t.id, facts.PublicKey})
+	return s.issue(ctx, plan, csr, request.Instance, "enrolment", &redemption{token: t.id, publicKey: facts.PublicKey})
 }
 
 // renew exchanges a workload's certificate for the next one.
@@ -124,6 +132,8 @@ func (s *Server) renew(r *http.Request, request api.RenewRequest) (*api.Credenti
 }
 
 func (s *Server) renewed(r *http.Request, request api.RenewRequest, facts *joined) (*api.Credentials, error) {
+	s.revocations.joining.RLock()
+	defer s.revocations.joining.RUnlock()
 	if err := checkInstance(request.Instance); err != nil {
 		facts.Instance = ""
 		return nil, err
@@ -138,7 +148,7 @@ func (s *Server) renewed(r *http.Request, request api.RenewRequest, facts *joine
 	if err != nil {
 		return nil, err
 	}
-	csr, err := checkCSR(request.CSR, plan.Identity, plan.DNSNames)
+	csr, err := s.acceptCSR(request.CSR, plan.Identity, plan.DNSNames)
 	if err != nil {
 		return nil, err
 	}
@@ -167,6 +177,16 @@ func checkCSR(text string, identity id.ID, dnsNames []string) (*x509.Certificate
 	return csr, issue.CheckCSRNames(csr, identity, dnsNames)
 }
 
+// acceptCSR is checkCSR that refuses a key that was compromised, too. The caller holds revocations.joining until the
+// certificate is issued.
+func (s *Server) acceptCSR(text string, identity id.ID, dnsNames []string) (*x509.CertificateRequest, error) {
+	csr, err := checkCSR(text, identity, dnsNames)
+	if err != nil {
+		return nil, err
+	}
+	return csr, s.revocations.ledger.CheckKey(csr.RawSubjectPublicKeyInfo)
+}
+
 func keyDigest(spki []byte) string {
 	sum := sha256.Sum256(spki)
 	return hex.EncodeToString(sum[:])
@@ -175,7 +195,11 @@ func keyDigest(spki []byte) string {
 // issue makes a workload's certificate: the CA records intent and certificate in the journal before
 // it hands the certificate out, then it is stored, then it may be answered.
 func (s *Server) issue(ctx context.Context, plan mesh.CertificatePlan, csr *x509.CertificateRequest, instance, by string, answers *redemption) (*api.Credentials, error) {
-	issued, err := s.ca.Issue(ctx, s.recorder(instance, by), issue.Request{
+	request := ""
+	if answers != nil {
+		request = answers.request
+	}
+	issued, err := s.ca.Issue(ctx, s.recorder(instance, by, request), issue.Request{
 		ID: plan.Identity, DNSNames: plan.DNSNames, PublicKey: csr.PublicKey, TTL: time.Duration(plan.TTL),
 	})
 	if err != nil {
@@ -190,7 +214,8 @@ func (s *Server) issue(ctx context.Context, plan mesh.CertificatePlan, csr *x509
 	return s.credentials(issued.Certificate, plan.Identity, time.Duration(plan.RenewAfter)), nil
 }
 
-// again answers a repeated enrolment with the certificate that the first one got.
+// again answers a repeated enrolment with the certificate that the first one got; nil when its root has
+// been removed meanwhile.
 func (s *Server) again(der []byte, plan mesh.CertificatePlan) (*api.Credentials, error) {
 	leaf, err := x509.ParseCertificate(der)
 	if err != nil {
@@ -199,6 +224,12 @@ func (s *Server) again(der []byte, plan mesh.CertificatePlan) (*api.Credentials,
 	identity, err := id.FromCertificate(leaf)
 	if err != nil {
 		return nil, fmt.Errorf("%w: a stored certificate cannot be read: %w", ErrDatabase, err)
+	}
+	if _, known := s.ca.HierarchyOf(leaf); !known {
+		return nil, nil //nolint:nilnil // there is none to hand out
+	}
+	if err := s.unrevoked(leaf); err != nil {
+		return nil, err
 	}
 	return s.credentials(leaf, identity, time.Duration(plan.RenewAfter)), nil
 }
@@ -210,8 +241,12 @@ func (s *Server) credentials(leaf *x509.Certificate, identity id.ID, renewAfter 
 	if left := leaf.NotAfter.Sub(now); renewAfter <= 0 || renewAfter >= left {
 		renewAfter = left * 5 / 7
 	}
+	crl := s.crls()
+	if len(crl) > maxCredentialsCRL {
+		crl = ""
+	}
 	return &api.Credentials{
-		Identity: identity, Chain: string(s.ca.ChainPEM(leaf)), Bundle: s.registry.bundle,
+		Identity: identity, Chain: string(s.ca.ChainPEM(leaf)), Bundle: s.trust.Load().pem, CRL: crl,
 		RenewAfter: mesh.Duration(renewAfter), ServerTime: now.UTC(),
 	}
 }

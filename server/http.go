@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"countersign.dev/api"
+	"countersign.dev/ca"
 	"countersign.dev/issue"
 	"countersign.dev/journal"
 	"countersign.dev/mtls"
@@ -35,6 +36,7 @@ var (
 	errInvalidSpec   = errors.New("the specification is not valid")
 	errFixedTopology = errors.New("the mesh was started by `countersign up`, which cannot change workloads, instances, ports or run; " +
 		"stop it and start it with the new specification")
+	errOtherKey = errors.New("a certificate was issued for this request id and another key; ask with the key of then, or with another id")
 	errShutdown = errors.New("the server is shutting down; try again")
 )
 
@@ -45,6 +47,13 @@ var answers = []struct {
 	code   string
 }{
 	{journal.ErrNotRecorded, http.StatusServiceUnavailable, api.CodeNotRecorded},
+	{errRevoked, http.StatusForbidden, api.CodeRevoked},
+	{ca.ErrCompromised, http.StatusForbidden, api.CodeRevoked},
+	{ca.ErrTarget, http.StatusBadRequest, api.CodeBadRequest},
+	{ca.ErrUnknownCertificate, http.StatusBadRequest, api.CodeBadRequest},
+	{ca.ErrEnded, http.StatusBadRequest, api.CodeBadRequest},
+	{ca.ErrIssuingCA, http.StatusBadRequest, api.CodeBadRequest},
+	{ErrRootCRL, http.StatusUnprocessableEntity, api.CodeInvalidSpec},
 	{errUnknownToken, http.StatusForbidden, api.CodeUnknownToken},
 	{errUsedToken, http.StatusForbidden, api.CodeUsedToken},
 	{errExpiredToken, http.StatusForbidden, api.CodeExpiredToken},
@@ -62,10 +71,17 @@ var answers = []struct {
 	{errInvalidSpec, http.StatusUnprocessableEntity, api.CodeInvalidSpec},
 	{errFixedTopology, http.StatusUnprocessableEntity, api.CodeFixedTopology},
 	{errBadRequest, http.StatusBadRequest, api.CodeBadRequest},
+	{errOtherKey, http.StatusConflict, api.CodeConflict},
 	{errNotFound, http.StatusNotFound, api.CodeNotFound},
 	{errShutdown, http.StatusServiceUnavailable, api.CodeUnavailable},
 	{ErrDatabaseLocked, http.StatusServiceUnavailable, api.CodeUnavailable},
 	{ErrDatabase, http.StatusServiceUnavailable, api.CodeUnavailable},
+	{ca.ErrRotating, http.StatusConflict, api.CodeConflict},
+	{ca.ErrNotRotating, http.StatusConflict, api.CodeConflict},
+	{ca.ErrShortRoot, http.StatusConflict, api.CodeConflict},
+	{ca.ErrWrongKey, http.StatusBadRequest, api.CodeBadRequest},
+	{errRootKey, http.StatusBadRequest, api.CodeBadRequest},
+	{errBlocked, http.StatusConflict, api.CodeConflict},
 	{context.DeadlineExceeded, http.StatusServiceUnavailable, api.CodeUnavailable},
 }
 

@@ -140,7 +140,7 @@ func (r *registry) usable(workload string, listening []api.Listening) []api.List
 // and what the status shows after a restart.
 func sameFacts(a, b api.Report) bool {
 	return slices.Equal(a.Listening, b.Listening) && a.Draining == b.Draining && a.Serial == b.Serial &&
-		a.NotAfter.Equal(b.NotAfter) && a.LastRenewal.Equal(b.LastRenewal) && a.PID == b.PID && a.Admin == b.Admin
+		a.NotAfter.Equal(b.NotAfter) && a.LastRenewal.Equal(b.LastRenewal) && a.PID == b.PID && a.Admin == b.Admin && a.Bundle == b.Bundle
 }
 
 // bounded cuts off what nobody would read.
@@ -148,6 +148,7 @@ func bounded(report api.Report) api.Report {
 	report.Problem = cut(report.Problem, maxProblem)
 	report.Admin = cut(report.Admin, maxAdmin)
 	report.Serial = cut(report.Serial, maxInstanceLen)
+	report.Bundle = cut(report.Bundle, maxAdmin)
 	report.PlaintextCallers = boundedMap(report.PlaintextCallers)
 	report.Callers = boundedMap(report.Callers)
 	return report

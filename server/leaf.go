@@ -51,7 +51,7 @@ func (l *leaf) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	issued, err := l.s.ca.Issue(ctx, l.s.recorder("", "server"), issue.Request{
+	issued, err := l.s.ca.Issue(ctx, l.s.recorder("", "server", ""), issue.Request{
 		ID: identity, DNSNames: l.names, IPAddresses: l.addresses, PublicKey: key.Public(), TTL: l.s.timing.leafTTL,
 	})
 	if err != nil {
@@ -62,10 +62,10 @@ func (l *leaf) renew(ctx context.Context) error {
 	}
 	l.held.Store(&mtls.Identity{
 		ID:     identity,
-		Bundle: l.s.bundle,
+		Bundle: l.s.trust.Load().bundle,
 		Certificate: tls.Certificate{
 			// The root goes along: an agent that knows only its pin recognizes it here.
-			Certificate: [][]byte{issued.Certificate.Raw, l.s.ca.Issuer().Raw, l.s.ca.Root().Raw},
+			Certificate: [][]byte{issued.Certificate.Raw, issued.Hierarchy.Issuer.Raw, issued.Hierarchy.Root.Raw},
 			PrivateKey:  key,
 			Leaf:        issued.Certificate,
 		},
@@ -127,8 +127,8 @@ func subjectAddresses(listen netip.Addr) ([]net.IP, error) {
 }
 
 // recorder writes one issuance into the journal.
-func (s *Server) recorder(instance, by string) ca.Recorder {
-	return ca.JournalRecorder{Journal: s.journal, Instance: instance, By: by, Now: s.now}
+func (s *Server) recorder(instance, by, request string) ca.Recorder {
+	return ca.JournalRecorder{Journal: s.journal, Instance: instance, By: by, Request: request, Now: s.now}
 }
 
 // tlsConfig is that of the listener: the parameters of package mtls, with two differences. A client

@@ -8,7 +8,6 @@ import (
 
 	"countersign.dev/journal"
 	"countersign.dev/mesh"
-	"countersign.dev/mtls"
 )
 
 // Sentinel errors of the specification to run. One that is not valid is a [mesh.Errors].
@@ -68,7 +67,7 @@ func (s *Server) bind(trustDomain string) (err error) {
 	if err := s.ca.BindTrustDomain(trustDomain); err != nil {
 		return err
 	}
-	s.bundle, err = mtls.ParseBundle(trustDomain, s.ca.BundlePEM())
+	_, err = s.renewTrust()
 	return err
 }
 
@@ -86,7 +85,7 @@ func (s *Server) start(ctx context.Context, spec *mesh.Spec, documents, before [
 	if err != nil {
 		return err
 	}
-	s.registry = newRegistry(s.store, s.log, s.now, s.timing, string(s.ca.BundlePEM()))
+	s.registry = newRegistry(s.store, s.log, s.now, s.timing, s.trust.Load().word())
 	if err := s.registry.restore(spec, documents, revision, rows, instances); err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"countersign.dev/api"
+	"countersign.dev/ca"
 	"countersign.dev/id"
 	"countersign.dev/mesh"
 	"countersign.dev/policy"
@@ -33,6 +34,7 @@ type timing struct {
 	forget       time.Duration // for which an instance that is gone is shown in the status
 	leafTTL      time.Duration // of the server's own certificate
 	socketStop   time.Duration // for which the administrator's requests may finish at the end
+	crl          time.Duration // between two makings of the revocation lists when nothing is revoked
 }
 
 func defaultTiming() timing {
@@ -45,6 +47,7 @@ func defaultTiming() timing {
 		forget:       time.Hour,
 		leafTTL:      24 * time.Hour,
 		socketStop:   5 * time.Second,
+		crl:          ca.CRLInterval,
 	}
 }
 
@@ -63,9 +66,9 @@ type registry struct {
 	log    *slog.Logger
 	now    func() time.Time
 	timing timing
-	bundle string // PEM, as agents are told
 
 	mu        sync.Mutex // guards what follows
+	trusted   string     // trust.word: what agents are told beside their Plans
 	spec      *mesh.Spec
 	documents []mesh.Document
 	revision  uint64
@@ -93,9 +96,9 @@ type stream struct {
 	ended chan struct{} // closed when another stream of the same instance has taken over
 }
 
-func newRegistry(store registryStore, log *slog.Logger, now func() time.Time, t timing, bundle string) *registry {
+func newRegistry(store registryStore, log *slog.Logger, now func() time.Time, t timing, trusted string) *registry {
 	return &registry{
-		store: store, log: log, now: now, timing: t, bundle: bundle,
+		store: store, log: log, now: now, timing: t, trusted: trusted,
 		instances: make(map[string]map[string]*instance),
 		unsaved:   make(map[instanceKey]bool),
 		changed:   make(chan struct{}),
@@ -124,7 +127,7 @@ func (r *registry) restore(spec *mesh.Spec, documents []mesh.Document, revision 
 	for workload := range base {
 		plan := r.plan(workload, now)
 		plan.Revision = rows[workload].revision
-		if digest(plan, r.bundle) != rows[workload].digest {
+		if digest(plan, r.trusted) != rows[workload].digest {
 			plan.Revision = 0 // publish gives it a new one
 		}
 		r.plans[workload] = plan
@@ -166,7 +169,7 @@ func (r *registry) apply(ctx context.Context, spec *mesh.Spec, documents []mesh.
 		plan := r.plan(workload, now)
 		plan.Revision = revision
 		plans[workload] = plan
-		c.plans[workload] = planRow{revision, digest(plan, r.bundle)}
+		c.plans[workload] = planRow{revision, digest(plan, r.trusted)}
 	}
 	for workload := range before {
 		if base[workload] == nil {
@@ -216,15 +219,29 @@ func (i *instance) live(now time.Time) bool {
 	return i.stream != nil || now.Sub(i.lost) < i.grace
 }
 
+// retrust lets everybody be told anew, because what is told beside every Plan has changed. What cannot be
+// stored at once is told by a later sweep.
+func (r *registry) retrust(ctx context.Context, trusted string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.trusted = trusted
+	for workload, told := range r.plans {
+		plan := *told
+		plan.Revision = 0 // publish gives it a new one
+		r.plans[workload] = &plan
+	}
+	r.publish(ctx)
+}
+
 // digest tells Plans apart, whatever their revision.
-func digest(plan *mesh.Plan, bundle string) string {
+func digest(plan *mesh.Plan, trusted string) string {
 	unnumbered := *plan
 	unnumbered.Revision = 0
 	text, err := json.Marshal(&unnumbered)
 	if err != nil {
 		return "" // never of two equal Plans then: they are told once too often
 	}
-	sum := sha256.Sum256(append(text, bundle...))
+	sum := sha256.Sum256(append(text, trusted...))
 	return hex.EncodeToString(sum[:])
 }
 
@@ -243,7 +260,7 @@ func (r *registry) publish(ctx context.Context) {
 		}
 		plan.Revision = revision
 		plans[workload] = plan
-		c.plans[workload] = planRow{revision, digest(plan, r.bundle)}
+		c.plans[workload] = planRow{revision, digest(plan, r.trusted)}
 		c.revision = revision
 	}
 	for key := range r.unsaved {

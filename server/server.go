@@ -20,11 +20,11 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"countersign.dev/ca"
 	"countersign.dev/journal"
-	"countersign.dev/mtls"
 )
 
 // Config says what server to run.
@@ -38,6 +38,8 @@ type Config struct {
 	Listen string
 	// Socket is the administrator's socket; empty is "server.sock" in State.
 	Socket string
+	// CRLListen is the address of a plain-HTTP listener for the revocation lists; empty is none.
+	CRLListen string
 	// Names are further DNS names for the server's own certificate.
 	Names []string
 	// Seal opens the CA's keys.
@@ -58,19 +60,24 @@ type Server struct {
 	now      func() time.Time
 	timing   timing
 	ca       *ca.CA
-	bundle   *mtls.Bundle
+	trust    atomic.Pointer[trust] // what everybody is told to trust
 	journal  *journal.Log
 	store    *store
 	registry *registry
 	leaf     *leaf
 	refused  limiter
 	peers    *connections
+	rotation rotation
+
+	revocations revocations
 
 	listener net.Listener
 	address  netip.AddrPort
 	socket   net.Listener
+	crlPlain net.Listener // nil: none
 
 	applying sync.Mutex // one change of the specification at a time
+	repeats  repeats
 	closing  context.Context
 	close    context.CancelFunc
 	closers  []func() error // in reverse order
@@ -93,6 +100,9 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 	if s.timing == (timing{}) {
 		s.timing = defaultTiming()
 	}
+	if s.timing.crl == 0 {
+		s.timing.crl = ca.CRLInterval
+	}
 	if s.cfg.Socket == "" {
 		s.cfg.Socket = filepath.Join(cfg.State, "server.sock")
 	}
@@ -106,7 +116,7 @@ func New(ctx context.Context, cfg Config) (*Server, error) {
 // open does what New says, in the order in which each step needs the ones before.
 func (s *Server) open(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
-		s.openCA, s.openStore, s.openMesh, s.listen, s.openLeaf,
+		s.openCA, s.openStore, s.openRevocations, s.openMesh, s.listen, s.openCRLs, s.openLeaf,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -124,6 +134,9 @@ func (s *Server) openCA(context.Context) (err error) {
 		return err
 	}
 	s.closers = append(s.closers, s.journal.Close)
+	if err := s.ca.Settle(); err != nil {
+		return err
+	}
 	if dropped := s.journal.Dropped(); dropped > 0 {
 		s.log.Warn("the end of the journal was never completed and is cut off", "bytes", dropped)
 	}
@@ -137,7 +150,7 @@ func (s *Server) openStore(ctx context.Context) (err error) {
 		return err
 	}
 	s.closers = append(s.closers, s.store.close)
-	if err := s.store.bind(ctx, s.ca.Pin()); err != nil {
+	if err := s.bindStore(ctx); err != nil {
 		return err
 	}
 	return s.reconcile(ctx)
@@ -163,7 +176,7 @@ func (s *Server) reconcile(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("read the journal: certificate %s: %w", certificate.Serial, err)
 		}
-		missing = append(missing, ownedCertificate{cert, certificate.Instance})
+		missing = append(missing, ownedCertificate{cert, certificate.Instance, certificate.Request})
 	}
 	added, err := s.store.addCertificates(ctx, missing)
 	if err != nil {
@@ -181,6 +194,12 @@ func (s *Server) listen(ctx context.Context) (err error) {
 		return err
 	}
 	s.closers = append(s.closers, ignoreClosed(s.listener.Close))
+	if s.cfg.CRLListen != "" {
+		if s.crlPlain, _, err = listenTLS(ctx, s.cfg.CRLListen); err != nil {
+			return err
+		}
+		s.closers = append(s.closers, ignoreClosed(s.crlPlain.Close))
+	}
 	if s.socket, err = listenSocket(ctx, s.cfg.Socket); err != nil {
 		return err
 	}
@@ -218,15 +237,21 @@ type Info struct {
 	CAFile      string `json:"caFile"`
 	CAPin       string `json:"caPin"`
 	JournalKey  string `json:"journalKey"`
+	CRL         string `json:"crl,omitempty"` // the address of the revocation lists: append api.PathIssuerCRL
 }
 
 // Info describes the server. It may be called as soon as [New] has returned.
 func (s *Server) Info() Info {
 	spec, _, revision := s.registry.running()
+	plain := ""
+	if s.crlPlain != nil {
+		plain = "http://" + s.crlPlain.Addr().String()
+	}
 	return Info{
+		CRL: plain,
 		URL: "https://" + s.address.String(), Socket: absolute(s.cfg.Socket), PID: os.Getpid(),
 		TrustDomain: s.ca.TrustDomain(), Mesh: spec.Mesh, Revision: revision,
-		CAFile: absolute(filepath.Join(s.cfg.State, "ca", "root.pem")), CAPin: s.ca.Pin(), JournalKey: s.journal.VerifierKey(),
+		CAFile: absolute(s.ca.BundleFile()), CAPin: s.ca.Pin(), JournalKey: s.journal.VerifierKey(),
 	}
 }
 
@@ -261,10 +286,16 @@ func (s *Server) Run(ctx context.Context) error {
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
-	failed := make(chan error, 2)
+	failed := make(chan error, 3)
+	servers := []*http.Server{agents, admin}
 	var work sync.WaitGroup
 	work.Go(func() { failed <- agents.ServeTLS(s.listener, "", "") })
 	work.Go(func() { failed <- admin.Serve(s.socket) })
+	if s.crlPlain != nil {
+		plain := s.crlServer()
+		servers = append(servers, plain)
+		work.Go(func() { failed <- plain.Serve(s.crlPlain) })
+	}
 	work.Go(func() { s.leaf.keep(background) })
 	work.Go(func() { s.housekeeping(background) })
 	var err error
@@ -276,7 +307,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.close()
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.timing.socketStop)
 	defer cancel()
-	for _, server := range []*http.Server{agents, admin} {
+	for _, server := range servers {
 		if server.Shutdown(last) != nil {
 			server.Close()
 		}
@@ -298,6 +329,8 @@ func (s *Server) housekeeping(ctx context.Context) {
 			return
 		case <-sweep.C:
 			s.registry.sweep(ctx)
+			s.tendCA(ctx)
+			s.tendCRLs(ctx)
 		case <-prune.C:
 			horizon := s.now().Add(-keepExpired)
 			if err := errors.Join(s.store.pruneCertificates(ctx, horizon), s.store.pruneTokens(ctx, horizon)); err != nil {

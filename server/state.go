@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"countersign.dev/api"
@@ -107,16 +108,17 @@ func saveInstance(ctx context.Context, tx *sql.Tx, key instanceKey, row *instanc
 	return err
 }
 
-// bind settles once which CA a database belongs to, and refuses that of another one.
-func (s *store) bind(ctx context.Context, pin string) error {
+// bind settles which CA a database belongs to, and refuses that of another one. pins are those of the
+// CA's roots, the active one first, which the database is bound to from then on.
+func (s *store) bind(ctx context.Context, pins []string) error {
 	bound, err := s.meta(ctx, metaPin)
 	switch {
 	case err != nil:
 		return err
-	case bound == "":
-		return s.write(ctx, func(tx *sql.Tx) error { return putMeta(ctx, tx, metaPin, pin) })
-	case bound != pin:
-		return fmt.Errorf("%w: %s belongs to another CA (%s, and here is %s); restore both from one backup, or move it away", ErrDatabase, s.path, bound, pin)
+	case bound != "" && !slices.Contains(pins, bound):
+		return fmt.Errorf("%w: %s belongs to another CA (%s, and here is %s); restore both from one backup, or move it away", ErrDatabase, s.path, bound, pins[0])
+	case bound != pins[0]:
+		return s.write(ctx, func(tx *sql.Tx) error { return putMeta(ctx, tx, metaPin, pins[0]) })
 	default:
 		return nil
 	}

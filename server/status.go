@@ -22,11 +22,27 @@ func (s *Server) status(r *http.Request, _ none) ([]api.Status, error) {
 			return nil, err
 		}
 	}
+	if problem := s.caProblem(); problem != "" { // a line for people, as of a workload without an instance
+		rows = append(rows, api.Status{Workload: "(CA)", PlaintextCallers: []string{}, Error: problem})
+	}
+	for i := range rows {
+		if r, revoked := s.revocations.ledger.Revoked(rows[i].Serial); revoked {
+			rows[i].Error = strings.TrimPrefix(fmt.Sprintf("%s; its certificate was revoked on %s (%s)", rows[i].Error, r.Time.Format(time.RFC3339), r.Reason), "; ")
+		}
+	}
+	if problem := s.crlProblem(); problem != "" {
+		for i := range rows {
+			if rows[i].Revocation == revocationChecked {
+				rows[i].Revocation += "; at the server: " + problem
+			}
+		}
+	}
 	return rows, nil
 }
 
 // observe fills in what peers saw an identity present. With several instances of one identity, the
-// certificate's record tells which of them it was.
+// certificate's record tells which of them it was. One that was issued to no instance lies in a secret store
+// for all of them: then it was one of those that say that they serve it, or, when none says so, any of them.
 func (s *Server) observe(ctx context.Context, rows []api.Status, identity string, seen map[string]time.Time) error {
 	latest := make(map[string]time.Time) // by instance
 	for serial, at := range seen {
@@ -34,13 +50,13 @@ func (s *Server) observe(ctx context.Context, rows []api.Status, identity string
 		if err != nil {
 			return err
 		}
-		if instance == "" || !at.After(latest[instance]) {
-			continue
-		}
-		latest[instance] = at
+		says := func(row api.Status) bool { return row.Identity == identity && row.Serial == serial }
+		admitted := instance == "" && slices.ContainsFunc(rows, says)
 		for i := range rows {
-			if rows[i].Identity == identity && rows[i].Instance == instance {
-				rows[i].ObservedSerial = serial
+			row := &rows[i]
+			its := row.Instance == instance || (instance == "" && row.Serial != "" && (!admitted || row.Serial == serial))
+			if row.Identity == identity && row.Instance != "" && its && at.After(latest[row.Instance]) {
+				latest[row.Instance], row.ObservedSerial, row.ObservedTime = at, serial, at.UTC()
 			}
 		}
 	}
@@ -60,7 +76,7 @@ func (r *registry) rows() ([]api.Status, map[string]map[string]time.Time) {
 		if len(instances) == 0 {
 			rows = append(rows, api.Status{
 				Workload: workload, Identity: plan.Workload.Identity.String(), PlaintextCallers: []string{},
-				Error: "no instance has connected",
+				Revocation: revocationWord(plan), Error: "no instance has connected",
 			})
 		}
 		for _, i := range instances {
@@ -92,7 +108,9 @@ func (r *registry) row(i *instance, plan *mesh.Plan, now time.Time) api.Status {
 		Serial: i.report.Serial, NotAfter: i.report.NotAfter, LastRenewal: i.report.LastRenewal,
 		Revision: i.report.Revision, Connected: i.stream != nil, ClockOffset: i.report.ClockOffset,
 		PlaintextCallers: slices.Sorted(maps.Keys(i.report.PlaintextCallers)),
+		Revocation:       revocationWord(plan),
 		Error:            strings.Join(r.problems(i, now), "; "),
+		Problem:          i.report.Problem,
 	}
 	if row.PlaintextCallers == nil {
 		row.PlaintextCallers = []string{}
@@ -101,6 +119,18 @@ func (r *registry) row(i *instance, plan *mesh.Plan, now time.Time) api.Status {
 		row.SurvivesSeconds = int64(left / time.Second)
 	}
 	return row
+}
+
+// revocationChecked is the word for those who look peers up.
+const revocationChecked = "check"
+
+// revocationWord says whether peers are looked up in revocation lists. Not to do so is a choice that somebody has made,
+// and the lifetime of what cannot be taken back is why it may be one.
+func revocationWord(plan *mesh.Plan) string {
+	if plan.Revocation.Check {
+		return revocationChecked
+	}
+	return fmt.Sprintf("none: a certificate that is lost is good until it ends, at most %s", time.Duration(plan.Certificate.TTL))
 }
 
 // problems are what is wrong with an instance, in words. The caller holds mu.

@@ -86,6 +86,23 @@ CREATE TABLE plans (
 	revision INTEGER NOT NULL,   -- at which the Plan last changed
 	digest   TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
+`, `
+CREATE TABLE requests (         -- those that may be repeated, see api.IssueRequest
+	identity   TEXT NOT NULL,
+	request    TEXT NOT NULL,
+	public_key TEXT NOT NULL,    -- SHA-256 of the SubjectPublicKeyInfo in hex
+	serial     TEXT NOT NULL REFERENCES certificates ON DELETE CASCADE,
+	PRIMARY KEY (identity, request)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX requests_by_serial ON requests (serial);
+`, `
+CREATE TABLE revocations (
+	serial    TEXT PRIMARY KEY,
+	identity  TEXT NOT NULL,
+	reason    TEXT NOT NULL,
+	at        INTEGER NOT NULL,
+	not_after INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 `}
 
 // openStore opens or makes the database in a file and brings it to the current form. A journal that

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -37,7 +38,7 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request) error {
 	}
 	defer s.registry.detach(st)
 	s.log.InfoContext(ctx, "sidecar connected", "instance", request.Instance, "identity", workload.String(), "remote", r.RemoteAddr, "revision", request.Revision)
-	err = s.stream(ctx, w, st, workload, request.Revision)
+	err = s.stream(ctx, w, st, workload, cert, request.Revision)
 	s.log.InfoContext(ctx, "sidecar disconnected", "instance", request.Instance, "identity", workload.String(), "reason", err)
 	return nil // the stream has begun: there is nobody to tell an error
 }
@@ -45,7 +46,7 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request) error {
 // stream sends events until the peer, the certificate or the server ends, or another stream has taken
 // over. It returns why. A reader that is too slow is dropped; nothing is kept for it meanwhile,
 // because an event is made when it can be sent.
-func (s *Server) stream(ctx context.Context, w http.ResponseWriter, st *stream, workload id.ID, held uint64) error {
+func (s *Server) stream(ctx context.Context, w http.ResponseWriter, st *stream, workload id.ID, cert *x509.Certificate, held uint64) error {
 	control := http.NewResponseController(w)
 	if err := control.SetReadDeadline(time.Time{}); err != nil {
 		return err
@@ -54,18 +55,28 @@ func (s *Server) stream(ctx context.Context, w http.ResponseWriter, st *stream, 
 	w.Header().Set("Cache-Control", "no-store")
 	heartbeat := time.NewTicker(s.timing.heartbeat)
 	defer heartbeat.Stop()
+	heldCRL := ""
 	for first := true; ; first = false {
+		if err := s.unrevoked(cert); err != nil {
+			return err
+		}
 		plan, err := s.registry.current(workload)
 		if err != nil {
 			return err
 		}
-		if first || plan.Revision != held {
+		crl := s.crls()
+		news := crl != heldCRL
+		heldCRL = crl
+		if !news {
+			crl = ""
+		}
+		if first || news || plan.Revision != held {
 			if plan.Revision == held || plan.Revision == 0 { // 0: it could not be stored yet, so nobody is told
 				plan = nil
 			} else {
 				held = plan.Revision
 			}
-			if err := s.send(control, w, plan); err != nil {
+			if err := s.send(control, w, plan, crl); err != nil {
 				return err
 			}
 		}
@@ -76,18 +87,19 @@ func (s *Server) stream(ctx context.Context, w http.ResponseWriter, st *stream, 
 			return errors.New("another stream of the same instance took over")
 		case <-st.wake:
 		case <-heartbeat.C:
-			if err := s.send(control, w, nil); err != nil {
+			if err := s.send(control, w, nil, ""); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-// send writes one event; a nil Plan only shows that the server lives.
-func (s *Server) send(control *http.ResponseController, w http.ResponseWriter, plan *mesh.Plan) error {
-	event := api.Event{Plan: plan, ServerTime: s.now().UTC()}
+// send writes one event; with a nil Plan and no list it only shows that the server lives.
+func (s *Server) send(control *http.ResponseController, w http.ResponseWriter, plan *mesh.Plan, crl string) error {
+	event := api.Event{Plan: plan, CRL: crl, ServerTime: s.now().UTC()}
 	if plan != nil {
-		event.Bundle = s.registry.bundle
+		trusted := s.trust.Load()
+		event.Bundle, event.Issuer = trusted.pem, trusted.issuer
 	}
 	line, err := json.Marshal(event)
 	if err != nil {

@@ -116,7 +116,7 @@ const (
 // place asks for the address of everything that an instance binds.
 func (i *instance) place(address func(r role, port int) (netip.AddrPort, error)) (err error) {
 	i.inbound, i.app, i.outbound = map[int]netip.AddrPort{}, map[int]netip.AddrPort{}, map[int]netip.AddrPort{}
-	for _, in := range i.plan.Inbound {
+	for _, in := range i.plan().Inbound {
 		if i.inbound[in.Port], err = address(inboundRole, in.Port); err != nil {
 			return err
 		}
@@ -126,7 +126,7 @@ func (i *instance) place(address func(r role, port int) (netip.AddrPort, error))
 			return err
 		}
 	}
-	for _, out := range i.plan.Outbound {
+	for _, out := range i.plan().Outbound {
 		if i.outbound[out.Listen], err = address(outboundRole, out.Listen); err != nil {
 			return err
 		}

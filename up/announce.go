@@ -20,16 +20,12 @@ func (r *run) document() *Document {
 		PID:         r.pid,
 		State:       r.state.dir,
 		Logs:        r.logs.dir,
+		Control:     r.state.control,
 		Server:      r.identity,
 	}
 	doc.Server.PID, _, _ = r.server.process()
 	for _, i := range r.all {
-		sidecar, _, _ := r.sidecars[i].process()
-		app := 0
-		if r.apps[i] != nil {
-			app, _, _ = r.apps[i].process()
-		}
-		doc.Workloads = append(doc.Workloads, i.describe(r.state.sidecar(i.name), sidecar, app))
+		doc.Workloads = append(doc.Workloads, i.describe(r.state.sidecar(i.name), i.pids()))
 	}
 	return doc
 }
@@ -92,6 +88,11 @@ func (d *Document) table(ready time.Duration, path string, temporary bool) strin
 	_ = w.Flush() // it writes to memory
 	fmt.Fprintln(&b)
 	for _, one := range d.Workloads {
+		if (mesh.ProxyPlan{Engine: one.Engine}).Real() {
+			fmt.Fprintf(&b, "%s is served by %s (process %d)%s.\n", one.Instance, one.Engine, one.EnginePID, one.origin())
+		}
+	}
+	for _, one := range d.Workloads {
 		if one.Kind == id.Gateway {
 			for _, in := range one.Inbound {
 				fmt.Fprintf(&b, "Traffic from outside enters at %s (%s).\n", in.url(), one.Name)
@@ -106,6 +107,14 @@ func (d *Document) table(ready time.Duration, path string, temporary bool) strin
 	fmt.Fprintf(&b, "This runs and tests a mesh; it is not isolation: all processes run as one user on one machine, whoever is on\n"+
 		"it reaches the applications directly, and the keys of the CA are stored unsealed (%s).\n", where)
 	return b.String()
+}
+
+// origin says where a certificate comes from, where that is worth a word.
+func (w *Workload) origin() string {
+	if w.Delivery == mesh.DeliverStore {
+		return ", with a certificate from a store"
+	}
+	return ""
 }
 
 func (w *Workload) appAddresses() []string {

@@ -34,7 +34,9 @@ type Document struct {
 	// State is the directory that holds everything of this run, absolute.
 	State string `json:"state"`
 	// Logs is the directory with one file a process, absolute; empty when the logs go to standard error.
-	Logs      string     `json:"logs"`
+	Logs string `json:"logs"`
+	// Control is the UNIX socket on which `up` is told to restart an instance.
+	Control   string     `json:"control"`
 	Server    Server     `json:"server"`
 	Workloads []Workload `json:"workloads"`
 }
@@ -50,15 +52,21 @@ type Server struct {
 
 // Workload is one instance of a service or a gateway.
 type Workload struct {
-	Name     string     `json:"name"`
-	Kind     id.Kind    `json:"kind"`
-	Instance string     `json:"instance"`
-	PID      int        `json:"pid"`   // of the sidecar
-	Admin    string     `json:"admin"` // URL of the sidecar's admin listener
-	Identity id.ID      `json:"identity"`
-	State    string     `json:"state"` // the sidecar's state directory
-	Inbound  []Inbound  `json:"inbound"`
-	Outbound []Outbound `json:"outbound"`
+	Name     string  `json:"name"`
+	Kind     id.Kind `json:"kind"`
+	Instance string  `json:"instance"`
+	// PID is of the sidecar, and Admin the URL of its admin listener: of `countersign proxy`, or where the
+	// certificate comes from a store of `countersign init --watch`.
+	PID   int    `json:"pid"`
+	Admin string `json:"admin"`
+	// Engine is the proxy that carries the traffic, and EnginePID the master process of an NGINX or HAProxy.
+	Engine    mesh.Engine       `json:"engine"`
+	EnginePID int               `json:"enginePid,omitempty"`
+	Delivery  mesh.DeliveryType `json:"delivery"`
+	Identity  id.ID             `json:"identity"`
+	State     string            `json:"state"` // the sidecar's state directory
+	Inbound   []Inbound         `json:"inbound"`
+	Outbound  []Outbound        `json:"outbound"`
 	// App is nil at a gateway.
 	App *App `json:"app,omitempty"`
 }

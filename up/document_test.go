@@ -12,9 +12,10 @@ import (
 
 func TestReadDocument(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run.json")
-	text := `{"version":1,"mesh":"colorapp","trustDomain":"colorapp.internal","pid":1,"state":"/s","logs":"",` +
+	text := `{"version":1,"mesh":"colorapp","trustDomain":"colorapp.internal","pid":1,"state":"/s","logs":"","control":"/s/control.sock",` +
 		`"server":{"url":"https://127.1.1.1:8443","socket":"/s/server.sock","pid":2,"caFile":"/s/ca.pem","caPin":"sha256:00"},` +
 		`"workloads":[{"name":"colorgateway","kind":"gateway","instance":"colorgateway-1","pid":3,"admin":"http://127.1.1.4:9901",` +
+		`"engine":"nginx","enginePid":4,"delivery":"store",` +
 		`"identity":"spiffe://colorapp.internal/gateway/colorgateway","state":"/s/sidecars/colorgateway-1","inbound":[` +
 		`{"name":"0.0.0.0_8080","address":"127.1.1.2:8080","protocol":"http","tls":"off","clientAuth":"none"}],"outbound":[]}]}`
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {

@@ -45,6 +45,7 @@ func note(format string, args ...any) {
 func fakeMain(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	daemon := slices.Contains(args, "daemon")
 	flags := flag.NewFlagSet(args[0], flag.ContinueOnError)
 	values := map[string]*string{}
 	for _, name := range []string{"state", "mesh", "listen", "socket", "server", "ca-pin", "token-file", "instance", "admin", "drain-timeout", "address", "app-address"} {
@@ -52,14 +53,28 @@ func fakeMain(args []string) int {
 	}
 	var binds []string
 	flags.Func("bind", "", func(bind string) error { binds = append(binds, bind); return nil })
+	for _, name := range []string{"from", "identity-file", "secret", "layout", "to", "expect-id", "plan", "run-dir", "interval", "reload", "engine", "bundle-from", "conf", "proxy-version", "openssl-version", "stream-module", "user", "crl"} {
+		values[name] = flags.String(name, "", "")
+	}
+	watch := flags.Bool("watch", false, "")
+	flags.Bool("no-deploy", false, "")
 	flags.Bool("unsealed", false, "")
 	flags.Bool("fixed-topology", false, "")
-	if err := flags.Parse(args[1:]); err != nil {
+	if err := flags.Parse(slices.DeleteFunc(args[1:], func(arg string) bool { return arg == "once" || arg == "daemon" })); err != nil {
 		return 2
 	}
+	if args[0] == "rotate" && daemon {
+		note("rotation of %s", os.Getenv(EnvRun))
+		<-ctx.Done()
+		note("rotation ends")
+		return 0
+	}
 	value := func(name string) string { return *values[name] }
+	if args[0] == "rotate" || args[0] == "init" && !*watch {
+		return fakeOnce(args[0], value)
+	}
 	who, run := "server", fakeServer
-	if args[0] == "proxy" {
+	if args[0] == "proxy" || args[0] == "init" {
 		who = value("instance")
 		run = func(ctx context.Context, flag func(string) string) error { return fakeProxy(ctx, flag, binds) }
 	}
@@ -129,6 +144,13 @@ func fakeServer(ctx context.Context, flag func(string) string) error {
 	mux.HandleFunc("POST "+api.PathTokens, f.token)
 	mux.HandleFunc("GET "+api.PathEndpoints, f.endpoints)
 	mux.HandleFunc("GET "+api.PathStatus, f.status)
+	mux.HandleFunc("GET "+api.PathCRL, func(w http.ResponseWriter, _ *http.Request) {
+		if trouble("no lists") {
+			http.Error(w, `{"code":"internal","message":"the lists are lost"}`, http.StatusInternalServerError)
+			return
+		}
+		fmt.Fprint(w, "REVOKED")
+	})
 	mux.HandleFunc("POST /report", f.report)
 	os.Remove(flag("socket"))
 	reports := make(chan error, 1)
@@ -233,6 +255,9 @@ func fakeProxy(ctx context.Context, flag func(string) string, binds []string) er
 	mux := http.NewServeMux()
 	answer := func(w http.ResponseWriter, _ *http.Request) {
 		plan, err := report()
+		if run := flag("run-dir"); err == nil && run != "" {
+			_, err = os.Stat(filepath.Join(run, "bound.sock"))
+		}
 		if err != nil || trouble("sick "+instance) {
 			http.Error(w, fmt.Sprint(err), http.StatusServiceUnavailable)
 			return
@@ -243,4 +268,86 @@ func fakeProxy(ctx context.Context, flag func(string) string, binds []string) er
 	mux.HandleFunc("GET /plan", answer)
 	fmt.Fprintln(os.Stderr, "the sidecar of", instance, "runs in", filepath.Base(flag("state")))
 	return serveFake(ctx, "tcp", flag("admin"), mux)
+}
+
+// fakeOnce plays what works to an end: a rotation, and an init that writes the configuration of its proxy.
+func fakeOnce(command string, flag func(string) string) int {
+	who := command
+	if command == "init" {
+		who = "init " + filepath.Base(filepath.Dir(flag("to")))
+		if _, err := os.ReadFile(flag("plan")); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		if lists, err := os.ReadFile(flag("crl")); err != nil || string(lists) != "REVOKED" {
+			fmt.Fprintf(os.Stderr, "the revocation lists are %q: %v\n", lists, err)
+			return 1
+		}
+	}
+	if _, err := os.Stat(filepath.Join(filepath.Dir(os.Getenv(envJournal)), "fail "+who)); err == nil || trouble("fail "+who) {
+		fmt.Fprintln(os.Stderr, "a reason to give up")
+		return 1
+	}
+	note("once %s from %s secret %s", who, filepath.Base(flag("from")), flag("secret"))
+	if command == "rotate" {
+		return 0
+	}
+	dir := flag("conf")
+	file := map[string]string{"nginx": "nginx.conf", "haproxy": "haproxy.cfg"}[flag("engine")]
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, file), []byte(flag("run-dir")), 0o600)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// fakeEngine plays an NGINX or HAProxy, which does not bind a socket that is there, and finishes at a signal
+// of its own.
+func fakeEngine(name string, args []string) int {
+	switch conf := args[len(args)-1]; conf {
+	case "-V":
+		fmt.Fprintln(os.Stderr, "nginx version: nginx/1.22.1\nbuilt with OpenSSL 3.0.17 1 Jul 2025\nconfigure arguments: --with-stream")
+		return 0
+	case "-vv":
+		fmt.Println("HAProxy version 2.6.12-1 2023/04/01\nRunning on OpenSSL version : OpenSSL 3.0.17 1 Jul 2025")
+		return 0
+	}
+	conf := args[len(args)-1]
+	who := filepath.Base(filepath.Dir(filepath.Dir(conf)))
+	quit, other := syscall.SIGQUIT, syscall.SIGUSR1
+	if name == "haproxy" {
+		quit, other = other, quit
+	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, quit, other, syscall.SIGTERM)
+	run, err := os.ReadFile(conf)
+	if err == nil {
+		var f *os.File
+		if f, err = os.OpenFile(filepath.Join(string(run), "bound.sock"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600); err == nil {
+			err = f.Close()
+		}
+	}
+	if err != nil {
+		note("broken %s: %v", who, err)
+		return 1
+	}
+	note("serve %s", who)
+	for s := range signals {
+		switch {
+		case s == quit && trouble("stubborn "+name):
+		case s == quit:
+			note("quit %s", who)
+			return 0
+		default:
+			note("other %s %v", who, s)
+			if s == syscall.SIGTERM {
+				return 0
+			}
+		}
+	}
+	return 0
 }

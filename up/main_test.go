@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,8 +22,13 @@ import (
 const envHelper = "COUNTERSIGN_UP_TEST_HELPER"
 
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Getenv(envJournal) != "" && (os.Args[1] == "server" || os.Args[1] == "proxy" || os.Args[1] == "app") {
-		os.Exit(fakeMain(os.Args[1:]))
+	if name := filepath.Base(os.Args[0]); name == "nginx" || name == "haproxy" {
+		os.Exit(fakeEngine(name, os.Args[1:]))
+	}
+	if len(os.Args) > 1 && os.Getenv(envJournal) != "" {
+		if slices.Contains([]string{"server", "proxy", "app", "init", "rotate"}, os.Args[1]) {
+			os.Exit(fakeMain(os.Args[1:]))
+		}
 	}
 	if helper, ok := helpers[os.Getenv(envHelper)]; ok {
 		helper()

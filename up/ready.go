@@ -63,7 +63,7 @@ func (r *run) look(ctx context.Context, progress map[*instance]*readiness) ([]st
 	for _, i := range r.all {
 		p := progress[i]
 		p.healthy = p.healthy || r.control.healthy(ctx, i.admin)
-		if p.healthy && i.runs() && r.apps[i] == nil {
+		if p.healthy && i.runs() && i.application.Load() == nil {
 			if err := r.startApp(i); err != nil {
 				return nil, err
 			}
@@ -74,18 +74,18 @@ func (r *run) look(ctx context.Context, progress map[*instance]*readiness) ([]st
 			absent = r.absent(ctx, i)
 			p.connected = len(absent) == 0
 		}
-		if r.apps[i] != nil && !p.serves {
+		if i.application.Load() != nil && !p.serves {
 			p.serves = r.acceptsAll(ctx, i)
 		}
 		switch {
 		case !p.healthy:
-			missing = append(missing, fmt.Sprintf("%s: its sidecar has no certificate and Plan yet%s", i.name, r.lastLines(r.sidecars[i])))
+			missing = append(missing, fmt.Sprintf("%s: its sidecar has no certificate and Plan yet%s", i.name, r.lastLinesOf(i)))
 		case !p.listens:
-			missing = append(missing, fmt.Sprintf("%s: its sidecar does not report that it listens%s%s", i.name, problem, r.lastLines(r.sidecars[i])))
+			missing = append(missing, fmt.Sprintf("%s: its sidecar does not report that it listens%s%s", i.name, problem, r.lastLinesOf(i)))
 		case !p.connected:
-			missing = append(missing, fmt.Sprintf("%s: its sidecar knows no endpoint of %s%s", i.name, strings.Join(absent, ", "), r.lastLines(r.sidecars[i])))
+			missing = append(missing, fmt.Sprintf("%s: its sidecar knows no endpoint of %s%s", i.name, strings.Join(absent, ", "), r.lastLinesOf(i)))
 		case !p.serves:
-			missing = append(missing, fmt.Sprintf("%s: its application does not accept on %s%s", i.name, strings.Join(i.appAddresses(), ", "), r.lastLines(r.apps[i])))
+			missing = append(missing, fmt.Sprintf("%s: its application does not accept on %s%s", i.name, strings.Join(i.appAddresses(), ", "), r.lastLines(i.application.Load())))
 		}
 	}
 	return missing, nil
@@ -119,14 +119,14 @@ func containsAll(have []string, want map[int]netip.AddrPort) bool {
 // absent names the services, with their ports, of which a sidecar does not know every instance.
 func (r *run) absent(ctx context.Context, i *instance) []string {
 	plan := &mesh.Plan{}
-	if len(i.plan.Upstreams) > 0 {
+	if len(i.plan().Upstreams) > 0 {
 		inForce, err := r.control.plan(ctx, i.admin)
 		if err == nil {
 			plan = inForce
 		}
 	}
 	var absent []string
-	for _, wanted := range i.plan.Upstreams {
+	for _, wanted := range i.plan().Upstreams {
 		known := map[string]bool{}
 		if upstream, ok := plan.Upstream(wanted.Name); ok {
 			for _, endpoint := range upstream.Endpoints {
@@ -134,7 +134,7 @@ func (r *run) absent(ctx context.Context, i *instance) []string {
 			}
 		}
 		for _, other := range r.all {
-			if other.plan.Workload.Name == wanted.Service && !known[other.name] {
+			if other.plan().Workload.Name == wanted.Service && !known[other.name] {
 				absent = append(absent, fmt.Sprintf("%s:%d", other.name, wanted.Port))
 			}
 		}
@@ -154,23 +154,28 @@ func (r *run) acceptsAll(ctx context.Context, i *instance) bool {
 // broken finds what waiting does not mend.
 func (r *run) broken() error {
 	for _, i := range r.all {
-		for _, c := range []*child{r.sidecars[i], r.apps[i]} {
-			if c == nil {
-				continue
-			}
-			_, exits, last := c.process()
-			var start *startError
-			var exit *exec.ExitError
-			usage := c == r.sidecars[i] && errors.As(last, &exit) && exit.ExitCode() == 2
-			switch {
-			case exits == 0:
-			case errors.As(last, &start), usage, exits >= maxDeaths:
-				return fmt.Errorf("%s %s%s", c.name, ending(last), r.lastLines(c))
-			}
+		if err := r.brokenOf(i); err != nil {
+			return err
 		}
 	}
 	if _, exits, last := r.server.process(); exits >= maxDeaths {
 		return fmt.Errorf("the server %s%s", ending(last), r.lastLines(r.server))
+	}
+	return nil
+}
+
+// brokenOf finds what waiting for an instance does not mend.
+func (r *run) brokenOf(i *instance) error {
+	for _, c := range i.children() {
+		_, exits, last := c.process()
+		var start *startError
+		var exit *exec.ExitError
+		usage := c == i.sidecar.Load() && errors.As(last, &exit) && exit.ExitCode() == 2
+		switch {
+		case exits == 0:
+		case errors.As(last, &start), usage, exits >= maxDeaths:
+			return fmt.Errorf("%s %s%s", c.name, ending(last), r.lastLines(c))
+		}
 	}
 	return nil
 }

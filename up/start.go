@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"countersign.dev/api"
@@ -38,7 +39,13 @@ func (r *run) start(ctx context.Context) error {
 		return err
 	}
 	r.place.open()
+	if err := r.makeStores(); err != nil {
+		return err
+	}
 	if err := r.startServer(ctx); err != nil {
+		return err
+	}
+	if err := r.firstRotation(ctx); err != nil {
 		return err
 	}
 	if err := r.startSidecars(ctx); err != nil {
@@ -77,7 +84,7 @@ func (r *run) addServer() error {
 	}
 	first := true
 	var err error
-	r.server, err = r.child("server", "server", func() (*exec.Cmd, error) {
+	r.server, err = r.child("server", "server", 0, func() (*exec.Cmd, error) {
 		if first {
 			first = false
 			return r.ours(append(args, "--mesh", r.cfg.Path)...), nil
@@ -109,34 +116,55 @@ func (r *run) meet(ctx context.Context, ca *api.CAResponse) error {
 // startSidecars makes a join token for each instance and starts its sidecar with it.
 func (r *run) startSidecars(ctx context.Context) error {
 	r.console.progress("%s: starting %d sidecars", r.cfg.Spec.Mesh, len(r.all))
-	r.sidecars, r.apps = map[*instance]*child{}, map[*instance]*child{}
+	for _, i := range r.all {
+		if err := r.makePlaces(i); err != nil {
+			return err
+		}
+	}
 	failures := make([]error, len(r.all))
-	var tokens sync.WaitGroup
+	var preparing sync.WaitGroup
 	limit := make(chan struct{}, 8)
 	for n, i := range r.all {
 		limit <- struct{}{}
-		tokens.Go(func() {
-			failures[n] = r.newToken(ctx, i)
-			<-limit
+		preparing.Go(func() {
+			defer func() { <-limit }()
+			if failures[n] = r.newToken(ctx, i); failures[n] == nil && i.fromStore() {
+				failures[n] = r.fetch(ctx, i)
+			}
 		})
 	}
-	tokens.Wait()
+	preparing.Wait()
 	if err := errors.Join(failures...); err != nil {
 		return err
 	}
 	for _, i := range r.all {
-		sidecar, err := r.child("sidecar "+i.name, i.name, func() (*exec.Cmd, error) { return r.ours(r.sidecarArgs(i)...), nil })
-		if err != nil {
+		if err := r.startProxy(i); err != nil {
 			return err
 		}
-		r.sidecars[i] = sidecar
+		if err := r.startSidecar(i); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+// startSidecar starts the sidecar of an instance, or what watches over the proxy that is one.
+func (r *run) startSidecar(i *instance) error {
+	args := r.sidecarArgs
+	if i.fromStore() {
+		args = r.watcherArgs
+	}
+	sidecar, err := r.child("sidecar "+i.name, i.name, 0, func() (*exec.Cmd, error) { return r.ours(args(i)...), nil })
+	if err != nil {
+		return err
+	}
+	i.sidecar.Store(sidecar)
 	return nil
 }
 
 // newToken gives an instance a fresh join token.
 func (r *run) newToken(ctx context.Context, i *instance) error {
-	token, err := r.control.CreateToken(ctx, api.TokenRequest{Workload: i.plan.Workload.Name, TTL: mesh.Duration(tokenTTL), Uses: 1})
+	token, err := r.control.CreateToken(ctx, api.TokenRequest{Workload: i.plan().Workload.Name, TTL: mesh.Duration(tokenTTL), Uses: 1})
 	if err != nil {
 		return fmt.Errorf("making a join token for %s: %w", i.name, err)
 	}
@@ -145,11 +173,28 @@ func (r *run) newToken(ctx context.Context, i *instance) error {
 
 // sidecarArgs is the command line of an instance's sidecar.
 func (r *run) sidecarArgs(i *instance) []string {
-	args := []string{
-		"proxy", "--server", r.identity.URL, "--ca-pin", r.identity.CAPin, "--token-file", r.state.token(i.name),
-		"--state", r.state.sidecar(i.name), "--instance", i.name, "--admin", i.admin.String(),
-		"--drain-timeout", r.cfg.DrainTimeout.String(), "--address", i.peers.String(),
+	args := append([]string{"proxy", "--state", r.state.sidecar(i.name)}, r.memberArgs(i)...)
+	if i.plan().Proxy.Real() {
+		args = append(args, "--engine", string(i.engine()))
 	}
+	return append(args, r.placeArgs(i)...)
+}
+
+// memberArgs say to a process how it belongs to the mesh.
+func (r *run) memberArgs(i *instance) []string {
+	return []string{
+		"--server", r.identity.URL, "--ca-pin", r.identity.CAPin, "--token-file", r.state.token(i.name),
+		"--instance", i.name, "--admin", i.admin.String(),
+	}
+}
+
+// placeArgs say where an instance is, and how long it may drain.
+func (r *run) placeArgs(i *instance) []string {
+	drain := r.cfg.DrainTimeout
+	if i.plan().Proxy.Real() {
+		drain = max(drain, time.Second) // these proxies count whole seconds
+	}
+	args := []string{"--drain-timeout", drain.String(), "--address", i.peers.String()}
 	if i.loopback.IsValid() {
 		args = append(args, "--app-address", i.loopback.String())
 	}
@@ -161,11 +206,11 @@ func (r *run) sidecarArgs(i *instance) []string {
 
 // startApp starts the application of an instance.
 func (r *run) startApp(i *instance) error {
-	app, err := r.child("application "+i.name, i.name+".app", func() (*exec.Cmd, error) { return r.appCommand(i) })
+	app, err := r.child("application "+i.name, i.name+".app", 0, func() (*exec.Cmd, error) { return r.appCommand(i) })
 	if err != nil {
 		return err
 	}
-	r.apps[i] = app
+	i.application.Store(app)
 	return nil
 }
 
@@ -197,13 +242,14 @@ func (r *run) appCommand(i *instance) (*exec.Cmd, error) {
 	return command, nil
 }
 
-// child makes and launches a process that is kept running. What it writes goes to the log called file.
-func (r *run) child(name, file string, command func() (*exec.Cmd, error)) (*child, error) {
+// child makes and launches a process that is kept running. What it writes goes to the log called file. soft
+// is the signal that asks it to finish, 0 for SIGTERM.
+func (r *run) child(name, file string, soft syscall.Signal, command func() (*exec.Cmd, error)) (*child, error) {
 	log, err := r.logs.open(strings.ReplaceAll(file, ".", " "), file)
 	if err != nil {
 		return nil, err
 	}
-	c := &child{name: name, command: command, log: log, starter: r.starter, console: r.console, started: r.noteChange}
+	c := &child{name: name, command: command, log: log, starter: r.starter, console: r.console, soft: soft, started: r.noteChange}
 	c.launch()
 	return c, nil
 }
@@ -221,7 +267,12 @@ func (r *run) lastLines(c *child) string {
 	if c == nil {
 		return ""
 	}
-	lines := c.log.tail()
+	return tailOf(c.log)
+}
+
+// tailOf are the last lines of a log, as [run.lastLines] gives them.
+func tailOf(log sink) string {
+	lines := log.tail()
 	if len(lines) == 0 {
 		return ""
 	}

@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"countersign.dev/durable"
@@ -18,6 +20,9 @@ var ErrState = errors.New("the state directory cannot be used")
 const (
 	temporaryPrefix = "countersign-up-"
 	lockName        = "up.lock"
+	madeName        = "made.json"
+	// maxRunPath is how long the path of a directory may be in which an NGINX or HAProxy has its sockets.
+	maxRunPath = 70
 	// maxSocketPath is what fits into a sockaddr_un everywhere (104 characters on macOS), with its end.
 	maxSocketPath = 103
 )
@@ -28,14 +33,19 @@ const (
 //	run.json        the run document, while `up` runs
 //	addresses.json  the networks that the addresses are in, for the next run
 //	ca.pem          the root certificate
+//	made.json       what a temporary run has made elsewhere, and removes at its end
 //	server/         the server's state
 //	tokens/         a join token for each instance, while `up` runs
-//	sidecars/       a directory for each instance
+//	sidecars/       a directory for each instance; where its certificate comes from a store, with
+//	                certs/, conf/ and run/ of its NGINX or HAProxy, agent/ of its watcher, plan.json and crl.pem
 type state struct {
 	dir       string // absolute
 	socket    string // the server's, which may have to be elsewhere to be short enough
-	socketDir string // made for it, empty when it is in dir
+	control   string // that of `up` itself
+	socketDir string // made for what needs a short path, empty when nothing does
+	runDirs   int    // in socketDir
 	temporary bool
+	made      []madePath // see made.json
 	unlock    func() error
 }
 
@@ -62,14 +72,29 @@ func openState(dir string) (_ *state, err error) {
 			return nil, fmt.Errorf("%w: %w", ErrState, err)
 		}
 	}
-	s.socket = s.path("server.sock")
-	if len(s.socket) > maxSocketPath {
-		if s.socketDir, err = os.MkdirTemp(shortTemporary(), temporaryPrefix); err != nil {
-			return nil, fmt.Errorf("%w: making a directory with a short name for the server's socket: %w", ErrState, err)
-		}
-		s.socket = filepath.Join(s.socketDir, "server.sock")
+	if s.socket, err = s.short(s.path("server.sock"), maxSocketPath); err != nil {
+		return nil, err
+	}
+	if s.control, err = s.short(s.path("control.sock"), maxSocketPath); err != nil {
+		return nil, err
 	}
 	return s, nil
+}
+
+// short is a path of at most so many bytes: path itself, or one of its name in a directory that is made for
+// such.
+func (s *state) short(path string, most int) (string, error) {
+	if len(path) <= most {
+		return path, nil
+	}
+	if s.socketDir == "" {
+		dir, err := os.MkdirTemp(shortTemporary(), temporaryPrefix)
+		if err != nil {
+			return "", fmt.Errorf("%w: making a directory with a short name for sockets: %w", ErrState, err)
+		}
+		s.socketDir = dir
+	}
+	return filepath.Join(s.socketDir, filepath.Base(path)), nil
 }
 
 // shortTemporary is the shorter one of the places for temporary files.
@@ -140,6 +165,11 @@ func removeAbandoned(parent string) {
 		if err != nil {
 			continue
 		}
+		for _, made := range readMade(dir) {
+			if made.Born != 0 { // else it may be another one of the same number
+				_ = made.remove() // the next run tries it no more
+			}
+		}
 		os.RemoveAll(dir)
 		_ = unlock() // the file is gone
 	}
@@ -154,12 +184,81 @@ func (s *state) documentPath() string           { return s.path("run.json") }
 func (s *state) sidecar(instance string) string { return s.path("sidecars", instance) }
 func (s *state) token(instance string) string   { return s.path("tokens", instance) }
 
+// runDir is where the proxy of an instance has its sockets.
+func (s *state) runDir(instance string) (string, error) {
+	path := filepath.Join(s.sidecar(instance), "run")
+	if len(path) <= maxRunPath {
+		return path, nil
+	}
+	s.runDirs++
+	return s.short(filepath.Join(path, fmt.Sprintf("run-%d", s.runDirs)), maxRunPath)
+}
+
 // writeToken stores a join token where the sidecar reads it.
 func (s *state) writeToken(instance, token string) error {
 	if err := durable.WriteFile(s.token(instance), []byte(token+"\n"), 0o600); err != nil {
 		return fmt.Errorf("storing the join token of %s: %w", instance, err)
 	}
 	return nil
+}
+
+// madePath is something that a temporary run makes outside its directory. What is at that path later need not be
+// the same: who clears up after a killed run may make what is to last there.
+type madePath struct {
+	Path string `json:"path"`
+	// Device and Inode are of what was made, and Born when its inode was (Unix, in nanoseconds): the number of one
+	// that is gone is given to the next. All are 0 until it was made.
+	Device uint64 `json:"device,omitempty"`
+	Inode  uint64 `json:"inode,omitempty"`
+	Born   int64  `json:"born,omitempty"`
+}
+
+// remove removes what was made, and nothing else that has its path now.
+func (m madePath) remove() error {
+	if now, err := identify(m.Path); err != nil || m.Inode == 0 || now != m {
+		return nil //nolint:nilerr // it is gone, or not ours
+	}
+	return os.RemoveAll(m.Path)
+}
+
+// willMake takes down which of some paths do not exist. What a temporary run makes is of no use to the next
+// one: its authority ends with it. So it is removed at the end, or by the next run when this one is killed.
+// Whatever is there already stays. made is to be called when they were made, whether or not that went well.
+func (s *state) willMake(paths ...string) (made func() error, err error) {
+	if !s.temporary {
+		return func() error { return nil }, nil
+	}
+	first := len(s.made)
+	for _, path := range paths {
+		path, err := filepath.Abs(path)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrState, err)
+		}
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			s.made = append(s.made, madePath{Path: path})
+		}
+	}
+	return func() error {
+		for n := first; n < len(s.made); n++ {
+			if now, err := identify(s.made[n].Path); err == nil {
+				s.made[n] = now
+			}
+		}
+		data, err := json.Marshal(s.made)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrState, err)
+		}
+		return durable.WriteFile(s.path(madeName), data, 0o600)
+	}, nil
+}
+
+// readMade is what an abandoned run has noted.
+func readMade(dir string) (made []madePath) {
+	data, err := os.ReadFile(filepath.Join(dir, madeName))
+	if err != nil || json.Unmarshal(data, &made) != nil {
+		return nil
+	}
+	return slices.DeleteFunc(made, func(m madePath) bool { return !filepath.IsAbs(m.Path) })
 }
 
 // blocks are the networks of the last run on this state, none when there was none.
@@ -199,9 +298,12 @@ func (s *state) close() error {
 		errs = append(errs, os.RemoveAll(s.socketDir))
 	}
 	if s.temporary {
+		for _, made := range s.made {
+			errs = append(errs, made.remove())
+		}
 		errs = append(errs, os.RemoveAll(s.dir))
 	} else {
-		errs = append(errs, os.RemoveAll(s.documentPath()), os.RemoveAll(s.path("tokens")), os.RemoveAll(s.path("server.sock")))
+		errs = append(errs, os.RemoveAll(s.documentPath()), os.RemoveAll(s.path("tokens")), os.RemoveAll(s.path("server.sock")), os.RemoveAll(s.path("control.sock")))
 	}
 	errs = append(errs, s.unlock())
 	if err := errors.Join(errs...); err != nil {

@@ -38,7 +38,7 @@ func newStarter() *starter {
 		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
 		defer close(s.done)
 		for request := range s.requests {
-			request.result <- request.command.Start()
+			request.result <- startCommand(request.command)
 		}
 	}()
 	return s
@@ -101,6 +101,15 @@ func (r *running) signal(signal syscall.Signal) {
 	}
 }
 
+// signalOne sends a signal to the process alone.
+func (r *running) signalOne(signal syscall.Signal) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.reaped {
+		_ = syscall.Kill(r.command.Process.Pid, signal) // it may have ended
+	}
+}
+
 // child is a process that is started again whenever it ends.
 type child struct {
 	name string // as in messages: "sidecar colorteller-1"
@@ -109,6 +118,9 @@ type child struct {
 	log     sink
 	starter *starter
 	console *console
+	// soft is the signal that asks the process, and it alone, to finish what it has; 0 for SIGTERM to its
+	// whole group.
+	soft syscall.Signal
 	// started is called after each start, from the child's goroutine.
 	started func()
 
@@ -177,7 +189,7 @@ func (c *child) runOnce() error {
 	c.mu.Unlock()
 	select {
 	case <-c.stopping: // stop may have looked before there was a process to signal
-		process.signal(syscall.SIGTERM)
+		c.ask(process)
 	default:
 	}
 	if c.started != nil {
@@ -215,19 +227,25 @@ func ending(err error) string {
 	}
 }
 
-// stop asks the process to end, and kills it when it has not after grace, or when hurry is closed. It
-// returns when nothing of the process's group runs any more. It may be called more than once.
+// stop asks the process to end, and kills it when it has not after grace, or when hurry is closed. One that
+// is asked by a signal of its own is told by SIGTERM, too, before it is killed. It returns when nothing of the process's group runs any more. It may be called more than once.
 func (c *child) stop(grace time.Duration, hurry <-chan struct{}) {
 	c.once.Do(func() { close(c.stopping) })
-	c.signal(syscall.SIGTERM)
-	timer := time.NewTimer(grace)
-	defer timer.Stop()
-	select {
-	case <-c.done:
+	if process := c.running(); process != nil {
+		c.ask(process)
+	}
+	ended := c.ends(grace, hurry)
+	if !ended && c.soft != 0 {
+		c.signal(syscall.SIGTERM)
+		ended = c.ends(termGrace, hurry)
+	}
+	if ended {
 		return
-	case <-timer.C:
-		c.console.line("%s did not end within %s and is killed", c.name, grace)
+	}
+	select {
 	case <-hurry:
+	default:
+		c.console.line("%s did not end within %s and is killed", c.name, grace)
 	}
 	for { // a start may be under way
 		c.signal(syscall.SIGKILL)
@@ -239,13 +257,51 @@ func (c *child) stop(grace time.Duration, hurry <-chan struct{}) {
 	}
 }
 
-func (c *child) signal(signal syscall.Signal) {
+// termGrace is how long a process whose own signal did not end it may take after SIGTERM.
+const termGrace = time.Second
+
+// ends waits for the end, and tells whether it came before the time was up or somebody was in a hurry.
+func (c *child) ends(within time.Duration, hurry <-chan struct{}) bool {
+	timer := time.NewTimer(within)
+	defer timer.Stop()
+	select {
+	case <-c.done:
+		return true
+	case <-timer.C:
+	case <-hurry:
+	}
+	return false
+}
+
+// ask asks a process to end by itself.
+func (c *child) ask(process *running) {
+	if c.soft == 0 {
+		process.signal(syscall.SIGTERM)
+		return
+	}
+	process.signalOne(c.soft)
+}
+
+// running is the process of the moment, nil between two runs.
+func (c *child) running() *running {
 	c.mu.Lock()
-	process := c.current
-	c.mu.Unlock()
-	if process != nil {
+	defer c.mu.Unlock()
+	return c.current
+}
+
+func (c *child) signal(signal syscall.Signal) {
+	if process := c.running(); process != nil {
 		process.signal(signal)
 	}
+}
+
+// lastPID is the number of the process that was started last; 0 for a nil child.
+func (c *child) lastPID() int {
+	if c == nil {
+		return 0
+	}
+	pid, _, _ := c.process()
+	return pid
 }
 
 // process gives the number of the process that was started last, how often it has ended, and how it

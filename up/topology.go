@@ -5,17 +5,26 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"sync"
+	"sync/atomic"
 
 	"countersign.dev/id"
 	"countersign.dev/mesh"
 )
 
-// instance is one sidecar with its application, and where they are. After the addresses were
-// allocated only plan is replaced, by the one goroutine that writes the run document.
+// instance is one sidecar with its application, and where they are. After the addresses were allocated
+// nothing of it changes but what is atomic.
 type instance struct {
-	name    string // unique in the mesh: "colorteller-1"
-	plan    *mesh.Plan
+	name    string        // unique in the mesh: "colorteller-1"
 	service *mesh.Service // nil at a gateway
+	// planned is the Plan without endpoints; `mesh apply` replaces it.
+	planned atomic.Pointer[mesh.Plan]
+	// sidecar is `countersign proxy`, or where the certificate comes from a store `countersign init
+	// --watch`, and then proxy is the NGINX or HAProxy beside it. Each is nil where there is none (yet); a
+	// restart of the instance replaces the first two.
+	sidecar, proxy, application atomic.Pointer[child]
+	// restarting is held while that happens.
+	restarting sync.Mutex
 
 	inbound map[int]netip.AddrPort // by port: what the sidecar binds and advertises to peers
 	// app and outbound are on one address where addresses are one's own: by the application's port,
@@ -27,6 +36,8 @@ type instance struct {
 	peers netip.Addr
 	// loopback is the address of app and outbound; it is not valid when shared.
 	loopback netip.Addr
+	// runDir is where the proxy has its sockets when the certificate comes from a store.
+	runDir string
 	// shared tells that ports were replaced, so that the sidecar has to be told each of them.
 	shared bool
 }
@@ -46,10 +57,32 @@ func instances(spec *mesh.Spec) ([]*instance, error) {
 			count = gateway.Instances
 		}
 		for n := range max(count, 1) {
-			all = append(all, &instance{name: workload.Name + "-" + strconv.Itoa(n+1), plan: plan, service: service})
+			i := &instance{name: workload.Name + "-" + strconv.Itoa(n+1), service: service}
+			i.planned.Store(plan)
+			all = append(all, i)
 		}
 	}
 	return all, nil
+}
+
+// plan is the instance's Plan as the running specification has it, without endpoints.
+func (i *instance) plan() *mesh.Plan { return i.planned.Load() }
+
+// fromStore tells whether the certificate comes from a secret store. It does not change while the mesh runs.
+func (i *instance) fromStore() bool { return i.plan().Delivery.FromStore() }
+
+// engine is which proxy the sidecar is. It does not change while the mesh runs.
+func (i *instance) engine() mesh.Engine { return i.plan().Proxy.Engine }
+
+// children are the processes that there are, in the order in which they are stopped.
+func (i *instance) children() []*child {
+	var all []*child
+	for _, p := range []*atomic.Pointer[child]{&i.sidecar, &i.proxy, &i.application} {
+		if c := p.Load(); c != nil {
+			all = append(all, c)
+		}
+	}
+	return all
 }
 
 // runs tells whether `up` starts the application.
@@ -57,10 +90,14 @@ func (i *instance) runs() bool { return i.service != nil && i.service.Run != nil
 
 // labels are what the instance's processes are called in front of their lines.
 func (i *instance) labels() []string {
-	if i.runs() {
-		return []string{i.name, i.name + " app"}
+	labels := []string{i.name}
+	if i.fromStore() {
+		labels = append(labels, i.name+" init", i.name+" "+string(i.engine()))
 	}
-	return []string{i.name}
+	if i.runs() {
+		labels = append(labels, i.name+" app")
+	}
+	return labels
 }
 
 // appPorts are the ports that the application listens on, in the order of the service's ports and
@@ -113,9 +150,9 @@ func stopOrder(all []*instance) [][]*instance {
 	callers := map[string]map[string]bool{} // by service
 	left := map[string][]*instance{}
 	for _, i := range all {
-		name := i.plan.Workload.Name
+		name := i.plan().Workload.Name
 		left[name] = append(left[name], i)
-		for _, upstream := range i.plan.Upstreams {
+		for _, upstream := range i.plan().Upstreams {
 			if upstream.Service == name {
 				continue
 			}
@@ -157,33 +194,48 @@ func keys[V any](m map[string]V) []string {
 	return names
 }
 
-// describe writes an instance as the run document has it.
-func (i *instance) describe(state string, sidecarPID, appPID int) Workload {
-	w := Workload{
-		Name:     i.plan.Workload.Name,
-		Kind:     i.plan.Workload.Kind,
-		Instance: i.name,
-		PID:      sidecarPID,
-		Admin:    "http://" + i.admin.String(),
-		Identity: i.plan.Workload.Identity,
-		State:    state,
-		Inbound:  []Inbound{},
-		Outbound: []Outbound{},
+// pids are the processes of an instance.
+type pids struct{ sidecar, engine, app int }
+
+// pids are those of the moment.
+func (i *instance) pids() pids {
+	pid := pids{sidecar: i.sidecar.Load().lastPID(), engine: i.proxy.Load().lastPID(), app: i.application.Load().lastPID()}
+	if pid.engine == 0 {
+		pid.engine = supervised(i)
 	}
-	for _, in := range i.plan.Inbound {
+	return pid
+}
+
+// describe writes an instance as the run document has it.
+func (i *instance) describe(state string, pid pids) Workload {
+	w := Workload{
+		Name:      i.plan().Workload.Name,
+		Kind:      i.plan().Workload.Kind,
+		Instance:  i.name,
+		PID:       pid.sidecar,
+		Admin:     "http://" + i.admin.String(),
+		Identity:  i.plan().Workload.Identity,
+		State:     state,
+		Engine:    i.engine(),
+		EnginePID: pid.engine,
+		Delivery:  i.plan().Delivery.Type,
+		Inbound:   []Inbound{},
+		Outbound:  []Outbound{},
+	}
+	for _, in := range i.plan().Inbound {
 		w.Inbound = append(w.Inbound, Inbound{in.Name, i.inbound[in.Port].String(), in.Protocol, in.TLS, in.ClientAuth})
 	}
-	for _, out := range i.plan.Outbound {
+	for _, out := range i.plan().Outbound {
 		address, known := i.outbound[out.Listen]
 		if !known { // a call that `mesh apply` added
 			address = netip.AddrPortFrom(i.loopback, uint16(out.Listen))
 		}
-		if upstream, ok := i.plan.Upstream(out.Upstream); ok && address.IsValid() {
+		if upstream, ok := i.plan().Upstream(out.Upstream); ok && address.IsValid() {
 			w.Outbound = append(w.Outbound, Outbound{upstream.Service, upstream.Port, address.String(), out.Protocol})
 		}
 	}
 	if w.Kind == id.Service {
-		w.App = &App{PID: appPID, Addresses: i.appAddresses()}
+		w.App = &App{PID: pid.app, Addresses: i.appAddresses()}
 	}
 	return w
 }

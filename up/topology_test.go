@@ -136,11 +136,12 @@ func TestExpand(t *testing.T) {
 
 func TestDescribe(t *testing.T) {
 	all := placed(t, specification(t, twoPorts))
-	got, err := json.Marshal(all[1].describe("/state/front-end-1", 17, 0))
+	got, err := json.Marshal(all[1].describe("/state/front-end-1", pids{sidecar: 17, engine: 18}))
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := `{"name":"front-end","kind":"service","instance":"front-end-1","pid":17,"admin":"http://127.1.1.7:9901",` +
+		`"engine":"builtin","enginePid":18,"delivery":"agent",` +
 		`"identity":"spiffe://two.internal/service/front-end","state":"/state/front-end-1","inbound":[` +
 		`{"name":"0.0.0.0_9080","address":"127.1.1.5:9080","protocol":"http","tls":"strict","clientAuth":"require"},` +
 		`{"name":"0.0.0.0_9081","address":"127.1.1.5:9081","protocol":"grpc","tls":"strict","clientAuth":"require"}],"outbound":[` +
@@ -151,7 +152,7 @@ func TestDescribe(t *testing.T) {
 	if diff := cmp.Diff(strings.Split(want, ","), strings.Split(string(got), ",")); diff != "" {
 		t.Errorf("the service without run (-want +got):\n%s", diff)
 	}
-	gateway := placed(t, exampleSpec(t, "colorapp/mesh.yaml"))[0].describe("/s", 1, 0)
+	gateway := placed(t, exampleSpec(t, "colorapp/mesh.yaml"))[0].describe("/s", pids{sidecar: 1})
 	if gateway.App != nil || gateway.Inbound[0].TLS != mesh.Off || len(gateway.Outbound) != 0 || gateway.Outbound == nil {
 		t.Errorf("the gateway is %+v, want no app, tls off and an empty list of outbound", gateway)
 	}

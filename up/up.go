@@ -48,7 +48,11 @@ type Config struct {
 	// StartTimeout bounds the start, and DrainTimeout how long each process may finish its work.
 	StartTimeout time.Duration
 	DrainTimeout time.Duration
-	Addresses    Addresses
+	// NoRotation leaves it to others to renew what comes from stores.
+	NoRotation bool
+	Addresses  Addresses
+	// Store makes a secret store with its identity file, or sees that the one which is there can be used.
+	Store func(mesh.Store) error
 	// CA makes an unsealed certificate authority for the trust domain in a directory, or sees that the
 	// one which is there serves it.
 	CA func(dir, trustDomain string) error
@@ -113,7 +117,13 @@ func (r *run) run(ctx context.Context) (status int, err error) {
 		return 0, fmt.Errorf("%w: %w", ErrNotStarted, err)
 	}
 	r.console.settle()
+	if r.listener, err = r.listenForWords(ctx); err != nil {
+		return 0, err
+	}
 	if err := r.announce(); err != nil {
+		return 0, err
+	}
+	if err := r.startRotation(); err != nil {
 		return 0, err
 	}
 	watching, stopWatching := context.WithCancel(ctx)
@@ -143,11 +153,17 @@ type run struct {
 	orphans       *orphans
 
 	all      []*instance
+	engines  engines
 	server   *child
-	sidecars map[*instance]*child
-	apps     map[*instance]*child // of those that run; owned by start until the mesh is ready
+	rotation *child // nil unless certificates come from stores
+	// turns are taken by the restarts of a workload's instances, one at a time.
+	turns map[string]chan struct{}
+	// foreign are the stores that were there before this run.
+	foreign  []string
 	control  *control
 	identity Server // how the server describes itself in the run document; the pid is not kept up
+	// listener takes words for `up` while the mesh runs; nil before.
+	listener *listener
 
 	// changed has an element when a process was started since the document was written.
 	changed chan struct{}
@@ -193,7 +209,12 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	if r.all, err = instances(r.cfg.Spec); err != nil {
 		return err
 	}
+	if r.engines, err = findEngines(ctx, r.all); err != nil {
+		return err
+	}
+	r.turns = map[string]chan struct{}{}
 	for _, i := range r.all {
+		r.turns[i.plan().Workload.Name] = make(chan struct{}, 1)
 		r.console.reserve(i.labels()...)
 	}
 	if r.logs, err = r.openLogs(); err != nil {
@@ -205,7 +226,10 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	if r.place, err = allocate(ctx, r.cfg.Addresses, r.all, r.state.blocks()); err != nil {
 		return errors.Join(err, r.state.close())
 	}
-	if r.orphans, err = adoptOrphans(); err != nil {
+	if err = r.engines.check(r.all); err == nil {
+		r.orphans, err = adoptOrphans()
+	}
+	if err != nil {
 		r.place.release()
 		return errors.Join(err, r.state.close())
 	}
@@ -245,16 +269,19 @@ func (r *run) end() error {
 	})
 	r.console.settle()
 	r.console.line("%s: stopping", r.cfg.Spec.Mesh)
-	grace := r.cfg.DrainTimeout + 2*time.Second // a sidecar cuts off by itself before it is killed
+	grace := r.grace()
+	var words sync.WaitGroup // a rotation may be waiting for an answer
+	words.Go(r.listener.close)
+	if r.rotation != nil {
+		r.rotation.stop(grace, r.hurry)
+	}
+	words.Wait()
 	for _, group := range stopOrder(r.all) {
 		var stopping sync.WaitGroup
 		for _, i := range group {
 			stopping.Go(func() {
-				if sidecar := r.sidecars[i]; sidecar != nil {
-					sidecar.stop(grace, r.hurry)
-				}
-				if app := r.apps[i]; app != nil {
-					app.stop(grace, r.hurry)
+				for _, c := range i.children() {
+					c.stop(grace, r.hurry)
 				}
 			})
 		}
@@ -270,12 +297,17 @@ func (r *run) end() error {
 	return errors.Join(err, r.state.close())
 }
 
+// grace is how long a process may take to end: it cuts off by itself before it is killed.
+func (r *run) grace() time.Duration { return r.cfg.DrainTimeout + 2*time.Second }
+
 func (r *run) closeLogs() {
-	for _, set := range []map[*instance]*child{r.sidecars, r.apps, {nil: r.server}} {
-		for _, c := range set {
-			if c != nil {
-				_ = c.log.Close() // what it holds was written
-			}
+	var all []*child
+	for _, i := range r.all {
+		all = append(all, i.children()...)
+	}
+	for _, c := range append(all, r.server, r.rotation) {
+		if c != nil {
+			_ = c.log.Close() // what it holds was written
 		}
 	}
 }
@@ -284,7 +316,7 @@ func (r *run) closeLogs() {
 func (r *run) ours(args ...string) *exec.Cmd {
 	command := exec.Command(r.cfg.Executable) //nolint:noctx // it is ended by a signal to its group
 	command.Args = append(append([]string{programName}, r.cfg.Flags...), args...)
-	command.Env = environment()
+	command.Env = r.engines.onPath(environment())
 	return command
 }
 

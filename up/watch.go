@@ -40,7 +40,8 @@ func (r *run) watch(ctx context.Context) {
 }
 
 // refreshTokens gives instances whose certificate has expired a fresh token: an expired certificate
-// renews nothing.
+// renews nothing. A watcher has one of its own, beside that which its proxy serves and the status shows; it is
+// given a token when it is away.
 func (r *run) refreshTokens(ctx context.Context, renewed map[string]time.Time) {
 	statuses, err := r.control.Status(ctx)
 	if err != nil {
@@ -48,11 +49,12 @@ func (r *run) refreshTokens(ctx context.Context, renewed map[string]time.Time) {
 	}
 	now := time.Now().Round(0) // by the wall clock: the other one stands still while the machine sleeps
 	for _, status := range statuses {
-		if status.NotAfter.IsZero() || now.Before(status.NotAfter) || now.Sub(renewed[status.Instance]) < tokenPatience {
+		if now.Sub(renewed[status.Instance]) < tokenPatience {
 			continue
 		}
+		expired := !status.NotAfter.IsZero() && !now.Before(status.NotAfter)
 		for _, i := range r.all {
-			if i.name != status.Instance {
+			if i.name != status.Instance || !expired && (status.Connected || !i.fromStore()) {
 				continue
 			}
 			renewed[i.name] = now
@@ -87,11 +89,11 @@ func (r *run) follow(running *api.MeshResponse) error {
 		return fmt.Errorf("the server runs another specification than %s, which an earlier run on %s has left: %s", r.cfg.Path, r.state.dir, strings.Join(different, "; "))
 	}
 	for _, i := range r.all {
-		plan, err := spec.Compile(i.plan.Workload.Name)
+		plan, err := spec.Compile(i.plan().Workload.Name)
 		if err != nil {
-			return fmt.Errorf("compiling the plan of %s: %w", i.plan.Workload.Name, err)
+			return fmt.Errorf("compiling the plan of %s: %w", i.plan().Workload.Name, err)
 		}
-		i.plan = plan
+		i.planned.Store(plan)
 	}
 	return nil
 }

@@ -16,10 +16,14 @@ import (
 )
 
 type caCmd struct {
-	Init  caInitCmd  `cmd:"" help:"Make a CA, before the first start of a server."`
-	Show  caShowCmd  `cmd:"" help:"Show the CA: its certificates, its pin, the journal's key."`
-	Issue caIssueCmd `cmd:"" help:"Issue a certificate by the administrator's word."`
-	List  caListCmd  `cmd:"" help:"List the certificates that were issued."`
+	Init   caInitCmd   `cmd:"" help:"Make a CA, before the first start of a server."`
+	Show   caShowCmd   `cmd:"" help:"Show the CA: its certificates, its pin, the journal's key."`
+	Issue  caIssueCmd  `cmd:"" help:"Issue a certificate by the administrator's word."`
+	List   caListCmd   `cmd:"" help:"List the certificates that were issued."`
+	Revoke caRevokeCmd `cmd:"" help:"Revoke a certificate, or all of a workload."`
+	CRL    caCRLCmd    `cmd:"" name:"crl" help:"Print the lists of revoked certificates (CRLs)."`
+
+	Rotate caRotateCmd `cmd:"" help:"Replace the root, or the issuing CA, without breaking trust."`
 }
 
 // sealFlags say how the CA's private keys are stored. Commands that open them embed it.
@@ -99,8 +103,9 @@ func (caInitCmd) Help() string {
 	return `Makes a root, an issuing CA below it, and the journal that everything is recorded in. A CA that is there
 is never touched. With --key-file, a file that does not exist is made; it must not lie in the state.
 
-The root's key, STATE/ca/root.key, is needed again only to make another issuing CA: move it to a
-safe place.
+The root's key, STATE/ca/root.key, is needed again only to make another issuing CA, and the root's list of
+revoked ones: move it to a safe place, and bring it for "countersign ca rotate issuer" or "countersign ca crl"
+when status asks for it.
 
 Examples:
   countersign ca init --state /var/lib/countersign --mesh mesh.yaml --key-file /run/keys/ca.age

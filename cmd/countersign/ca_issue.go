@@ -140,18 +140,11 @@ func (c caIssueCmd) byState(p *process) error {
 	if err != nil {
 		return err
 	}
-	open, err := ca.Open(c.State, sealer)
+	open, log, ledger, err := openLedger(c.State, sealer)
 	if err != nil {
 		return err
 	}
-	log, err := ca.OpenJournal(c.State, sealer)
-	if errors.Is(err, journal.ErrLocked) {
-		return fmt.Errorf("a server runs on %s, and its socket is not %s; give its --socket: %w", c.State, filepath.Join(c.State, "server.sock"), err)
-	}
-	if err != nil {
-		return err
-	}
-	issued, err := issueInto(p.ctx, log, open, plan, request)
+	issued, err := issueInto(p.ctx, log, open, ledger, plan, request)
 	if err := errors.Join(err, log.Close()); err != nil {
 		return err
 	}
@@ -166,11 +159,14 @@ type refusal struct {
 }
 
 // issueInto does what a server does with a request by hand: check and issue, or record the refusal.
-func issueInto(ctx context.Context, log *journal.Log, open *ca.CA, plan mesh.CertificatePlan, request []byte) (*ca.Issued, error) {
+func issueInto(ctx context.Context, log *journal.Log, open *ca.CA, ledger *ca.Ledger, plan mesh.CertificatePlan, request []byte) (*ca.Issued, error) {
 	const by = "administrator"
 	csr, err := issue.ParseCSR(request)
 	if err == nil {
 		err = issue.CheckCSRNames(csr, plan.Identity, plan.DNSNames)
+	}
+	if err == nil {
+		err = ledger.CheckKey(csr.RawSubjectPublicKeyInfo)
 	}
 	if err == nil {
 		var issued *ca.Issued

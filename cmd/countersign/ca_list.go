@@ -36,7 +36,7 @@ func (c caListCmd) Run(p *process) error {
 		return writeJSON(p, records)
 	}
 	table := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
-	if _, err := fmt.Fprintln(table, "SERIAL\tIDENTITY\tINSTANCE\tNOT BEFORE\tNOT AFTER"); err != nil {
+	if _, err := fmt.Fprintln(table, "SERIAL\tIDENTITY\tINSTANCE\tNOT BEFORE\tNOT AFTER\tREVOKED"); err != nil {
 		return err
 	}
 	for _, record := range records {
@@ -44,8 +44,12 @@ func (c caListCmd) Run(p *process) error {
 		if instance == "" {
 			instance = "-"
 		}
-		_, err := fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", record.Serial, record.Identity, instance,
-			record.NotBefore.UTC().Format(time.RFC3339), record.NotAfter.UTC().Format(time.RFC3339))
+		revoked := "-"
+		if !record.Revoked.IsZero() {
+			revoked = record.Revoked.UTC().Format(time.RFC3339) + " " + record.Reason
+		}
+		_, err := fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", record.Serial, record.Identity, instance,
+			record.NotBefore.UTC().Format(time.RFC3339), record.NotAfter.UTC().Format(time.RFC3339), revoked)
 		if err != nil {
 			return err
 		}
@@ -72,9 +76,15 @@ func (c caListCmd) records(p *process) ([]api.CertificateRecord, error) {
 	if err != nil {
 		return nil, err
 	}
+	ledger, err := ca.ReadLedger(journal.Records(ca.JournalDir(c.State)))
+	if err != nil {
+		return nil, err
+	}
 	records := []api.CertificateRecord{}
 	for _, one := range slices.Backward(issued) {
+		revoked, _ := ledger.Revoked(one.Serial)
 		records = append(records, api.CertificateRecord{
+			Revoked: revoked.Time, Reason: string(revoked.Reason),
 			Serial:    one.Serial,
 			Identity:  one.Identity,
 			NotBefore: one.NotBefore,

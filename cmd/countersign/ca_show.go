@@ -67,8 +67,20 @@ type shownCA struct {
 	JournalKey  string           `json:"journalKey"`
 	Root        shownCertificate `json:"root"`
 	Issuer      shownCertificate `json:"issuer"`
+	// Others are the hierarchies beside the one that signs; see "countersign ca rotate".
+	Others []shownHierarchy `json:"others,omitempty"`
 	// Sealed is how the private keys are stored; a server does not say.
 	Sealed string `json:"sealed,omitempty"`
+	// RootKeys are the files with roots' keys in the state; a server does not say.
+	RootKeys []string `json:"rootKeys,omitempty"`
+}
+
+// shownHierarchy is a root with its issuing CA that does not sign, or signs no more.
+type shownHierarchy struct {
+	State  string           `json:"state"` // "next" or "retiring"
+	Pin    string           `json:"pin"`
+	Root   shownCertificate `json:"root"`
+	Issuer shownCertificate `json:"issuer"`
 }
 
 type shownCertificate struct {
@@ -92,22 +104,41 @@ func showAuthority(authority *ca.Authority) (*shownCA, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &shownCA{
+	keys, err := authority.RootKeyFiles()
+	if err != nil {
+		return nil, err
+	}
+	shown := &shownCA{
 		TrustDomain: authority.TrustDomain(),
 		Pin:         authority.Pin(),
 		JournalKey:  key,
 		Root:        showCertificate(authority.Root()),
 		Issuer:      showCertificate(authority.Issuer()),
 		Sealed:      authority.Seal(),
-	}, nil
+		RootKeys:    keys,
+	}
+	for _, h := range authority.Hierarchies()[1:] {
+		shown.Others = append(shown.Others, shownHierarchy{string(h.State), h.Pin(), showCertificate(h.Root), showCertificate(h.Issuer)})
+	}
+	return shown, nil
 }
 
 func showResponse(response *api.CAResponse) (*shownCA, error) {
 	shown := &shownCA{TrustDomain: response.TrustDomain, Pin: response.Pin, JournalKey: response.JournalKey}
-	for _, one := range []struct {
+	type part struct {
 		pem string
 		to  *shownCertificate
-	}{{response.Root, &shown.Root}, {response.Issuer, &shown.Issuer}} {
+	}
+	parts := []part{{response.Root, &shown.Root}, {response.Issuer, &shown.Issuer}}
+	if len(response.Roots) > 1 { // an older server does not tell them
+		shown.Others = make([]shownHierarchy, len(response.Roots)-1)
+		for i, h := range response.Roots[1:] {
+			other := &shown.Others[i]
+			other.State, other.Pin = h.State, h.Pin
+			parts = append(parts, part{h.Root, &other.Root}, part{h.Issuer, &other.Issuer})
+		}
+	}
+	for _, one := range parts {
 		certs, err := mtls.ParseCertificates([]byte(one.pem))
 		if err != nil {
 			return nil, fmt.Errorf("the server's answer: %w", err)
@@ -134,12 +165,27 @@ func (s *shownCA) write(w io.Writer) error {
 		{"  serial", s.Issuer.Serial},
 		{"  valid", validity(s.Issuer)},
 	}
+	for _, other := range s.Others {
+		rows = append(rows, [][2]string{
+			{other.State, other.Root.Subject},
+			{"  pin", other.Pin},
+			{"  valid", validity(other.Root)},
+			{"  issuer", other.Issuer.Subject},
+			{"  valid", validity(other.Issuer)},
+		}...)
+	}
 	if s.Sealed != "" {
 		rows = append(rows, [2]string{"keys", map[string]string{
 			ca.MethodKeyFile:    "sealed with a key file",
 			ca.MethodPassphrase: "sealed with a passphrase",
 			ca.MethodUnsealed:   "NOT sealed",
 		}[s.Sealed]})
+		if len(s.RootKeys) == 0 {
+			rows = append(rows, [2]string{"root key", "not in the state"})
+		}
+		for _, file := range s.RootKeys {
+			rows = append(rows, [2]string{"root key", file})
+		}
 	}
 	for _, row := range rows {
 		if _, err := fmt.Fprintf(table, "%s\t%s\n", row[0], row[1]); err != nil {

@@ -9,6 +9,7 @@ import (
 type exampleCmd struct {
 	Colorapp colorappCmd   `cmd:"" help:"Write the specifications of the Color App: a gateway in front of a service that answers a colour."`
 	Shop     shopCmd       `cmd:"" help:"Write the specification of the shop: HTTP, gRPC and TCP services behind a gateway."`
+	Payments paymentsCmd   `cmd:"" help:"Write the specification of the payments: a gateway in front of NGINX, HAProxy and the built-in proxy."`
 	Run      exampleRunCmd `cmd:"" help:"Run one of the examples' applications."`
 }
 
@@ -21,6 +22,11 @@ type shopCmd struct{ exampleDir }
 
 // Run writes the shop's files.
 func (c shopCmd) Run(p *process) error { return c.write(p, "shop") }
+
+type paymentsCmd struct{ exampleDir }
+
+// Run writes the files of the payments.
+func (c paymentsCmd) Run(p *process) error { return c.write(p, "payments") }
 
 type exampleDir struct {
 	Dir string `arg:"" help:"The directory to write into; made when it is not there. No file is overwritten."`
@@ -51,6 +57,9 @@ type exampleRunCmd struct {
 	Storefront  storefrontCmd  `cmd:"" help:"The shop's HTTP service; calls the catalog."`
 	Catalog     catalogCmd     `cmd:"" help:"The shop's gRPC service; calls the stock."`
 	Stock       stockCmd       `cmd:"" help:"The shop's TCP service: lines in, lines out."`
+	Checkout    checkoutCmd    `cmd:"" help:"The payments' HTTP service; calls the ledger."`
+	Ledger      ledgerCmd      `cmd:"" help:"The payments' gRPC service: the books."`
+	Terminal    terminalCmd    `cmd:"" help:"The payments' TCP service, for card terminals; calls the ledger."`
 }
 
 // Help is what --help adds.
@@ -101,3 +110,28 @@ type stockCmd struct{ exampleListen }
 
 // Run serves until the process is told to stop.
 func (c stockCmd) Run(p *process) error { return example.Stock(p.ctx, c.Listen, p.log) }
+
+type checkoutCmd struct {
+	exampleListen
+	Ledger string `required:"" placeholder:"HOST:PORT" help:"Where the ledger is dialled."`
+}
+
+// Run serves until the process is told to stop.
+func (c checkoutCmd) Run(p *process) error {
+	return example.Checkout(p.ctx, c.Listen, c.Ledger, p.log)
+}
+
+type ledgerCmd struct{ exampleListen }
+
+// Run serves until the process is told to stop.
+func (c ledgerCmd) Run(p *process) error { return example.Ledger(p.ctx, c.Listen, p.log) }
+
+type terminalCmd struct {
+	exampleListen
+	Ledger string `required:"" placeholder:"HOST:PORT" help:"Where the ledger is dialled."`
+}
+
+// Run serves until the process is told to stop.
+func (c terminalCmd) Run(p *process) error {
+	return example.Terminal(p.ctx, c.Listen, c.Ledger, p.log)
+}

@@ -16,13 +16,20 @@ import (
 	"time"
 
 	"countersign.dev/credential"
+	"countersign.dev/deliver"
+	"countersign.dev/durable"
 	"countersign.dev/id"
+	"countersign.dev/mtls"
 )
 
 type initCmd struct {
-	From       string `required:"" placeholder:"env" help:"Where certificate and key come from: env, the environment, as ECS injects secrets."`
-	BundleFrom string `placeholder:"SOURCE" help:"Takes the roots from elsewhere: env:NAME, a variable, or pem:FILE, a file. Default: from where the certificate comes from."`
+	From       string `required:"" placeholder:"SOURCE" help:"Where certificate and key come from: env, the environment, as ECS injects secrets, or file:DIR, an encrypted store."`
+	BundleFrom string `placeholder:"SOURCE" help:"Takes the roots from elsewhere: env:NAME, a variable, pem:FILE, a file, or secret:NAME, a secret of the store. Default: from where the certificate comes from."`
 	To         string `required:"" placeholder:"DIR" help:"The directory, best on a memory disk, whose link DIR/current leads to the files."`
+
+	initStoreFlags
+	initEngineFlags
+	initWatchFlags
 
 	CertEnv       string `default:"CERT_PEM" placeholder:"NAME" help:"The variable with the leaf and its issuers. Default: ${default}."`
 	ChainEnv      string `default:"CHAIN_PEM" placeholder:"NAME" help:"The variable with the issuers, where they are apart from the leaf; it may be missing. Default: ${default}."`
@@ -30,7 +37,7 @@ type initCmd struct {
 	PassphraseEnv string `default:"KEY_PASSPHRASE" placeholder:"NAME" help:"The variable with what opens an encrypted key; it may be missing. Default: ${default}."`
 	BundleEnv     string `default:"CA_BUNDLE" placeholder:"NAME" help:"The variable with the roots. Default: ${default}."`
 
-	ExpectID     string        `name:"expect-id" placeholder:"SPIFFE-ID" help:"The SPIFFE ID that the certificate has to have."`
+	ExpectID     string        `name:"expect-id" placeholder:"SPIFFE-ID" help:"The SPIFFE ID that the certificate has to have. Default: any, or with --conf that of the Plan's workload."`
 	ExpectName   []string      `sep:"none" placeholder:"DNS-NAME" help:"A DNS name that the certificate has to be valid for. May be repeated."`
 	MinRemaining time.Duration `default:"0s" help:"How long the certificate, its issuers and a root of theirs have to be valid from now on. Default: ${default}."`
 
@@ -49,12 +56,13 @@ ends. DIR/current then has cert.pem (leaf and issuers), key.pem, ca.pem and cert
 anything is wrong, the message says what to mend, the exit status is 1, and what was in DIR stays in
 force. No message holds a value.
 
-The environment of a process can be read for as long as it lives; therefore this one starts itself anew with
-an empty one before it does anything else, and gets the values through a pipe.
+The environment of a process can be read for as long as it lives; therefore with --from env this one starts
+itself anew with an empty one before it does anything else, and gets the values through a pipe.
 
 Examples:
   countersign init --from env --to /run/tls
-  countersign init --from env --bundle-from pem:/etc/roots.pem --expect-id spiffe://shop.internal/service/orders --to /run/tls`
+  countersign init --from env --bundle-from pem:/etc/roots.pem --expect-id spiffe://shop.internal/service/orders --to /run/tls
+  countersign init --from file:/secrets --identity-file /run/keys/secrets.age --secret shop/orders --layout json --to /run/tls`
 }
 
 // initInputs are the names by which a source is asked for each value.
@@ -68,32 +76,72 @@ func (c initCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
+	if err := c.checkSource(); err != nil {
+		return err
+	}
 	if err := c.checkExpected(); err != nil {
 		return err
 	}
-	source, inputs, err := c.open()
+	if err := c.checkWatch(); err != nil {
+		return err
+	}
+	if c.Watch {
+		return c.watch(p, out)
+	}
+	conf, err := c.writer(c.To, false, func(notes []string) { writeNotes(p, notes) })
 	if err != nil {
 		return err
 	}
-	if c.From == "env" && c.HandedOver == 0 {
-		return handOver(p.ctx, source, []string{inputs.cert, inputs.chain, inputs.key, inputs.passphrase, c.bundleVariable()})
+	if conf != nil {
+		if err := deliver.CheckPlan(conf.plan, c.ExpectID); err != nil {
+			return err
+		}
+		if c.ExpectID == "" {
+			c.ExpectID = conf.plan.Workload.Identity.String()
+		}
 	}
-	input, err := c.read(p, source, inputs)
+	source, err := c.openSource(p.ctx)
 	if err != nil {
 		return err
 	}
-	cred, err := credential.Parse(input)
-	clear(input.Key.Data)
-	clear(input.Passphrase.Data)
+	offer, err := source.Offer(p.ctx)
 	if err != nil {
 		return err
 	}
-	err = cred.Check(credential.Expect{Now: time.Now(), MinRemaining: c.MinRemaining, ID: c.ExpectID, DNSNames: c.ExpectName})
+	cred, err := offer.Check(c.expect())
 	if err != nil {
 		return err
 	}
 	if err := p.ctx.Err(); err != nil {
 		return fmt.Errorf("ended before anything was written: %w", err)
+	}
+	var lists []byte
+	if conf == nil {
+		lists, err = c.lists()
+	} else {
+		lists, err = c.listsFor(conf.plan)
+	}
+	if err != nil {
+		return err
+	}
+	if lists != nil {
+		out.Further = append(out.Further, durable.File{Name: deliver.RevocationFile, Data: lists, Perm: 0o644})
+	}
+	var configuration []byte
+	if conf != nil {
+		if configuration, err = conf.text(conf.plan, lists != nil); err != nil {
+			return err
+		}
+		if err := conf.prepare(); err != nil {
+			return err
+		}
+		if conf.plan.Revocation.Check && lists == nil {
+			p.log.WarnContext(p.ctx, "the specification wants revoked callers refused, and nobody is looked up without revocation lists; give --crl")
+		}
+		out.Further = append(out.Further, conf.file(configuration))
+	}
+	if c.fromStore() {
+		out.Further = append(out.Further, offer.Made(cred, configuration, lists).File())
 	}
 	if err := cred.Write(out); err != nil {
 		return err
@@ -101,23 +149,23 @@ func (c initCmd) Run(p *process) error {
 	return c.describe(p, cred)
 }
 
-// open finds the source of certificate and key, and what it calls them.
+// expect is what the flags ask of the credential.
+func (c initCmd) expect() credential.Expect {
+	return credential.Expect{Now: time.Now(), MinRemaining: c.MinRemaining, ID: c.ExpectID, DNSNames: c.ExpectName}
+}
+
+// open finds the environment, or what was handed over of it, and what it calls the values.
 func (c initCmd) open() (secretSource, initInputs, error) {
-	switch c.From {
-	case "env":
-		inputs := initInputs{cert: c.CertEnv, chain: c.ChainEnv, key: c.KeyEnv, passphrase: c.PassphraseEnv, bundle: c.BundleEnv}
-		if c.HandedOver == 0 {
-			return environment{}, inputs, nil
-		}
-		source, err := receive(c.HandedOver)
-		return source, inputs, err
-	default:
-		return nil, initInputs{}, usagef("--from %q is not known; write --from env", c.From)
+	inputs := initInputs{cert: c.CertEnv, chain: c.ChainEnv, key: c.KeyEnv, passphrase: c.PassphraseEnv, bundle: c.BundleEnv}
+	if c.HandedOver == 0 {
+		return environment{}, inputs, nil
 	}
+	source, err := receive(c.HandedOver)
+	return source, inputs, err
 }
 
 // read asks the sources for all values.
-func (c initCmd) read(p *process, source secretSource, names initInputs) (credential.Input, error) {
+func (c initCmd) read(ctx context.Context, source secretSource, names initInputs) (credential.Input, error) {
 	var in credential.Input
 	var missing []error
 	for _, value := range []struct {
@@ -130,14 +178,14 @@ func (c initCmd) read(p *process, source secretSource, names initInputs) (creden
 		{&in.Key, names.key, "key_pem", false},
 		{&in.Passphrase, names.passphrase, "key_passphrase", true},
 	} {
-		data, _, err := source.Read(p.ctx, value.name, "")
+		data, _, err := source.Read(ctx, value.name, "")
 		if err != nil && (!value.optional || !errors.Is(err, fs.ErrNotExist)) {
 			missing = append(missing, err)
 		}
 		*value.to = credential.Value{Name: value.name, Field: value.field, Data: data}
 	}
 	var err error
-	in.Bundle, err = c.readBundle(p.ctx, source, names.bundle)
+	in.Bundle, err = c.readBundle(ctx, source, names.bundle)
 	return in, errors.Join(append(missing, err)...)
 }
 
@@ -210,8 +258,8 @@ func (c initCmd) checkExpected() error {
 		return usagef("--min-remaining %s is less than nothing", c.MinRemaining)
 	}
 	kind, rest, _ := strings.Cut(c.BundleFrom, ":")
-	if c.BundleFrom != "" && (rest == "" || (kind != "env" && kind != "pem")) {
-		return usagef("--bundle-from %q is neither env:NAME nor pem:FILE", c.BundleFrom)
+	if c.BundleFrom != "" && (rest == "" || (kind != "env" && kind != "pem" && kind != "secret")) {
+		return usagef("--bundle-from %q is none of env:NAME, pem:FILE and secret:NAME", c.BundleFrom)
 	}
 	return c.checkVariables()
 }
@@ -260,6 +308,13 @@ func (c initCmd) output() (credential.Output, error) {
 	return out, nil
 }
 
+// writeNotes says in which points a proxy does less than a specification may be read to say.
+func writeNotes(p *process, notes []string) {
+	for _, note := range notes {
+		fmt.Fprintf(p.stderr, "note: %s\n", note)
+	}
+}
+
 // number reads a user's or a group's number.
 func number(text string) (int, error) {
 	n, err := strconv.ParseUint(text, 10, 31)
@@ -280,7 +335,7 @@ func (c initCmd) describe(p *process, cred *credential.Credential) error {
 	for _, uri := range leaf.URIs {
 		names = append([]string{uri.String()}, names...)
 	}
-	_, err := fmt.Fprintf(p.stdout, "%q\nserial %x, valid to %s\n%s\n", names, leaf.SerialNumber, leaf.NotAfter.UTC().Format(time.RFC3339), filepath.Join(c.To, "current"))
+	_, err := fmt.Fprintf(p.stdout, "%q\nserial %s, valid to %s\n%s\n", names, mtls.Serial(leaf), leaf.NotAfter.UTC().Format(time.RFC3339), filepath.Join(c.To, "current"))
 	return err
 }
 

@@ -29,10 +29,12 @@ type root struct {
 
 	Audit    auditCmd    `cmd:"" help:"The journal: copy it out, check a copy."`
 	CA       caCmd       `cmd:"" name:"ca" help:"The certificate authority: init, show, issue, list."`
+	Check    checkCmd    `cmd:"" help:"What is about to go wrong: expiry."`
 	Example  exampleCmd  `cmd:"" help:"The example meshes: their files and their applications."`
 	Generate generateCmd `cmd:"" help:"Configurations of other proxies: nginx, haproxy."`
 	Init     initCmd     `cmd:"" help:"Put certificate, key and roots from a secret into files for a proxy, checked."`
 	Proxy    proxyCmd    `cmd:"" help:"The sidecar of one instance."`
+	Rotate   rotateCmd   `cmd:"" help:"New certificates for services that take theirs from a store: once, daemon, status."`
 	Secret   secretCmd   `cmd:"" help:"The secret store: init, put, get, list, versions."`
 	Server   serverCmd   `cmd:"" help:"The control plane."`
 	Status   statusCmd   `cmd:"" help:"What each instance really serves."`

@@ -124,6 +124,12 @@ func writePlans(w io.Writer, plans []*mesh.Plan) error {
 		c := plan.Certificate
 		fmt.Fprintf(&out, "  certificate  %s, valid for %s, renewed after %s\n", c.Key, c.TTL, c.RenewAfter)
 		fmt.Fprintf(&out, "               %s\n", strings.Join(c.DNSNames, ", "))
+		if plan.Proxy.Real() {
+			fmt.Fprintf(&out, "  proxy        %s, certificate from %s\n", plan.Proxy, plan.Delivery)
+		}
+		if !plan.Revocation.Check {
+			out.WriteString("  revocation   none\n")
+		}
 		for _, in := range plan.Inbound {
 			writeInbound(&out, plan, in)
 		}

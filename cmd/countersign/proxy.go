@@ -34,6 +34,10 @@ type proxyCmd struct {
 	Admin        string        `placeholder:"IP:PORT" help:"A loopback address for /stats, /metrics, /healthz, /ready, /certs, /plan and /drain_listeners. Default: none."`
 	AccessLog    string        `placeholder:"FILE" help:"Write one JSON line a request or connection there; - is standard output. SIGHUP opens the file again. Default: none."`
 	DrainTimeout time.Duration `default:"30s" help:"How long SIGTERM waits for what is under way. Default: ${default}."`
+	Engine       string        `enum:"builtin,nginx,haproxy" default:"builtin" help:"What carries the traffic: ${enum}. The other two are programs of this machine that are supervised. Default: ${default}."`
+	EnginePath   string        `placeholder:"FILE" help:"The program of --engine nginx or haproxy. Default: the one on PATH."`
+	RunDir       string        `placeholder:"DIR" help:"Where --engine nginx or haproxy finds its key, configuration and sockets, in a fresh directory (0700) below this one; it has to be on a memory file system. Default: the first of $XDG_RUNTIME_DIR, /run and /dev/shm that is."`
+	KeysOnDisk   bool          `name:"allow-keys-on-disk" help:"Let --run-dir be on another file system, so that private keys may come to a disk."`
 	Bind         []string      `sep:"none" placeholder:"NAME=IP:PORT" help:"Replaces one address: inbound/PORT or outbound/PORT is bound, app/PORT is where the application is. May be repeated."`
 }
 
@@ -44,6 +48,11 @@ join token, renews it in time, and carries the traffic of its application as the
 serves on when the control plane is away, for as long as its certificate lives, and after a restart from
 what --state holds.
 
+With --engine nginx or haproxy a real NGINX or HAProxy carries the traffic: it is started, tested, told of each
+new certificate and Plan by a reload, seen by handshakes to serve them, and started again when it ends. Its
+private key is in a memory file system only. A Plan that it cannot carry out is refused, and the one before stays
+in force; /ready and the server say so. See docs/nginx-haproxy.md.
+
 SIGTERM drains: peers are told to go elsewhere, what runs is finished, up to --drain-timeout. A second
 signal ends at once. The exit status is 1 when the server refuses the first enrolment for good; whatever
 passes by itself is waited for.
@@ -52,6 +61,8 @@ Examples:
   countersign token create colorteller > /run/secrets/token
   countersign proxy --server https://10.0.0.5:8443 --ca-pin sha256:5e0c... --token-file /run/secrets/token \
     --state /var/lib/countersign --instance colorteller-1 --address 10.0.1.17 --admin 127.0.0.1:9901
+  countersign proxy --engine nginx --run-dir /dev/shm --server https://10.0.0.5:8443 --ca-pin sha256:5e0c... \
+    --token-file /run/secrets/token --state /var/lib/countersign --instance colorteller-1 --address 10.0.1.17
   curl http://127.0.0.1:9901/stats?filter=ssl`
 }
 
@@ -97,7 +108,7 @@ func (c proxyCmd) check() (*proxySettings, error) {
 			return nil, err
 		}
 	}
-	return s, nil
+	return s, c.checkEngine()
 }
 
 // ownAddress reads an address that peers can be told.
@@ -151,6 +162,7 @@ func (c proxyCmd) Run(p *process) error {
 	}
 	stop := access.reopenOn(syscall.SIGHUP, p.log)
 	defer stop()
+	defer s.data.reloadOn(syscall.SIGHUP)()
 	return s.run(p.ctx)
 }
 
@@ -159,7 +171,7 @@ func (c proxyCmd) Run(p *process) error {
 type sidecar struct {
 	log   *slog.Logger
 	link  *agent.Agent
-	data  *proxy.Proxy
+	data  plane
 	admin *http.Server // nil: none
 	ended chan error   // what a part that ended by itself says
 	drain time.Duration
@@ -172,9 +184,16 @@ func (c proxyCmd) newSidecar(p *process, settings *proxySettings, access io.Writ
 	var err error
 	s.link, err = agent.New(agent.Config{
 		Server: settings.server, Pin: c.CAPin, TokenFile: c.TokenFile, StateDir: c.State, Instance: c.Instance, Log: p.log,
-		OnPlan:     func(plan *mesh.Plan) error { return s.data.Apply(plan) },
-		OnIdentity: func() { s.data.IdentityChanged() },
-		Report:     func() api.Report { return reportOf(s.data, adminAddress) },
+		OnPlan: func(plan *mesh.Plan) error {
+			c.compareEngine(plan, p.log)
+			return s.data.apply(plan)
+		},
+		OnIdentity: func() { s.data.identityChanged() },
+		Report: func() api.Report {
+			report := s.data.report()
+			report.Admin = adminAddress
+			return report
+		},
 	})
 	if errors.Is(err, agent.ErrConfig) {
 		return nil, usageError{err}
@@ -182,49 +201,81 @@ func (c proxyCmd) newSidecar(p *process, settings *proxySettings, access io.Writ
 	if err != nil {
 		return nil, err
 	}
-	s.data, err = proxy.New(proxy.Config{
-		Source: s.link, Address: settings.address, AppAddress: settings.appAddress, Instance: c.Instance, Binds: settings.binds,
-		AccessLog: access, Log: p.log, Gauges: s.link.Gauges, Now: s.link.Now,
-		Changed: s.link.ReportSoon,
-	})
+	s.data, err = c.newPlane(p, settings, s.link, access)
 	if err != nil {
 		return nil, errors.Join(err, s.link.Close())
 	}
 	if settings.admin.IsValid() {
 		if adminAddress, err = s.serveAdmin(p.ctx, settings.admin); err != nil {
-			return nil, errors.Join(err, s.link.Close())
+			return nil, errors.Join(err, s.data.close(), s.link.Close())
 		}
 	}
 	return s, nil
 }
 
-// reportOf is the data plane's part of a report.
-func reportOf(data *proxy.Proxy, admin string) api.Report {
+// plane is a data plane: the built-in one, or a foreign one with who supervises it.
+type plane struct {
+	apply           func(*mesh.Plan) error
+	identityChanged func()
+	report          func() api.Report
+	admin           http.Handler
+	reload          func() // nil: nothing is to be read again
+	shutdown        func(context.Context) error
+	close           func() error // ends it at once, also after a shutdown
+}
+
+// newPlane makes the data plane that --engine names.
+func (c proxyCmd) newPlane(p *process, settings *proxySettings, link *agent.Agent, access io.Writer) (plane, error) {
+	if c.foreign() {
+		return c.newForeignPlane(p, settings, link, access)
+	}
+	data, err := proxy.New(proxy.Config{
+		Source: link, Address: settings.address, AppAddress: settings.appAddress, Instance: c.Instance, Binds: settings.binds,
+		AccessLog: access, Log: p.log, Gauges: link.Gauges, Now: link.Now,
+		Changed: link.ReportSoon,
+	})
+	if err != nil {
+		return plane{}, err
+	}
+	return plane{
+		apply: data.Apply, identityChanged: data.IdentityChanged, report: func() api.Report { return reportOf(data) },
+		admin: data.Admin(), shutdown: data.Shutdown, close: func() error { return nil },
+	}, nil
+}
+
+// reportOf is the built-in data plane's part of a report.
+func reportOf(data *proxy.Proxy) api.Report {
 	r := data.Report()
 	return api.Report{
 		Revision: r.Revision, Listening: r.Listening, PlaintextCallers: r.PlaintextCallers, Callers: r.Callers,
-		Requests: r.Requests, Refused: r.Refused, Connections: r.Connections, Admin: admin,
+		Requests: r.Requests, Refused: r.Refused, Connections: r.Connections,
 	}
 }
 
 // serveAdmin starts the admin listener and returns its address.
-func (s *sidecar) serveAdmin(ctx context.Context, address netip.AddrPort) (string, error) {
+func (s *sidecar) serveAdmin(ctx context.Context, address netip.AddrPort) (at string, err error) {
+	s.admin, at, err = listenAdmin(ctx, address, s.data.admin, s.log, s.ended)
+	return at, err
+}
+
+// listenAdmin starts an admin listener and returns its address. An end that nobody asked for is said to ended.
+func listenAdmin(ctx context.Context, address netip.AddrPort, handler http.Handler, log *slog.Logger, ended chan<- error) (*http.Server, string, error) {
 	var config net.ListenConfig
 	listener, err := config.Listen(ctx, "tcp", address.String())
 	if err != nil {
-		return "", fmt.Errorf("--admin: %w; another process has it, perhaps another sidecar", err)
+		return nil, "", fmt.Errorf("--admin: %w; another process has it, perhaps another sidecar", err)
 	}
-	s.admin = &http.Server{
-		Handler:           notForPages(s.data.Admin()),
+	server := &http.Server{
+		Handler:           notForPages(handler),
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
-		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	go func() {
-		if err := s.admin.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			s.ended <- fmt.Errorf("the admin listener: %w", err)
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			ended <- fmt.Errorf("the admin listener: %w", err)
 		}
 	}()
-	return listener.Addr().String(), nil
+	return server, listener.Addr().String(), nil
 }
 
 // notForPages refuses what a web page makes somebody's browser ask for: under another host's name,
@@ -263,8 +314,9 @@ func (s *sidecar) run(ctx context.Context) error {
 	case err = <-s.ended:
 		now, cancel := context.WithCancel(agentCtx)
 		cancel()
-		_ = s.data.Shutdown(now) // the error of the part that ended is the one that counts
+		_ = s.data.shutdown(now) // the error of the part that ended is the one that counts
 	}
+	err = errors.Join(err, s.data.close())
 	if s.admin != nil {
 		s.admin.Close()
 	}
@@ -326,5 +378,5 @@ func (s *sidecar) shutdown(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}
-	return s.data.Shutdown(ctx)
+	return s.data.shutdown(ctx)
 }

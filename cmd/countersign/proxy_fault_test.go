@@ -144,7 +144,10 @@ func (l *faultLab) run(t *testing.T, environment []string, args ...string) *faul
 	return c
 }
 
-func newFaultLab(t *testing.T) *faultLab {
+func newFaultLab(t *testing.T) *faultLab { return newLab(t, faultSpec) }
+
+// newLab starts a control plane with a specification.
+func newLab(t *testing.T, specification string) *faultLab {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "cs") // a socket's path has to be short
 	if err != nil {
@@ -158,7 +161,7 @@ func newFaultLab(t *testing.T) *faultLab {
 		t.Fatalf("building with faults: %v\n%s", err, out)
 	}
 	spec := filepath.Join(dir, "mesh.yaml")
-	if err := os.WriteFile(spec, []byte(faultSpec), 0o600); err != nil {
+	if err := os.WriteFile(spec, []byte(specification), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	state := filepath.Join(dir, "server")

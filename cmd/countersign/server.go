@@ -6,17 +6,19 @@ import (
 	"fmt"
 	"net"
 
+	"countersign.dev/api"
 	"countersign.dev/id"
 	"countersign.dev/mesh"
 	"countersign.dev/server"
 )
 
 type serverCmd struct {
-	State  string   `required:"" placeholder:"DIR" help:"The state that 'countersign ca init' has made."`
-	Mesh   string   `placeholder:"PATH" help:"The specification, a file or a directory. What 'mesh apply' has changed since outlives a restart, until PATH itself changes. Not needed when a specification has run in DIR before."`
-	Listen string   `required:"" placeholder:"HOST:PORT" help:"Where agents connect (HTTPS). Port 0 is any that is free."`
-	Socket string   `placeholder:"PATH" help:"The administrator's socket. Default: server.sock in the state."`
-	Name   []string `placeholder:"DNS" help:"A further DNS name for the server's own certificate; may be repeated."`
+	State     string   `required:"" placeholder:"DIR" help:"The state that 'countersign ca init' has made."`
+	Mesh      string   `placeholder:"PATH" help:"The specification, a file or a directory. What 'mesh apply' has changed since outlives a restart, until PATH itself changes. Not needed when a specification has run in DIR before."`
+	Listen    string   `required:"" placeholder:"HOST:PORT" help:"Where agents connect (HTTPS). Port 0 is any that is free."`
+	Socket    string   `placeholder:"PATH" help:"The administrator's socket. Default: server.sock in the state."`
+	CRLListen string   `name:"crl-listen" placeholder:"HOST:PORT" help:"Serve the revocation lists over plain HTTP there, /crl/issuer.crl and /crl/root.crl (DER), for those who are no agents. Default: nowhere."`
+	Name      []string `placeholder:"DNS" help:"A further DNS name for the server's own certificate; may be repeated."`
 	// FixedTopology is what `up` says: it starts no further processes for a server that runs.
 	FixedTopology bool `help:"Refuse to apply what changes workloads, instances, ports or run."`
 	sealFlags
@@ -44,6 +46,9 @@ func (c serverCmd) Run(p *process) error {
 	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
 		return usagef("--listen %q is not of the form HOST:PORT", c.Listen)
 	}
+	if _, _, err := net.SplitHostPort(c.CRLListen); c.CRLListen != "" && err != nil {
+		return usagef("--crl-listen %q is not of the form HOST:PORT", c.CRLListen)
+	}
 	for _, name := range c.Name {
 		if err := id.CheckDNSName(name); err != nil {
 			return usagef("--name: %w", err)
@@ -54,7 +59,7 @@ func (c serverCmd) Run(p *process) error {
 		return err
 	}
 	s, err := server.New(p.ctx, server.Config{
-		State: c.State, Mesh: c.Mesh, Listen: c.Listen, Socket: c.Socket, Names: c.Name,
+		State: c.State, Mesh: c.Mesh, Listen: c.Listen, CRLListen: c.CRLListen, Socket: c.Socket, Names: c.Name,
 		Seal: seal, FixedTopology: c.FixedTopology, Log: p.log,
 	})
 	if err != nil {
@@ -84,6 +89,9 @@ func startError(p *process, err error) error {
 func (c serverCmd) ready(p *process, info server.Info) error {
 	if c.json() {
 		return json.NewEncoder(p.stdout).Encode(info)
+	}
+	if info.CRL != "" {
+		p.log.InfoContext(p.ctx, "the revocation lists are served", "issuer", info.CRL+api.PathIssuerCRL, "root", info.CRL+api.PathRootCRL)
 	}
 	_, err := fmt.Fprintf(p.stdout, "mesh %s: server ready at %s, --ca-pin %s, socket %s\n", info.Mesh, info.URL, info.CAPin, info.Socket)
 	return err

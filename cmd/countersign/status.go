@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -120,11 +121,31 @@ func writeStatus(w io.Writer, rows []api.Status, now time.Time) error {
 	if err := table.Flush(); err != nil {
 		return err
 	}
+	for _, line := range revocationLines(rows) {
+		if _, err := fmt.Fprintf(w, "\n%s\n", line); err != nil {
+			return err
+		}
+	}
 	if len(problems) == 0 {
 		return nil
 	}
 	_, err := fmt.Fprintf(w, "\n%s\n", strings.Join(problems, "\n"))
 	return err
+}
+
+// revocationLines say who looks nobody up in revocation lists and why, and what is wrong with the lists.
+func revocationLines(rows []api.Status) []string {
+	who := make(map[string][]string)
+	for _, row := range rows {
+		if row.Revocation != "" && row.Revocation != "check" && !slices.Contains(who[row.Revocation], row.Workload) {
+			who[row.Revocation] = append(who[row.Revocation], row.Workload)
+		}
+	}
+	var lines []string
+	for _, word := range slices.Sorted(maps.Keys(who)) {
+		lines = append(lines, "revocation: "+word+" ("+strings.Join(who[word], ", ")+")")
+	}
+	return lines
 }
 
 func statusColumns(row api.Status, now time.Time) []string {

@@ -15,6 +15,9 @@ import (
 	"golang.org/x/term"
 
 	"countersign.dev/ca"
+	"countersign.dev/engine"
+	"countersign.dev/mesh"
+	"countersign.dev/secret/filestore"
 	"countersign.dev/up"
 )
 
@@ -27,6 +30,7 @@ type upCmd struct {
 	Output       string        `help:"What is written to standard output when the mesh is ready: ${enum}. JSON is one line, text a table." enum:"text,json" default:"text"`
 	StartTimeout time.Duration `help:"How long the mesh may take to become ready." default:"60s"`
 	DrainTimeout time.Duration `help:"How long each process may finish its work at the end; a second signal does not wait." default:"10s"`
+	NoRotation   bool          `help:"Do not run 'countersign rotate daemon' beside the mesh. Certificates that come from stores then expire unless somebody else rotates them."`
 	Addresses    string        `hidden:"" help:"How instances get addresses: ${enum}." enum:"auto,own,shared" default:"auto"`
 }
 
@@ -36,6 +40,11 @@ func (upCmd) Help() string {
 applications that the specification says how to run, each a process of its own that is restarted when
 it dies. Ctrl-C stops all of them and leaves nothing behind. It is a way to run and to test a mesh, not
 isolation.
+
+An instance whose proxy is NGINX or HAProxy (proxy.engine) is served by the one of this machine. Where its
+certificate comes from a store (delivery), the store and its identity file are made when they are not there,
+and so is its first certificate; 'countersign rotate daemon' runs beside the mesh and renews it. Without
+--state, a store that was made is removed at the end: its certificates are of an authority that ends, too.
 
 Examples:
   countersign up mesh.yaml
@@ -80,13 +89,13 @@ func (c *upCmd) Run(p *process, cli *root, parsed *kong.Context) error {
 		Executable: executable, Flags: []string{"--log-format", cli.LogFormat, "--log-level", cli.LogLevel},
 		StateDir: c.State, LogDir: c.Logs,
 		Command: c.Command, JSON: c.Output == "json",
-		StartTimeout: c.StartTimeout, DrainTimeout: c.DrainTimeout, Addresses: up.Addresses(c.Addresses),
-		CA: unsealedCA, Signals: signals,
+		StartTimeout: c.StartTimeout, DrainTimeout: c.DrainTimeout, NoRotation: c.NoRotation, Addresses: up.Addresses(c.Addresses),
+		CA: unsealedCA, Store: func(store mesh.Store) error { return readyStore(p, store) }, Signals: signals,
 		Stdin: p.stdin, Stdout: p.stdout, Stderr: p.stderr,
 		Terminal: terminal, Colour: terminal && os.Getenv("NO_COLOR") == "",
 	})
 	switch {
-	case errors.Is(err, up.ErrCommand):
+	case errors.Is(err, up.ErrCommand), errors.Is(err, engine.ErrRefused):
 		return usageError{err}
 	case err != nil:
 		return err
@@ -130,6 +139,26 @@ func unsealedCA(dir, trustDomain string) error {
 		return fmt.Errorf("%w: 'up' works with unsealed keys, and those in %s are sealed; give another --state", ca.ErrSealed, dir)
 	}
 	return authority.BindTrustDomain(trustDomain)
+}
+
+// readyStore sees that a secret store can be used, and makes it and its identity file where they are not.
+func readyStore(p *process, store mesh.Store) error {
+	if store.Type != mesh.StoreFile {
+		return fmt.Errorf("stores of type %q are not known here", store.Type)
+	}
+	c := secretInitCmd{storeFlags: storeFlags{Store: "file:" + store.Dir, IdentityFile: store.IdentityFile}}
+	if err := c.makeIdentity(p, store.Dir); err != nil {
+		return err
+	}
+	identity, err := filestore.LoadIdentity(store.IdentityFile)
+	if err != nil {
+		return err
+	}
+	_, err = filestore.Create(store.Dir, identity)
+	if errors.Is(err, filestore.ErrExists) {
+		_, err = filestore.Open(store.Dir, identity)
+	}
+	return err
 }
 
 func isTerminal(w io.Writer) bool {

@@ -61,6 +61,11 @@ var operations = map[string]struct {
 		},
 		steps: 16 * maxVersions,
 	},
+	"remove": {
+		run:    func(ctx context.Context, s *Store) error { return s.Remove(ctx, "a", "pending") },
+		states: []string{"3=three 2=two 1=one new -", "- 2=two 1=one new -"},
+		steps:  8,
+	},
 	"lease": {
 		run: func(ctx context.Context, s *Store) error {
 			_, err := s.Lease(ctx, "a", "the dead one", minLease)

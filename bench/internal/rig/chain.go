@@ -62,9 +62,12 @@ func (c *Chain) Stop() error {
 	return errors.Join(errs...)
 }
 
-// Names are the setups that there can be beside the baseline and the mixed ones.
+// Names are the setups that there can be beside the baseline.
 func Names() []string {
-	return []string{Ours, "haproxy", "haproxy-tcp", "envoy", "envoy-tcp", "ghostunnel"}
+	return []string{
+		Ours, "haproxy", "haproxy-tcp", "envoy", "envoy-tcp", "ghostunnel",
+		MixedOut, MixedIn, NGINXRendered, NGINXDuties, HAProxyRendered, HAProxyDuties,
+	}
 }
 
 // Setup is a way to build a chain.

@@ -204,7 +204,7 @@ func get(ctx context.Context, url string) error {
 // TakesGroups tells whether the product's specification knows tlsGroups.
 func (r *Rig) TakesGroups(ctx context.Context) (bool, error) {
 	spec := filepath.Join(r.Dir, r.name("groups.yaml"))
-	if err := os.WriteFile(spec, []byte(Specification("X25519")), 0o600); err != nil {
+	if err := os.WriteFile(spec, []byte(Specification("x25519")), 0o600); err != nil {
 		return false, err
 	}
 	_, err := r.Countersign(ctx, "mesh", "validate", spec)

@@ -31,6 +31,8 @@ type peerConfig struct {
 	ServerDNS      string
 	Stream         bool   // NGINX: whether it can do TCP
 	Module         string // NGINX: proxy or grpc, whose directives have the same ends
+	// NGINX: whether it has the duties of a sidecar besides: access log, policy, fields about the caller.
+	Duties bool
 }
 
 // originConfig is what the origin's template is filled with.
@@ -72,6 +74,10 @@ func configure(dir, name string, data any) (string, error) {
 	functions := template.FuncMap{
 		// tls gives the module's name to directives that several modules have.
 		"tls": func(c peerConfig, module string) peerConfig { c.Module = module; return c },
+		// dutiful gives HAProxy the duties of a sidecar.
+		"dutiful": func(c halfConfig) halfConfig { c.Duties = true; return c },
+		// log is a format of NGINX's access log.
+		"log": duties,
 		// envoy names the port of one of Envoy's listeners or clusters, and its address.
 		"envoy": func(c halfConfig, port, address string) halfConfig { c.Port, c.Address = port, address; return c },
 		// port and host are the halves of an address.

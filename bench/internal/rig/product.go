@@ -37,7 +37,7 @@ func (r *Rig) Product(ctx context.Context) (*Setup, error) {
 		Connect: func(ctx context.Context, far Far) (*Chain, error) {
 			groups := ""
 			if choosable && slices.Equal(far.Groups, []tls.CurveID{tls.X25519}) {
-				groups = "X25519"
+				groups = "x25519"
 			}
 			m, err := r.StartMesh(ctx, Ours+"-connecting", groups)
 			if err == nil {

@@ -20,6 +20,8 @@ func TestConfigurations(t *testing.T) {
 	identity := Identity{Chain: "chain.pem", Key: "key.pem", CA: "ca.pem", Both: "both.pem"}
 	base := nginxBase{Dir: "dir", Files: 20000, Root: true, StreamModule: "stream.so"}
 	peer := peerConfig{nginxBase: base, endpoints: e, Client: identity, Server: identity, ServerDNS: ServerDNS, Stream: true}
+	dutiful := peer
+	dutiful.Duties = true
 	for name, test := range map[string]struct {
 		template string
 		data     any
@@ -30,6 +32,9 @@ func TestConfigurations(t *testing.T) {
 		"NGINX, receiving":         {"nginx-receiving.conf", peer, []string{"ssl_verify_client on", "ssl_ecdh_curve X25519", "proxy_pass 127.0.0.1:9"}},
 		"HAProxy, connecting":      {"haproxy.cfg", halfConfig{peerConfig: peer, Connecting: true}, []string{"mode http", "maxconn 19000", "verifyhost " + ServerDNS, "bind 127.0.0.1:2 backlog 4096 proto h2"}},
 		"HAProxy, receiving, TCP":  {"haproxy.cfg", halfConfig{peerConfig: peer, PassThrough: true}, []string{"verify required", "bind 127.0.0.1:4"}},
+		"NGINX, with duties":       {"nginx-receiving.conf", dutiful, []string{"access_log /dev/stdout duties", "if ($known = 0) { return 403; }", "limit_except GET POST", "limit_except POST", "grpc_set_header X-Client-Cert", `"caller":"$ssl_client_s_dn"`, `"admitted":"$known"`, "proxy_pass $to"}},
+		"HAProxy, with duties":     {"haproxy-duties.cfg", halfConfig{peerConfig: peer}, []string{"mode http", "log global", "http-request deny unless { var(txn.admitted) -m found }", "acl methods method GET POST", "tcp-request content reject unless"}},
+		"HAProxy, and its log":     {"haproxy-duties.cfg", halfConfig{peerConfig: peer, Connecting: true}, []string{"mode http", `"direction":"outbound"`, `"end":"%ts"`}},
 		"Envoy, connecting":        {"envoy.yaml", halfConfig{peerConfig: peer, Connecting: true}, []string{"HttpConnectionManager", "exact: " + ServerDNS, "port_value: 6"}},
 		"Envoy, receiving, as TCP": {"envoy.yaml", halfConfig{peerConfig: peer, PassThrough: true}, []string{"require_client_certificate: true", "TcpProxy", "port_value: 9"}},
 	} {
@@ -52,6 +57,45 @@ func TestConfigurations(t *testing.T) {
 		}
 		if test.template == "haproxy.cfg" && strings.Contains(string(text), "mode http") == strings.Contains(name, "TCP") {
 			t.Errorf("%s is of the wrong mode:\n%s", name, text)
+		}
+	}
+}
+
+// The rendered sidecars get the mesh that the others have by hand.
+func TestRenderedSpecification(t *testing.T) {
+	spec := renderedSpecification(endpoints{
+		HTTP: "127.0.0.1:1001", GRPC: "127.0.0.1:1002", TCP: "127.0.0.1:1003", PeerHTTP: "127.0.0.1:1004", PeerGRPC: "127.0.0.1:1005", PeerTCP: "127.0.0.1:1006",
+		AppHTTP: "127.0.0.1:1007", AppGRPC: "127.0.0.1:1008", AppTCP: "127.0.0.1:1009",
+	})
+	for _, want := range []string{
+		"{service: server, port: 1004, listen: 1001}", "{service: server, port: 1005, listen: 1002}", "{service: server, port: 1006, listen: 1003}",
+		"{port: 1004, protocol: http, app: 1007,", "{port: 1005, protocol: grpc, app: 1008,", "{port: 1006, protocol: tcp, app: 1009,",
+		"tlsGroups: [x25519]",
+	} {
+		if !strings.Contains(spec, want) {
+			t.Errorf("it lacks %q:\n%s", want, spec)
+		}
+	}
+}
+
+// Certificates lie where `countersign init` would put them, for their owner alone.
+func TestCertificates(t *testing.T) {
+	from := t.TempDir()
+	identity := Identity{Chain: filepath.Join(from, "chain"), Key: filepath.Join(from, "key"), CA: filepath.Join(from, "ca"), Both: filepath.Join(from, "both")}
+	for _, path := range []string{identity.Chain, identity.Key, identity.CA, identity.Both} {
+		if err := os.WriteFile(path, []byte(filepath.Base(path)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := filepath.Join(t.TempDir(), "certs")
+	if err := certificates(dir, identity); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"cert.pem": "chain", "key.pem": "key", "ca.pem": "ca", "cert-and-key.pem": "both"} {
+		path := filepath.Join(dir, "current", name)
+		text, err := os.ReadFile(path)
+		if info, statErr := os.Stat(path); err != nil || statErr != nil || string(text) != want || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s is %q of mode %v (%v)", name, text, info, err)
 		}
 	}
 }

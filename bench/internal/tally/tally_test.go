@@ -131,6 +131,7 @@ func TestJudge(t *testing.T) {
 		"by the value":     {func(t *Target) { t.Absolute = true }, false, nil},
 		"of no row":        {func(t *Target) { t.Row = "c" }, false, ErrNone},
 		"of no setup":      {func(t *Target) { t.Setup = "theirs" }, false, ErrNone},
+		"beside nobody":    {func(t *Target) { t.Beside = "theirs" }, false, ErrNone},
 		"of no metric":     {func(t *Target) { t.Metric = "p50" }, false, ErrNone},
 	} {
 		changed := target
@@ -138,6 +139,19 @@ func TestJudge(t *testing.T) {
 		verdict, err := r.Judge(changed)
 		if verdict.Met != test.met || !errors.Is(err, test.err) {
 			t.Errorf("%s: %+v, %v", name, verdict, err)
+		}
+	}
+	// Of two setups that both cost half as much again as the baseline, one costs what the other does.
+	beside := Results{Rows: []Row{{Name: "d", Setups: map[string]*Series{"ours": {}, "theirs": {}}}}}
+	for _, name := range []string{"ours", "theirs"} {
+		for _, baseline := range []float64{20, 40} {
+			beside.Rows[0].Setups[name].Add(Sample{"cpu": 1.5 * baseline}, Sample{"cpu": baseline}, Sample{"cpu": baseline})
+		}
+	}
+	for limit, met := range map[float64]bool{1: true, 0.99: false} {
+		verdict, err := beside.Judge(Target{Row: "d", Setup: "ours", Beside: "theirs", Metric: "cpu", Limit: limit})
+		if err != nil || verdict.Met != met || verdict.Spread.Median != 1 || verdict.Spread.Runs != 2 {
+			t.Errorf("beside another setup, at most %v: %+v, %v", limit, verdict, err)
 		}
 	}
 	if got := target.Asked(); got != "<= 0.5" {

@@ -8,6 +8,8 @@ type Target struct {
 	What  string
 	// Row, Setup and Metric say which figure it is.
 	Row, Setup, Metric string
+	// Beside, when set, is the setup that this one is compared with instead of the baseline.
+	Beside string
 	// Limit is the most, or with AtLeast the least, that the median may be: of the ratios, or with
 	// Absolute of the values.
 	Limit             float64
@@ -28,8 +30,15 @@ func (r *Results) Judge(t Target) (Verdict, error) {
 		return Verdict{Target: t}, ErrNone
 	}
 	values := row.Setups[t.Setup].Ratios(t.Metric)
-	if t.Absolute {
+	switch {
+	case t.Absolute:
 		values = row.Setups[t.Setup].Values(t.Metric)
+	case t.Beside != "":
+		other := row.Setups[t.Beside]
+		if other == nil {
+			return Verdict{Target: t}, ErrNone
+		}
+		values = pairwise(values, other.Ratios(t.Metric))
 	}
 	spread, err := SpreadOf(values)
 	if err != nil {
@@ -40,6 +49,18 @@ func (r *Results) Judge(t Target) (Verdict, error) {
 		met = spread.Median >= t.Limit
 	}
 	return Verdict{Target: t, Spread: spread, Met: met}, nil
+}
+
+// pairwise divides ratios by those of another setup in the same round. Both were taken beside the baseline, so that
+// what the machine did meanwhile is out of both.
+func pairwise(values, others []float64) []float64 {
+	var quotients []float64
+	for i := range min(len(values), len(others)) {
+		if others[i] > 0 {
+			quotients = append(quotients, values[i]/others[i])
+		}
+	}
+	return quotients
 }
 
 // Asked writes what a target asks for: <= 0.45.

@@ -6,7 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"countersign.dev/proxy/internal/stat"
+	"countersign.dev/stat"
 )
 
 // Target is where requests and connections go: the instances of an upstream, or the application. It is

@@ -154,6 +154,14 @@ func (h *HTTP) Answered(status int) {
 	}
 }
 
+// Class counts the answers of one class, 2 to 5; nil for others.
+func (h *HTTP) Class(class int) *atomic.Int64 {
+	if class < 2 || class > 5 {
+		return nil
+	}
+	return h.classes[class]
+}
+
 // Cluster counts what goes to an upstream.
 type Cluster struct {
 	CxTotal       *atomic.Int64

@@ -1,0 +1,358 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"countersign.dev/mesh"
+	"countersign.dev/rotate"
+)
+
+type rotateCmd struct {
+	Once   rotateOnceCmd   `cmd:"" help:"Rotate what is due, and end."`
+	Daemon rotateDaemonCmd `cmd:"" help:"Rotate what is due, for as long as this runs."`
+	Status rotateStatusCmd `cmd:"" help:"What the stores hold, when it is due, and how the last rotations ended."`
+}
+
+type rotateOnceCmd struct {
+	Service  string        `arg:"" optional:"" help:"The service or gateway. Default: all whose certificate comes from a store."`
+	DryRun   bool          `help:"Say what would be done, and why. Nothing is written and no lease is taken."`
+	Force    bool          `help:"Rotate although nothing is due, and replace a current version that is damaged."`
+	NoDeploy bool          `help:"Make the new version current, and go no further: nothing is restarted and nobody is looked at."`
+	Timeout  time.Duration `default:"2m" help:"How long the endpoints of a service may take to serve the new certificate before the old one is brought back."`
+	adminFlags
+	outputFlag
+}
+
+// Help is what --help adds.
+func (rotateOnceCmd) Help() string {
+	return `For services whose certificate comes from a secret store. Each rotation has these steps: a key and a
+request are stored; the authority is asked; the new version is stored, read back and checked as
+'countersign init' checks it; it is made current; instances are restarted one after the other where the
+specification says so (deploy: restart), else their watchers reload them; and every endpoint is looked at
+until it serves the new serial. What fails after that is undone: the version of before becomes current
+again, is deployed and observed. A process that is killed leaves nothing half: the next one goes on where
+it was, with the same request. Trust bundles that services share come first, for all who use them, also
+when one service is named.
+
+A lease in the store keeps two from working on one service; the second one says who has it.
+
+Exit status: 0 when nothing was due or all went well, 1 when something failed, 2 for a mistake in what was
+asked for. Progress goes to standard error.
+
+Examples:
+  countersign rotate once --dry-run
+  countersign rotate once payments --force
+  countersign up mesh.yaml -- countersign rotate once --output json`
+}
+
+// Run rotates.
+func (c *rotateOnceCmd) Run(p *process) error {
+	if c.Timeout <= 0 || c.Timeout > time.Hour {
+		return usagef("--timeout %s is out of range; give one above 0 and at most 1h", c.Timeout)
+	}
+	world, err := newRotation(p, c.adminFlags)
+	if err != nil {
+		return err
+	}
+	targets, err := world.targets(p.ctx, c.Service)
+	if err != nil {
+		return answered(p, err)
+	}
+	rotator, err := world.rotator(c.Timeout, func(workload string, step rotate.Step, text string) {
+		fmt.Fprintf(p.stderr, "%s: %s: %s\n", workload, step, text)
+	})
+	if err != nil {
+		return err
+	}
+	results := rotator.RotateAll(p.ctx, targets, rotate.Options{Force: c.Force, NoDeploy: c.NoDeploy, DryRun: c.DryRun, Service: c.Service})
+	if c.json() {
+		err = writeJSON(p, results)
+	} else {
+		err = printResults(p, results)
+	}
+	return cmp.Or(err, c.verdict(p, results))
+}
+
+// verdict says what failed, once more and together, and makes it the exit status.
+func (c *rotateOnceCmd) verdict(p *process, results []rotate.Result) error {
+	failed := 0
+	for _, result := range results {
+		if result.Err != nil {
+			failed++
+			fmt.Fprintf(p.stderr, "countersign: %s: %s\n", cmp.Or(result.Service, result.Secret), result.Error)
+		}
+	}
+	switch {
+	case failed > 0:
+		return exitError{status: exitFailure, message: fmt.Sprintf("%s of %d failed", count(failed, "rotation"), len(results))}
+	case p.ctx.Err() != nil:
+		return exitError{status: exitFailure, message: "interrupted before everything was looked at"}
+	default:
+		return nil
+	}
+}
+
+// printResults writes one line a result.
+func printResults(p *process, results []rotate.Result) error {
+	var out strings.Builder
+	if len(results) == 0 {
+		fmt.Fprintln(&out, "Nothing to rotate: no certificate comes from a store (delivery: {type: store}); agents renew theirs themselves.")
+	}
+	for _, result := range results {
+		fmt.Fprintf(&out, "%s: %s\n", cmp.Or(result.Service, "trust bundle "+result.Secret), describeResult(result))
+		for _, note := range result.Notes {
+			fmt.Fprintf(&out, "  %s\n", note)
+		}
+	}
+	_, err := p.stdout.Write([]byte(out.String()))
+	return err
+}
+
+func describeResult(r rotate.Result) string {
+	serves := "version " + r.Version
+	if r.Serial != "" {
+		serves = fmt.Sprintf("serial %s, valid to %s", r.Serial, r.NotAfter.Format(time.RFC3339))
+	}
+	switch {
+	case r.Err != nil:
+		return fmt.Sprintf("%s, at the step %s; standard error says why", r.Outcome, r.Step)
+	case r.Outcome == rotate.Nothing && r.Due.IsZero():
+		return "nothing is due: it is what the authority says"
+	case r.Outcome == rotate.Nothing:
+		return "nothing is due before " + r.Due.Format(time.RFC3339) + "; " + serves
+	case r.Outcome == rotate.WouldRotate:
+		return "would rotate: " + r.Reason
+	case r.Outcome == rotate.Promoted:
+		return serves + ", is current; nobody was looked at (" + r.Reason + ")"
+	case r.Serial == "":
+		return "brought up to date (" + r.Reason + ")"
+	default:
+		return fmt.Sprintf("rotated, and %s: %s (%s)", seenAt(r.Seen), serves, r.Reason)
+	}
+}
+
+// seenAt says at how many places something was seen, and for how many there is only an instance's own word.
+func seenAt(sightings []rotate.Sighting) string {
+	seen, said := 0, 0
+	for _, s := range sightings {
+		switch {
+		case s.Away:
+		case s.By == rotate.ByReport:
+			said++
+		default:
+			seen++
+		}
+	}
+	text := "seen at " + count(seen, "place")
+	if said > 0 {
+		text += fmt.Sprintf(" (of %s there is only its own word)", count(said, "instance"))
+	}
+	return text
+}
+
+type rotateDaemonCmd struct {
+	Metrics string        `placeholder:"ADDR" help:"Serve /metrics for Prometheus on this address, host:port. There is no access control: choose a loopback address."`
+	Timeout time.Duration `default:"2m" help:"How long the endpoints of a service may take to serve a new certificate before the old one is brought back."`
+	adminFlags
+}
+
+// Help is what --help adds.
+func (rotateDaemonCmd) Help() string {
+	return `Does what 'rotate once' does whenever something is due, and looks again every minute in any case: the
+specification, the trust bundle or the authority may have changed. What fails is tried again after ten
+seconds, then later each time, up to ten minutes. SIGTERM ends it between two steps of a rotation; the next
+start goes on from there.
+
+The metrics: countersign_rotate_certificate_expiry_days, countersign_rotate_last_success_timestamp_seconds,
+countersign_rotate_failures_total and countersign_rotate_in_flight, each by service.
+
+Examples:
+  countersign rotate daemon --socket /var/lib/countersign/server.sock --metrics 127.0.0.1:9464`
+}
+
+// Run rotates until it is told to end.
+func (c *rotateDaemonCmd) Run(p *process) error {
+	if c.Timeout <= 0 || c.Timeout > time.Hour {
+		return usagef("--timeout %s is out of range; give one above 0 and at most 1h", c.Timeout)
+	}
+	world, err := newRotation(p, c.adminFlags)
+	if err != nil {
+		return err
+	}
+	rotator, err := world.rotator(c.Timeout, func(workload string, step rotate.Step, text string) {
+		p.log.InfoContext(p.ctx, "rotating", "workload", workload, "step", string(step), "text", text)
+	})
+	if err != nil {
+		return err
+	}
+	daemon := &rotate.Daemon{Rotator: rotator, Log: p.log, Targets: func(ctx context.Context) ([]rotate.Target, error) { return world.targets(ctx, "") }}
+	stop, err := c.serve(p, daemon)
+	if err != nil {
+		return err
+	}
+	daemon.Run(p.ctx)
+	return stop()
+}
+
+// serve serves the metrics.
+func (c *rotateDaemonCmd) serve(p *process, daemon *rotate.Daemon) (stop func() error, err error) {
+	if c.Metrics == "" {
+		return func() error { return nil }, nil
+	}
+	var listen net.ListenConfig
+	listener, err := listen.Listen(p.ctx, "tcp", c.Metrics)
+	if err != nil {
+		return nil, usagef("--metrics %s: %w", c.Metrics, err)
+	}
+	p.log.InfoContext(p.ctx, "serving metrics", "address", listener.Addr().String())
+	server := &http.Server{Handler: daemon, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(listener) }()
+	return func() error {
+		err := server.Close()
+		if serveErr := <-ended; !errors.Is(serveErr, http.ErrServerClosed) {
+			err = errors.Join(err, serveErr)
+		}
+		return err
+	}, nil
+}
+
+type rotateStatusCmd struct {
+	Service string `arg:"" optional:"" help:"The service or gateway. Default: all whose certificate comes from a store."`
+	adminFlags
+	outputFlag
+}
+
+// Help is what --help adds.
+func (rotateStatusCmd) Help() string {
+	return `Shows for each service whose certificate comes from a store what is current there, when that is due, which
+step a rotation is at, when one last came to its end, how the last one failed, and who holds the lease.
+That is kept in the store itself, as the secret NAME.rotation. With --output json: an array of objects.
+
+Exit status: 0, or 1 when a store, or something in it, could not be read.
+
+Examples:
+  countersign rotate status
+  countersign rotate status payments --output json`
+}
+
+// Run shows the status.
+func (c *rotateStatusCmd) Run(p *process) error {
+	world, err := newRotation(p, c.adminFlags)
+	if err != nil {
+		return err
+	}
+	targets, err := world.targets(p.ctx, c.Service)
+	if err != nil {
+		return answered(p, err)
+	}
+	if c.Service != "" {
+		targets = slices.DeleteFunc(targets, func(t rotate.Target) bool { return t.Workload.Name != c.Service })
+	}
+	statuses := []rotate.Status{}
+	for _, target := range targets {
+		statuses = append(statuses, rotate.ReadStatus(p.ctx, target))
+	}
+	if c.json() {
+		err = writeJSON(p, statuses)
+	} else {
+		err = printRotations(p, statuses, bundleProblems(p.ctx, targets), time.Now())
+	}
+	return cmp.Or(err, unreadable(statuses))
+}
+
+// unreadable makes what could not be read the exit status.
+func unreadable(statuses []rotate.Status) error {
+	failed := 0
+	for _, status := range statuses {
+		if status.Problem != "" {
+			failed++
+		}
+	}
+	if failed == 0 {
+		return nil
+	}
+	return exitError{status: exitFailure, message: fmt.Sprintf("of %s something could not be read", count(failed, "service"))}
+}
+
+// bundleProblems says of each trust bundle that some targets share how its last rotation failed.
+func bundleProblems(ctx context.Context, targets []rotate.Target) []string {
+	var problems []string
+	for _, bundle := range rotate.SharedBundles(targets) {
+		record, err := rotate.ReadRecord(ctx, bundle.Store, bundle.Name)
+		switch {
+		case err != nil:
+			problems = append(problems, fmt.Sprintf("trust bundle %s: %v", bundle.Name, err))
+		case record.LastError != "":
+			problems = append(problems, fmt.Sprintf("trust bundle %s: the last rotation failed at %s, at the step %s: %s",
+				bundle.Name, record.LastErrorTime.Format(time.RFC3339), record.LastErrorStep, record.LastError))
+		}
+	}
+	return problems
+}
+
+// printRotations writes the table, and below it what is wrong, with the bundles first.
+func printRotations(p *process, statuses []rotate.Status, problems []string, now time.Time) error {
+	table := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "SERVICE\tSECRET\tVERSION\tSERIAL\tEXPIRES IN\tDUE IN\tSTEP\tLAST SUCCESS\tFAILURES\tLEASE")
+	for _, s := range statuses {
+		expires, due, success := "-", "-", "-"
+		if !s.NotAfter.IsZero() {
+			expires, due = roughly(s.NotAfter.Sub(now)), roughly(s.Due.Sub(now))
+		}
+		if !s.LastSuccess.IsZero() {
+			success = roughly(now.Sub(s.LastSuccess)) + " ago"
+		}
+		fmt.Fprintln(table, strings.Join([]string{
+			s.Service, s.Secret, cmp.Or(s.Version, "-"), cmp.Or(s.Serial, "-"), expires, due,
+			cmp.Or(string(s.Step), "-"), success, fmt.Sprint(s.Failures), cmp.Or(s.Holder, "-"),
+		}, "\t"))
+		if s.LastError != "" {
+			problems = append(problems, fmt.Sprintf("%s: the last rotation failed at %s, at the step %s: %s", s.Service, s.LastErrorTime.Format(time.RFC3339), s.LastErrorStep, s.LastError))
+		}
+		if s.Problem != "" {
+			problems = append(problems, s.Service+": "+s.Problem)
+		}
+	}
+	if err := table.Flush(); err != nil || len(problems) == 0 {
+		return err
+	}
+	_, err := fmt.Fprintf(p.stdout, "\n%s\n", strings.Join(problems, "\n"))
+	return err
+}
+
+// targetNames are the workloads of a specification whose certificate comes from a store.
+func targetNames(spec *mesh.Spec, service string) ([]string, error) {
+	var names []string
+	known := false
+	for _, workload := range spec.Workloads() {
+		if service != "" && workload.Name != service {
+			continue
+		}
+		known = true
+		plan, err := spec.Compile(workload.Name)
+		if err != nil {
+			return nil, err
+		}
+		if plan.Delivery.FromStore() {
+			names = append(names, workload.Name)
+		}
+	}
+	switch {
+	case service != "" && !known:
+		return nil, usagef("the running specification does not declare %q", service)
+	case service != "" && len(names) == 0:
+		return nil, usagef("the certificate of %s does not come from a store: its agent renews it by itself", service)
+	}
+	slices.Sort(names)
+	return names, nil
+}

@@ -1,0 +1,348 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"countersign.dev/api"
+	"countersign.dev/mesh"
+	"countersign.dev/mtls"
+	"countersign.dev/observe"
+	"countersign.dev/rotate"
+	"countersign.dev/secret"
+	"countersign.dev/secret/filestore"
+	"countersign.dev/up"
+)
+
+// rotation is what a rotation works with: the server is authority and knows the instances, the stores are those of the
+// running specification.
+type rotation struct {
+	admin *api.Admin
+
+	mu     sync.Mutex
+	stores map[mesh.Store]*filestore.Store
+}
+
+func newRotation(_ *process, flags adminFlags) (*rotation, error) {
+	admin, err := flags.admin()
+	if err != nil {
+		return nil, err
+	}
+	return &rotation{admin: admin, stores: make(map[mesh.Store]*filestore.Store)}, nil
+}
+
+// rotator wires the parts.
+func (w *rotation) rotator(timeout time.Duration, progress func(string, rotate.Step, string)) (*rotate.Rotator, error) {
+	return rotate.New(rotate.Config{
+		Authority: serverAuthority{w.admin}, Deployer: upDeployer{}, Observer: meshObserver{w.admin},
+		Holder: rotate.Holder(), Timeout: timeout, Progress: progress,
+	})
+}
+
+// targets are the workloads of the running specification whose certificate comes from a store: all of them, also when a
+// service is named, which has to be one of them.
+func (w *rotation) targets(ctx context.Context, service string) ([]rotate.Target, error) {
+	spec, err := runningSpec(ctx, w.admin)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := targetNames(spec, service); err != nil {
+		return nil, err
+	}
+	names, err := targetNames(spec, "")
+	if err != nil {
+		return nil, err
+	}
+	var targets []rotate.Target
+	for _, name := range names {
+		plan, err := spec.Compile(name)
+		if err != nil {
+			return nil, fmt.Errorf("compiling the plan of %s: %w", name, err)
+		}
+		target, err := rotate.TargetOf(plan)
+		if err != nil {
+			return nil, usageError{err}
+		}
+		if store, err := w.store(plan.Delivery.Store); err == nil {
+			target.Store, target.Keeper = store, rotationKeeper{store}
+		} else {
+			broken := brokenStore{fmt.Errorf("the store %s: %w", plan.Delivery.StoreName, err)}
+			target.Store, target.Keeper = broken, broken
+		}
+		targets = append(targets, target)
+	}
+	return targets, nil
+}
+
+// store opens a store, once.
+func (w *rotation) store(declared mesh.Store) (*filestore.Store, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if store := w.stores[declared]; store != nil {
+		return store, nil
+	}
+	if declared.Type != mesh.StoreFile {
+		return nil, fmt.Errorf("stores of the type %q are not known to this version of countersign", declared.Type)
+	}
+	identity, err := filestore.LoadIdentity(declared.IdentityFile)
+	if err != nil {
+		return nil, err
+	}
+	store, err := filestore.Open(declared.Dir, identity)
+	if err != nil {
+		return nil, err
+	}
+	w.stores[declared] = store
+	return store, nil
+}
+
+// rotationKeeper gives leases as package rotate declares them.
+type rotationKeeper struct{ *filestore.Store }
+
+// Lease implements [rotate.Keeper].
+func (k rotationKeeper) Lease(ctx context.Context, name, holder string, ttl time.Duration) (rotate.Lease, error) {
+	lease, err := k.Store.Lease(ctx, name, holder, ttl)
+	if err != nil {
+		return nil, err // an interface that holds a nil lease is not nil
+	}
+	return lease, nil
+}
+
+// brokenStore is a store that could not be opened: those who use it fail, and the others do not.
+type brokenStore struct{ err error }
+
+// Read implements [rotate.Store].
+func (b brokenStore) Read(context.Context, string, string) ([]byte, string, error) {
+	return nil, "", b.err
+}
+
+// Stage implements [rotate.Store].
+func (b brokenStore) Stage(context.Context, string, string, []byte) (string, error) {
+	return "", b.err
+}
+
+// Promote implements [rotate.Store].
+func (b brokenStore) Promote(context.Context, string, string) error { return b.err }
+
+// Versions implements [rotate.Store].
+func (b brokenStore) Versions(context.Context, string) ([]secret.Version, error) { return nil, b.err }
+
+// Remove implements [rotate.Keeper].
+func (b brokenStore) Remove(context.Context, string, string) error { return b.err }
+
+// Lease implements [rotate.Keeper].
+func (b brokenStore) Lease(context.Context, string, string, time.Duration) (rotate.Lease, error) {
+	return nil, b.err
+}
+
+// EndLease implements [rotate.Keeper].
+func (b brokenStore) EndLease(context.Context, string, string) error { return b.err }
+
+// Holder implements [rotate.Keeper].
+func (b brokenStore) Holder(context.Context, string) (string, time.Time, error) {
+	return "", time.Time{}, b.err
+}
+
+// serverAuthority is the CA behind the server.
+type serverAuthority struct{ admin *api.Admin }
+
+// Issue implements [rotate.Authority]. The names are those that the server's specification says.
+func (a serverAuthority) Issue(ctx context.Context, request rotate.Request) ([]byte, error) {
+	credentials, err := a.admin.Issue(ctx, api.IssueRequest{Workload: request.Workload.Name, CSR: string(request.CSR), Request: request.ID})
+	if refusal, ok := errors.AsType[*api.Error](err); ok && (refusal.Code == api.CodeConflict || refusal.Code == api.CodeRevoked) {
+		// Another key has the id, or what was issued for it was revoked: neither ever changes.
+		return nil, fmt.Errorf("%w: %w", rotate.ErrRequest, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return []byte(credentials.Chain), nil
+}
+
+// Trust implements [rotate.Authority].
+func (a serverAuthority) Trust(ctx context.Context) (rotate.Trust, error) {
+	ca, err := a.admin.CA(ctx)
+	if err != nil {
+		return rotate.Trust{}, err
+	}
+	issuer, err := mtls.ParseCertificates([]byte(ca.Issuer))
+	if err != nil {
+		return rotate.Trust{}, fmt.Errorf("the issuing CA's certificate: %w", err)
+	}
+	crl, err := a.admin.CRL(ctx)
+	if err != nil {
+		return rotate.Trust{}, fmt.Errorf("asking for the revocation lists: %w", err)
+	}
+	trust := rotate.Trust{Bundle: []byte(cmp.Or(ca.Bundle, ca.Root)), Known: []byte(ca.Root), CRL: crl, Issuer: issuer[0]}
+	for _, hierarchy := range ca.Roots {
+		trust.Known = slices.Concat(trust.Known, []byte("\n"), []byte(hierarchy.Root))
+	}
+	return trust, nil
+}
+
+// Issued implements [rotate.Books].
+func (a serverAuthority) Issued(ctx context.Context, serial string) (bool, error) {
+	records, err := a.admin.Certificates(ctx)
+	return slices.ContainsFunc(records, func(r api.CertificateRecord) bool { return r.Serial == serial }), err
+}
+
+// meshObserver looks at the instances that are registered at the server.
+type meshObserver struct{ admin *api.Admin }
+
+// Look implements [rotate.Observer].
+func (o meshObserver) Look(ctx context.Context, target rotate.Target) ([]rotate.Sighting, error) {
+	ca, err := o.admin.CA(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("asking for the trust bundle: %w", err)
+	}
+	roots, err := mtls.ParseCertificates([]byte(cmp.Or(ca.Bundle, ca.Root)))
+	if err != nil {
+		return nil, fmt.Errorf("the trust bundle: %w", err)
+	}
+	endpoints, err := o.admin.Endpoints(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("asking for the endpoints: %w", err)
+	}
+	rows, err := o.admin.Status(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("asking for the status of the instances: %w", err)
+	}
+	found := make([][]rotate.Sighting, len(rows))
+	var group errgroup.Group
+	group.SetLimit(maxLooks)
+	for n, row := range rows {
+		if row.Workload != target.Workload.Name || row.Instance == "" {
+			continue
+		}
+		i := slices.IndexFunc(endpoints, func(e api.Instance) bool { return e.Workload == row.Workload && e.Instance == row.Instance })
+		switch {
+		case i >= 0:
+			group.Go(func() error {
+				found[n] = lookAt(ctx, target, endpoints[i], row, roots)
+				return nil
+			})
+		case row.Connected: // it has not come so far that peers are told of it
+			found[n] = []rotate.Sighting{{Instance: row.Instance, By: rotate.ByReport, Problem: cmp.Or(row.Error, "it is no endpoint for its peers yet")}}
+		default:
+			found[n] = []rotate.Sighting{{Instance: row.Instance, By: rotate.ByReport, Away: true, Problem: row.Error}}
+		}
+	}
+	_ = group.Wait() // none of them fails
+	return slices.Concat(found...), ctx.Err()
+}
+
+// maxLooks is how many instances are looked at at a time.
+const maxLooks = 16
+
+// lookAt looks at one instance: at every listener that shows the workload's own certificate, or, when there is none,
+// at what peers have seen and the instance says.
+func lookAt(ctx context.Context, target rotate.Target, instance api.Instance, row api.Status, roots []*x509.Certificate) []rotate.Sighting {
+	var sightings []rotate.Sighting
+	for _, inbound := range target.Inbound {
+		if inbound.TLS == mesh.Off || inbound.Certificate != nil {
+			continue
+		}
+		s := rotate.Sighting{Instance: instance.Instance, Endpoint: inbound.Name, By: rotate.ByHandshake, Problem: row.Error}
+		i := slices.IndexFunc(instance.Inbound, func(l api.Listening) bool { return l.Port == inbound.Port })
+		if i < 0 {
+			s.Problem = strings.TrimPrefix(row.Error+"; it reports no listener for the port "+fmt.Sprint(inbound.Port), "; ")
+			sightings = append(sightings, s)
+			continue
+		}
+		leaf, err := observe.Served(ctx, instance.Inbound[i].Address, target.Workload.Identity, inbound.Protocol, roots)
+		if err == nil {
+			s.Serial = mtls.Serial(leaf)
+		} else {
+			s.Problem = strings.TrimPrefix(row.Error+"; "+err.Error(), "; ")
+		}
+		sightings = append(sightings, s)
+	}
+	if len(sightings) > 0 {
+		return sightings
+	}
+	s := rotate.Sighting{Instance: instance.Instance, Serial: row.ObservedSerial, By: rotate.ByPeers, Problem: row.Error}
+	if row.ObservedSerial == "" || row.ObservedSerial != row.Serial {
+		// Nobody has called it or was called by it since it changed: what it says is all that there is.
+		s.Serial, s.By = row.Serial, rotate.ByReport
+		s.Peers, s.PeersAt = row.ObservedSerial, row.ObservedTime // or somebody has seen otherwise
+	}
+	return []rotate.Sighting{s}
+}
+
+// upDeployer restarts instances of `countersign up`, by the socket that its run document names.
+type upDeployer struct{}
+
+// controlDocument is what is needed of the run document.
+type controlDocument struct {
+	Control string `json:"control"`
+}
+
+// restartTimeout bounds one restart: an instance drains first.
+const restartTimeout = 5 * time.Minute
+
+// Restart implements [rotate.Deployer].
+func (upDeployer) Restart(ctx context.Context, _, instance string) error {
+	socket, err := controlSocket()
+	if err != nil {
+		return err
+	}
+	body, err := json.Marshal(map[string]string{"instance": instance})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, restartTimeout)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://countersign/v1/restart", bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	request.Header.Set("Content-Type", "application/json")
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		},
+	}}
+	response, err := client.Do(request)
+	if err != nil {
+		return fmt.Errorf("asking 'countersign up' on %s: %w", socket, err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return api.DecodeError(response)
+	}
+	_, err = io.Copy(io.Discard, io.LimitReader(response.Body, 1<<20))
+	return err
+}
+
+// controlSocket finds the socket of `up`.
+func controlSocket() (string, error) {
+	path := os.Getenv(up.EnvRun)
+	if path == "" {
+		return "", errors.New("instances of services with 'deploy: {type: restart}' are restarted by `countersign up`: run the rotation inside it, or choose reload")
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("reading what %s names: %w", up.EnvRun, err)
+	}
+	var document controlDocument
+	if err := json.Unmarshal(data, &document); err != nil || document.Control == "" {
+		return "", fmt.Errorf("the file %s, which %s names, does not say where the socket for restarts is; start the mesh with this version of countersign", path, up.EnvRun)
+	}
+	return document.Control, nil
+}

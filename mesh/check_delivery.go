@@ -1,0 +1,216 @@
+package mesh
+
+import (
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"countersign.dev/secret"
+)
+
+// secretOwner is whose a secret is, and where that is written.
+type secretOwner struct {
+	who    string // service NAME or gateway NAME
+	at     position
+	bundle bool // it is a trust bundle, which several may share
+}
+
+// deliveries checks the stores, and how each workload's certificate gets to its proxy.
+func (c checker) deliveries() {
+	c.storeDirectories()
+	if stale := c.root.get("staleCRL"); stale.isGood() && c.root.get("revocation").str() == revocationNone {
+		c.wrong(stale, "is without effect where revocation is none", "remove it")
+	}
+	owners := map[string]secretOwner{}
+	for _, m := range members(c.root.get("services")) {
+		c.delivery(m, "service "+m.name, c.spec.Services[m.name].Proxy, c.spec.Services[m.name].Delivery, owners)
+	}
+	for _, m := range members(c.root.get("gateways")) {
+		c.delivery(m, "gateway "+m.name, c.spec.Gateways[m.name].Proxy, c.spec.Gateways[m.name].Delivery, owners)
+	}
+}
+
+// storeDirectories finds two stores in one directory: each would take the other's secrets for its own. And it
+// finds what opens a store inside of it, where every copy of the store takes it along.
+func (c checker) storeDirectories() {
+	first := map[string]member{}
+	for _, m := range members(c.root.get("stores")) {
+		dir := m.value.get("dir")
+		if !dir.isGood() || dir.text == "" {
+			continue
+		}
+		path, identity := filepath.Clean(c.spec.Stores[m.name].Dir), m.value.get("identityFile")
+		if identity.isGood() && identity.text != "" && strings.HasPrefix(filepath.Clean(c.spec.Stores[m.name].IdentityFile), path+string(filepath.Separator)) {
+			c.wrong(identity, "lies in the store that it opens", "keep it somewhere else, and out of the store's backups")
+		}
+		if other, again := first[path]; again {
+			c.wrong(dir, fmt.Sprintf("is the directory of the store %s, too", other.name), "give each a directory of its own, or remove one of the two")
+			continue
+		}
+		first[path] = m
+	}
+}
+
+// delivery checks one workload.
+func (c checker) delivery(m member, who string, proxy ProxyPlan, d DeliveryPlan, owners map[string]secretOwner) {
+	written, engine := m.value.get("delivery"), m.value.get("proxy")
+	understood := !engine.isBad() && !engine.get("engine").isBad() // or which engine is meant cannot be known
+	if version := engine.get("version"); version.isGood() && understood && !proxy.Real() && engine.get("engine") != nil {
+		c.wrong(version, "is without effect on the built-in proxy, which is of this program's version", "remove it, or choose engine: nginx or haproxy")
+	}
+	kind := written.get("type")
+	if written.isBad() || kind.isBad() || (written != nil && kind == nil) {
+		return
+	}
+	if !d.FromStore() {
+		for _, other := range members(written) {
+			if other.name != "type" {
+				c.wrong(other.value, "is without effect where the agent delivers", "remove it, or write type: store")
+			}
+		}
+		if deploy := m.value.get("deploy"); deploy.isGood() {
+			c.wrong(deploy, "is without effect where the certificate does not come from a store", "remove it, or write delivery: {type: store, ...}")
+		}
+		return
+	}
+	if understood && !proxy.Real() {
+		c.wrong(kind, "the built-in proxy makes its own key and takes none from a store", "write proxy: {engine: nginx} or {engine: haproxy}, or type: agent")
+	}
+	c.storeOf(written)
+	if written.get("secret") == nil {
+		c.missing(written, "secret", "is missing", `name the secret, such as secret: "{mesh}/{service}"`)
+	}
+	if d.Layout == string(secret.LayoutExported) && written.get("bundle") == nil {
+		c.missing(written, "bundle", "is missing, and the layout exported has no place for the trust bundle", "name the secret of the trust bundle, such as \"{mesh}/bundle\"")
+	}
+	if c.fields(written, d) {
+		c.secrets(written, who, d, owners)
+	}
+}
+
+// storeOf checks the name of the store.
+func (c checker) storeOf(delivery *value) {
+	store := delivery.get("store")
+	names := slices.Sorted(maps.Keys(c.spec.Stores))
+	switch {
+	case store == nil:
+		c.missing(delivery, "store", "is missing", c.nearest.right("", names, "declare a store below stores and name it"))
+	case store.isBad() || c.root.get("stores").isBad():
+	default:
+		if _, known := c.spec.Stores[store.text]; !known {
+			c.wrong(store, quote(store.text)+" is no store", c.nearest.right(store.text, names, "declare it below stores"))
+		}
+	}
+}
+
+// fields checks the names of the fields against the layout. It is false when the layout is unknown.
+func (c checker) fields(delivery *value, d DeliveryPlan) bool {
+	shape, err := secret.NewShape(secret.Layout(d.Layout), secret.Fields{})
+	if err != nil {
+		return false // which the table has reported
+	}
+	fields := delivery.get("fields")
+	if fields.isBad() {
+		return false
+	}
+	usual := partsOf(shape.Fields())
+	taken, good := map[string]string{}, true
+	for _, m := range members(fields) {
+		if m.value.bad {
+			good = false
+			continue
+		}
+		wrong, right := "", ""
+		switch name := m.value.text; {
+		case usual[m.name] == "":
+			wrong, right = "is no part of the layout "+d.Layout, "remove it; the parts are "+strings.Join(slices.Sorted(maps.Keys(usual)), ", ")
+		case taken[name] != "":
+			wrong, right = fmt.Sprintf("%s is what %s is called already", quote(name), taken[name]), "give every field a name of its own"
+		case d.Layout != string(secret.LayoutJSON) && (strings.Contains(name, "/") || secret.CheckName(name) != nil):
+			wrong, right = quote(name)+" cannot be the last segment of a secret's name", "write letters, digits and _+=@.- with no dot in front"
+		}
+		if wrong != "" {
+			c.wrong(m.value, wrong, right)
+			good = false
+		}
+		taken[m.value.text] = m.name
+	}
+	for _, part := range slices.Sorted(maps.Keys(usual)) {
+		name := usual[part]
+		if by := taken[name]; by != "" && fields.get(part) == nil && good {
+			c.wrong(fields.get(by), fmt.Sprintf("%s is what %s is called usually", quote(name), part), "choose another name, or give "+part+" another one, too")
+			good = false
+		}
+	}
+	return good
+}
+
+// partsOf are the parts of a layout by name, those that it has.
+func partsOf(f secret.Fields) map[string]string {
+	parts := map[string]string{"certificate": f.Certificate, "chain": f.Chain, "key": f.Key, "passphrase": f.Passphrase, "bundle": f.Bundle}
+	maps.DeleteFunc(parts, func(_, name string) bool { return name == "" })
+	return parts
+}
+
+// secrets finds names that are too long when they are complete, and secrets that two workloads would write.
+func (c checker) secrets(delivery *value, who string, d DeliveryPlan, owners map[string]secretOwner) {
+	shape, err := d.Shape()
+	name, bundle := delivery.get("secret"), delivery.get("bundle")
+	if err != nil || !c.root.get("mesh").isGood() {
+		return
+	}
+	if name.isGood() {
+		// The name itself counts in every layout: it is what people and leases call the credential.
+		for _, full := range append([]string{d.Secret}, shape.Names(d.Secret)...) {
+			if !c.secret(name, full, secretOwner{who: who, at: name.at}, d, owners) {
+				break
+			}
+		}
+	}
+	if bundle.isGood() {
+		c.secret(bundle, d.Bundle, secretOwner{who: who, at: bundle.at, bundle: true}, d, owners)
+	}
+}
+
+// secret notes that a workload has a secret, and is false when somebody else has it.
+func (c checker) secret(v *value, full string, mine secretOwner, d DeliveryPlan, owners map[string]secretOwner) bool {
+	if err := secret.CheckName(full); err != nil {
+		c.wrong(v, fmt.Sprintf("stands for %s, which has %d characters", quote(full), len(full)), fmt.Sprintf("shorten it: a secret's name has at most %d", secret.MaxName))
+		return false
+	}
+	key := d.Store.Dir + "\x00" + full
+	other, taken := owners[key]
+	switch {
+	case !taken:
+		owners[key] = mine
+		return true
+	case other.bundle && mine.bundle:
+		return true
+	case other.who == mine.who && other.bundle == mine.bundle:
+		return true // the layout json: the name of the credential and of its only secret
+	}
+	right := `give every workload a secret of its own, such as "{mesh}/{service}"`
+	what := "the secret"
+	if other.bundle {
+		what = "the trust bundle"
+	}
+	if other.bundle != mine.bundle {
+		right = `give the trust bundle a secret of its own, such as "{mesh}/bundle"`
+	}
+	c.wrong(v, fmt.Sprintf("%s is %s of %s, too, at %s", quote(full), what, other.who, c.place(other.at)), right)
+	return false
+}
+
+// authority checks who is to issue.
+func (c checker) authority(v *value) {
+	authority := v.get("authority")
+	if !authority.isGood() || c.root.get("authorities").isBad() {
+		return
+	}
+	if _, known := c.spec.Authorities[authority.text]; !known {
+		c.wrong(authority, quote(authority.text)+" is no authority",
+			c.nearest.right(authority.text, slices.Sorted(maps.Keys(c.spec.Authorities)), "declare it below authorities, or leave it out for that of the server"))
+	}
+}

@@ -1,0 +1,325 @@
+package rotate
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"countersign.dev/durable"
+	"countersign.dev/mtls"
+	"countersign.dev/secret"
+)
+
+// SharedBundle is a trust bundle that lies in a store as a secret of its own.
+type SharedBundle struct {
+	// Name is the secret's, StoreName what the specification calls the store.
+	Name, StoreName string
+	TrustDomain     string
+	Store           Store
+	Keeper          Keeper
+	// Users are the workloads whose proxies have it; all in the same store.
+	Users []Target
+}
+
+// SharedBundles are the bundles of some targets, each once, in the order in which they come.
+func SharedBundles(targets []Target) []SharedBundle {
+	var bundles []SharedBundle
+	for _, t := range targets {
+		if t.Bundle == "" {
+			continue
+		}
+		i := slices.IndexFunc(bundles, func(b SharedBundle) bool { return b.Name == t.Bundle && b.StoreName == t.StoreName })
+		if i < 0 {
+			i = len(bundles)
+			bundles = append(bundles, SharedBundle{
+				Name: t.Bundle, StoreName: t.StoreName, TrustDomain: t.Workload.Identity.TrustDomain(), Store: t.Store, Keeper: t.Keeper,
+			})
+		}
+		bundles[i].Users = append(bundles[i].Users, t)
+	}
+	return bundles
+}
+
+// bundleRun is the rotation of one bundle.
+type bundleRun struct {
+	r      *Rotator
+	b      SharedBundle
+	o      Options
+	ctx    context.Context
+	lease  *held
+	step   Step
+	record Record
+	read   bool // the record was
+	stored bool // what is current are the roots of the authority
+	result *Result
+}
+
+// RotateBundle brings a shared trust bundle up to what the authority says, before any leaf is rotated. A bundle that
+// lacks a root to which the current certificate of one of its users leads is [ErrInUse] and is not stored: it would
+// cut that user off from its own peers. Users that take a bundle only by being restarted are restarted, one instance
+// after the other, each seen to serve again before the next.
+func (r *Rotator) RotateBundle(ctx context.Context, b SharedBundle, o Options) Result {
+	result := Result{Secret: b.Name, Store: b.StoreName, Outcome: Nothing}
+	n := &bundleRun{r: r, b: b, o: o, ctx: ctx, step: StepLook, result: &result}
+	if err := secret.CheckName(b.Name + stateSuffix); err != nil {
+		result.fail(StepLook, err)
+		return result
+	}
+	if o.DryRun {
+		if _, _, err := n.look(); err != nil { //nolint:contextcheck // the context of the run ends with its lease
+			result.fail(n.step, err)
+		} else if result.Reason != "" {
+			result.Outcome = WouldRotate
+		}
+		return result
+	}
+	within, lease, err := r.take(ctx, b.Keeper, b.Name, func(other *secret.HeldError) {
+		n.say(StepLease, "the lease of %s seems to be a dead one's; waiting until it ends", other.Holder)
+	})
+	if err != nil {
+		result.fail(StepLease, err)
+		return result
+	}
+	n.ctx, n.lease = within, lease
+	if err := n.rotate(ctx); err != nil {
+		n.failed(err)
+	}
+	if err := lease.release(within); err != nil {
+		result.Notes = append(result.Notes, "the lease was not given back, and runs out by itself: "+err.Error())
+	}
+	return result
+}
+
+func (n *bundleRun) say(step Step, format string, args ...any) {
+	n.r.config.Progress(n.b.Name, step, fmt.Sprintf(format, args...))
+}
+
+func (n *bundleRun) failed(err error) {
+	if n.ctx.Err() != nil && !errors.Is(err, secret.ErrLeaseLost) {
+		err = context.Cause(n.ctx)
+	}
+	n.result.fail(n.step, err)
+	if errors.Is(err, ErrStopped) || errors.Is(err, secret.ErrLeaseLost) {
+		return
+	}
+	if !n.read {
+		return
+	}
+	n.record.failed(n.step, err, n.r.now())
+	if err := writeRecord(n.ctx, n.b.Store, n.b.Name, n.record); err != nil {
+		n.result.Notes = append(n.result.Notes, "that it failed could not be stored: "+err.Error())
+	}
+}
+
+// look reads both bundles, and says in the result's Reason why something is to be done. fresh tells that there
+// is none yet, which nobody can run with.
+func (n *bundleRun) look() (bundle []byte, fresh bool, err error) {
+	n.step = StepLook
+	if n.record, err = readRecord(n.ctx, n.b.Store, n.b.Name); err != nil {
+		if err := unread(err, n.o, n.result); err != nil {
+			return nil, false, err
+		}
+	}
+	n.read = true
+	ask, cancel := context.WithTimeout(n.ctx, askTimeout)
+	defer cancel()
+	trust, err := n.r.config.Authority.Trust(ask)
+	if err != nil {
+		return nil, false, fmt.Errorf("asking for the trust bundle: %w", err)
+	}
+	now, version, err := n.b.Store.Read(n.ctx, n.b.Name, "")
+	n.stored = err == nil && sameCertificates(now, trust.Bundle)
+	switch {
+	case errors.Is(err, secret.ErrNotFound):
+		n.result.Reason, fresh = "there is none yet", true
+	case errors.Is(err, secret.ErrCorrupt) && n.o.Force:
+		if err := moveAway(n.ctx, n.b.Store, n.b.Name); err != nil {
+			return nil, false, err
+		}
+		n.result.Reason = "what is current is damaged"
+	case errors.Is(err, secret.ErrCorrupt):
+		return nil, false, damaged(n.ctx, err, n.b.Store, n.b.Name)
+	case err != nil:
+		return nil, false, err
+	case !n.stored:
+		n.result.Reason = "the roots of the authority are others"
+	case n.record.Step != "" && !n.o.NoDeploy:
+		n.result.Reason = "its deployment was begun and has not ended"
+	}
+	n.result.Version = version
+	failed := n.record
+	n.result.failing = n.result.Reason == "" && n.record.Step == "" && failed.clearFailure()
+	return trust.Bundle, fresh, nil
+}
+
+func (n *bundleRun) rotate(outer context.Context) error {
+	bundle, fresh, err := n.look() //nolint:contextcheck // the context of the run ends with its lease
+	switch {
+	case err != nil:
+		return err
+	case n.result.failing:
+		n.record.clearFailure()
+		return writeRecord(n.ctx, n.b.Store, n.b.Name, n.record) //nolint:contextcheck // the context of the run ends with its lease
+	case n.result.Reason == "":
+		return nil
+	}
+	if outer.Err() != nil {
+		return ErrStopped
+	}
+	n.step = StepVerify
+	roots, err := mtls.ParseBundle(n.b.TrustDomain, bundle)
+	if err != nil {
+		return fmt.Errorf("%w: the trust bundle of the authority: %w", ErrUnfit, err)
+	}
+	if err := n.stillNeeded(roots.Roots()); err != nil {
+		return err
+	}
+	if !n.stored {
+		if err := n.store(roots.PEM()); err != nil {
+			return err
+		}
+	}
+	if !n.o.NoDeploy {
+		if err := n.deploy(outer); err != nil {
+			return err
+		}
+	}
+	n.step = StepDeploy
+	if !n.o.NoDeploy || fresh || !slices.ContainsFunc(n.b.Users, func(user Target) bool { return user.Restart }) {
+		n.record.succeeded("", n.r.now())
+	} // else somebody still runs with the bundle of before
+	if err := writeRecord(n.ctx, n.b.Store, n.b.Name, n.record); err != nil { //nolint:contextcheck // the context of the run ends with its lease
+		return err
+	}
+	n.result.Outcome = map[bool]Outcome{true: Promoted, false: Rotated}[n.o.NoDeploy]
+	return nil
+}
+
+// store writes the bundle, reads it back, and makes it current.
+func (n *bundleRun) store(bundle []byte) error {
+	if err := n.enter(StepStage, "storing it: %s", n.result.Reason); err != nil {
+		return err
+	}
+	id, err := n.b.Store.Stage(n.ctx, n.b.Name, "", bundle)
+	if err != nil {
+		return err
+	}
+	durable.Step("rotate.bundle.staged")
+	back, _, err := n.b.Store.Read(n.ctx, n.b.Name, id)
+	if err != nil {
+		return err
+	}
+	if !sameCertificates(back, bundle) {
+		return fmt.Errorf("%w: the version %s of the trust bundle %s holds other roots than were written", ErrUnfit, id, n.b.Name)
+	}
+	if err := n.enter(StepPromote, "making %s current", id); err != nil {
+		return err
+	}
+	n.record.Step, n.record.Version, n.record.Began, n.record.Restarted = StepDeploy, id, n.r.now().UTC(), nil
+	if err := writeRecord(n.ctx, n.b.Store, n.b.Name, n.record); err != nil {
+		return err
+	}
+	if err := n.b.Store.Promote(n.ctx, n.b.Name, id); err != nil {
+		return err
+	}
+	n.result.Version = id
+	durable.Step("rotate.bundle.promoted")
+	return nil
+}
+
+func (n *bundleRun) enter(step Step, format string, args ...any) error {
+	n.step = step
+	if err := n.lease.sure(n.ctx); err != nil {
+		return err
+	}
+	durable.Step("rotate.bundle." + string(step))
+	n.say(step, format, args...)
+	return nil
+}
+
+// stillNeeded refuses roots that the current certificate of a user does not lead to.
+func (n *bundleRun) stillNeeded(roots []*x509.Certificate) error {
+	var needing []string
+	for _, user := range n.b.Users {
+		material, err := user.Shape.Read(n.ctx, user.Store, user.Secret, "")
+		if err != nil {
+			continue // there is none, or it is its own rotation's to complain about
+		}
+		chain, err := mtls.ParseCertificates(append(slices.Clone(material.Certificate), material.Chain...))
+		material.Clear()
+		if err != nil || n.r.now().After(chain[0].NotAfter) {
+			continue
+		}
+		if leadsTo(chain, roots, n.r.now()) == nil && n.leadsSomewhere(chain) {
+			needing = append(needing, fmt.Sprintf("%s (serial %s, issued under %q)", user.Workload.Name, mtls.Serial(chain[0]), chain[len(chain)-1].Issuer.CommonName))
+		}
+	}
+	if len(needing) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %s; rotate the certificates first, while the authority still has both roots", ErrInUse, strings.Join(needing, ", "))
+}
+
+// leadsSomewhere tells whether a chain leads to a root of the bundle that is current: one that leads nowhere is no loss.
+func (n *bundleRun) leadsSomewhere(chain []*x509.Certificate) bool {
+	value, _, err := n.b.Store.Read(n.ctx, n.b.Name, "")
+	if err != nil {
+		return false
+	}
+	roots, err := mtls.ParseCertificates(value)
+	return err == nil && leadsTo(chain, roots, n.r.now()) != nil
+}
+
+// deploy restarts the users that are restarted at all.
+func (n *bundleRun) deploy(outer context.Context) error {
+	for _, user := range n.b.Users {
+		if !user.Restart {
+			continue
+		}
+		if err := n.enter(StepDeploy, "restarting the instances of %s, one after the other", user.Workload.Name); err != nil {
+			return err
+		}
+		sightings, err := n.r.config.Observer.Look(n.ctx, user) //nolint:contextcheck // the context of the run ends with its lease
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrNotObserved, err)
+		}
+		instances := make(map[string]bool)
+		for _, sighting := range sightings {
+			if !sighting.Away && !slices.Contains(n.record.Restarted, user.Workload.Name+"/"+sighting.Instance) {
+				instances[sighting.Instance] = true
+			}
+		}
+		for _, instance := range slices.Sorted(maps.Keys(instances)) {
+			if outer.Err() != nil {
+				return ErrStopped
+			}
+			if err := n.restart(outer, user, instance); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// restart restarts an instance, and writes down that it was seen to serve again: when another one fails, this one is not
+// restarted at every further try.
+func (n *bundleRun) restart(outer context.Context, user Target, instance string) error {
+	if err := n.lease.sure(n.ctx); err != nil { //nolint:contextcheck // the context of the run ends with its lease
+		return err
+	}
+	n.say(StepDeploy, "restarting %s", instance)
+	if err := n.r.config.Deployer.Restart(n.ctx, user.Workload.Name, instance); err != nil { //nolint:contextcheck // as above
+		return fmt.Errorf("restarting %s: %w", instance, err)
+	}
+	durable.Step("rotate.restarted")
+	one := &run{r: n.r, t: user, outer: outer, ctx: n.ctx, lease: n.lease, step: StepDeploy, result: &Result{}}
+	if err := one.observe("", instance); err != nil {
+		return err
+	}
+	n.record.Restarted = append(n.record.Restarted, user.Workload.Name+"/"+instance)
+	return writeRecord(n.ctx, n.b.Store, n.b.Name, n.record) //nolint:contextcheck // as above
+}

@@ -1,0 +1,169 @@
+package rotate
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"countersign.dev/secret"
+)
+
+// Times of a daemon.
+const (
+	// maxIdle is the longest time between two looks: a specification may change, and somebody may have asked for a new root.
+	maxIdle = time.Minute
+	minIdle = time.Second
+	// firstRetry and lastRetry are the times between tries of what fails; each is twice the one before.
+	firstRetry = 10 * time.Second
+	lastRetry  = 10 * time.Minute
+)
+
+// Daemon rotates what is due, for as long as it runs.
+type Daemon struct {
+	Rotator *Rotator
+	// Targets are asked for before each round: the specification may have changed.
+	Targets func(ctx context.Context) ([]Target, error)
+	Log     *slog.Logger
+
+	mu    sync.Mutex
+	known []Target // of the last round that could ask
+}
+
+// retry is when something that failed is tried again.
+type retry struct {
+	failures int
+	next     time.Time
+}
+
+// Run runs until ctx ends, which is between two steps. What fails is tried again, later each time.
+func (d *Daemon) Run(ctx context.Context) {
+	retries := make(map[string]*retry)
+	for {
+		wait := d.round(ctx, retries)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// round does what is due, and says when to look again.
+func (d *Daemon) round(ctx context.Context, retries map[string]*retry) time.Duration {
+	targets, err := d.Targets(ctx)
+	d.mu.Lock()
+	if err == nil {
+		d.known = targets
+	}
+	targets = d.known
+	d.mu.Unlock()
+	if err != nil {
+		if ctx.Err() == nil {
+			d.Log.WarnContext(ctx, "the specification could not be asked for", "error", err, "known", len(targets))
+		}
+		if len(targets) == 0 {
+			return firstRetry
+		}
+	}
+	next := time.Now().Add(maxIdle)
+	for _, bundle := range SharedBundles(targets) {
+		next = earlier(next, d.turn(ctx, retries, "bundle "+bundle.StoreName+" "+bundle.Name, func(o Options) Result { return d.Rotator.RotateBundle(ctx, bundle, o) }))
+	}
+	for _, target := range targets {
+		next = earlier(next, d.turn(ctx, retries, "service "+target.Workload.Name, func(o Options) Result { return d.Rotator.Rotate(ctx, target, o) }))
+	}
+	return max(minIdle, time.Until(next))
+}
+
+func earlier(a, b time.Time) time.Time {
+	if !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// turn gives one secret its turn, and says when it is to have the next one. A look without a lease comes first: most
+// of the time there is nothing to do.
+func (d *Daemon) turn(ctx context.Context, retries map[string]*retry, name string, rotate func(Options) Result) time.Time {
+	again := retries[name]
+	if again != nil && time.Now().Before(again.next) {
+		return again.next
+	}
+	if ctx.Err() != nil {
+		return time.Time{}
+	}
+	result := rotate(Options{DryRun: true})
+	if result.Outcome != Nothing || result.failing {
+		result = rotate(Options{})
+	}
+	log := d.Log.With("secret", result.Secret)
+	if result.Service != "" { // a trust bundle has none
+		log = log.With("service", result.Service)
+	}
+	switch {
+	case result.Err == nil:
+		delete(retries, name)
+		if result.Outcome != Nothing {
+			log.With(result.leaf()...).InfoContext(ctx, "rotated", "outcome", string(result.Outcome), "reason", result.Reason, "version", result.Version)
+		}
+		return result.Due
+	case errors.Is(result.Err, ErrStopped):
+		log.InfoContext(ctx, "the rotation was stopped; the next start goes on from here", "step", string(result.Step))
+		return time.Time{}
+	case errors.Is(result.Err, secret.ErrHeld):
+		log.InfoContext(ctx, "somebody else rotates it", "error", result.Error)
+		return time.Now().Add(firstRetry)
+	}
+	if again == nil {
+		again = &retry{}
+		retries[name] = again
+	}
+	pause := min(lastRetry, firstRetry<<min(again.failures, 10))
+	if left := time.Until(result.NotAfter); left > 0 {
+		pause = min(pause, max(firstRetry, left/8)) // several tries before the end
+	}
+	again.failures++
+	again.next = time.Now().Add(pause)
+	log.With(result.leaf()...).ErrorContext(ctx, "the rotation failed", "step", string(result.Step), "outcome", string(result.Outcome), "error", result.Error,
+		"again", pause.String())
+	return again.next
+}
+
+// leaf is what a log says of the certificate that is current; nothing when there is none, as for a trust bundle.
+func (r *Result) leaf() []any {
+	if r.Serial == "" {
+		return nil
+	}
+	return []any{"serial", r.Serial, "notAfter", r.NotAfter}
+}
+
+// Statuses are those of the workloads that the daemon knows.
+func (d *Daemon) Statuses(ctx context.Context) []Status {
+	d.mu.Lock()
+	targets := d.known
+	d.mu.Unlock()
+	statuses := []Status{}
+	for _, target := range targets {
+		statuses = append(statuses, ReadStatus(ctx, target))
+	}
+	return statuses
+}
+
+// ServeHTTP answers GET /metrics.
+func (d *Daemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path != "/metrics" || (r.Method != http.MethodGet && r.Method != http.MethodHead) {
+		http.Error(w, "there is nothing but GET /metrics", http.StatusNotFound)
+		return
+	}
+	var out strings.Builder
+	if err := WriteMetrics(&out, d.Statuses(r.Context()), time.Now()); err != nil {
+		http.Error(w, "the metrics could not be written", http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+	_, _ = w.Write([]byte(out.String())) // the client has gone
+}

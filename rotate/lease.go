@@ -1,0 +1,199 @@
+package rotate
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"strings"
+	"syscall"
+	"time"
+	"unicode"
+
+	"countersign.dev/secret"
+)
+
+// maxHolderName bounds each name in a holder, in bytes; stores take 200 in all.
+const maxHolderName = 64
+
+// holderForm is what [Holder] writes, and alive reads.
+const holderForm = "countersign rotate on %s pid %d, user %s place %s"
+
+// Holder says who this process is, for the leases that it takes: "countersign rotate on HOST, pid N, user U, place P". The
+// place is short for everything that makes the process id mean this process; see [place].
+func Holder() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	name := fmt.Sprint(os.Getuid())
+	if u, err := user.Current(); err == nil && u.Username != "" {
+		name = u.Username
+	}
+	return fmt.Sprintf(holderForm, plainName(host)+",", os.Getpid(), plainName(name)+",", place())
+}
+
+// plainName is a name without what would make a holder unreadable.
+func plainName(name string) string {
+	name = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) || r == ',' || r == ' ' || r > unicode.MaxASCII {
+			return '?'
+		}
+		return r
+	}, name)
+	return name[:min(len(name), maxHolderName)]
+}
+
+// nowhere is the place of a process that cannot say where it is.
+const nowhere = "unknown"
+
+// place tells the machine, its last start and the namespace of process ids from all others: containers may have the
+// name of their host, and every one of them has a process 1.
+func place() string {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return nowhere
+	}
+	namespace, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil {
+		return nowhere
+	}
+	sum := sha256.Sum256(append(boot, namespace...))
+	return hex.EncodeToString(sum[:6])
+}
+
+// life is what is known of a holder.
+type life int
+
+const (
+	unknownLife life = iota // it is elsewhere: its lease is watched instead
+	lives
+	isDead
+)
+
+// lifeOf tells whether the process lives that calls itself so.
+func lifeOf(holder string) life {
+	var host, name, where string
+	var pid int
+	if n, err := fmt.Sscanf(holder, holderForm, &host, &pid, &name, &where); err != nil || n != 4 || pid <= 0 {
+		return unknownLife
+	}
+	if where == nowhere || where != place() {
+		return unknownLife
+	}
+	if pid == os.Getpid() {
+		return lives // another rotation of this process
+	}
+	process, err := os.FindProcess(pid)
+	if err != nil {
+		return unknownLife
+	}
+	defer process.Release() //nolint:errcheck // nothing is held but a number
+	switch err := process.Signal(syscall.Signal(0)); {
+	case err == nil, errors.Is(err, os.ErrPermission):
+		return lives
+	case errors.Is(err, os.ErrProcessDone):
+		return isDead
+	default:
+		return unknownLife
+	}
+}
+
+// held is a lease that is renewed in the background.
+type held struct {
+	lease  Lease
+	cancel context.CancelCauseFunc
+	done   chan struct{}
+	stop   chan struct{}
+}
+
+// take takes the lease of a name. One that a dead process of this machine has left is ended; one of which that is not
+// known is waited for: it runs out. One whose holder lives, or that is renewed meanwhile, is an error: [secret.HeldError]. The context that it gives ends with the
+// lease, and not with the given one: steps are not cut in the middle.
+func (r *Rotator) take(ctx context.Context, keeper Keeper, name string, waiting func(*secret.HeldError)) (context.Context, *held, error) {
+	var until time.Time
+	for {
+		lease, err := keeper.Lease(ctx, name, r.config.Holder, r.config.leaseTTL)
+		if err == nil {
+			return r.keep(ctx, lease)
+		}
+		other, ok := errors.AsType[*secret.HeldError](err)
+		if !ok {
+			return nil, nil, err
+		}
+		switch life := lifeOf(other.Holder); {
+		case life == isDead:
+			if err := keeper.EndLease(ctx, name, other.Holder); err != nil {
+				return nil, nil, err
+			}
+			continue
+		case life == lives, time.Until(other.Until) > r.config.leaseTTL+time.Minute:
+			return nil, nil, err
+		case !until.IsZero() && !other.Until.Equal(until):
+			return nil, nil, err // somebody renews it
+		case until.IsZero():
+			waiting(other)
+		}
+		until = other.Until
+		select {
+		case <-ctx.Done():
+			return nil, nil, fmt.Errorf("%w: %w", ErrStopped, err)
+		case <-time.After(min(200*time.Millisecond, r.config.leaseTTL/10)):
+		}
+	}
+}
+
+func (r *Rotator) keep(ctx context.Context, lease Lease) (context.Context, *held, error) {
+	within, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	h := &held{lease: lease, cancel: cancel, done: make(chan struct{}), stop: make(chan struct{})}
+	go h.renew(within, r.config.leaseTTL/3)
+	return within, h, nil
+}
+
+// renew renews until the lease is given back or lost.
+func (h *held) renew(ctx context.Context, every time.Duration) {
+	defer close(h.done)
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-h.stop:
+			return
+		case <-tick.C:
+		}
+		err := h.lease.Renew(ctx)
+		// A store that is full or busy for a moment costs the lease only when that lasts.
+		if errors.Is(err, secret.ErrLeaseLost) || (err != nil && !time.Now().Before(h.lease.Until())) {
+			h.cancel(fmt.Errorf("%w, and nothing more was done: %w", secret.ErrLeaseLost, err))
+			return
+		}
+	}
+}
+
+// sure renews the lease: before each step.
+func (h *held) sure(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err := h.lease.Renew(ctx); err != nil {
+		return fmt.Errorf("nothing more was done: %w", err)
+	}
+	return nil
+}
+
+// release gives the lease back.
+func (h *held) release(ctx context.Context) error {
+	close(h.stop)
+	<-h.done
+	lost := ctx.Err() != nil
+	h.cancel(nil)
+	if lost {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	return h.lease.Release(ctx)
+}

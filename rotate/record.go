@@ -1,0 +1,162 @@
+package rotate
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+	"unicode/utf8"
+
+	"countersign.dev/durable"
+	"countersign.dev/secret"
+)
+
+// recordFormat is the version of a Record's form.
+const recordFormat = 1
+
+// maxError bounds the error that a Record keeps, in bytes.
+const maxError = 4 << 10
+
+// Record is what a store keeps of the rotations of one secret, as the secret NAME.rotation in JSON. It holds nothing that
+// is to be kept from anybody.
+type Record struct {
+	Format int `json:"format"`
+	// Step is set while a version is brought in that may be current already: promote, deploy, observe or rollback.
+	Step Step `json:"step,omitempty"`
+	// Version is being brought in, Previous was current before; empty when there was none.
+	Version  string    `json:"version,omitempty"`
+	Previous string    `json:"previous,omitempty"`
+	Began    time.Time `json:"began,omitzero"`
+	// Problem is why Version is taken back.
+	Problem string `json:"problem,omitempty"`
+	// FailedStep is where that was found.
+	FailedStep Step `json:"failedStep,omitempty"`
+	// NoDeploy is set when nobody is to be looked at.
+	NoDeploy bool `json:"noDeploy,omitempty"`
+	// There are the instances that the server knew of and had not lost before Version was made current: one of them that
+	// is away afterwards may be so because of it. It is empty when nobody could look.
+	There []string `json:"there,omitempty"`
+	// Restarted are the instances, as WORKLOAD/INSTANCE, that have been restarted with Version, which is a trust bundle, and
+	// were seen to serve again.
+	Restarted []string `json:"restarted,omitempty"`
+
+	// LastSuccess is when a rotation last came to its end, and LastSerial what it brought.
+	LastSuccess time.Time `json:"lastSuccess,omitzero"`
+	LastSerial  string    `json:"lastSerial,omitempty"`
+	// LastError is of the last rotation when that failed, with its step and time. Failures counts those since the last
+	// success, or since a look last found that nothing is due, FailuresTotal those of all time.
+	LastError     string    `json:"lastError,omitempty"`
+	LastErrorStep Step      `json:"lastErrorStep,omitempty"`
+	LastErrorTime time.Time `json:"lastErrorTime,omitzero"`
+	Failures      int64     `json:"failures,omitempty"`
+	FailuresTotal int64     `json:"failuresTotal,omitempty"`
+}
+
+// readRecord reads the record of a secret; an empty one when there is none.
+func readRecord(ctx context.Context, store Store, name string) (Record, error) {
+	text, _, err := store.Read(ctx, name+stateSuffix, "")
+	if errors.Is(err, secret.ErrNotFound) {
+		return Record{Format: recordFormat}, nil
+	}
+	if err != nil {
+		return Record{}, err
+	}
+	record, err := parseRecord(text)
+	if err != nil {
+		return Record{}, fmt.Errorf("%s: %w", name+stateSuffix, err)
+	}
+	return record, nil
+}
+
+// unread is what becomes of a rotation whose record could not be read: nil when it goes on with an empty one. That is so
+// only when the record is damaged, and somebody wants it: any other may hold a rotation in progress, of a newer program, too.
+func unread(err error, o Options, result *Result) error {
+	switch {
+	case !errors.Is(err, secret.ErrCorrupt):
+		return err
+	case !o.Force:
+		return fmt.Errorf("%w; or go on without it, although it may say that a rotation is in progress: --force", err)
+	}
+	result.Notes = append(result.Notes, "what was known of the rotations before is lost, also whether one was in progress: "+err.Error())
+	return nil
+}
+
+func parseRecord(text []byte) (Record, error) {
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	var record Record
+	if err := decoder.Decode(&record); err != nil {
+		return Record{}, fmt.Errorf("%w: it is not a record of rotations; is a secret of this name somebody else's?", secret.ErrCorrupt)
+	}
+	if record.Format != recordFormat {
+		return Record{}, fmt.Errorf("%w: it has the format %d, and this program knows %d; use the newer program", secret.ErrInvalid, record.Format, recordFormat)
+	}
+	for _, version := range []string{record.Version, record.Previous} {
+		if version != "" && secret.CheckVersion(version) != nil {
+			return Record{}, fmt.Errorf("%w: it names the version %.80q, which cannot be", secret.ErrCorrupt, version)
+		}
+	}
+	switch record.Step {
+	case "":
+	case StepPromote, StepDeploy, StepObserve, StepRollback:
+		if record.Version == "" {
+			return Record{}, fmt.Errorf("%w: it has a step and no version", secret.ErrCorrupt)
+		}
+	default:
+		return Record{}, fmt.Errorf("%w: it has the step %.40q, which this program does not know; use the newer program", secret.ErrInvalid, record.Step)
+	}
+	return record, nil
+}
+
+// writeRecord stores a record.
+func writeRecord(ctx context.Context, store Store, name string, record Record) error {
+	record.Format = recordFormat
+	text, err := json.Marshal(record)
+	if err != nil {
+		return fmt.Errorf("writing the record of %s: %w", name, err)
+	}
+	id, err := store.Stage(ctx, name+stateSuffix, "", text)
+	if err != nil {
+		return err
+	}
+	if err := store.Promote(ctx, name+stateSuffix, id); err != nil {
+		return err
+	}
+	durable.Step("rotate.record.written")
+	return nil
+}
+
+// failed notes a failure.
+func (r *Record) failed(step Step, err error, now time.Time) {
+	text := err.Error()
+	if len(text) > maxError {
+		end := maxError
+		for end > 0 && !utf8.RuneStart(text[end]) {
+			end--
+		}
+		text = text[:end]
+	}
+	r.LastError, r.LastErrorStep, r.LastErrorTime = text, step, now.UTC()
+	r.Failures++
+	r.FailuresTotal++
+}
+
+// clearFailure forgets how the last rotation failed, but not that it did; it tells whether there was anything to forget.
+func (r *Record) clearFailure() bool {
+	if r.Failures == 0 && r.LastError == "" {
+		return false
+	}
+	r.LastError, r.LastErrorStep, r.LastErrorTime, r.Failures = "", "", time.Time{}, 0
+	return true
+}
+
+// succeeded notes the end of a rotation.
+func (r *Record) succeeded(serial string, now time.Time) {
+	*r = Record{LastSuccess: now.UTC(), LastSerial: serial, FailuresTotal: r.FailuresTotal}
+}
+
+// ended forgets the version that was being brought in.
+func (r *Record) ended() {
+	r.Step, r.Version, r.Previous, r.Problem, r.FailedStep, r.NoDeploy, r.Began, r.There = "", "", "", "", "", false, time.Time{}, nil
+}

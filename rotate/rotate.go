@@ -1,0 +1,323 @@
+// Package rotate knows how a workload whose proxy reads its certificate from a secret store gets the next one: when
+// it is due, in which steps, and what is done when a step fails or the process dies in the middle.
+//
+// The steps of one rotation, in this order:
+//
+//	request   a key and a certificate request are stored as the version ID-req; nothing is asked before
+//	issue     the authority is asked under the request id ID; asked again, it gives the same certificate
+//	stage     the whole credential is stored as the version ID, pending
+//	verify    it is read back and checked as `countersign init` checks it
+//	promote   it is made current; what was current is previous
+//	deploy    instances are restarted one after the other, where nobody reloads them
+//	observe   every endpoint is looked at until it serves the new serial
+//
+// Whatever fails from promote on is undone: previous becomes current again, is deployed and observed, and the new
+// key is removed. Before that nothing current was touched. A process may be killed at any point: the next one finds in
+// the store how far it came and goes on from there, with the same request, so that at most one more certificate is
+// issued. A lease in the store keeps two from working on one secret; who loses it stops at once.
+//
+// What is kept is a secret beside the workload's, NAME.rotation (see [Record]): which version is being brought in, and
+// how the last rotation ended. It holds no key. Names that end in .rotation are therefore not for credentials.
+package rotate
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"countersign.dev/mesh"
+	"countersign.dev/secret"
+)
+
+// Store is what holds the credentials; errors are those of package secret.
+type Store interface {
+	// Read gives the value of a version: an id, a stage, or empty for the current one.
+	Read(ctx context.Context, name, version string) (value []byte, versionID string, err error)
+	// Stage writes a version as the pending one; writing the same again changes nothing.
+	Stage(ctx context.Context, name, id string, value []byte) (versionID string, err error)
+	// Promote makes a version current in one step, and what was current previous.
+	Promote(ctx context.Context, name, version string) error
+	// Versions describes the versions, the newest first.
+	Versions(ctx context.Context, name string) ([]secret.Version, error)
+}
+
+// Keeper is the rest of a store: exclusive work, and removing.
+type Keeper interface {
+	// Remove removes a version that is not current; one that is not there is no error.
+	Remove(ctx context.Context, name, version string) error
+	// Lease is [secret.HeldError] when somebody else has it.
+	Lease(ctx context.Context, name, holder string, ttl time.Duration) (Lease, error)
+	// EndLease ends the lease of a holder that is known to be dead. When somebody else has it by now, or nobody, nothing
+	// changes.
+	EndLease(ctx context.Context, name, holder string) error
+	// Holder is who has the lease; empty when nobody has.
+	Holder(ctx context.Context, name string) (holder string, until time.Time, err error)
+}
+
+// Lease is exclusive work on a name until it runs out; see Renew and Release of filestore.Lease.
+type Lease interface {
+	Renew(ctx context.Context) error
+	Release(ctx context.Context) error
+	Until() time.Time
+}
+
+// Authority issues certificates.
+type Authority interface {
+	// Issue certifies the key of a request. The same id with the same key gives the same certificate.
+	Issue(ctx context.Context, request Request) (chain []byte, err error)
+	// Trust is what the mesh believes now.
+	Trust(ctx context.Context) (Trust, error)
+}
+
+// Request is what an [Authority] is asked for. The names are the workload's, and the authority's to know.
+type Request struct {
+	ID       string
+	Workload mesh.Workload
+	DNSNames []string
+	// CSR is PEM.
+	CSR []byte
+	// TTL is how long the certificate is to be valid.
+	TTL time.Duration
+}
+
+// Trust is what an authority says of itself.
+type Trust struct {
+	// Bundle is the roots to trust, PEM.
+	Bundle []byte
+	// Known is further roots that the authority knows of, PEM: next ones and those that it signs with no more.
+	Known []byte
+	// CRL is the revocation lists (RFC 5280), PEM; empty when there are none. What stands on one is due, and is never made
+	// current.
+	CRL []byte
+	// Issuer is what signs leaves now; nil when that is not known. A leaf of another one is due.
+	Issuer *x509.Certificate
+}
+
+// Deployer makes instances take what is current, where nobody watches the store for them.
+type Deployer interface {
+	// Restart drains an instance, starts it again with what is current, and returns when it is ready.
+	Restart(ctx context.Context, workload, instance string) error
+}
+
+// Observer looks at the instances of a workload.
+type Observer interface {
+	// Look gives one sighting for each place where a certificate can be seen, and one for an instance that cannot be
+	// looked at. No sighting at all means that no instance is known. An error means that nobody could be asked.
+	Look(ctx context.Context, target Target) ([]Sighting, error)
+}
+
+// By is how something was seen.
+type By string
+
+// How a serial was seen.
+const (
+	ByHandshake By = "handshake" // with the listener, by us
+	ByPeers     By = "peers"     // by those that it connected to
+	ByReport    By = "report"    // nobody has seen it: the instance says so
+)
+
+// Sighting is what one instance was seen to serve at one place.
+type Sighting struct {
+	Instance string `json:"instance"`
+	Endpoint string `json:"endpoint,omitempty"`
+	// Serial is as mtls.Serial spells it; empty when none was seen.
+	Serial string `json:"serial"`
+	By     By     `json:"by"`
+	// Peers is another serial that peers saw it present, and PeersAt when they last did, while the instance itself says
+	// that it presents Serial. Both are empty when nobody has seen another one.
+	Peers   string    `json:"peers,omitempty"`
+	PeersAt time.Time `json:"peersAt,omitzero"`
+	// Away is set for an instance that the server has lost: it may be back in a moment, or never.
+	Away bool `json:"away,omitempty"`
+	// Problem says why nothing was seen, or what is wrong with the instance in its own words.
+	Problem string `json:"problem,omitempty"`
+}
+
+// Target is one workload whose credential lies in a store.
+type Target struct {
+	Workload    mesh.Workload
+	Certificate mesh.CertificatePlan
+	// Inbound are its listeners.
+	Inbound []mesh.Inbound
+	// Secret is the credential's name, in Shape's layout. Bundle names the secret with the trust bundle; when it is empty
+	// the bundle lies with the credential.
+	Secret, Bundle string
+	Shape          secret.Shape
+	// Restart is set when instances take a new version only by being restarted.
+	Restart bool
+	// StoreName is what the specification calls the store.
+	StoreName string
+	Store     Store
+	Keeper    Keeper
+}
+
+// Config is what a [Rotator] works with.
+type Config struct {
+	Authority Authority
+	Deployer  Deployer
+	Observer  Observer
+	// Holder says to others who holds a lease: [Holder].
+	Holder string
+	// Timeout is how long all endpoints may take to serve a new serial, for each service, and for each instance that is
+	// restarted; 0 is [DefaultTimeout].
+	Timeout time.Duration
+	// Progress is told about each step, for people; nil tells nobody. It is called by one goroutine at a time.
+	Progress func(workload string, step Step, text string)
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
+
+	// Times that tests shorten; 0 is the default.
+	leaseTTL, poll, unseen, away time.Duration
+}
+
+// DefaultTimeout is for a watcher that looks at the store every ten seconds and a proxy that reloads slowly.
+const DefaultTimeout = 2 * time.Minute
+
+// Times of a rotation.
+const (
+	// leaseTTL is how long a dead rotation keeps others from its secret.
+	leaseTTL = 15 * time.Second
+	// poll is the time between two looks at the endpoints.
+	poll = 500 * time.Millisecond
+	// unseen is how long a workload without a TLS listener is given to be seen by its peers, before its own word counts.
+	unseen = 20 * time.Second
+	// away is how long an instance is waited for that the server has lost. One that comes back later takes what is current.
+	away = 30 * time.Second
+	// askTimeout bounds one question to the authority.
+	askTimeout = 30 * time.Second
+)
+
+// Step is a step of a rotation.
+type Step string
+
+// The steps, in their order, and the way back.
+const (
+	StepLease    Step = "lease"
+	StepLook     Step = "look" // at what there is
+	StepRequest  Step = "request"
+	StepIssue    Step = "issue"
+	StepStage    Step = "stage"
+	StepVerify   Step = "verify"
+	StepPromote  Step = "promote"
+	StepDeploy   Step = "deploy"
+	StepObserve  Step = "observe"
+	StepRollback Step = "rollback"
+)
+
+// Errors of a rotation, beside those of package secret.
+var (
+	// ErrStopped says that the rotation was told to end. The next one goes on where it was.
+	ErrStopped = errors.New("stopped; the next rotation goes on from here")
+	// ErrRequest says that an authority will never answer a request of this id.
+	ErrRequest = errors.New("the request cannot be answered")
+	// ErrUnfit says that a credential does not pass the checks, and was not made current.
+	ErrUnfit = errors.New("the credential is not fit to be used")
+	// ErrNotServed says that the endpoints did not all serve the new certificate in time.
+	ErrNotServed = errors.New("not every endpoint serves the new certificate")
+	// ErrNotObserved says that nobody could look. Nothing is known to be wrong, and nothing was undone.
+	ErrNotObserved = errors.New("the endpoints could not be observed; the new version stays current, and the next rotation looks again")
+	// ErrForeign says that a current version is of another authority, and in use as far as can be seen. It is not replaced
+	// unless somebody wants it.
+	ErrForeign = errors.New("what is current is of an authority that this one knows nothing of")
+	// ErrInUse says that a trust bundle still needs a root that is to be removed.
+	ErrInUse = errors.New("somebody still needs a root that the new trust bundle does not have")
+)
+
+// Rotator rotates. It is safe for concurrent use; the lease orders those who work on one secret.
+type Rotator struct {
+	config Config
+	now    func() time.Time
+}
+
+// New makes a Rotator.
+func New(config Config) (*Rotator, error) {
+	if config.Authority == nil || config.Deployer == nil || config.Observer == nil || config.Holder == "" {
+		return nil, errors.New("a rotation needs an authority, a deployer, an observer and a name for its lease")
+	}
+	if config.Timeout <= 0 {
+		config.Timeout = DefaultTimeout
+	}
+	if config.Progress == nil {
+		config.Progress = func(string, Step, string) {}
+	}
+	if config.leaseTTL == 0 {
+		config.leaseTTL = leaseTTL
+	}
+	if config.poll == 0 {
+		config.poll = poll
+	}
+	if config.unseen == 0 {
+		config.unseen = unseen
+	}
+	if config.away == 0 {
+		config.away = min(away, config.Timeout/2)
+	}
+	r := &Rotator{config: config, now: config.Now}
+	if r.now == nil {
+		r.now = time.Now
+	}
+	return r, nil
+}
+
+// Options say how far a rotation goes.
+type Options struct {
+	// Force rotates although nothing is due, and replaces a current version that is damaged.
+	Force bool
+	// NoDeploy makes the new version current and goes no further: nothing is restarted and nobody is looked at. A trust
+	// bundle that somebody takes only by being restarted is deployed by the next rotation without it.
+	NoDeploy bool
+	// Service, for RotateAll, names the one workload whose credential is rotated, after the bundle that it uses; empty is all.
+	Service string
+	// DryRun says what would be done. It takes no lease and writes nothing.
+	DryRun bool
+}
+
+// Outcome is how a rotation ended.
+type Outcome string
+
+// The outcomes.
+const (
+	Nothing     Outcome = "nothing"      // it is not due
+	WouldRotate Outcome = "would rotate" // with DryRun
+	Rotated     Outcome = "rotated"      // every endpoint was seen with the new certificate
+	Promoted    Outcome = "promoted"     // with NoDeploy: it is current, and nobody was looked at
+	RolledBack  Outcome = "rolled back"  // it failed, and the version of before is current again
+	Failed      Outcome = "failed"
+)
+
+// Result is what became of one service or one bundle.
+type Result struct {
+	Service string  `json:"service,omitempty"`
+	Secret  string  `json:"secret"`
+	Store   string  `json:"store,omitempty"`
+	Outcome Outcome `json:"outcome"`
+	// Reason says why it was due.
+	Reason string `json:"reason,omitempty"`
+	// Version, Serial and NotAfter are of what is current at the end; Due is when that is to be replaced.
+	Version  string    `json:"version,omitempty"`
+	Serial   string    `json:"serial,omitempty"`
+	NotAfter time.Time `json:"notAfter,omitzero"`
+	Due      time.Time `json:"due,omitzero"`
+	// Seen is where the certificate was seen at the end.
+	Seen []Sighting `json:"seen,omitempty"`
+	// Step and Error say where and why it failed.
+	Step  Step   `json:"step,omitempty"`
+	Error string `json:"error,omitempty"`
+	// Notes are what else people should know.
+	Notes []string `json:"notes,omitempty"`
+	// Err is the error itself.
+	Err error `json:"-"`
+
+	failing bool // nothing is due, and the record still says that the last rotation failed
+}
+
+// fail puts an error into a result.
+func (r *Result) fail(step Step, err error) {
+	if r.Outcome != RolledBack {
+		r.Outcome = Failed
+	}
+	r.Step, r.Err = step, err
+	r.Error = fmt.Sprintf("at the step %s: %v", step, err)
+}

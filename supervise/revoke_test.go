@@ -1,0 +1,226 @@
+package supervise
+
+import (
+	"crypto"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"strings"
+	"testing"
+	"time"
+
+	"countersign.dev/mesh"
+	"countersign.dev/mtls"
+)
+
+// crls makes the lists of both CAs, valid for a while, with some leaves revoked.
+func (a *authority) crls(t *testing.T, number int64, valid time.Duration, revoked ...*mtls.Identity) *mtls.CRLs {
+	t.Helper()
+	var entries []x509.RevocationListEntry
+	for _, identity := range revoked {
+		entries = append(entries, x509.RevocationListEntry{SerialNumber: identity.Certificate.Leaf.SerialNumber, RevocationTime: time.Now()})
+	}
+	var text []byte
+	for _, list := range []struct {
+		issuer  *x509.Certificate
+		key     crypto.Signer
+		entries []x509.RevocationListEntry
+	}{{a.issuing, a.key, entries}, {a.root, a.rootKey, nil}} {
+		der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
+			Number: big.NewInt(number), ThisUpdate: time.Now().Add(-time.Hour), NextUpdate: time.Now().Add(valid), RevokedCertificateEntries: list.entries,
+		}, list.issuer, list.key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})...)
+	}
+	lists, err := mtls.ParseCRLs(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lists
+}
+
+// with gives a sidecar its identity with revocation lists.
+func (c *sidecar) with(lists *mtls.CRLs, stale mesh.StaleCRL) {
+	identity := *c.source.now.Load()
+	identity.Revocation = &mtls.Revocation{CRLs: lists, Stale: stale}
+	c.source.now.Store(&identity)
+	c.IdentityChanged()
+}
+
+// TestRevoked revokes a caller: a list is delivered, and it is refused, also where its session would be resumed.
+func TestRevoked(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		ca := newAuthority(t)
+		back := s.supervise(t, ca, "back")
+		back.with(ca.crls(t, 1, time.Hour), mesh.StaleRefuse)
+		application(t, back.address)
+		if err := back.Apply(compile(t, shop, "back")); err != nil {
+			t.Fatal(err)
+		}
+		url := "https://" + back.address + ":9080/"
+		bad, other := ca.identity(t, "front"), ca.identity(t, "front")
+		caller := resuming(bad)
+		for range 2 {
+			if status, _, _, err := get(t, caller, url); err != nil || status != 200 {
+				t.Fatalf("before: %d %v", status, err)
+			}
+		}
+		back.with(ca.crls(t, 2, time.Hour, bad), mesh.StaleRefuse)
+		eventually(t, "the revoked caller is refused", func() bool {
+			status, _, _, err := get(t, caller, url)
+			return err != nil || status != 200
+		})
+		for name, c := range map[string]func() bool{
+			"the revoked one, anew":     func() bool { _, _, _, err := get(t, client(bad), url); return err != nil },
+			"the revoked one's session": func() bool { _, _, _, err := get(t, caller, url); return err != nil },
+			"another leaf of the same":  func() bool { status, _, _, err := get(t, client(other), url); return err == nil && status == 200 },
+		} {
+			if !c() {
+				t.Errorf("%s: not as it should be", name)
+			}
+		}
+		if p := back.Problem(); p != "" {
+			t.Errorf("problem %q", p)
+		}
+	})
+}
+
+// TestStaleLists is about lists that are missing or past their end.
+func TestStaleLists(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		ca := newAuthority(t)
+		back := s.supervise(t, ca, "back")
+		application(t, back.address)
+		back.with(nil, mesh.StaleRefuse)
+		if err := back.Apply(compile(t, shop, "back")); !errors.Is(err, mtls.ErrNoCRL) {
+			t.Errorf("no lists: %v", err)
+		}
+		back.with(ca.crls(t, 1, -time.Minute), mesh.StaleServe)
+		if err := back.Apply(compile(t, shop, "back")); err != nil {
+			t.Fatal(err)
+		}
+		url := "https://" + back.address + ":9080/"
+		if status, _, _, err := get(t, client(ca.identity(t, "front")), url); err != nil || status != 200 {
+			t.Errorf("serve: %d %v", status, err)
+		}
+		if p := back.Problem(); !strings.Contains(p, "revoked certificates are accepted") {
+			t.Errorf("problem %q", p)
+		}
+		back.with(ca.crls(t, 1, -time.Minute), mesh.StaleRefuse)
+		eventually(t, "everybody is refused", func() bool {
+			_, _, _, err := get(t, client(ca.identity(t, "front")), url)
+			return err != nil
+		})
+		if p := back.Problem(); !strings.Contains(p, "everybody is refused") {
+			t.Errorf("problem %q", p)
+		}
+	})
+}
+
+// TestRevokedOpen revokes a caller that holds a connection open: no worker is left that would serve on it.
+func TestRevokedOpen(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		ca := newAuthority(t)
+		back := s.supervise(t, ca, "back", func(c *Config) { c.Drain = 10 * time.Minute })
+		back.with(ca.crls(t, 1, time.Hour), mesh.StaleRefuse)
+		application(t, back.address)
+		if err := back.Apply(compile(t, shop, "back")); err != nil {
+			t.Fatal(err)
+		}
+		url := "https://" + back.address + ":9080/"
+		bad := ca.identity(t, "front")
+		kept := client(bad)
+		if status, _, _, err := get(t, kept, url); err != nil || status != 200 {
+			t.Fatalf("before: %d %v", status, err)
+		}
+		lists := ca.crls(t, 2, time.Hour, bad)
+		back.with(lists, mesh.StaleRefuse)
+		eventually(t, "the lists are in force, and no older worker is left", func() bool {
+			back.mu.Lock()
+			good, running := back.good, back.running
+			back.mu.Unlock()
+			left, err := s.engine.leaving(t.Context(), running)
+			return good.identity.Revocation.CRLs == lists && err == nil && left == 0
+		})
+		if status, _, _, err := get(t, kept, url); err == nil {
+			t.Errorf("on the open connection: %d", status)
+		}
+	})
+}
+
+// TestRevokedFresh renews a certificate right after somebody was revoked: who is served by the worker in between, which has
+// the new lists, is served to the end.
+func TestRevokedFresh(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		ca := newAuthority(t)
+		back := s.supervise(t, ca, "back", func(c *Config) { c.Drain = 10 * time.Minute })
+		back.with(ca.crls(t, 1, time.Hour), mesh.StaleRefuse)
+		release := slowApplication(t, back.address)
+		if err := back.Apply(compile(t, shop, "back")); err != nil {
+			t.Fatal(err)
+		}
+		good, running := ca.identity(t, "front"), back.PID()
+		lists := ca.crls(t, 2, time.Hour, ca.identity(t, "other"))
+		inForce := func(leaf *mtls.Identity) {
+			eventually(t, "it is in force", func() bool {
+				back.mu.Lock()
+				defer back.mu.Unlock()
+				return back.good.identity.Revocation.CRLs == lists && back.good.identity.Certificate.Leaf == leaf.Certificate.Leaf
+			})
+		}
+		request := func() chan error {
+			answered := make(chan error, 1)
+			go func() {
+				status, body, _, err := get(t, client(good), "https://"+back.address+":9080/")
+				if err == nil && (status != 200 || body != "done") {
+					err = fmt.Errorf("%d %q", status, body)
+				}
+				answered <- err
+			}()
+			<-release.began
+			return answered
+		}
+		before := request()
+		back.with(lists, mesh.StaleRefuse)
+		inForce(back.source.now.Load())
+		fresh := request()
+		renewed := *ca.identity(t, "back")
+		back.source.now.Store(&renewed)
+		back.with(lists, mesh.StaleRefuse)
+		inForce(&renewed)
+		if s.engine.older != nil {
+			if err := <-before; err == nil {
+				t.Error("a worker without the new lists serves on")
+			}
+		}
+		close(release.now)
+		if err := <-fresh; err != nil || back.PID() != running {
+			t.Errorf("the request on the worker with the new lists: %v", err)
+		}
+	})
+}
+
+func TestRevokes(t *testing.T) {
+	ca := newAuthority(t)
+	a, b := ca.identity(t, "front"), ca.identity(t, "front")
+	with := func(revoked ...*mtls.Identity) *mtls.Identity {
+		return &mtls.Identity{Revocation: &mtls.Revocation{CRLs: ca.crls(t, int64(len(revoked)+1), time.Hour, revoked...)}}
+	}
+	none := &mtls.Identity{}
+	for name, c := range map[string]struct {
+		before, after *mtls.Identity
+		want          bool
+	}{
+		"nobody": {none, with(), false}, "the first": {none, with(a), true}, "one more": {with(a), with(a, b), true},
+		"the same again": {with(a), with(a), false}, "one less": {with(a, b), with(b), false}, "no lists any more": {with(a), none, false},
+	} {
+		if got := revokes(c.before, c.after); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}

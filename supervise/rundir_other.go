@@ -1,0 +1,13 @@
+//go:build !linux
+
+package supervise
+
+import "errors"
+
+func inMemory(string) (bool, string, error) {
+	return false, "", errors.New("other data planes are supervised on Linux only")
+}
+
+func isOurs(string) bool { return false }
+
+func endInside(string) []int { return nil }
