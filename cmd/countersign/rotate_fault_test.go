@@ -358,7 +358,7 @@ func TestRotationDaemon(t *testing.T) {
 	l := newRotateLab(t)
 	s := l.start(t)
 	d := l.run(t, nil, "rotate", "daemon", "--socket", l.socket, "--metrics", "127.0.0.1:0")
-	if !d.says(t, "serving metrics", "msg=rotated service=two") {
+	if !d.says(t, "serving metrics", "secret=shop/two service=two") {
 		t.Fatal(d.output())
 	}
 	_, rest, _ := strings.Cut(d.output(), "address=")
