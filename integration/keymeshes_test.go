@@ -25,9 +25,9 @@ type keyMesh struct {
 // keyMeshes are the meshes. One more is one more line.
 func keyMeshes() []keyMesh {
 	return []keyMesh{
-		{"agents", specOf("web", agentDelivery, "builtin", "builtin"), everyApplication(2), everyRenewal, nil, 16},
-		{"engines", specOf("web", agentDelivery, "nginx", "haproxy"), everyApplication(2), everyRenewal, nil, 20},
-		{"stores", specOf("web", storeDelivery, "nginx", "haproxy", "nginx"), everyApplication(3), everyRotation, storedSecrets, 40},
+		{"agents", specOf("web", agentDelivery, "builtin", "builtin"), everyApplication(2), everyRenewal, nil, 9},
+		{"engines", specOf("web", agentDelivery, "nginx", "haproxy"), everyApplication(2), everyRenewal, nil, 13},
+		{"stores", specOf("web", storeDelivery, "nginx", "haproxy", "nginx"), everyApplication(3), everyRotation, storedSecrets, 18},
 	}
 }
 
