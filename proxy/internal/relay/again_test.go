@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -80,6 +81,72 @@ func TestSentAgain(t *testing.T) {
 					}
 				})
 			}
+		}
+	})
+}
+
+// TestSessionsEnd has a server end each of its HTTP/2 sessions without a word, as NGINX ends those of its workers of
+// before: an idempotent request is sent once more, on a new session; others are not, nor is one that
+// a session failed which had never answered.
+func TestSessionsEnd(t *testing.T) {
+	drivers(t, func(t *testing.T, portable bool) {
+		for _, tt := range []struct {
+			name, method string
+			first, all   bool // sessions end at their first request; so do new ones
+			status       int
+			asked        int64
+		}{
+			{"GET", "GET", false, false, 200, 2},
+			{"POST", "POST", false, false, 502, 1},
+			{"GET, and again", "GET", false, true, 502, 2},
+			{"GET on a new session", "GET", true, true, 502, 1},
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				var ending atomic.Bool
+				var asked, held atomic.Int64
+				both := make(chan struct{})
+				addr := server(t, func(c net.Conn, _ int) {
+					p := newFramed(c, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: 1})
+					if p == nil {
+						return
+					}
+					older := !ending.Load()
+					for head := p.request(); head != nil; head = p.request() {
+						if ending.Load() {
+							asked.Add(1)
+							if older || tt.all {
+								return
+							}
+						} else if head.PseudoValue("path") == "/held" {
+							if held.Add(1) == 2 {
+								close(both)
+							}
+							<-both
+						}
+						p.head(head.StreamID, true, ":status", "200")
+					}
+				})
+				r := newRig(t, portable, DefaultLimits(), &Endpoint{Address: addr, HTTP2: true})
+				c := r.client(false)
+				if !tt.first {
+					if status, _, err := r.send(c, "GET", "/", nil); status != 200 || err != nil { // which tells how many streams a session takes
+						t.Fatalf("at first: %d %v", status, err)
+					}
+					var sent sync.WaitGroup
+					for range 2 { // each has to have a session of its own
+						sent.Go(func() {
+							if status, _, err := r.send(c, "GET", "/held", nil); status != 200 || err != nil {
+								t.Errorf("before the end: %d %v", status, err)
+							}
+						})
+					}
+					sent.Wait()
+				}
+				ending.Store(true)
+				if status, _, err := r.send(c, tt.method, "/", nil); status != tt.status || asked.Load() != tt.asked || err != nil {
+					t.Errorf("status %d after %d requests (%v), want %d after %d", status, asked.Load(), err, tt.status, tt.asked)
+				}
+			})
 		}
 	})
 }

@@ -115,7 +115,9 @@ type Exchange struct {
 	tunnel    bool // after 101, or CONNECT: bytes, not content
 	waits     bool // for a connection
 	waited    bool // was in a list of those who do
-	retried   bool // an HTTP/1.1 connection that had served before has failed it
+	retried   bool // a connection that had served before has failed it
+	// after is the last HTTP/2 session that there was then.
+	after     uint64
 	forgotten bool // more content came than is kept: it cannot be sent again
 
 	owedFront int       // content of the request that waits in back, or for a back
@@ -383,7 +385,7 @@ func (x *Exchange) backGone(unprocessed bool) {
 	if !again && b != nil && b.reused() && idempotent(x.Method) && !x.retried {
 		// A connection that was used before and is found closed has most likely been closed while
 		// the request was on its way (RFC 9112 section 9.3.1): once more, on a new one.
-		x.retried, again = true, true
+		x.retried, x.after, again = true, x.w.sessions, true
 	}
 	if again && !x.responded && !x.forgotten && x.tries < maxTries {
 		x.w.pool(x.endpoint).serve(x)

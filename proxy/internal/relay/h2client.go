@@ -13,15 +13,18 @@ import (
 
 // h2Client is a connection on which HTTP/2 requests go out.
 type h2Client struct {
-	w     *Worker
-	c     *loop.Conn
-	h     *h2.Conn
-	link  *Link
-	pool  *pool
-	open  int  // streams at the last look
-	old   bool // no further request is sent
-	heard bool // something came since the last look
-	asked bool // and when nothing had come, a PING was sent
+	w    *Worker
+	c    *loop.Conn
+	h    *h2.Conn
+	link *Link
+	pool *pool
+	n    uint64 // which session of the worker it is
+	open int    // streams at the last look
+	old  bool   // no further request is sent
+	// served: a response has come on it.
+	served bool
+	heard  bool // something came since the last look
+	asked  bool // and when nothing had come, a PING was sent
 	// refused says that the peer did not take our certificate, and so nothing of what was sent.
 	refused bool
 	watch   *loop.Timer
@@ -38,7 +41,8 @@ type h2Back struct {
 }
 
 func (w *Worker) newH2Client(link *Link, p *pool) *h2Client {
-	k := &h2Client{w: w, c: link.Conn, link: link, pool: p}
+	w.sessions++
+	k := &h2Client{w: w, c: link.Conn, link: link, pool: p, n: w.sessions}
 	cfg := w.limits.member
 	cfg.Client = true
 	cfg.Intern, cfg.Events, cfg.Ready, cfg.Dirty, cfg.Bulk = &w.intern, k.event, k.ready, k.dirty, k.bulk
@@ -206,7 +210,7 @@ func (k *h2Client) event(e *h2.Event) {
 	switch e.Kind {
 	case h2.Headers:
 		k.w.loop.Shared()
-		b.end = e.End
+		b.end, k.served = e.End, true
 		if x.head.Upgrade != "" && !takeField(e.Head, upgradeField) && e.Head.Status >= 200 && e.Head.Status < 300 {
 			e.Head.Status, e.Head.Upgrade = 101, x.head.Upgrade
 		}
@@ -246,5 +250,6 @@ func (b *h2Back) consumed(n, _ int) { b.st.Consumed(n) }
 // abort implements half.
 func (b *h2Back) abort() { b.st.Reset(http2.ErrCodeCancel) }
 
-// reused implements back.
-func (b *h2Back) reused() bool { return false }
+// reused implements back. A stream that the peer has reset by itself is an answer; a session that is gone, without
+// GOAWAY too, is none: so NGINX ends those that its workers of before still have when their time is over.
+func (b *h2Back) reused() bool { return b.k.served && b.k.c.Dead() }

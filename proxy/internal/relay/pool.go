@@ -85,7 +85,8 @@ func (p *pool) serve(x *Exchange) {
 	patient := false
 	for _, s := range p.sessions {
 		// What slow readers have not taken holds the window that all streams of a session share.
-		if s.h.Crowded() && len(p.sessions) < maxSessions {
+		// And what was there when one has failed the exchange is likely to end with it: the peer restarts.
+		if (s.h.Crowded() || x.retried && s.n <= x.after) && len(p.sessions) < maxSessions {
 			continue
 		}
 		err := s.start(x)

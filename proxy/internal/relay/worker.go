@@ -41,12 +41,14 @@ type Worker struct {
 	// scratch is where heads are written before they are handed to a connection.
 	scratch []byte
 
-	pools  map[*Endpoint]*pool
-	later  []sender // HTTP/2 connections with output
-	posted bool
-	send   func() // flush, as one closure
-	tended bool   // endOfRound was asked for
-	tend   func() // it, as one closure
+	pools map[*Endpoint]*pool
+	// sessions counts the HTTP/2 connections that were made.
+	sessions uint64
+	later    []sender // HTTP/2 connections with output
+	posted   bool
+	send     func() // flush, as one closure
+	tended   bool   // endOfRound was asked for
+	tend     func() // it, as one closure
 
 	spares spares
 	rested []*h1Client // connections that have answered in this round
