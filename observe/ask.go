@@ -46,7 +46,11 @@ func (a answer) String() string {
 }
 
 // resetError is a refusal in the words of HTTP/2.
-type resetError struct{ text string }
+type resetError struct {
+	text string
+	// leaving: the server takes no streams on this connection, which says nothing of the client.
+	leaving bool
+}
 
 func (e resetError) Error() string { return e.text }
 
@@ -188,10 +192,10 @@ func readHTTP2(framer *http2.Framer, conn io.Writer, out *bytes.Buffer) (answer,
 			if got.status != 0 {
 				return got, nil
 			}
-			return answer{}, resetError{"HTTP/2 reset: " + f.ErrCode.String()}
+			return answer{}, resetError{text: "HTTP/2 reset: " + f.ErrCode.String()}
 		case *http2.GoAwayFrame:
 			if got.status == 0 && (f.LastStreamID == 0 || f.ErrCode != http2.ErrCodeNo) {
-				return answer{}, resetError{"HTTP/2 GOAWAY: " + f.ErrCode.String()}
+				return answer{}, resetError{text: "HTTP/2 GOAWAY: " + f.ErrCode.String(), leaving: f.ErrCode == http2.ErrCodeNo}
 			}
 		}
 	}

@@ -44,6 +44,8 @@ type outcome struct {
 	alert bool
 	// denied is set when an answer came and said 403 or gRPC status 7 (PERMISSION_DENIED).
 	denied bool
+	// left is set when the server went away before it had looked at the request.
+	left bool
 }
 
 // hello is what a TLS probe offers.
@@ -63,8 +65,26 @@ type hello struct {
 	wait time.Duration
 }
 
+// maxLeft is how many connections are made on which the server goes away before it has looked at the request, as one
+// does that is reloaded; what it says on the last of them counts.
+const maxLeft = 5
+
+// patiently makes another connection where the server left.
+func patiently(connect func() outcome) (out outcome) {
+	for range maxLeft {
+		if out = connect(); !out.left {
+			break
+		}
+	}
+	return out
+}
+
 // dialTLS makes one TLS connection. The server's certificate is not verified here: it is looked at.
 func (o *Observer) dialTLS(ctx context.Context, t *Target, h hello) outcome {
+	return patiently(func() outcome { return o.dialTLSOnce(ctx, t, h) })
+}
+
+func (o *Observer) dialTLSOnce(ctx context.Context, t *Target, h hello) outcome {
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
 	raw, out := dial(ctx, t.Address)
@@ -127,6 +147,10 @@ func (o *Observer) dialTLS(ctx context.Context, t *Target, h hello) outcome {
 
 // dialPlain speaks without TLS.
 func (o *Observer) dialPlain(ctx context.Context, t *Target, wait time.Duration) outcome {
+	return patiently(func() outcome { return o.dialPlainOnce(ctx, t, wait) })
+}
+
+func (o *Observer) dialPlainOnce(ctx context.Context, t *Target, wait time.Duration) outcome {
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
 	conn, out := dial(ctx, t.Address)
@@ -190,7 +214,7 @@ func (out *outcome) fail(ctx context.Context, err error) {
 	case errors.Is(err, errAlertRecord):
 		out.ending, out.alert, out.how = refused, true, "alert"
 	case errors.As(err, &reset):
-		out.ending, out.how = refused, reset.Error()
+		out.ending, out.how, out.left = refused, reset.Error(), reset.leaving
 	case errors.As(err, &record):
 		out.ending, out.how = refused, "answered without TLS"
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
