@@ -65,15 +65,36 @@ func (r *renderer) callers() {
 	r.switchOn("$ssl_client_verify", "$cs_who", "refused",
 		choice{"SUCCESS", "$ssl_client_s_dn"}, choice{"NONE", "anonymous"}, choice{`""`, "anonymous"})
 	r.switchOn("$ssl_client_verify", "$cs_subject", `""`, choice{"SUCCESS", "$ssl_client_s_dn"})
-	own := r.plan.Workload.Identity.String()
-	r.switchOn("$ssl_client_verify", "$cs_forwarded_client_cert", `""`,
-		choice{"SUCCESS", quote("By=" + own + `;Subject="$ssl_client_s_dn"`)})
+	r.switchOn("$ssl_client_verify", "$cs_forwarded_client_cert", `""`, choice{"SUCCESS", r.forwardedClientCert()})
 	r.switchOn("$ssl_client_verify", "$cs_forwarded_for", "$remote_addr", choice{"SUCCESS", "$proxy_add_x_forwarded_for"})
 	domain := r.plan.TrustDomain
-	r.switchOn("$cs_subject", "$cs_caller", `""`, choice{
+	r.switchOn("$cs_who", "$cs_caller", `""`, choice{
 		matches("^CN=(?<cs_name>[a-z0-9-]+),OU=(?<cs_kind>service|gateway),O=" + regexp.QuoteMeta(domain) + "$"),
 		quote("spiffe://" + domain + "/$cs_kind/$cs_name"),
 	})
+}
+
+// forwardedClientCert is what is told of a caller whose certificate was proved.
+func (r *renderer) forwardedClientCert() word {
+	return quote("By=" + r.plan.Workload.Identity.String() + `;Subject="$ssl_client_s_dn"`)
+}
+
+// told is what the application is told about the caller. Where nobody gets as far without a good certificate, it is
+// said without the detours by which the other listeners find out whether there is one: each costs something in every
+// request.
+func (r *renderer) told(proved bool) []field {
+	if proved {
+		return []field{
+			{"X-Client-Cert", "$ssl_client_s_dn"},
+			{"X-Forwarded-Client-Cert", r.forwardedClientCert()},
+			{"X-Forwarded-For", "$proxy_add_x_forwarded_for"},
+		}
+	}
+	return []field{
+		{"X-Client-Cert", "$cs_subject"},
+		{"X-Forwarded-Client-Cert", "$cs_forwarded_client_cert"},
+		{"X-Forwarded-For", "$cs_forwarded_for"},
+	}
 }
 
 // requests writes what is looked at in a request.
@@ -84,7 +105,7 @@ func (r *renderer) requests() {
 	r.switchOn("$http_host", "$cs_host", "$http_host", choice{`""`, quote(r.plan.Workload.Identity.ServerName())})
 	r.comment("Paths that every application reads in one way; $uri is their decoding.")
 	r.switchOn("$request_uri", "$cs_plain", "0", choice{matches(engine.PlainPath), "1"})
-	r.switchOn("$request_uri", "$cs_path", `""`, choice{`"~^(?<cs_sent>[^?]*)"`, "$cs_sent"})
+	r.switchOn("$request_uri", "$cs_path", "$request_uri", choice{`"~^(?<cs_sent>[^?]*)\\?"`, "$cs_sent"})
 }
 
 // inbound writes a listener for peers or for the outside.
@@ -133,8 +154,7 @@ func (r *renderer) server(in mesh.Inbound, address word, tls, http2, behind bool
 		}
 		r.block(func() {
 			r.block(func() { r.line("return", "403") }, "if", "("+variable(in, "admits"), "=", "0)")
-			fields := []field{{"X-Client-Cert", "$cs_subject"}, {"X-Forwarded-Client-Cert", "$cs_forwarded_client_cert"}, {"X-Forwarded-For", "$cs_forwarded_for"}}
-			r.pass(in.Protocol, appName(in.App), nil, fields)
+			r.pass(in.Protocol, appName(in.App), nil, r.told(tls && in.ClientAuth == mesh.Require))
 		}, "location", "/")
 	}, "server")
 }
@@ -214,7 +234,11 @@ func (r *renderer) admission(in mesh.Inbound) {
 			choices = append(choices, choice{matches(expression + " " + methods + " " + strings.TrimPrefix(paths, "^")), "1"})
 		}
 	}
-	r.switchOn(quote(join(bits)+" $cs_plain $request_method $uri"), variable(in, "admits"), "0", choices...)
+	source := join(bits) + " . $request_method $uri"
+	if plain == "1" { // the expression is not cheap
+		source = join(bits) + " $cs_plain $request_method $uri"
+	}
+	r.switchOn(quote(source), variable(in, "admits"), "0", choices...)
 }
 
 // bitPattern is one bit that is set among others that do not matter.
