@@ -125,7 +125,10 @@ func (s *Server) tendCRLs(ctx context.Context) {
 	lists := s.revocations.told.Load()
 	short := lists != nil && lists.life < ca.CRLLife(s.registry.longestTTL())
 	s.revocations.making.Lock()
-	due, retry := !s.now().Before(s.revocations.next), s.revocations.retry
+	// Who waits for longer than there is between two makings has a clock that was ahead for a while: the lists that were
+	// made then begin in the future, and lack who was revoked and would have ended by then.
+	left := s.revocations.next.Sub(s.now())
+	due, retry := left <= 0 || left > max(s.timing.crl, crlRetry), s.revocations.retry
 	s.revocations.making.Unlock()
 	if !due && (retry || !short) {
 		return
