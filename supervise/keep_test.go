@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"countersign.dev/engine"
@@ -407,6 +408,33 @@ func TestNoIdentity(t *testing.T) {
 		}
 		if got := back.shown(t); got != mtls.Serial(identity.Certificate.Leaf) {
 			t.Errorf("it presents %s", got)
+		}
+	})
+}
+
+// TestPaceHurry lets somebody be revoked while endpoints wait for their turn.
+func TestPaceHurry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &Supervisor{wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1)}
+		storm := func() {
+			s.reloads = nil
+			for range 100 {
+				s.reloads = append(s.reloads, time.Now())
+			}
+		}
+		storm()
+		began := time.Now()
+		if !s.paced(t.Context(), false) || time.Since(began) != paceMost {
+			t.Errorf("endpoints wait for %s", time.Since(began))
+		}
+		storm()
+		began = time.Now()
+		time.AfterFunc(time.Second, s.IdentityChanged)
+		if !s.paced(t.Context(), false) || time.Since(began) != time.Second {
+			t.Errorf("another identity waits behind endpoints for %s", time.Since(began)-time.Second)
+		}
+		if len(s.wake) != 1 {
+			t.Error("who puts it in force was not woken")
 		}
 	})
 }

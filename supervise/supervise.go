@@ -98,6 +98,7 @@ type Supervisor struct {
 	halt   context.CancelFunc
 	tasks  sync.WaitGroup
 	wake   chan struct{}  // there is another identity
+	hurry  chan struct{}  // the same, for whoever waits with change held
 	reads  sync.WaitGroup // of what the program writes
 	lines  *lines         // the access log on its way
 	counts *counts
@@ -153,7 +154,7 @@ func New(cfg Config) (*Supervisor, error) {
 	}
 	s := &Supervisor{
 		cfg: cfg, log: cfg.Log.With("engine", cfg.Binary.Engine.String()),
-		wake: make(chan struct{}, 1), change: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), change: make(chan struct{}, 1),
 		counts: newCounts(cfg.Changed), patience: servePatience,
 	}
 	s.work, s.halt = context.WithCancel(context.Background())
@@ -208,9 +209,11 @@ func (s *Supervisor) Apply(plan *mesh.Plan) error {
 
 // IdentityChanged says that the Source gives another leaf, bundle or list of revocations. It returns at once.
 func (s *Supervisor) IdentityChanged() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
+	for _, told := range []chan struct{}{s.hurry, s.wake} {
+		select {
+		case told <- struct{}{}:
+		default:
+		}
 	}
 }
 
