@@ -122,6 +122,9 @@ func (c initCmd) watching(p *process) (*watching, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, master := s.method.(reload.Master); c.Engine == reload.HAProxy.Name && !master && (c.CRL != "" || s.conf != nil) {
+		p.log.WarnContext(p.ctx, "HAProxy's older workers serve who is revoked on connections that are open, until they end by themselves; only its master socket says which they are, so that they can be ended: --reload haproxy:SOCKET")
+	}
 	return s, s.chooseTest(p, proxy)
 }
 
