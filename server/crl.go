@@ -125,17 +125,23 @@ func (s *Server) tendCRLs(ctx context.Context) {
 	lists := s.revocations.told.Load()
 	short := lists != nil && lists.life < ca.CRLLife(s.registry.longestTTL())
 	s.revocations.making.Lock()
-	// Who waits for longer than there is between two makings has a clock that was ahead for a while: the lists that were
-	// made then begin in the future, and lack who was revoked and would have ended by then.
-	left := s.revocations.next.Sub(s.now())
-	due, retry := left <= 0 || left > max(s.timing.crl, crlRetry), s.revocations.retry
+	due, retry := !s.now().Before(s.revocations.next), s.revocations.retry
 	s.revocations.making.Unlock()
-	if !due && (retry || !short) {
+	if !due && (retry || !short && !s.ahead(lists)) {
 		return
 	}
 	if err := s.refreshCRLs(ctx); err != nil {
 		s.log.ErrorContext(ctx, "not all is well with the revocation lists", "error", err)
 	}
+}
+
+// ahead tells whether lists were made by a clock that was ahead for a while: they begin in the future, and lack who was
+// revoked and would have ended by then. A root's list is no reason, for its key may not be there.
+func (s *Server) ahead(lists *told) bool {
+	return lists != nil && slices.ContainsFunc(s.ca.Hierarchies(), func(h ca.Hierarchy) bool {
+		list := lists.of(h.Issuer)
+		return list != nil && list.ThisUpdate.After(s.now())
+	})
 }
 
 // crlProblem is what an administrator has to do about the lists; empty when there is nothing.
