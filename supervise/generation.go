@@ -207,6 +207,7 @@ func (s *Supervisor) paced(ctx context.Context, urgent bool) bool {
 		case <-timer.C:
 		case <-s.hurry:
 		case <-ctx.Done():
+			return false
 		}
 	}
 	return pause(ctx, time.Until(last.Add(paceStep)))

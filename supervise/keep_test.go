@@ -390,6 +390,38 @@ func TestIdentityRefused(t *testing.T) {
 	})
 }
 
+// TestPlanWaits has a Plan wait while a newer identity is put in force: it does not bring back the one of before, whose
+// revocation lists are older, too.
+func TestPlanWaits(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		ca := newAuthority(t)
+		back := s.supervise(t, ca, "back")
+		application(t, back.address)
+		plan := compile(t, shop, "back")
+		if err := back.Apply(plan); err != nil {
+			t.Fatal(err)
+		}
+		if err := back.lock(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		asked, applied := back.source.asked.Load(), make(chan error, 1)
+		next := compile(t, shop, "back")
+		next.Revision = 9
+		go func() { applied <- back.Apply(next) }()
+		eventually(t, "the Plan has an identity", func() bool { return back.source.asked.Load() > asked })
+		newer := ca.identity(t, "back")
+		back.source.now.Store(newer)
+		err := back.bring(t.Context(), plan, newer)
+		back.unlock()
+		if err := errors.Join(err, <-applied); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := back.shown(t), mtls.Serial(newer.Certificate.Leaf); got != want {
+			t.Errorf("it presents %s, and %s was in force", got, want)
+		}
+	})
+}
+
 // TestNoIdentity is about a Plan that comes before the certificate.
 func TestNoIdentity(t *testing.T) {
 	each(t, func(t *testing.T, s subject) {

@@ -192,6 +192,9 @@ func (s *Supervisor) Apply(plan *mesh.Plan) error {
 		return ErrClosed
 	}
 	defer s.unlock()
+	if newest, err := s.cfg.Source.Identity(); err == nil {
+		identity = newest // while this waited, another one may have come into force, with newer revocation lists
+	}
 	err = s.bring(s.work, plan, identity)
 	if s.work.Err() != nil {
 		return ErrClosed
@@ -292,14 +295,15 @@ func (s *Supervisor) stale() bool {
 
 // renew brings the Plan in force together with the newest identity.
 func (s *Supervisor) renew() error {
-	identity, err := s.cfg.Source.Identity()
-	if err != nil {
-		return nil //nolint:nilerror // the agent says what is wrong with it, and tells when there is another
-	}
 	if err := s.lock(s.work); err != nil {
 		return err
 	}
 	defer s.unlock()
+	// Not before: while this waited, a Plan may have brought a newer one.
+	identity, err := s.cfg.Source.Identity()
+	if err != nil {
+		return nil //nolint:nilerr // the agent says what is wrong with it, and tells when there is another
+	}
 	s.mu.Lock()
 	good := s.good
 	s.mu.Unlock()
