@@ -83,8 +83,17 @@ func (a *Agent) listsChanged() {
 	wake(a.wakeReport)
 }
 
-// takeRevocation obeys what a Plan says about revocation lists. It comes before the Plan itself is in force: no listener
-// opens that would look nobody up.
+// loosens tells whether a Plan would let peers in that are refused now. Its word counts when the Plan is in force, and not
+// while the one before stays because this one was refused.
+func (a *Agent) loosens(word mesh.RevocationPlan) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := a.revocation
+	return now.Check && (!word.Check || now.Stale != mesh.StaleServe && word.Stale == mesh.StaleServe)
+}
+
+// takeRevocation obeys what a Plan says about revocation lists. Unless that loosens something, it comes before the Plan
+// itself is in force: no listener opens that would look nobody up.
 func (a *Agent) takeRevocation(word mesh.RevocationPlan) {
 	a.saving.Lock()
 	defer a.saving.Unlock()

@@ -236,6 +236,42 @@ func TestRevocationNone(t *testing.T) {
 	})
 }
 
+// TestRevocationRefused has a Plan that looks at nobody's lists, or serves when they are stale, and that the data plane
+// refuses: the one that stays in force is obeyed in this, too.
+func TestRevocationRefused(t *testing.T) {
+	for name, word := range map[string]mesh.RevocationPlan{"none": {}, "stale": {Check: true, Stale: mesh.StaleServe}} {
+		inBubble(t, func(t *testing.T, r *rig) {
+			r.fake.plan = checking(r.fake.plan, mesh.StaleRefuse)
+			r.fake.crl = r.fake.ca.lists(t, 1, 24*time.Hour)
+			r.start()
+			defer r.close()
+			after(time.Second)
+			held := func() *mtls.Revocation {
+				identity, err := r.agent.Identity()
+				if err != nil {
+					t.Fatal(err)
+				}
+				return identity.Revocation
+			}
+			r.set(func() { r.applyErr = errors.New("the data plane cannot carry it out") })
+			r.fake.push(func() {
+				plan := *r.fake.plan
+				plan.Revocation, plan.Revision = word, plan.Revision+1
+				r.fake.plan = &plan
+			})
+			after(time.Minute)
+			if now := held(); now == nil || now.Stale != mesh.StaleRefuse {
+				t.Errorf("%s: a Plan that is not in force has changed how lists are looked at: %+v", name, now)
+			}
+			r.set(func() { r.applyErr = nil })
+			after(time.Minute)
+			if now := held(); (now != nil) != word.Check || now != nil && now.Stale != word.Stale {
+				t.Errorf("%s: it is in force, and lists are looked at like this: %+v", name, now)
+			}
+		})
+	}
+}
+
 // TestRevokedItself has its own certificate revoked: it comes back with another token, and only so.
 func TestRevokedItself(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig) {

@@ -198,7 +198,9 @@ func (a *Agent) applyLoop(ctx context.Context) error {
 
 // apply puts one Plan in force, keeps it and confirms it.
 func (a *Agent) apply(ctx context.Context, plan *mesh.Plan) error {
-	a.takeRevocation(plan.Revocation)
+	if !a.loosens(plan.Revocation) {
+		a.takeRevocation(plan.Revocation)
+	}
 	if err := a.cfg.OnPlan(plan); err != nil {
 		a.setProblem(problemPlan, fmt.Sprintf("revision %d of the Plan is not in force: %v", plan.Revision, err))
 		a.log.ErrorContext(ctx, "cannot put a Plan in force; the one before stays, and it is tried again", "revision", plan.Revision, "error", err)
@@ -210,6 +212,7 @@ func (a *Agent) apply(ctx context.Context, plan *mesh.Plan) error {
 		a.planNew = false
 	}
 	a.mu.Unlock()
+	a.takeRevocation(plan.Revocation)
 	a.setProblem(problemPlan, "")
 	wake(a.wakeReport)
 	a.saving.Lock()

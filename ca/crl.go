@@ -147,7 +147,8 @@ func (a *Authority) neededUntil(h Hierarchy) time.Time {
 }
 
 // RefreshCRLs makes the lists of all hierarchies: a new one of each issuing CA, valid for life, and one of each root that
-// has none, or one that ends before its issuing CAs do. It gives what is to be handed out, the active issuing CA's first.
+// has none, one that ends before its issuing CAs do, or one that a clock which was ahead has made: NGINX and HAProxy
+// refuse everybody by a list that begins in the future. It gives what is to be handed out, the active issuing CA's first.
 //
 // err says which issuing CA's list could not be made; the one of before is handed out then, where there is one. trouble
 // is what to try again does not cure: a root without a list whose key is not there, a list that is made and recorded, and
@@ -170,7 +171,7 @@ func (c *CA) RefreshCRLs(ctx context.Context, to Appender, l *Ledger, life time.
 			continue
 		}
 		list, err := c.RootCRL(h)
-		if err != nil || list.NextUpdate.Before(c.neededUntil(h).Add(-time.Second)) {
+		if err != nil || list.NextUpdate.Before(c.neededUntil(h).Add(-time.Second)) || list.ThisUpdate.After(c.now()) {
 			made, err := c.RenewRootCRL(ctx, to, l, h, "")
 			if made != nil {
 				list = made

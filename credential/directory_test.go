@@ -94,6 +94,18 @@ func TestDirectoryOwner(t *testing.T) {
 		}
 	}
 
+	// Root makes nothing for a user who has put a link in its way.
+	elsewhere, lock := filepath.Join(t.TempDir(), "nologin"), filepath.Join(dir, lockFile)
+	if err := errors.Join(os.Remove(lock), os.Symlink(elsewhere, lock)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Write(out); err == nil {
+		t.Error("written past a link")
+	}
+	if _, err := os.Lstat(elsewhere); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("root has made what a link of another user leads to: %v", err)
+	}
+
 	// Everybody may make files, and somebody was first.
 	for _, name := range []string{lockFile, generationsDir, "current"} {
 		dir := mkdir(t, 0o777|fs.ModeSticky)

@@ -374,12 +374,23 @@ func (w *Watcher) testStaged(ctx context.Context, v *delivery) (err error) {
 	}
 	file := filepath.Join(staged, w.cfg.File)
 	text := bytes.ReplaceAll(v.configuration, []byte(w.dir+"/current/"), []byte(staged+"/current/"))
-	if err := os.WriteFile(file, text, 0o600); err != nil {
+	if err := writeNew(file, text); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, w.cfg.Patience)
 	defer cancel()
 	return w.cfg.Proxy.Test(ctx, file)
+}
+
+// writeNew makes a file that is not there: the directory may belong to another user, who could let it be one with a file of
+// that name that this one may write to.
+func writeNew(path string, text []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	return errors.Join(err, f.Close())
 }
 
 // put sees to it that the proxy serves the generation that was just put in force, and else goes back.

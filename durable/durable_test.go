@@ -215,6 +215,16 @@ func TestLock(t *testing.T) {
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", info, err)
 	}
+	link, elsewhere := path+"-link", filepath.Join(t.TempDir(), "elsewhere")
+	if err := os.Symlink(elsewhere, link); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Lock(link); err == nil || errors.Is(err, ErrLocked) {
+		t.Errorf("a link: %v", err)
+	}
+	if _, err := os.Lstat(elsewhere); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what a link leads to was made: %v", err)
+	}
 	if _, err := Lock(filepath.Join(path, "below")); err == nil || errors.Is(err, ErrLocked) {
 		t.Errorf("an impossible path: %v", err)
 	}

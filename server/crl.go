@@ -127,12 +127,21 @@ func (s *Server) tendCRLs(ctx context.Context) {
 	s.revocations.making.Lock()
 	due, retry := !s.now().Before(s.revocations.next), s.revocations.retry
 	s.revocations.making.Unlock()
-	if !due && (retry || !short) {
+	if !due && (retry || !short && !s.ahead(lists)) {
 		return
 	}
 	if err := s.refreshCRLs(ctx); err != nil {
 		s.log.ErrorContext(ctx, "not all is well with the revocation lists", "error", err)
 	}
+}
+
+// ahead tells whether lists were made by a clock that was ahead for a while: they begin in the future, and lack who was
+// revoked and would have ended by then. A root's list is no reason, for its key may not be there.
+func (s *Server) ahead(lists *told) bool {
+	return lists != nil && slices.ContainsFunc(s.ca.Hierarchies(), func(h ca.Hierarchy) bool {
+		list := lists.of(h.Issuer)
+		return list != nil && list.ThisUpdate.After(s.now())
+	})
 }
 
 // crlProblem is what an administrator has to do about the lists; empty when there is nothing.

@@ -401,6 +401,37 @@ func TestCRLSchedule(t *testing.T) {
 	})
 }
 
+// TestCRLClock lets the clock be ahead for a while: the lists that are made then lack who was revoked and ends before, and
+// are not valid when the clock is right again. They are replaced at once, and not by a schedule of the wrong time.
+func TestCRLClock(t *testing.T) {
+	f := newFixture(t, colorapp)
+	r := f.start()
+	serial := r.joinAs("colorteller", "colorteller-1").serial()
+	r.mustRevoke(t, api.RevokeRequest{Serial: serial})
+	if !listsSerial(lists(t, r.crls())[0], serial) {
+		t.Fatal("it is not on the list")
+	}
+	f.offset.Store(int64(20 * 24 * time.Hour))
+	eventually(t, "a list of the wrong time", func() bool { return !listsSerial(lists(t, r.crls())[0], serial) })
+	if err := r.renewRootCRL(t.Context(), ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.refreshCRLs(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wrong := lists(t, r.crls())
+	f.offset.Store(0)
+	eventually(t, "lists of the right time", func() bool {
+		all := lists(t, r.crls())
+		return listsSerial(all[0], serial) && !slices.ContainsFunc(all, func(l *x509.RevocationList) bool { return l.ThisUpdate.After(f.cfg.Now()) })
+	})
+	for i, list := range lists(t, r.crls()) {
+		if list.Number.Cmp(wrong[i].Number) <= 0 {
+			t.Errorf("list %d has the number %v, and that of the wrong time %v: nobody takes it", i, list.Number, wrong[i].Number)
+		}
+	}
+}
+
 // TestNoRootCRL has a CA of a version without lists whose root's key was moved away.
 func TestNoRootCRL(t *testing.T) {
 	f := newFixture(t, colorapp)

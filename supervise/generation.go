@@ -192,18 +192,25 @@ const (
 
 // paced waits until the program may be told something again; the more often it was told lately, the longer, unless it is
 // urgent: a certificate, a policy, a revocation. What arrives meanwhile waits with the caller, and only the newest of
-// it comes next.
+// it comes next; for another identity, which may have somebody revoked, the waiting is cut short.
 func (s *Supervisor) paced(ctx context.Context, urgent bool) bool {
 	now := time.Now()
 	s.reloads = slices.DeleteFunc(s.reloads, func(t time.Time) bool { return now.Sub(t) > paceWindow })
 	if len(s.reloads) == 0 {
 		return true
 	}
-	gap := min(time.Duration(len(s.reloads))*paceStep, paceMost)
-	if urgent {
-		gap = paceStep
+	last := s.reloads[len(s.reloads)-1]
+	if !urgent {
+		timer := time.NewTimer(last.Add(min(time.Duration(len(s.reloads))*paceStep, paceMost)).Sub(now))
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-s.hurry:
+		case <-ctx.Done():
+			return false
+		}
 	}
-	return pause(ctx, s.reloads[len(s.reloads)-1].Add(gap).Sub(now))
+	return pause(ctx, time.Until(last.Add(paceStep)))
 }
 
 // prepare renders and writes a generation, and lets the program test it. Nothing points to it yet.

@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"countersign.dev/engine"
@@ -389,6 +390,38 @@ func TestIdentityRefused(t *testing.T) {
 	})
 }
 
+// TestPlanWaits has a Plan wait while a newer identity is put in force: it does not bring back the one of before, whose
+// revocation lists are older, too.
+func TestPlanWaits(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		ca := newAuthority(t)
+		back := s.supervise(t, ca, "back")
+		application(t, back.address)
+		plan := compile(t, shop, "back")
+		if err := back.Apply(plan); err != nil {
+			t.Fatal(err)
+		}
+		if err := back.lock(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		asked, applied := back.source.asked.Load(), make(chan error, 1)
+		next := compile(t, shop, "back")
+		next.Revision = 9
+		go func() { applied <- back.Apply(next) }()
+		eventually(t, "the Plan has an identity", func() bool { return back.source.asked.Load() > asked })
+		newer := ca.identity(t, "back")
+		back.source.now.Store(newer)
+		err := back.bring(t.Context(), plan, newer)
+		back.unlock()
+		if err := errors.Join(err, <-applied); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := back.shown(t), mtls.Serial(newer.Certificate.Leaf); got != want {
+			t.Errorf("it presents %s, and %s was in force", got, want)
+		}
+	})
+}
+
 // TestNoIdentity is about a Plan that comes before the certificate.
 func TestNoIdentity(t *testing.T) {
 	each(t, func(t *testing.T, s subject) {
@@ -407,6 +440,33 @@ func TestNoIdentity(t *testing.T) {
 		}
 		if got := back.shown(t); got != mtls.Serial(identity.Certificate.Leaf) {
 			t.Errorf("it presents %s", got)
+		}
+	})
+}
+
+// TestPaceHurry lets somebody be revoked while endpoints wait for their turn.
+func TestPaceHurry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &Supervisor{wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1)}
+		storm := func() {
+			s.reloads = nil
+			for range 100 {
+				s.reloads = append(s.reloads, time.Now())
+			}
+		}
+		storm()
+		began := time.Now()
+		if !s.paced(t.Context(), false) || time.Since(began) != paceMost {
+			t.Errorf("endpoints wait for %s", time.Since(began))
+		}
+		storm()
+		began = time.Now()
+		time.AfterFunc(time.Second, s.IdentityChanged)
+		if !s.paced(t.Context(), false) || time.Since(began) != time.Second {
+			t.Errorf("another identity waits behind endpoints for %s", time.Since(began)-time.Second)
+		}
+		if len(s.wake) != 1 {
+			t.Error("who puts it in force was not woken")
 		}
 	})
 }

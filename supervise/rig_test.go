@@ -119,10 +119,15 @@ func (a *authority) identity(t testing.TB, name string) *mtls.Identity {
 }
 
 // source is an identity that a test changes.
-type source struct{ now atomic.Pointer[mtls.Identity] }
+type source struct {
+	now   atomic.Pointer[mtls.Identity]
+	asked atomic.Int64 // how often it was given
+}
 
 func (s *source) Identity() (*mtls.Identity, error) {
-	if identity := s.now.Load(); identity != nil {
+	identity := s.now.Load()
+	s.asked.Add(1)
+	if identity != nil {
 		return identity, nil
 	}
 	return nil, mtls.ErrNoIdentity

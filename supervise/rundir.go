@@ -99,6 +99,11 @@ func checkParent(parent string, onDisk bool) error {
 	if !info.IsDir() {
 		return fmt.Errorf("%s is not a directory", parent)
 	}
+	// Root that was made by `su` still has the $XDG_RUNTIME_DIR of somebody else, who can put his own directory in the place
+	// of one that root has made in it, and what he likes into that.
+	if uid, known := ownerOf(info); known && uid != 0 && uid != os.Geteuid() {
+		return fmt.Errorf("%s belongs to the user %d, who could replace what is in it, and this is the user %d", parent, uid, os.Geteuid())
+	}
 	if info.Mode().Perm()&0o022 != 0 && info.Mode()&os.ModeSticky == 0 {
 		return fmt.Errorf("%s has the mode %04o, so that others could replace what is in it", parent, info.Mode().Perm())
 	}

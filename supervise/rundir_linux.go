@@ -2,6 +2,7 @@ package supervise
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strconv"
@@ -33,8 +34,17 @@ func isOurs(path string) bool {
 	if err != nil || !info.IsDir() {
 		return false
 	}
+	uid, known := ownerOf(info)
+	return known && uid == os.Geteuid()
+}
+
+// ownerOf is the user whom a file belongs to.
+func ownerOf(info fs.FileInfo) (uid int, known bool) {
 	stat, ok := info.Sys().(*syscall.Stat_t)
-	return ok && int(stat.Uid) == os.Geteuid()
+	if !ok {
+		return 0, false
+	}
+	return int(stat.Uid), true
 }
 
 // endInside kills the programs whose working directory is inside of a directory, and waits until they are gone. They are

@@ -62,6 +62,31 @@ func TestRunDir(t *testing.T) {
 	}
 }
 
+// TestRunDirOfAnother has root in the runtime directory of somebody else, which `su` leaves in the environment.
+func TestRunDirOfAnother(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("NOT TESTED: only root can give a directory away")
+	}
+	const somebody = 65533
+	his := memoryDir(t)
+	if err := os.Chown(his, somebody, somebody); err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	if dir, err := NewRunDir(his, false, log); !errors.Is(err, ErrRunDir) || !strings.Contains(err.Error(), fmt.Sprintf("belongs to the user %d", somebody)) {
+		t.Errorf("%v, %v", dir, err)
+	}
+	t.Setenv("XDG_RUNTIME_DIR", his)
+	dir, err := NewRunDir("", true, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Remove() //nolint:errcheck // it is empty
+	if strings.HasPrefix(dir.Path, his) {
+		t.Errorf("keys would be in %s", dir.Path)
+	}
+}
+
 // TestLeftovers is about an earlier start that was killed, and a neighbour that was not.
 func TestLeftovers(t *testing.T) {
 	memory, log := memoryDir(t), new(text1)

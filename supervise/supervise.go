@@ -98,6 +98,7 @@ type Supervisor struct {
 	halt   context.CancelFunc
 	tasks  sync.WaitGroup
 	wake   chan struct{}  // there is another identity
+	hurry  chan struct{}  // the same, for whoever waits with change held
 	reads  sync.WaitGroup // of what the program writes
 	lines  *lines         // the access log on its way
 	counts *counts
@@ -153,7 +154,7 @@ func New(cfg Config) (*Supervisor, error) {
 	}
 	s := &Supervisor{
 		cfg: cfg, log: cfg.Log.With("engine", cfg.Binary.Engine.String()),
-		wake: make(chan struct{}, 1), change: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), change: make(chan struct{}, 1),
 		counts: newCounts(cfg.Changed), patience: servePatience,
 	}
 	s.work, s.halt = context.WithCancel(context.Background())
@@ -191,6 +192,9 @@ func (s *Supervisor) Apply(plan *mesh.Plan) error {
 		return ErrClosed
 	}
 	defer s.unlock()
+	if newest, err := s.cfg.Source.Identity(); err == nil {
+		identity = newest // while this waited, another one may have come into force, with newer revocation lists
+	}
 	err = s.bring(s.work, plan, identity)
 	if s.work.Err() != nil {
 		return ErrClosed
@@ -208,9 +212,11 @@ func (s *Supervisor) Apply(plan *mesh.Plan) error {
 
 // IdentityChanged says that the Source gives another leaf, bundle or list of revocations. It returns at once.
 func (s *Supervisor) IdentityChanged() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
+	for _, told := range []chan struct{}{s.hurry, s.wake} {
+		select {
+		case told <- struct{}{}:
+		default:
+		}
 	}
 }
 
@@ -289,14 +295,15 @@ func (s *Supervisor) stale() bool {
 
 // renew brings the Plan in force together with the newest identity.
 func (s *Supervisor) renew() error {
-	identity, err := s.cfg.Source.Identity()
-	if err != nil {
-		return nil //nolint:nilerror // the agent says what is wrong with it, and tells when there is another
-	}
 	if err := s.lock(s.work); err != nil {
 		return err
 	}
 	defer s.unlock()
+	// Not before: while this waited, a Plan may have brought a newer one.
+	identity, err := s.cfg.Source.Identity()
+	if err != nil {
+		return nil //nolint:nilerr // the agent says what is wrong with it, and tells when there is another
+	}
 	s.mu.Lock()
 	good := s.good
 	s.mu.Unlock()

@@ -115,7 +115,15 @@ func (c initCmd) Run(p *process) error {
 	if err := p.ctx.Err(); err != nil {
 		return fmt.Errorf("ended before anything was written: %w", err)
 	}
-	var lists []byte
+	if err := c.write(p, out, conf, offer, cred); err != nil {
+		return err
+	}
+	return c.describe(p, cred)
+}
+
+// write makes the files of a credential, and with conf of the proxy's configuration, the generation in force.
+func (c initCmd) write(p *process, out credential.Output, conf *writer, offer *deliver.Offer, cred *credential.Credential) (err error) {
+	var lists, configuration []byte
 	if conf == nil {
 		lists, err = c.lists()
 	} else {
@@ -127,14 +135,15 @@ func (c initCmd) Run(p *process) error {
 	if lists != nil {
 		out.Further = append(out.Further, durable.File{Name: deliver.RevocationFile, Data: lists, Perm: 0o644})
 	}
-	var configuration []byte
+	var link place
 	if conf != nil {
 		if configuration, err = conf.text(conf.plan, lists != nil); err != nil {
 			return err
 		}
-		if err := conf.prepare(); err != nil {
+		if link, err = conf.prepare(); err != nil {
 			return err
 		}
+		defer link.drop()
 		if conf.plan.Revocation.Check && lists == nil {
 			p.log.WarnContext(p.ctx, "the specification wants revoked callers refused, and nobody is looked up without revocation lists; give --crl")
 		}
@@ -146,7 +155,7 @@ func (c initCmd) Run(p *process) error {
 	if err := cred.Write(out); err != nil {
 		return err
 	}
-	return c.describe(p, cred)
+	return link.put()
 }
 
 // expect is what the flags ask of the credential.

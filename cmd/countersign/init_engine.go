@@ -234,31 +234,53 @@ func (w *writer) file(text []byte) durable.File {
 	return durable.File{Name: w.name, Data: text, Perm: 0o644}
 }
 
+// place is the link in --conf, made beside its place: what stands there is not replaced before there is something to lead to.
+type place struct{ temp, path string }
+
 // prepare makes the directories, and the link in --conf, which stays the same: it leads through the link to the generation in
-// force, so that certificates and configuration change in one step.
-func (w *writer) prepare() error {
+// force, so that certificates and configuration change in one step. Its caller puts it in place, or drops it.
+func (w *writer) prepare() (place, error) {
 	if err := durable.MkdirAll(w.options.Run, 0o700); err != nil {
-		return fmt.Errorf("--run-dir: %w; name a directory on a volume that this user may write to and that the proxy has, too", err)
+		return place{}, fmt.Errorf("--run-dir: %w; name a directory on a volume that this user may write to and that the proxy has, too", err)
 	}
 	if info, err := os.Stat(w.options.Run); err == nil && info.Mode().Perm()&0o077 != 0 {
 		w.notes([]string{fmt.Sprintf("--run-dir %s has the mode %#o: others reach the proxy's sockets in it, past its listeners; run: chmod 700 %s", w.options.Run, info.Mode().Perm(), w.options.Run)})
 	}
 	if w.flags.Conf == "" {
-		return nil
+		return place{}, nil
 	}
 	if err := durable.MkdirAll(w.flags.Conf, 0o755); err != nil {
-		return fmt.Errorf("--conf: %w", err)
+		return place{}, fmt.Errorf("--conf: %w", err)
 	}
 	path, target := filepath.Join(w.flags.Conf, w.name), filepath.Join(w.options.Certificates, "current", w.name)
 	if there, err := os.Readlink(path); err == nil && there == target {
-		return nil
+		return place{}, nil
 	} else if err != nil && !errors.Is(err, fs.ErrNotExist) && !isFile(path) {
-		return fmt.Errorf("--conf: %w", err)
+		return place{}, fmt.Errorf("--conf: %w", err)
 	}
-	if err := durable.Symlink(target, path); err != nil {
+	l := place{temp: filepath.Join(w.flags.Conf, "."+w.name+".new"), path: path}
+	if err := durable.Symlink(target, l.temp); err != nil {
+		return place{}, fmt.Errorf("--conf: %w", err)
+	}
+	return l, nil
+}
+
+// put puts the link in place, in one step.
+func (l place) put() error {
+	if l.temp == "" {
+		return nil
+	}
+	if err := durable.Rename(l.temp, l.path); err != nil {
 		return fmt.Errorf("--conf: %w", err)
 	}
 	return nil
+}
+
+// drop removes the link that was not put.
+func (l place) drop() {
+	if l.temp != "" {
+		_ = os.Remove(l.temp) // it is only litter
+	}
 }
 
 func isFile(path string) bool {

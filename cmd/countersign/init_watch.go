@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"os/exec"
 	"reflect"
 	"slices"
@@ -121,6 +122,9 @@ func (c initCmd) watching(p *process) (*watching, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, master := s.method.(reload.Master); c.Engine == reload.HAProxy.Name && !master && (c.CRL != "" || s.conf != nil) {
+		p.log.WarnContext(p.ctx, "HAProxy's older workers serve who is revoked on connections that are open, until they end by themselves; only its master socket says which they are, so that they can be ended: --reload haproxy:SOCKET")
+	}
 	return s, s.chooseTest(p, proxy)
 }
 
@@ -176,6 +180,16 @@ func (s *watching) chooseTest(p *process, proxy reload.Proxy) error {
 		p.log.WarnContext(p.ctx, "new files are not tested before they are in force; when the proxy refuses them, the ones before come back", "proxy", proxy.Name)
 	}
 	return nil
+}
+
+// checkTester refuses to test what another user can change: a proxy's test does what its configuration says, such as loading
+// a module, as the user of this process.
+func (s *watching) checkTester(owner, euid int) error {
+	if s.conf == nil || len(s.test) == 0 || owner < 0 || owner == euid {
+		return nil
+	}
+	return usagef("--owner %d: this is the user %d, as whom the proxy would test a configuration that user %d can change, and do what it says; run init --watch as user %d and leave --owner out, or test nothing: --test none",
+		owner, euid, owner, owner)
 }
 
 // foreignProxy is the proxy that is told. It is a [deliver.Proxy].
@@ -235,6 +249,9 @@ func (c initCmd) watch(p *process, out credential.Output) error {
 	if err != nil {
 		return err
 	}
+	if err := s.checkTester(out.UID, os.Geteuid()); err != nil {
+		return err
+	}
 	if s.conf != nil {
 		if err := deliver.CheckPlan(s.conf.plan, c.ExpectID); err != nil {
 			return err
@@ -258,7 +275,11 @@ func (c initCmd) watch(p *process, out credential.Output) error {
 		}
 	}
 	if s.conf != nil {
-		if err := s.conf.prepare(); err != nil {
+		link, err := s.conf.prepare()
+		if err != nil {
+			return err
+		}
+		if err := link.put(); err != nil {
 			return err
 		}
 		cfg.Plan, cfg.File, cfg.Render = s.conf.plan, s.conf.name, s.conf.text
