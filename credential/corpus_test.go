@@ -92,6 +92,7 @@ var forms = map[string]bad{
 	"placeholder bundle":    bundle(text("TODO: ask the PKI team"), "CA_BUNDLE: it is a PLACEHOLDER"),
 	"placeholder inside":    cert(text("-----BEGIN CERTIFICATE-----\nPLACEHOLDER\n-----END CERTIFICATE-----\n"), "line 2 is a PLACEHOLDER"),
 	"template":              key(text("${KEY_PEM}"), "a variable that nothing has replaced"),
+	"template in braces":    cert(text("{{ .Values.cert }}"), "CERT_PEM: it is a variable that nothing has replaced"),
 	"ARN":                   key(text("arn:aws:secretsmanager:eu-central-1:123456789012:secret:x"), "the ARN of a secret, not its value"),
 	"file name":             cert(text("/run/secrets/cert.pem"), "the name of a file, not its contents"),
 	"HTML":                  cert(text("<html><body>403 Forbidden</body></html>"), "it is HTML or XML"),
@@ -228,7 +229,9 @@ var encryptions = map[string]bad{
 	"DES":           locked(recipe{cipher: asn1.ObjectIdentifier{1, 3, 14, 3, 2, 7}}, "PBES2 with DES"),
 	"HMAC-SHA-1":    locked(recipe{prf: asn1.ObjectIdentifier{1, 2, 840, 113549, 2, 7}}, "PBKDF2 with HMAC-SHA-1"),
 	"no PRF":        locked(recipe{noPRF: true}, "PBKDF2 with HMAC-SHA-1"),
-	"HMAC-MD5":      locked(recipe{prf: asn1.ObjectIdentifier{1, 2, 840, 113549, 2, 5}}, "PBKDF2 with HMAC-MD5"),
+	"HMAC-MD5":      locked(recipe{prf: asn1.ObjectIdentifier{1, 2, 840, 113549, 2, 6}}, "PBKDF2 with HMAC-MD5"),
+	"CAST5":         locked(recipe{cipher: asn1.ObjectIdentifier{1, 2, 840, 113533, 7, 66, 10}}, "PBES2 with CAST5"),
+	"Blowfish":      locked(recipe{cipher: asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 3029, 1, 2}}, "PBES2 with Blowfish"),
 	"scrypt":        locked(recipe{function: asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 11591, 4, 11}}, "with scrypt"),
 	"iterations":    locked(recipe{iterations: maxIterations + 1}, "asks for 2000001 iterations"),
 	"short salt":    locked(recipe{salt: []byte{1}}, "a salt of 1 bytes"),
@@ -240,6 +243,22 @@ var encryptions = map[string]bad{
 		in.Key.Data = encrypted(t, keyDER(t, w.leafKey), "correct horse", recipe{})
 		in.Passphrase.Data = []byte("battery staple")
 	}, "the passphrase does not open the key KEY_PEM"},
+	"placeholder passphrase": {func(t *testing.T, w *world, in *Input, _ *Expect) {
+		in.Key.Data = encrypted(t, keyDER(t, w.leafKey), "correct horse", recipe{})
+		in.Passphrase.Data = []byte("PLACEHOLDER\n")
+	}, "KEY_PASSPHRASE: it is a word that stands for a passphrase"},
+	"ARN for a passphrase": {func(t *testing.T, w *world, in *Input, _ *Expect) {
+		in.Key.Data = encrypted(t, keyDER(t, w.leafKey), "correct horse", recipe{})
+		in.Passphrase.Data = []byte("arn:aws:secretsmanager:eu-central-1:123456789012:secret:x")
+	}, "KEY_PASSPHRASE: it is the ARN of a secret"},
+	"passphrase in another field": {func(t *testing.T, w *world, in *Input, _ *Expect) {
+		in.Key.Data = encrypted(t, keyDER(t, w.leafKey), "correct horse", recipe{})
+		in.Passphrase.Data = []byte(`{"password": "correct horse"}`)
+	}, "KEY_PASSPHRASE: it is a JSON object without a field key_passphrase"},
+	"empty passphrase in JSON": {func(t *testing.T, w *world, in *Input, _ *Expect) {
+		in.Key.Data = encrypted(t, keyDER(t, w.leafKey), "correct horse", recipe{})
+		in.Passphrase.Data = []byte(`{"key_passphrase": ""}`)
+	}, "KEY_PASSPHRASE: it holds nothing that could be read"},
 	"label hides it": {func(t *testing.T, w *world, in *Input, _ *Expect) {
 		in.Key.Data = bytes.ReplaceAll(encrypted(t, keyDER(t, w.leafKey), "correct horse", recipe{}), []byte("ENCRYPTED "), nil)
 	}, "the key is encrypted, and its label does not say so"},

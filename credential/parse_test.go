@@ -105,6 +105,43 @@ func TestUsualNotes(t *testing.T) {
 	}
 }
 
+// TestPassphraseIsRepaired takes a passphrase as it is whatever it looks like, and out of its wrapping when that does not open
+// the key.
+func TestPassphraseIsRepaired(t *testing.T) {
+	w := newWorld(t)
+	for name, c := range map[string]struct{ phrase, stored, note string }{
+		"text that is a string":  {`"correct horse"`, `"correct horse"`, ""},
+		"text that is an object": {`{"key_passphrase":"x"}`, `{"key_passphrase":"x"}`, ""},
+		"text that is no object": {`{correct`, `{correct`, ""},
+		"placeholder":            {"PLACEHOLDER", "PLACEHOLDER", ""},
+		"string":                 {"correct horse", `"correct horse"` + "\n", "it was a JSON string"},
+		"whole secret":           {"correct horse", `{"key_pem": "y", "key_passphrase": "correct horse\n"}`, "its field key_passphrase was taken"},
+		"string with an object":  {"correct horse", `"{\"key_passphrase\": \"correct horse\"}"`, "its field key_passphrase was taken"},
+		"byte order mark":        {"correct horse", "\ufeffcorrect horse", "a byte order mark was removed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := w.input(t)
+			in.Key.Data, in.Passphrase.Data = encrypted(t, keyDER(t, w.leafKey), c.phrase, recipe{}), []byte(c.stored)
+			notes := notesOf(accept(t, w, in))
+			if (c.note == "") != (notes == "") || !strings.Contains(notes, c.note) {
+				t.Errorf("the notes are %q", notes)
+			}
+		})
+	}
+}
+
+// TestWrongPassphrases are what no wrapping and no word of a template explains.
+func TestWrongPassphrases(t *testing.T) {
+	w := newWorld(t)
+	for _, stored := range []string{`{"key_passphrase": "battery staple"}`, `"battery staple"`, "dummy battery", "{battery"} {
+		in := w.input(t)
+		in.Key.Data, in.Passphrase.Data = encrypted(t, keyDER(t, w.leafKey), "correct horse", recipe{}), []byte(stored)
+		if _, err := Parse(in); err == nil || !strings.Contains(err.Error(), "the passphrase does not open the key KEY_PEM") {
+			t.Errorf("%s: %v", stored, err)
+		}
+	}
+}
+
 // accept expects the good credential.
 func accept(t *testing.T, w *world, in Input) *Credential {
 	t.Helper()

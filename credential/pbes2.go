@@ -1,13 +1,16 @@
 package credential
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/pbkdf2"
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/asn1"
+	"encoding/json"
 	"hash"
+	"strings"
 
 	"golang.org/x/crypto/cryptobyte"
 	tags "golang.org/x/crypto/cryptobyte/asn1"
@@ -38,6 +41,8 @@ var prfs = map[string]func() hash.Hash{
 	"1.2.840.113549.2.9":  sha256.New,
 	"1.2.840.113549.2.10": sha512.New384,
 	"1.2.840.113549.2.11": sha512.New,
+	"1.2.840.113549.2.12": sha512.New512_224,
+	"1.2.840.113549.2.13": sha512.New512_256,
 }
 
 // refused names what is known and not accepted.
@@ -58,7 +63,13 @@ var refused = map[string]string{
 	"1.2.840.113549.3.7":      "PBES2 with triple DES",
 	"1.3.14.3.2.7":            "PBES2 with DES",
 	"1.2.840.113549.2.7":      "PBKDF2 with HMAC-SHA-1",
-	"1.2.840.113549.2.5":      "PBKDF2 with HMAC-MD5",
+	"1.2.840.113549.2.6":      "PBKDF2 with HMAC-MD5",
+	"1.2.840.113549.3.4":      "PBES2 with RC4",
+	"1.2.840.113549.3.9":      "PBES2 with RC5",
+	"1.2.840.113533.7.66.10":  "PBES2 with CAST5",
+	"1.3.6.1.4.1.3029.1.2":    "PBES2 with Blowfish",
+	"1.3.6.1.4.1.188.7.1.1.2": "PBES2 with IDEA",
+	"1.2.410.200004.1.4":      "PBES2 with SEED",
 	"1.3.6.1.4.1.11591.4.11":  "scrypt",
 }
 
@@ -99,9 +110,66 @@ func decrypt(v, passphrase Value, der []byte, notes *[]Note) ([]byte, error) {
 	if len(phrase) == 0 {
 		return nil, passphrase.fault("store the passphrase beside the key", "the key %s is encrypted, and there is no passphrase", v.Name)
 	}
-	if len(phrase) != len(passphrase.Data) {
-		*notes = append(*notes, Note{Text: passphrase.Name + ": the line end behind the passphrase was removed", Usual: true})
+	plain, err := e.open(v, phrase)
+	if err != nil {
+		return nil, err
 	}
+	if plain != nil {
+		if len(phrase) != len(passphrase.Data) {
+			*notes = append(*notes, Note{Text: passphrase.Name + ": the line end behind the passphrase was removed", Usual: true})
+		}
+		return plain, nil
+	}
+	// Any text may be a passphrase, what looks like JSON too. So it is taken as it is first, and unwrapped only after that.
+	inner, unwrapped, err := passphrase.unwrapped(phrase)
+	if err != nil {
+		return nil, err
+	}
+	if len(unwrapped) > 0 {
+		if plain, err = e.open(v, withoutLineEnd(inner)); err != nil {
+			return nil, err
+		}
+	}
+	if plain == nil {
+		return nil, passphrase.refusePassphrase(v, inner)
+	}
+	*notes = append(*notes, unwrapped...)
+	return plain, nil
+}
+
+// unwrapped is a passphrase that a transport has put into JSON, or behind a byte order mark, and what was done for it.
+func (v Value) unwrapped(phrase []byte) (inner []byte, done []Note, err error) {
+	note := func(what string) { done = append(done, Note{Text: v.Name + ": " + what}) }
+	inner, marked := bytes.CutPrefix(phrase, utf8Mark)
+	if marked {
+		note("a byte order mark was removed")
+	}
+	switch {
+	case bytes.HasPrefix(inner, []byte(`"`)) && json.Valid(inner):
+	case bytes.HasPrefix(inner, []byte("{")) && json.Valid(inner):
+	default:
+		return inner, done, nil
+	}
+	inner, err = unwrap(v, inner, note)
+	return inner, done, err
+}
+
+// refusePassphrase says what is wrong with a passphrase that does not open a key.
+func (v Value) refusePassphrase(key Value, phrase []byte) error {
+	text := string(bytes.TrimSpace(phrase))
+	switch {
+	case text == "":
+		return v.refuseEmpty()
+	case fillerAlone.MatchString(text):
+		return v.fault("put the real passphrase into the secret", "it is a word that stands for a passphrase which is yet to come")
+	case template.MatchString(text), strings.HasPrefix(text, "arn:"):
+		return v.refuseText(text)
+	}
+	return v.fault("store the one that the key was exported with", "the passphrase does not open the key %s", key.Name)
+}
+
+// open decrypts by a passphrase; nil is what a wrong one gives.
+func (e *envelope) open(v Value, phrase []byte) ([]byte, error) {
 	key, err := pbkdf2.Key(e.prf, string(phrase), e.salt, e.iterations, e.keySize)
 	if err != nil {
 		return nil, v.fault(convert, "the key's encryption has parameters that this mode of operation forbids")
@@ -121,7 +189,7 @@ func decrypt(v, passphrase Value, der []byte, notes *[]Note) ([]byte, error) {
 	}
 	if !ok {
 		clear(plain)
-		return nil, passphrase.fault("store the one that the key was exported with", "the passphrase does not open the key %s", v.Name)
+		return nil, nil //nolint:nilnil // said above
 	}
 	return unpadded, nil
 }

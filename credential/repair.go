@@ -74,6 +74,9 @@ func unwrap(v Value, text []byte, note func(string)) ([]byte, error) {
 			text = []byte(inner)
 			note("it was a JSON string and was taken out of it")
 		case '{':
+			if template.Match(trimmed) {
+				return text, nil // {{NAME}} is no JSON, and refuseOther has the word for it
+			}
 			inner, err := field(v, trimmed)
 			if err != nil {
 				return nil, err
@@ -109,7 +112,12 @@ func field(v Value, object []byte) ([]byte, error) {
 }
 
 // fillers are what people and templates put where a value is to come.
-var fillers = regexp.MustCompile(`(?i)^[\s<{\[$"'(%]*(placeholder|change[-_ ]?me|replace[-_ ]?me|todo|fixme|tbd|dummy|null|none|nil|undefined|empty|secret|example|x{3,})\b[^\n]{0,64}$`)
+var fillers = regexp.MustCompile(`(?i)^[\s<{\[$"'(%]*(` + fillerWords + `|secret|example)\b[^\n]{0,64}$`)
+
+// fillerAlone is one that stands for itself: a passphrase may well begin with such a word.
+var fillerAlone = regexp.MustCompile(`(?i)^[\s<{\[$"'(%]*(` + fillerWords + `)[\s>}\])"'%]*$`)
+
+const fillerWords = `placeholder|change[-_ ]?me|replace[-_ ]?me|todo|fixme|tbd|dummy|null|none|nil|undefined|empty|x{3,}`
 
 // template is a reference that something should have replaced.
 var template = regexp.MustCompile(`^\s*(\$\{[^}\n]*\}|\$\([^)\n]*\)|\{\{[^}\n]*\}\}|\$[A-Za-z_][A-Za-z0-9_]*|%[A-Za-z_][A-Za-z0-9_]*%)\s*$`)

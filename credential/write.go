@@ -126,7 +126,10 @@ func take(out Output, access durable.Access) (unlock func() error, err error) {
 	if unlock, err = durable.Lock(filepath.Join(out.Dir, lockFile)); err != nil {
 		return nil, err
 	}
-	if err = durable.MkdirAll(filepath.Join(out.Dir, generationsDir), 0o700); err == nil {
+	if err = notOurs(out.Dir); err == nil {
+		err = durable.MkdirAll(filepath.Join(out.Dir, generationsDir), 0o700)
+	}
+	if err == nil {
 		err = checkEntries(out)
 	}
 	if err == nil {
@@ -146,7 +149,7 @@ func prepare(out Output, access durable.Access) error {
 	if errors.Is(err, fs.ErrExist) {
 		info, err := os.Stat(dir)
 		if err == nil && !info.IsDir() {
-			err = fmt.Errorf("%s is not a directory", dir)
+			err = fmt.Errorf("%s is not a directory; name one, or one that does not exist and is to be made", dir)
 		}
 		if err == nil {
 			err = checkDirectory(out, info)
@@ -166,6 +169,31 @@ func prepare(out Output, access durable.Access) error {
 		return err
 	}
 	return durable.SyncDir(filepath.Dir(filepath.Clean(dir)))
+}
+
+// notOurs refuses what somebody else has put where the link and the generations belong. It is not removed: it may be a
+// proxy's files of before.
+func notOurs(dir string) error {
+	for _, entry := range []struct {
+		name, kind string
+		mode       fs.FileMode
+	}{
+		{"current", "a link to the generation in force", fs.ModeSymlink},
+		{generationsDir, "the directory of the generations", fs.ModeDir},
+	} {
+		path := filepath.Join(dir, entry.name)
+		info, err := os.Lstat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if info.Mode().Type() != entry.mode {
+			return fmt.Errorf("%s was not written by this program, which keeps %s under that name; move it away, or name another directory with --to", path, entry.kind)
+		}
+	}
+	return nil
 }
 
 // explain adds to an error of the system what to do.

@@ -263,6 +263,27 @@ func TestWriteFailures(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	for name, put := range map[string]func(path string) error{
+		"current is a directory":    func(dir string) error { return os.Mkdir(filepath.Join(dir, "current"), 0o700) },
+		"current is a file":         func(dir string) error { return os.WriteFile(filepath.Join(dir, "current"), nil, 0o600) },
+		"generations is a link":     func(dir string) error { return os.Symlink(t.TempDir(), filepath.Join(dir, generationsDir)) },
+		"generations is a file":     func(dir string) error { return os.WriteFile(filepath.Join(dir, generationsDir), nil, 0o600) },
+		"generations leads nowhere": func(dir string) error { return os.Symlink("/nonexistent", filepath.Join(dir, generationsDir)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := put(dir); err != nil {
+				t.Fatal(err)
+			}
+			err := c.Write(here(dir))
+			if err == nil || !strings.Contains(err.Error(), "was not written by this program") || !strings.Contains(err.Error(), "move it away") {
+				t.Error(err)
+			}
+			if entries, err := os.ReadDir(dir); err != nil || len(entries) != 2 { // what was there, and the lock
+				t.Errorf("the directory holds %v, %v", entries, err)
+			}
+		})
+	}
 	for err, says := range map[error]string{
 		syscall.EROFS:  "is read-only; mount a volume there",
 		syscall.ENOSPC: "is full; a generation needs about 24 KiB",

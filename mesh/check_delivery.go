@@ -174,10 +174,18 @@ func (c checker) secrets(delivery *value, who string, d DeliveryPlan, owners map
 	}
 }
 
+// rotationRecord ends the name of the secret in which the rotation of another one keeps how it went. A credential of such
+// a name would be overwritten by it.
+const rotationRecord = ".rotation"
+
 // secret notes that a workload has a secret, and is false when somebody else has it.
 func (c checker) secret(v *value, full string, mine secretOwner, d DeliveryPlan, owners map[string]secretOwner) bool {
 	if err := secret.CheckName(full); err != nil {
 		c.wrong(v, fmt.Sprintf("stands for %s, which has %d characters", quote(full), len(full)), fmt.Sprintf("shorten it: a secret's name has at most %d", secret.MaxName))
+		return false
+	}
+	if strings.HasSuffix(full, rotationRecord) {
+		c.wrong(v, fmt.Sprintf("stands for %s, and names that end in %s are those of what rotations keep about a secret", quote(full), rotationRecord), "choose another name")
 		return false
 	}
 	key := d.Store.Dir + "\x00" + full

@@ -27,26 +27,29 @@ type generateCmd struct {
 type generateFlags struct {
 	Path         string        `arg:"" help:"The specification: a file or a directory."`
 	Workload     string        `required:"" placeholder:"NAME" help:"The service or gateway whose sidecar it is."`
-	Certificates string        `default:"/run/countersign/certs" placeholder:"DIR" help:"The directory of certificates where the proxy runs, absolute: current/cert.pem, key.pem, ca.pem and cert-and-key.pem. Default: ${default}."`
+	Certificates string        `default:"/run/countersign/certs" placeholder:"DIR" help:"The directory of certificates where the proxy runs, absolute: current/cert.pem, key.pem, ca.pem and cert-and-key.pem, and crl.pem where revoked callers are refused. Default: ${default}."`
 	RunDir       string        `default:"/run/countersign/proxy" placeholder:"DIR" help:"A directory of this instance and its user alone (0700) where the proxy runs, absolute, for sockets, the pid and scratch files. Default: ${default}."`
 	Address      string        `default:"0.0.0.0" placeholder:"IP" help:"The address that peers connect to. Default: all, which goes only where the application has another port (app). Default: ${default}."`
 	AppAddress   string        `default:"127.0.0.1" placeholder:"IP" help:"The loopback address where the application is and dials. Default: ${default}."`
 	Endpoint     []string      `sep:"none" placeholder:"SERVICE:PORT=IP:PORT" help:"Where an instance of a called service is. May be repeated; calls to a service without one fail."`
 	Openssl      string        `name:"openssl-version" default:"3.0" placeholder:"VERSION" help:"The OpenSSL that the proxy is linked with; key exchanges with MLKEM need 3.5. Default: ${default}."`
 	DrainTimeout time.Duration `default:"30s" help:"How long connections live on after a reload, at least 1s. Default: ${default}."`
-	Out          string        `placeholder:"FILE" help:"Write the configuration to this file, in one step. What is refused leaves the file as it is. Default: standard output."`
+	// AcceptRevoked is a word of its own: without it a policy would be weakened by what is left out.
+	AcceptRevoked bool `help:"Look nobody up although the specification wants revoked callers refused, as it does by default. Without this, current/crl.pem has to be there and to hold the lists of every authority ('countersign ca crl')."`
+
+	Out string `placeholder:"FILE" help:"Write the configuration to this file, in one step. What is refused leaves the file as it is. Default: standard output."`
 }
 
 type generateNginxCmd struct {
 	generateFlags
-	ProxyVersion string `default:"1.22.1" placeholder:"VERSION" help:"The NGINX that will read it; newer directives are used only when it knows them. Default: ${default}."`
+	ProxyVersion string `placeholder:"VERSION" help:"The NGINX that will read it; newer directives are used only when it knows them. Default: what the specification says, else 1.22.1."`
 	StreamModule string `default:"/usr/lib/nginx/modules/ngx_stream_module.so" placeholder:"FILE" help:"NGINX's stream module, loaded when a port needs it; \"none\" when it is compiled in. Default: ${default}."`
 	User         string `placeholder:"NAME" help:"Whom the workers of an NGINX that starts as root become. Default: NGINX's own default."`
 }
 
 type generateHaproxyCmd struct {
 	generateFlags
-	ProxyVersion string `default:"2.6.12" placeholder:"VERSION" help:"The HAProxy that will read it; newer words are used only when it knows them. Default: ${default}."`
+	ProxyVersion string `placeholder:"VERSION" help:"The HAProxy that will read it; newer words are used only when it knows them. Default: what the specification says, else 2.6.12."`
 }
 
 const generateHelp = `What it cannot carry out is refused with a list of the reasons, and nothing is written; see
@@ -71,7 +74,7 @@ func (generateHaproxyCmd) Help() string {
 
 // Run writes the configuration.
 func (c generateNginxCmd) Run(p *process) error {
-	return c.write(p, nginx.Render, func(o *engine.Options) {
+	return c.write(p, mesh.EngineNGINX, nginx.Render, func(o *engine.Options) {
 		o.Version, o.User, o.StreamModule = c.ProxyVersion, c.User, c.StreamModule
 		if o.StreamModule == "none" {
 			o.StreamModule = ""
@@ -81,11 +84,11 @@ func (c generateNginxCmd) Run(p *process) error {
 
 // Run writes the configuration.
 func (c generateHaproxyCmd) Run(p *process) error {
-	return c.write(p, haproxy.Render, func(o *engine.Options) { o.Version = c.ProxyVersion })
+	return c.write(p, mesh.EngineHAProxy, haproxy.Render, func(o *engine.Options) { o.Version = c.ProxyVersion })
 }
 
 // write compiles the Plan, fills in where instances are, and writes what render makes of it.
-func (c generateFlags) write(p *process, render func(*mesh.Plan, engine.Options) (*engine.Config, error), further func(*engine.Options)) error {
+func (c generateFlags) write(p *process, proxy mesh.Engine, render func(*mesh.Plan, engine.Options) (*engine.Config, error), further func(*engine.Options)) error {
 	o, err := c.options()
 	if err != nil {
 		return err
@@ -98,6 +101,10 @@ func (c generateFlags) write(p *process, render func(*mesh.Plan, engine.Options)
 	plan, err := spec.Compile(c.Workload)
 	if err != nil {
 		return usageError{err}
+	}
+	o.CRL = plan.Revocation.Check && !c.AcceptRevoked
+	if o.Version == "" && plan.Proxy.Engine == proxy {
+		o.Version = plan.Proxy.Version
 	}
 	for _, text := range c.Endpoint {
 		if err := addEndpoint(plan, text); err != nil {

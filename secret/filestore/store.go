@@ -66,7 +66,7 @@ var (
 	// ErrExists says that there is one.
 	ErrExists = errors.New("there is a secret store already")
 	// ErrBusy says that other writers kept the store's lock for too long. Trying again is right.
-	ErrBusy = errors.New("another process is writing to the store")
+	ErrBusy = errors.New("another process is writing to the store; try again, and when it stays so, see which one stands still with the store's file lock open (`fuser DIR/lock`)")
 )
 
 // Store is a secret store in a directory. It is safe for concurrent use, also by several processes; it

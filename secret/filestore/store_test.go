@@ -324,25 +324,26 @@ func checkFiles(t *testing.T, dir string, markers ...string) {
 }
 
 // TestTwoWriters lets writers and readers of one store meet, each with a Store of its own as processes
-// have. No version is lost, and a reader always gets a value that belongs to its id.
+// have. No version is lost, and a reader always gets a value that belongs to its id. A secret gets no more versions than
+// are kept, so that a writer who waits for long between two steps still finds his.
 func TestTwoWriters(t *testing.T) {
 	s := newStore(t)
-	put(t, s, "a", "start", "value of start")
+	const rounds, writes = 4, 5 // three writers and the first version: 16 of each secret
+	for round := range rounds {
+		put(t, s, fmt.Sprintf("a/%d", round), "start", "value of start")
+	}
 	var writers, readers sync.WaitGroup
 	done := make(chan struct{})
 	for w := range 3 {
 		writers.Go(func() {
 			mine := &Store{dir: s.dir, identity: s.identity}
-			for i := range 20 {
+			for i := range rounds * writes {
+				name := fmt.Sprintf("a/%d", i/writes)
 				id := fmt.Sprintf("w%d-%d", w, i)
-				err := secret.ErrNotFound
-				for try := 0; try < 10 && errors.Is(err, secret.ErrNotFound); try++ { // the others may write 16 meanwhile
-					if _, err := mine.Stage(t.Context(), "a", id, []byte("value of "+id)); err != nil {
-						t.Errorf("staging: %v", err)
-					}
-					err = mine.Promote(t.Context(), "a", id)
+				if _, err := mine.Stage(t.Context(), name, id, []byte("value of "+id)); err != nil {
+					t.Errorf("staging: %v", err)
 				}
-				if err != nil {
+				if err := mine.Promote(t.Context(), name, id); err != nil {
 					t.Errorf("promoting: %v", err)
 				}
 				if _, err := mine.Stage(t.Context(), fmt.Sprintf("new/%d", i), "", []byte("x")); err != nil {
@@ -353,13 +354,13 @@ func TestTwoWriters(t *testing.T) {
 	}
 	for range 2 {
 		readers.Go(func() {
-			for {
+			for round := 0; ; round++ {
 				select {
 				case <-done:
 					return
 				default:
 				}
-				value, id, err := s.Read(t.Context(), "a", "")
+				value, id, err := s.Read(t.Context(), fmt.Sprintf("a/%d", round%rounds), "")
 				if err != nil || string(value) != "value of "+id {
 					t.Errorf("version %s is %q: %v", id, value, err)
 					return
@@ -375,12 +376,15 @@ func TestTwoWriters(t *testing.T) {
 	close(done)
 	readers.Wait()
 	entries, err := s.List(t.Context())
-	if err != nil || len(entries) != 21 {
+	if err != nil || len(entries) != rounds+rounds*writes {
 		t.Errorf("%d secrets: %v", len(entries), err)
 	}
-	files, err := os.ReadDir(s.secretDir("a"))
-	if err != nil || len(files) != maxVersions+1 {
-		t.Errorf("%d files of a: %v", len(files), err)
+	put(t, s, "a/0", "last", "value of last") // one more than are kept
+	for round := range rounds {
+		files, err := os.ReadDir(s.secretDir(fmt.Sprintf("a/%d", round)))
+		if err != nil || len(files) != maxVersions+1 {
+			t.Errorf("%d files of a/%d: %v", len(files), round, err)
+		}
 	}
 }
 

@@ -115,6 +115,7 @@ func (r *Rig) rendered(ctx context.Context, engine, program string) startHalf {
 		args := []string{
 			"generate", engine, spec, "--workload", workload, "--address", "127.0.0.1", "--out", config,
 			"--certificates", filepath.Join(dir, "certs"), "--run-dir", filepath.Join(dir, "run"),
+			"--accept-revoked", // as those written by hand do
 		}
 		if connecting {
 			for _, peer := range []string{e.PeerHTTP, e.PeerGRPC, e.PeerTCP} {
