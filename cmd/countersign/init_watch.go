@@ -121,7 +121,7 @@ func (c initCmd) watching(p *process) (*watching, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s, s.chooseTest(p, proxy)
+	return s, errors.Join(s.chooseTest(p, proxy), s.checkReload(p))
 }
 
 // checkServer reads the flags about the control plane.
@@ -137,8 +137,11 @@ func (s *watching) checkServer() error {
 		}
 		return nil
 	}
+	if c.CAPin == "" || c.TokenFile == "" || c.State == "" || c.Instance == "" {
+		return usagef("--server needs --ca-pin, --token-file, --state and --instance")
+	}
 	var err error
-	if s.server, err = url.Parse(c.Server); err != nil {
+	if s.server, err = url.Parse(c.Server); err != nil || s.server.Scheme != "https" || s.server.Host == "" {
 		return usagef("--server %q is not of the form https://HOST:PORT", c.Server)
 	}
 	if err := mtls.CheckPin(c.CAPin); err != nil {
@@ -146,9 +149,6 @@ func (s *watching) checkServer() error {
 	}
 	if err := agent.CheckInstance(c.Instance); err != nil {
 		return usagef("--instance: %w", err)
-	}
-	if c.TokenFile == "" || c.State == "" {
-		return usagef("--server needs --token-file and --state")
 	}
 	_, err = ownAddress("--address", c.Address)
 	return err
@@ -166,6 +166,7 @@ func (s *watching) chooseTest(p *process, proxy reload.Proxy) error {
 		if has := slices.ContainsFunc(s.test, func(word string) bool { return strings.Contains(word, "{}") }); has != (s.conf != nil) {
 			return usagef("--test %q: {} stands for the configuration that is written with --conf, and for nothing else", c.Test)
 		}
+		return runnable("--test", s.test)
 	case c.Test == "" && s.conf != nil:
 		if path, err := exec.LookPath(proxy.Name); err == nil {
 			s.test = proxy.TestCommand(path, "{}")
@@ -268,7 +269,7 @@ func (c initCmd) watch(p *process, out credential.Output) error {
 	case s.server != nil && c.CRL != "":
 		return usagef("--crl: the control plane gives the revocation lists; leave --crl or --server out")
 	case s.server != nil:
-		cfg.Revocation = w.lists
+		cfg.Revocation, cfg.Await = w.lists, firstPlan
 	default:
 		cfg.Revocation = func(plan *mesh.Plan) ([]byte, error) {
 			if c.CRL != "" || plan == nil || !plan.Revocation.Check {
