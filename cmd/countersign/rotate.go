@@ -214,7 +214,10 @@ func (c *rotateDaemonCmd) serve(p *process, daemon *rotate.Daemon) (stop func() 
 	var listen net.ListenConfig
 	listener, err := listen.Listen(p.ctx, "tcp", c.Metrics)
 	if err != nil {
-		return nil, usagef("--metrics %s: %w", c.Metrics, err)
+		if _, port, splitErr := net.SplitHostPort(c.Metrics); splitErr != nil || port == "" {
+			return nil, usagef("--metrics %q is not of the form HOST:PORT, such as 127.0.0.1:9464", c.Metrics)
+		}
+		return nil, fmt.Errorf("--metrics %s: %w; choose another address", c.Metrics, err)
 	}
 	p.log.InfoContext(p.ctx, "serving metrics", "address", listener.Addr().String())
 	server := &http.Server{Handler: daemon, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
