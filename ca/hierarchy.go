@@ -282,8 +282,13 @@ func (a *Authority) IssuerDue(now time.Time, longest time.Duration) bool {
 }
 
 // ReadKeyFile opens a private key in a file elsewhere that is stored in the CA's way: a root's that was
-// moved out of the state. Errors are [ErrCorrupt], [ErrSealed] and [ErrWrongKey].
-func (c *CA) ReadKeyFile(path string) (crypto.Signer, error) { return readKey(path, c.seal, c.Seal()) }
+// moved out of the state. Errors are fs.ErrNotExist, [ErrCorrupt], [ErrSealed] and [ErrWrongKey].
+func (c *CA) ReadKeyFile(path string) (crypto.Signer, error) {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w; name the root's key with --root-key", err)
+	}
+	return readKey(path, c.seal, c.Seal())
+}
 
 // IssuerSigner is the open key of a hierarchy's issuing CA, for its revocation list. It is nil when the
 // hierarchy has been removed.

@@ -318,7 +318,7 @@ func (l *Ledger) Choose(t Target, issued iter.Seq[Candidate], now time.Time) (Ch
 		}
 	}
 	if !known {
-		return Choice{}, fmt.Errorf("%w: %s; `countersign ca list` shows them", ErrUnknownCertificate, t)
+		return Choice{}, fmt.Errorf("%w: %s; `countersign ca list` shows them, with their whole serial numbers", ErrUnknownCertificate, t)
 	}
 	slices.SortFunc(choice.Fresh, func(a, b RevokedShort) int { return cmp.Compare(a.Serial, b.Serial) })
 	return choice, nil

@@ -126,12 +126,16 @@ func (c *CA) StartRoot(ctx context.Context, log Appender, cfg RootConfig, note N
 }
 
 // CancelRoot removes the root that was to sign next, and its keys. It is [ErrNotRotating] when there is
-// none.
+// none, and [ErrRotating] when it signs already.
 func (c *CA) CancelRoot(ctx context.Context, log Appender, note Note) error {
 	c.changing.Lock()
 	defer c.changing.Unlock()
 	all := c.Hierarchies()
-	if len(all) < 2 || all[1].State != Next {
+	switch {
+	case slices.ContainsFunc(all, func(h Hierarchy) bool { return h.State == Retiring && !h.SameRoot(all[0]) }):
+		return fmt.Errorf("giving up the next root: %w, and what was the next one signs, which nothing takes back: "+
+			"`countersign ca rotate finish` ends the change, and another one may follow", ErrRotating)
+	case len(all) < 2 || all[1].State != Next:
 		return fmt.Errorf("giving up the next root: %w", ErrNotRotating)
 	}
 	next := all[1]

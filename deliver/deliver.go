@@ -57,7 +57,7 @@ type Listener struct {
 	ServerName string
 }
 
-// Config is what a [Watcher] works with. All but Plan, Listeners, Render, File, Revocation, AcceptRevoked, Older and Changed must be set.
+// Config is what a [Watcher] works with. All but Plan, Await, Listeners, Render, File, Revocation, AcceptRevoked, Older and Changed must be set.
 type Config struct {
 	Output credential.Output
 	Source Source
@@ -73,6 +73,9 @@ type Config struct {
 	File string
 	// Plan is the one to begin with; it may be nil.
 	Plan *mesh.Plan
+	// Await is for how long nothing is done at the start without a Plan, when [Watcher.Take] soon brings the first: without one
+	// neither the listeners are known, nor whether callers are looked up. 0 does not wait.
+	Await time.Duration
 	// Listeners are where the proxy serves; plan may be nil.
 	Listeners func(plan *mesh.Plan) []Listener
 	// Revocation gives the revocation lists that become a file of the generation, PEM; nothing when nobody is looked up. With an
@@ -188,6 +191,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 	defer close(w.ended)
 	defer w.unlock() //nolint:errcheck // nothing was written to it
 	defer w.tasks.Wait()
+	w.awaitPlan(ctx)
 	ticker := time.NewTicker(w.cfg.Look)
 	defer ticker.Stop()
 	for {
@@ -200,6 +204,21 @@ func (w *Watcher) Run(ctx context.Context) error {
 		case t := <-w.takes:
 			t.done <- w.takePlan(ctx, t.plan)
 		}
+	}
+}
+
+// awaitPlan waits for the first Plan, where one is on its way.
+func (w *Watcher) awaitPlan(ctx context.Context) {
+	if w.plan != nil || w.cfg.Await <= 0 {
+		return
+	}
+	timer := time.NewTimer(w.cfg.Await)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	case t := <-w.takes:
+		t.done <- w.takePlan(ctx, t.plan)
 	}
 }
 

@@ -51,6 +51,10 @@ func WriteFile(path string, data []byte, perm fs.FileMode) error {
 	}
 	temp := filepath.Join(dir, "."+base+tempMark+randomName())
 	if err := writeNew(temp, data, perm, nil); err != nil {
+		var at *fs.PathError
+		if errors.As(err, &at) && at.Op == "open" { // nobody knows the temporary file
+			err = fmt.Errorf("no file can be made in %s: %w", filepath.Clean(dir), at.Err)
+		}
 		return fmt.Errorf("writing %s: %w", path, err)
 	}
 	Step("durable.rename.before")

@@ -103,6 +103,9 @@ func TestWriteFileErrors(t *testing.T) {
 			if err == nil || (c.want != nil && !errors.Is(err, c.want)) {
 				t.Errorf("error %v, want %v", err, c.want)
 			}
+			if errors.Is(err, fs.ErrNotExist) && (strings.Contains(err.Error(), tempMark) || !strings.Contains(err.Error(), "no file can be made in "+filepath.Dir(c.path))) {
+				t.Errorf("%v does not name the directory that is missing", err)
+			}
 			if got := names(t, dir); !slices.Equal(got, []string{"file", "full"}) {
 				t.Errorf("something is left: %q", got)
 			}

@@ -142,6 +142,15 @@ func (s Signal) Master() (int, error) {
 	return pid, err
 }
 
+// Ready says why the proxy cannot be told at this moment, nil when it can. It does not wait, and tells it nothing.
+func (s Signal) Ready() error {
+	pid, err := s.Master()
+	if err != nil {
+		return err
+	}
+	return s.check(pid)
+}
+
 // mostPIDFile is the greatest length of a pid file in bytes.
 const mostPIDFile = 64
 

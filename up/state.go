@@ -223,22 +223,38 @@ func (m madePath) remove() error {
 
 // willMake takes down which of some paths do not exist. What a temporary run makes is of no use to the next
 // one: its authority ends with it. So it is removed at the end, or by the next run when this one is killed.
-// Whatever is there already stays. made is to be called when they were made, whether or not that went well.
+// Whatever is there already stays; of a directory that is empty, what was put into it goes. made is to be called when they
+// were made, whether or not that went well.
 func (s *state) willMake(paths ...string) (made func() error, err error) {
 	if !s.temporary {
 		return func() error { return nil }, nil
 	}
 	first := len(s.made)
+	var empty []string
 	for _, path := range paths {
 		path, err := filepath.Abs(path)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrState, err)
 		}
-		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-			s.made = append(s.made, madePath{Path: path})
+		switch inside, err := os.ReadDir(path); {
+		case errors.Is(err, fs.ErrNotExist):
+			if _, err := os.Lstat(path); err != nil { // else it is a link that leads nowhere
+				s.made = append(s.made, madePath{Path: path})
+			}
+		case err == nil && len(inside) == 0:
+			empty = append(empty, path)
 		}
 	}
 	return func() error {
+		for _, dir := range empty {
+			inside, err := os.ReadDir(dir)
+			if err != nil {
+				return fmt.Errorf("%w: %w", ErrState, err)
+			}
+			for _, entry := range inside {
+				s.made = append(s.made, madePath{Path: filepath.Join(dir, entry.Name())})
+			}
+		}
 		for n := first; n < len(s.made); n++ {
 			if now, err := identify(s.made[n].Path); err == nil {
 				s.made[n] = now

@@ -148,7 +148,7 @@ func TestAbandonedStore(t *testing.T) {
 	parent, elsewhere := t.TempDir(), t.TempDir()
 	t.Setenv("TMPDIR", parent)
 	paths := map[string]string{}
-	for _, name := range []string{"made", "made again", "there before", "foreign"} {
+	for _, name := range []string{"made", "made again", "there before", "empty before", "foreign"} {
 		paths[name] = filepath.Join(elsewhere, name)
 	}
 	mkdir := func(name string) {
@@ -163,12 +163,16 @@ func TestAbandonedStore(t *testing.T) {
 	}
 	mkdir("there before")
 	mkdir("foreign")
-	made, err := killed.willMake(paths["made"], paths["made again"], paths["there before"], filepath.Join(elsewhere, "never made"))
+	if err := os.Mkdir(filepath.Join(elsewhere, "empty before"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	made, err := killed.willMake(paths["made"], paths["made again"], paths["there before"], paths["empty before"], filepath.Join(elsewhere, "never made"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	mkdir("made")
 	mkdir("made again")
+	mkdir("empty before")
 	if err := errors.Join(made(), killed.unlock()); err != nil {
 		t.Fatal(err)
 	}
@@ -193,10 +197,13 @@ func TestAbandonedStore(t *testing.T) {
 		}
 	}
 	removeAbandoned(parent)
-	for name, want := range map[string]bool{"made": false, "made again": true, "there before": true, "foreign": true} {
+	for name, want := range map[string]bool{"made": false, "made again": true, "there before": true, "empty before": true, "foreign": true} {
 		if _, err := os.Stat(paths[name]); (err == nil) != want {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	if left, err := os.ReadDir(paths["empty before"]); err != nil || len(left) != 0 {
+		t.Errorf("in the directory that was empty are left %v (%v)", left, err)
 	}
 	if left, err := os.ReadDir(parent); err != nil || len(left) != 0 {
 		t.Errorf("left are %v (%v)", left, err)

@@ -51,6 +51,9 @@ func (c caRotateRunCmd) Run(p *process) error {
 	defer cancel()
 	run := rotationRun{caRotateRunCmd: c, p: p, admin: admin}
 	rotation, err := run.all(ctx)
+	if err != nil && p.ctx.Err() != nil {
+		return errors.New("interrupted; what was done stays: the same command goes on from there")
+	}
 	if err != nil {
 		return because(ctx, answered(p, err))
 	}

@@ -276,3 +276,14 @@ func TestStepsRepeated(t *testing.T) {
 		}
 	}
 }
+
+// TestRotateRunInterrupted asserts that Ctrl-C is answered with what is true then: nothing is undone.
+func TestRotateRunInterrupted(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var stderr bytes.Buffer
+	status := run(ctx, []string{"ca", "rotate", "run", "--socket", filepath.Join(t.TempDir(), "server.sock")}, strings.NewReader(""), io.Discard, &stderr)
+	if status != exitFailure || stderr.String() != "countersign: interrupted; what was done stays: the same command goes on from there\n" {
+		t.Errorf("status %d, and it says: %s", status, stderr.String())
+	}
+}

@@ -99,7 +99,7 @@ func (c *checkExpiryCmd) Run(p *process) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(p.ctx, c.Timeout, fmt.Errorf("the check was not done after %s; give it more time with --timeout", c.Timeout))
 	defer cancel()
-	checked, err := c.settled(ctx, w, limits)
+	checked, err := c.settled(ctx, p, w, limits)
 	if err != nil {
 		return because(ctx, err)
 	}
@@ -171,7 +171,7 @@ func (c *checkExpiryCmd) watcher(p *process) (*expiryWatch, error) {
 }
 
 // settled checks, and looks again for a while at what may only be on its way.
-func (c *checkExpiryCmd) settled(ctx context.Context, w *expiryWatch, limits expiry.Limits) (checkedExpiry, error) {
+func (c *checkExpiryCmd) settled(ctx context.Context, p *process, w *expiryWatch, limits expiry.Limits) (checkedExpiry, error) {
 	deadline := time.Now().Add(c.Settle)
 	var checked checkedExpiry
 	for looks := 0; ; looks++ {
@@ -188,6 +188,9 @@ func (c *checkExpiryCmd) settled(ctx context.Context, w *expiryWatch, limits exp
 		}
 		if !unsettled(checked.Report) || !time.Now().Add(settlePause).Before(deadline) {
 			return checked, nil
+		}
+		if looks == 0 {
+			fmt.Fprintf(p.stderr, "countersign: what was found may only be on its way; looking again for %s at most (--settle)\n", c.Settle)
 		}
 		select {
 		case <-ctx.Done():

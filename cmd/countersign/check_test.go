@@ -306,6 +306,17 @@ func TestCheckMetricsFails(t *testing.T) {
 	}
 }
 
+// TestCheckLooksAgain asserts that a check that takes its time says so, and once.
+func TestCheckLooksAgain(t *testing.T) {
+	l := newCheckLab(t)
+	t.Setenv("COUNTERSIGN_RUN", "")
+	l.write(t, "more.yaml", strings.Replace(checkSpec, "services:\n", "services:\n  nobody:\n    ports: [{port: 9099, protocol: http}]\n", 1))
+	status, stdout, stderr := command(t, "check", "expiry", filepath.Join(l.dir, "more.yaml"), "--settle", "5s", "--socket", l.socket)
+	if status != exitFailure || !strings.Contains(stdout, "no_instance") || strings.Count(stderr, "looking again for 5s at most (--settle)") != 1 {
+		t.Errorf("status %d\n%s\n%s", status, stdout, stderr)
+	}
+}
+
 // TestCheckTimeout asserts that a check that is not done in time says so, and does not say that all is well.
 func TestCheckTimeout(t *testing.T) {
 	l := newCheckLab(t)

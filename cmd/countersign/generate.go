@@ -180,5 +180,8 @@ func addEndpoint(plan *mesh.Plan, text string) error {
 		}
 		called = append(called, name)
 	}
+	if len(called) == 0 {
+		return usagef("--endpoint %s: %s calls nobody", text, plan.Workload.Name)
+	}
 	return usagef("--endpoint %s: %s calls no %q; it calls: %s", text, plan.Workload.Name, service, strings.Join(called, ", "))
 }

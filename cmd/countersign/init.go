@@ -59,10 +59,20 @@ force. No message holds a value.
 The environment of a process can be read for as long as it lives; therefore with --from env this one starts
 itself anew with an empty one before it does anything else, and gets the values through a pipe.
 
+With --watch it stays, as the sidecar of NGINX or HAProxy: it sees each new version in the store, checks and
+writes it, lets the proxy test it, reloads the proxy, and makes full handshakes until the new serial is
+served. What the proxy does not take is undone. --conf writes the proxy's configuration as well.
+
+Exit status: 0; 1 when a certificate, a key or a file is wrong; 2 for a mistake in what was asked for.
+
 Examples:
   countersign init --from env --to /run/tls
   countersign init --from env --bundle-from pem:/etc/roots.pem --expect-id spiffe://shop.internal/service/orders --to /run/tls
-  countersign init --from file:/secrets --identity-file /run/keys/secrets.age --secret shop/orders --layout json --to /run/tls`
+  countersign init --from file:/secrets --identity-file /run/keys/secrets.age --secret shop/orders --layout json --to /run/tls
+  countersign init --from file:/secrets --identity-file /run/keys/secrets.age --secret shop/orders --layout json --to /run/tls \
+    --engine nginx --conf /run/conf --plan plan.json --crl crl.pem
+  countersign init --from file:/secrets --identity-file /run/keys/secrets.age --secret shop/orders --layout json --to /run/tls \
+    --watch --engine nginx --reload pidfile:/run/nginx.pid --test 'nginx -t' --probe 10.0.1.17:8443 --admin 127.0.0.1:9901`
 }
 
 // initInputs are the names by which a source is asked for each value.
@@ -153,7 +163,7 @@ func (c initCmd) write(p *process, out credential.Output, conf *writer, offer *d
 		out.Further = append(out.Further, offer.Made(cred, configuration, lists).File())
 	}
 	if err := cred.Write(out); err != nil {
-		return err
+		return fmt.Errorf("writing the files (--to): %w", err)
 	}
 	return link.put()
 }
@@ -370,7 +380,7 @@ func (environment) Read(_ context.Context, name, _ string) ([]byte, string, erro
 type unset string
 
 func (u unset) Error() string {
-	return string(u) + ": the variable is not set; put the secret into it, or name another one with a flag"
+	return string(u) + ": the variable is not set; put the secret into it, or name another one (--cert-env, --key-env, --bundle-env)"
 }
 
 func (unset) Is(target error) bool { return target == fs.ErrNotExist }

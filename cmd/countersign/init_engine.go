@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -161,8 +163,26 @@ func (w *writer) text(plan *mesh.Plan, lists bool) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	w.notes(config.Notes)
+	w.notes(append(config.Notes, idleBinds(plan, o.Binds)...))
 	return []byte(config.Text), nil
+}
+
+// idleBinds says which --bind a Plan has no port for: mistyped, it would leave a listener at the default address unnoticed.
+func idleBinds(plan *mesh.Plan, binds map[string]netip.AddrPort) []string {
+	used := make(map[string]bool)
+	for _, in := range plan.Inbound {
+		used[fmt.Sprintf("inbound/%d", in.Port)], used[fmt.Sprintf("app/%d", in.App)] = true, true
+	}
+	for _, out := range plan.Outbound {
+		used[fmt.Sprintf("outbound/%d", out.Listen)] = true
+	}
+	var notes []string
+	for _, name := range slices.Sorted(maps.Keys(binds)) {
+		if !used[name] {
+			notes = append(notes, fmt.Sprintf("--bind %s replaces nothing: %s has no such port", name, plan.Workload.Name))
+		}
+	}
+	return notes
 }
 
 // mostLists is the greatest size of a file with revocation lists in bytes.

@@ -125,7 +125,7 @@ func (c initCmd) watching(p *process) (*watching, error) {
 	if _, master := s.method.(reload.Master); c.Engine == reload.HAProxy.Name && !master && (c.CRL != "" || s.conf != nil) {
 		p.log.WarnContext(p.ctx, "HAProxy's older workers serve who is revoked on connections that are open, until they end by themselves; only its master socket says which they are, so that they can be ended: --reload haproxy:SOCKET")
 	}
-	return s, s.chooseTest(p, proxy)
+	return s, errors.Join(s.chooseTest(p, proxy), s.checkReload(p))
 }
 
 // checkServer reads the flags about the control plane.
@@ -141,8 +141,11 @@ func (s *watching) checkServer() error {
 		}
 		return nil
 	}
+	if c.CAPin == "" || c.TokenFile == "" || c.State == "" || c.Instance == "" {
+		return usagef("--server needs --ca-pin, --token-file, --state and --instance")
+	}
 	var err error
-	if s.server, err = url.Parse(c.Server); err != nil {
+	if s.server, err = url.Parse(c.Server); err != nil || s.server.Scheme != "https" || s.server.Host == "" {
 		return usagef("--server %q is not of the form https://HOST:PORT", c.Server)
 	}
 	if err := mtls.CheckPin(c.CAPin); err != nil {
@@ -150,9 +153,6 @@ func (s *watching) checkServer() error {
 	}
 	if err := agent.CheckInstance(c.Instance); err != nil {
 		return usagef("--instance: %w", err)
-	}
-	if c.TokenFile == "" || c.State == "" {
-		return usagef("--server needs --token-file and --state")
 	}
 	_, err = ownAddress("--address", c.Address)
 	return err
@@ -170,6 +170,7 @@ func (s *watching) chooseTest(p *process, proxy reload.Proxy) error {
 		if has := slices.ContainsFunc(s.test, func(word string) bool { return strings.Contains(word, "{}") }); has != (s.conf != nil) {
 			return usagef("--test %q: {} stands for the configuration that is written with --conf, and for nothing else", c.Test)
 		}
+		return runnable("--test", s.test)
 	case c.Test == "" && s.conf != nil:
 		if path, err := exec.LookPath(proxy.Name); err == nil {
 			s.test = proxy.TestCommand(path, "{}")
@@ -289,7 +290,7 @@ func (c initCmd) watch(p *process, out credential.Output) error {
 	case s.server != nil && c.CRL != "":
 		return usagef("--crl: the control plane gives the revocation lists; leave --crl or --server out")
 	case s.server != nil:
-		cfg.Revocation = w.lists
+		cfg.Revocation, cfg.Await = w.lists, firstPlan
 	default:
 		cfg.Revocation = func(plan *mesh.Plan) ([]byte, error) {
 			if c.CRL != "" || plan == nil || !plan.Revocation.Check {

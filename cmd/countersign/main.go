@@ -28,7 +28,7 @@ type root struct {
 	LogLevel  string `help:"The least important log lines that are written: ${enum}." enum:"debug,info,warn,error" default:"info" env:"COUNTERSIGN_LOG_LEVEL"`
 
 	Audit    auditCmd    `cmd:"" help:"The journal: copy it out, check a copy."`
-	CA       caCmd       `cmd:"" name:"ca" help:"The certificate authority: init, show, issue, list."`
+	CA       caCmd       `cmd:"" name:"ca" help:"The certificate authority: init, show, issue, list, revoke, crl, rotate."`
 	Check    checkCmd    `cmd:"" help:"What is about to go wrong: expiry."`
 	Example  exampleCmd  `cmd:"" help:"The example meshes: their files and their applications."`
 	Generate generateCmd `cmd:"" help:"Configurations of other proxies: nginx, haproxy."`
@@ -100,7 +100,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return exited
 	}
 	if err != nil {
-		fmt.Fprintf(stderr, "countersign: %v\nTry 'countersign --help'.\n", err)
+		fmt.Fprintf(stderr, "countersign: %v\nTry 'countersign%s --help'.\n", err, commandOf(err))
 		return exitUsage
 	}
 	p := &process{ctx: ctx, stdin: stdin, stdout: stdout, stderr: stderr, log: newLogger(stderr, cli.LogFormat, cli.LogLevel)}
@@ -108,6 +108,22 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return status(err, stderr)
 	}
 	return status(kctx.Run(p), stderr)
+}
+
+// commandOf is the command that a line with a mistake is about, as far as it was understood: its --help has the flags
+// and arguments that are meant.
+func commandOf(err error) string {
+	var mistake *kong.ParseError
+	if !errors.As(err, &mistake) || mistake.Context == nil {
+		return ""
+	}
+	words := ""
+	for _, part := range mistake.Context.Path {
+		if part.Command != nil {
+			words += " " + part.Command.Name
+		}
+	}
+	return words
 }
 
 // status maps an error to an exit status and says it.

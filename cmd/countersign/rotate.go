@@ -101,11 +101,14 @@ func (c *rotateOnceCmd) verdict(p *process, results []rotate.Result) error {
 	}
 }
 
+// nothingToRotate is said where an empty list would look like a mistake.
+const nothingToRotate = "Nothing to rotate: no certificate comes from a store (delivery: {type: store}); agents renew theirs themselves."
+
 // printResults writes one line a result.
 func printResults(p *process, results []rotate.Result) error {
 	var out strings.Builder
 	if len(results) == 0 {
-		fmt.Fprintln(&out, "Nothing to rotate: no certificate comes from a store (delivery: {type: store}); agents renew theirs themselves.")
+		fmt.Fprintln(&out, nothingToRotate)
 	}
 	for _, result := range results {
 		fmt.Fprintf(&out, "%s: %s\n", cmp.Or(result.Service, "trust bundle "+result.Secret), describeResult(result))
@@ -211,7 +214,10 @@ func (c *rotateDaemonCmd) serve(p *process, daemon *rotate.Daemon) (stop func() 
 	var listen net.ListenConfig
 	listener, err := listen.Listen(p.ctx, "tcp", c.Metrics)
 	if err != nil {
-		return nil, usagef("--metrics %s: %w", c.Metrics, err)
+		if _, port, splitErr := net.SplitHostPort(c.Metrics); splitErr != nil || port == "" {
+			return nil, usagef("--metrics %q is not of the form HOST:PORT, such as 127.0.0.1:9464", c.Metrics)
+		}
+		return nil, fmt.Errorf("--metrics %s: %w; choose another address", c.Metrics, err)
 	}
 	p.log.InfoContext(p.ctx, "serving metrics", "address", listener.Addr().String())
 	server := &http.Server{Handler: daemon, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10}
@@ -262,9 +268,12 @@ func (c *rotateStatusCmd) Run(p *process) error {
 	for _, target := range targets {
 		statuses = append(statuses, rotate.ReadStatus(p.ctx, target))
 	}
-	if c.json() {
+	switch {
+	case c.json():
 		err = writeJSON(p, statuses)
-	} else {
+	case len(statuses) == 0:
+		_, err = fmt.Fprintln(p.stdout, nothingToRotate)
+	default:
 		err = printRotations(p, statuses, bundleProblems(p.ctx, targets), time.Now())
 	}
 	return cmp.Or(err, unreadable(statuses))
@@ -306,8 +315,11 @@ func printRotations(p *process, statuses []rotate.Status, problems []string, now
 	fmt.Fprintln(table, "SERVICE\tSECRET\tVERSION\tSERIAL\tEXPIRES IN\tDUE IN\tSTEP\tLAST SUCCESS\tFAILURES\tLEASE")
 	for _, s := range statuses {
 		expires, due, success := "-", "-", "-"
-		if !s.NotAfter.IsZero() {
+		switch {
+		case !s.NotAfter.IsZero():
 			expires, due = roughly(s.NotAfter.Sub(now)), roughly(s.Due.Sub(now))
+		case s.Version == "" && s.Problem == "":
+			due = "now" // there is none yet
 		}
 		if !s.LastSuccess.IsZero() {
 			success = roughly(now.Sub(s.LastSuccess)) + " ago"
@@ -335,10 +347,7 @@ func targetNames(spec *mesh.Spec, service string) ([]string, error) {
 	var names []string
 	known := false
 	for _, workload := range spec.Workloads() {
-		if service != "" && workload.Name != service {
-			continue
-		}
-		known = true
+		known = known || workload.Name == service
 		plan, err := spec.Compile(workload.Name)
 		if err != nil {
 			return nil, err
@@ -347,12 +356,17 @@ func targetNames(spec *mesh.Spec, service string) ([]string, error) {
 			names = append(names, workload.Name)
 		}
 	}
-	switch {
-	case service != "" && !known:
-		return nil, usagef("the running specification does not declare %q", service)
-	case service != "" && len(names) == 0:
-		return nil, usagef("the certificate of %s does not come from a store: its agent renews it by itself", service)
-	}
 	slices.Sort(names)
-	return names, nil
+	switch {
+	case service == "":
+		return names, nil
+	case slices.Contains(names, service):
+		return []string{service}, nil
+	case known:
+		return nil, usagef("the certificate of %s does not come from a store: its agent renews it by itself", service)
+	case len(names) == 0:
+		return nil, usagef("the running specification does not declare %q", service)
+	default:
+		return nil, usagef("the running specification does not declare %q; from a store come the certificates of %s", service, strings.Join(names, ", "))
+	}
 }

@@ -128,10 +128,10 @@ func (c secretInitCmd) makeIdentity(p *process, dir string) error {
 	}
 	// A store that is there belongs to an identity that is elsewhere: another one would only mislead.
 	if _, err := os.Lstat(filepath.Join(dir, "store.age")); err == nil {
-		return fmt.Errorf("%w in %s, and %s does not exist; give the --identity-file that it was made with", filestore.ErrExists, dir, c.IdentityFile)
+		return fmt.Errorf("%w in %s, and %s does not exist; give the identity file that it was made with, or another directory", filestore.ErrExists, dir, c.IdentityFile)
 	}
 	if err := filestore.GenerateIdentity(c.IdentityFile); err != nil {
-		return usageError{err}
+		return err
 	}
 	p.log.InfoContext(p.ctx, "made a new identity file; without it the secrets are lost", "path", c.IdentityFile)
 	return nil
@@ -198,6 +198,9 @@ Examples:
   countersign secret get payments/api --version previous --private-key | countersign secret put payments/api`
 }
 
+// rotationNotes is how the names of secrets end in which rotations keep where they are.
+const rotationNotes = ".rotation"
+
 // writtenSecret is the answer of `secret put`.
 type writtenSecret struct {
 	Name string `json:"name"`
@@ -208,6 +211,9 @@ type writtenSecret struct {
 func (c secretPutCmd) Run(p *process) error {
 	if err := secret.CheckName(c.Name); err != nil {
 		return usageError{err}
+	}
+	if strings.HasSuffix(c.Name, rotationNotes) {
+		return usagef("a name that ends in %s is for what a rotation notes of itself; choose another one", rotationNotes)
 	}
 	if c.VersionID != "" {
 		if err := secret.CheckVersion(c.VersionID); err != nil {

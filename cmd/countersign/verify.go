@@ -326,7 +326,7 @@ func expires(notAfter time.Time) string {
 	if notAfter.IsZero() {
 		return "-"
 	}
-	return "in " + time.Until(notAfter).Round(time.Second).String()
+	return "in " + roughly(time.Until(notAfter))
 }
 
 // progress is a line on a terminal, shown once a second has passed.
