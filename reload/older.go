@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -55,17 +56,23 @@ func readWorkers(text string) (master int, now, old []int) {
 	return master, now, old
 }
 
-// OldWorkers are the workers of HAProxy that were old at one moment. Each takes one more request on every connection that
-// is open, by the files that it has, so that a reload loses none; where somebody was revoked that is one too many.
+// OldWorkers are the workers of a proxy that were old at one moment. What they hold open they serve by the files that they have:
+// HAProxy's one more request on each connection, so that a reload loses none, and NGINX's whoever comes to his handshake only
+// then, for as long as they are let. Where somebody was revoked that is too much.
 type OldWorkers struct {
-	master Master
-	held   map[int]*os.Process // nil for one that is not seen to be the master's child
+	proxy string                                   // what people call it
+	list  func(ctx context.Context) ([]int, error) // those that are old now
+	held  map[int]*os.Process                      // nil for one that is not seen to be the master's child
 }
 
 // Older takes hold of the workers that are old now; it is for the moment after a reload was seen to be in force, for
 // a worker that grows old later has the new files. End has to follow.
 func (m Master) Older(ctx context.Context) (*OldWorkers, error) {
-	w := &OldWorkers{master: m, held: make(map[int]*os.Process)}
+	w := &OldWorkers{proxy: "HAProxy", held: make(map[int]*os.Process)}
+	w.list = func(ctx context.Context) (old []int, err error) {
+		_, old, err = m.Workers(ctx)
+		return old, err
+	}
 	var master int
 	var old []int
 	err := soon(ctx, func() (again bool, err error) {
@@ -76,20 +83,40 @@ func (m Master) Older(ctx context.Context) (*OldWorkers, error) {
 		return nil, fmt.Errorf("finding HAProxy's old workers: %w", err)
 	}
 	for _, pid := range old {
-		w.held[pid] = hold(pid, master)
+		w.held[pid] = hold(pid, master, func() bool { return strings.HasPrefix(programOf(pid), HAProxy.Name) })
+	}
+	return w, nil
+}
+
+// Older takes hold of the workers that say in their titles that they shut down, as Master's Older does; a proxy whose
+// workers have no such titles has none.
+func (s Signal) Older(context.Context) (*OldWorkers, error) {
+	w := &OldWorkers{proxy: s.Proxy.Name, held: make(map[int]*os.Process)}
+	w.list = func(context.Context) ([]int, error) { return slices.Collect(maps.Keys(w.held)), nil } // who has ended is found ended
+	if s.Proxy.leaving == "" {
+		return w, nil
+	}
+	master, err := s.Master()
+	if err != nil {
+		return nil, fmt.Errorf("finding the old workers of %s: %w", s.Proxy.Name, err)
+	}
+	for _, pid := range children(master) {
+		if process := hold(pid, master, func() bool { return s.leaves(pid) }); process != nil {
+			w.held[pid] = process
+		}
 	}
 	return w, nil
 }
 
 // hold holds a worker (pidfd): its number cannot come to mean another process unnoticed. It gives nil when the process is
-// none of that master's.
-func hold(pid, master int) *os.Process {
+// none of that master's, or not what it should be.
+func hold(pid, master int, is func() bool) *os.Process {
 	process, err := os.FindProcess(pid)
 	if err != nil {
 		return nil
 	}
 	// It is asked while it is held, so that the answer is about no other.
-	if !strings.HasPrefix(programOf(pid), HAProxy.Name) || parentOf(pid) != master {
+	if !is() || parentOf(pid) != master {
 		_ = process.Release() // it only frees
 		return nil
 	}
@@ -113,11 +140,11 @@ func (w *OldWorkers) End(ctx context.Context, grace time.Duration) (ended []int,
 	}
 	var left []int
 	err = soon(ctx, func() (again bool, err error) {
-		_, left, err = w.master.Workers(ctx)
+		left, err = w.list(ctx)
 		return errors.Is(err, ErrNotRunning) || cut(err), err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("finding HAProxy's old workers: %w", err)
+		return nil, fmt.Errorf("finding the old workers of %s: %w", w.proxy, err)
 	}
 	var errs []error
 	for pid, process := range w.held {
@@ -125,7 +152,7 @@ func (w *OldWorkers) End(ctx context.Context, grace time.Duration) (ended []int,
 			continue
 		}
 		if process == nil {
-			errs = append(errs, fmt.Errorf("%w: HAProxy's old worker %d is not seen from here, and serves on; let both containers share their processes, or set hard-stop-after", ErrOtherProgram, pid))
+			errs = append(errs, fmt.Errorf("%w: the old worker %d of %s is not seen from here, and serves on; let both containers share their processes, or set hard-stop-after", ErrOtherProgram, pid, w.proxy))
 			continue
 		}
 		switch err := process.Signal(syscall.SIGTERM); {
@@ -133,7 +160,7 @@ func (w *OldWorkers) End(ctx context.Context, grace time.Duration) (ended []int,
 			ended = append(ended, pid)
 		case errors.Is(err, os.ErrProcessDone):
 		default:
-			errs = append(errs, fmt.Errorf("ending HAProxy's old worker %d: %w; run this as the proxy's user", pid, err))
+			errs = append(errs, fmt.Errorf("ending the old worker %d of %s: %w; run this as the proxy's user", pid, w.proxy, err))
 		}
 	}
 	slices.Sort(ended)

@@ -136,6 +136,62 @@ func TestOlderSpared(t *testing.T) {
 	}
 }
 
+// TestOlderNGINX ends a real worker that has a connection which would keep it, and leaves those alone that have the new files.
+func TestOlderNGINX(t *testing.T) {
+	r := start(t, NGINX)
+	before := children(r.pid)
+	open := func() int {
+		files, err := os.ReadDir(procFile(before[0], "fd"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(files)
+	}
+	var files int
+	eventually(t, "the worker has closed what the start has opened", func() bool {
+		known := files
+		files = open()
+		return files == known
+	})
+	conn, err := net.Dial("unix", r.file("in.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\n"); err != nil { // a request that does not end
+		t.Fatal(err)
+	}
+	eventually(t, "the worker has taken the connection", func() bool { return open() > files })
+	way := Signal{Proxy: NGINX, PID: r.pid}
+	if none, err := way.Older(t.Context()); err != nil || len(none.held) > 0 {
+		t.Errorf("before a reload: %v, %v", none, err)
+	}
+	if err := way.Reload(within(t, patience)); err != nil {
+		t.Fatal(err)
+	}
+	older, err := way.Older(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended, err := older.End(within(t, patience), 0)
+	if err != nil || !slices.Equal(ended, before) {
+		t.Errorf("ended %v of %v, %v", ended, before, err)
+	}
+	if n, err := conn.Read(make([]byte, 1)); err == nil {
+		t.Errorf("the old worker's connection lives: %d bytes", n)
+	}
+	eventually(t, "only the new worker is left", func() bool {
+		now := children(r.pid)
+		return len(now) > 0 && !slices.ContainsFunc(now, func(pid int) bool { return slices.Contains(before, pid) })
+	})
+	if _, err := (Signal{Proxy: NGINX, PIDFile: filepath.Join(t.TempDir(), "none")}).Older(t.Context()); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("nobody there: %v", err)
+	}
+	if none, err := (Signal{Proxy: HAProxy, PID: r.pid}).Older(t.Context()); err != nil || len(none.held) > 0 {
+		t.Errorf("a proxy without titles: %v, %v", none, err)
+	}
+}
+
 func TestWorkers(t *testing.T) {
 	master, now, old := readWorkers("#<PID>          <type>          <reloads>\n9118            master          1\n# workers\n9343            worker          0\n# old workers\n9121            worker          1\n# programs\n\n")
 	if master != 9118 || !slices.Equal(now, []int{9343}) || !slices.Equal(old, []int{9121}) {

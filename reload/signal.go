@@ -98,6 +98,12 @@ func (s Signal) accepts(worker int) bool {
 	return err == nil && strings.HasPrefix(string(title), s.Proxy.worker) && !strings.Contains(string(title), s.Proxy.leaving)
 }
 
+// leaves tells whether a process is a worker that takes no new connections, and finishes what it has.
+func (s Signal) leaves(worker int) bool {
+	title, err := os.ReadFile(procFile(worker, "cmdline"))
+	return err == nil && strings.HasPrefix(string(title), s.Proxy.worker) && strings.Contains(string(title), s.Proxy.leaving)
+}
+
 // resend is after how long a signal is sent again; the pause doubles each time. HAProxy's master forgets one that it got
 // just before it started itself anew.
 const resend = 2 * time.Second

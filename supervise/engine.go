@@ -35,7 +35,7 @@ type Engine struct {
 	inForce func(ctx context.Context, run string) (string, error)
 	// leaving counts the workers of earlier generations that finish what they have.
 	leaving func(ctx context.Context, p *process) (int, error)
-	// older takes hold of the workers of earlier generations that take further requests; nil when they take none.
+	// older takes hold of the workers of earlier generations, which may take further requests.
 	older func(ctx context.Context, p *process) (*reload.OldWorkers, error)
 	// sampler makes what reads the program's own counters; nil when there is nothing but its log.
 	sampler func(c *counts) sampler

@@ -23,10 +23,11 @@ var NGINX = &Engine{
 	build: "-V", read: readNGINX,
 	test:  func(conf, _ string) []string { return []string{"-t", "-q", "-c", conf} },
 	serve: func(conf, _ string) []string { return []string{"-c", conf} },
-	tell:  tellNGINX,
+	tell:  func(p *process) reload.Method { return nginxMaster(p) },
 	quit:  syscall.SIGQUIT, stop: syscall.SIGTERM,
 	inForce: nginxInForce,
 	leaving: func(_ context.Context, p *process) (int, error) { return nginxLeaving(p.pid) },
+	older:   func(ctx context.Context, p *process) (*reload.OldWorkers, error) { return nginxMaster(p).Older(ctx) },
 }
 
 var (
@@ -62,8 +63,8 @@ func readNGINX(output string, b *Binary) error {
 	return nil
 }
 
-// tellNGINX signals the master. Whatever its file is called, it is the one that was started here.
-func tellNGINX(p *process) reload.Method {
+// nginxMaster signals the master. Whatever its file is called, it is the one that was started here.
+func nginxMaster(p *process) reload.Signal {
 	proxy := reload.NGINX
 	if file, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", p.pid)); err == nil {
 		proxy.Name = filepath.Base(strings.TrimSuffix(file, " (deleted)"))

@@ -45,13 +45,10 @@ func revokes(before, after *mtls.Identity) bool {
 }
 
 // endOlder ends the workers of earlier generations of a program, after a grace, where they would go on to serve
-// connections that stay open: HAProxy's take one more request on each, so that nobody loses one at a reload. Which
-// they are is asked before it returns: one that grows old during the grace has the new lists. The caller holds
-// change.
+// connections that stay open: HAProxy's take one more request on each, so that nobody loses one at a reload, and NGINX's
+// go on with whoever had connected before it and made his handshake after it. Which they are is asked before it
+// returns: one that grows old during the grace has the new lists. The caller holds change.
 func (s *Supervisor) endOlder(p *process) {
-	if s.cfg.Binary.Engine.older == nil {
-		return
-	}
 	old, err := s.cfg.Binary.Engine.older(s.work, p)
 	if err != nil {
 		s.log.WarnContext(s.work, "cannot find workers that still serve connections of before a revocation", "error", err)

@@ -1,6 +1,7 @@
 package supervise
 
 import (
+	"context"
 	"crypto"
 	"crypto/rand"
 	"crypto/x509"
@@ -8,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"net"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -223,4 +226,56 @@ func TestRevokes(t *testing.T) {
 			t.Errorf("%s: %v", name, got)
 		}
 	}
+}
+
+// TestRevokedLate revokes a caller that has connected before and makes its handshake only after: no worker is left that
+// would go on with it by the lists of before. (NGINX ends no HTTP/2 connection by itself that came to its handshake so late.)
+func TestRevokedLate(t *testing.T) {
+	each(t, func(t *testing.T, s subject) {
+		ca := newAuthority(t)
+		back := s.supervise(t, ca, "back", func(c *Config) { c.Drain = 10 * time.Minute })
+		back.with(ca.crls(t, 1, time.Hour), mesh.StaleRefuse)
+		application(t, back.address)
+		if err := back.Apply(compile(t, shop, "back")); err != nil {
+			t.Fatal(err)
+		}
+		var early []net.Conn // so many that each worker has some
+		for range 8 {
+			conn, err := net.Dial("tcp", back.address+":9080")
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { conn.Close() })
+			early = append(early, conn)
+		}
+		running := back.PID()
+		bad := ca.identity(t, "front")
+		lists := ca.crls(t, 2, time.Hour, bad)
+		back.with(lists, mesh.StaleRefuse)
+		eventually(t, "the lists are in force", func() bool {
+			back.mu.Lock()
+			defer back.mu.Unlock()
+			return back.good.identity.Revocation.CRLs == lists
+		})
+		for _, conn := range early {
+			caller := client(bad)
+			transport := caller.Transport.(*http.Transport)
+			transport.ForceAttemptHTTP2 = true
+			taken := false
+			transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
+				if taken {
+					return nil, errors.New("the connection of before has ended")
+				}
+				taken = true
+				return conn, nil
+			}
+			eventually(t, "who connected before and is revoked is refused", func() bool {
+				_, _, _, err := get(t, caller, "https://"+back.address+":9080/")
+				return err != nil
+			})
+		}
+		if back.PID() != running {
+			t.Error("it was started anew")
+		}
+	})
 }

@@ -266,7 +266,9 @@ func (c initCmd) watch(p *process, out credential.Output) error {
 		Output: out, Source: source, Proxy: foreignProxy{s.method, s.test}, Prober: deliver.Handshakes{}, Expect: c.expect,
 		Listeners: s.listeners, Interval: c.Interval, Patience: c.Patience, Retry: c.Retry, AcceptRevoked: c.AcceptRevoked, Log: p.log,
 	}
-	if master, ok := s.method.(reload.Master); ok {
+	if master, ok := s.method.(interface {
+		Older(ctx context.Context) (*reload.OldWorkers, error)
+	}); ok {
 		cfg.Older = func(ctx context.Context) (deliver.EndOlder, error) {
 			old, err := master.Older(ctx)
 			if err != nil {

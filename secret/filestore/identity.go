@@ -54,6 +54,9 @@ func GenerateIdentity(path string) error {
 		return fmt.Errorf("making an identity file: %w", err)
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrNotExist) { // it is not made: a disk for identities that is not mounted would be covered
+		return fmt.Errorf("making an identity file: %w; make the directory %s first", err, filepath.Dir(path))
+	}
 	if err != nil {
 		return fmt.Errorf("making an identity file: %w", err)
 	}

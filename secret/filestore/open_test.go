@@ -204,7 +204,7 @@ func TestIdentitiesRefused(t *testing.T) {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
-	if err := GenerateIdentity(filepath.Join(t.TempDir(), "absent", "id")); !errors.Is(err, fs.ErrNotExist) {
+	if err := GenerateIdentity(filepath.Join(t.TempDir(), "absent", "id")); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "absent first") {
 		t.Errorf("no directory: %v", err)
 	}
 }
