@@ -44,6 +44,7 @@ var layer = map[string]int{
 	"engine":     1,
 	"reload":     1, // how a foreign one is told to take new files
 	"admin":      1, // how every data plane answers its administrator
+	"accesslog":  1, // how it writes its access log
 	// The engines, which never import one another.
 	"ca":      2,
 	"agent":   2,

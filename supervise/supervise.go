@@ -38,6 +38,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"countersign.dev/accesslog"
 	"countersign.dev/api"
 	"countersign.dev/engine"
 	"countersign.dev/mesh"
@@ -99,7 +100,7 @@ type Supervisor struct {
 	tasks  sync.WaitGroup
 	wake   chan struct{}  // there is another identity
 	reads  sync.WaitGroup // of what the program writes
-	lines  *lines         // the access log on its way
+	lines  *accesslog.Lines
 	counts *counts
 
 	sampling sync.Mutex // held while the program's own counters are read
@@ -123,8 +124,7 @@ type Supervisor struct {
 
 	patience time.Duration // servePatience, but in tests
 
-	dropped atomic.Int64
-	force   atomic.Bool // the program is told again, though nothing is new
+	force atomic.Bool // the program is told again, though nothing is new
 }
 
 // problem is something that can be wrong and stays until it is cured.
@@ -160,7 +160,7 @@ func New(cfg Config) (*Supervisor, error) {
 	if cfg.Binary.Engine.sampler != nil {
 		s.sampler = cfg.Binary.Engine.sampler(s.counts)
 	}
-	s.lines = newLines(cfg.AccessLog, &s.dropped)
+	s.lines = accesslog.New(cfg.AccessLog)
 	s.admin = s.newAdmin()
 	s.tasks.Go(s.follow)
 	s.tasks.Go(s.sample)
@@ -390,7 +390,7 @@ func (s *Supervisor) Close() error {
 	}
 	s.tasks.Wait()
 	s.reads.Wait()
-	s.lines.close()
+	s.lines.Close()
 	return s.cfg.RunDir.Remove()
 }
 
