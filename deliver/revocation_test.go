@@ -131,7 +131,7 @@ func TestEndOlder(t *testing.T) {
 		for _, serial := range serials {
 			cfg.Revoked = append(cfg.Revoked, issue.Revoked{Serial: big.NewInt(serial), Time: now, Reason: issue.Unspecified})
 		}
-		list, err := issue.NewCRL(l.ca.issuing, l.ca.key, cfg)
+		list, err := issue.NewCRL(l.ca.Issuing, l.ca.Key, cfg)
 		ok(t, err)
 		lists = pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: list.Raw})
 	}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"countersign.dev/engine"
+	"countersign.dev/issue/issuetest"
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
 )
@@ -368,7 +369,7 @@ func TestIdentityRefused(t *testing.T) {
 		}
 		first := back.Report().Serial
 		bad := *ca.identity(t, "back")
-		bad.Certificate.PrivateKey = newKey(t)
+		bad.Certificate.PrivateKey = issuetest.Key(t)
 		back.source.now.Store(&bad)
 		back.IdentityChanged()
 		eventually(t, "it is reported", func() bool { return strings.Contains(back.Report().Problem, "certificate or bundle is not in force") })

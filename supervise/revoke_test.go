@@ -1,13 +1,9 @@
 package supervise
 
 import (
-	"crypto"
-	"crypto/rand"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"strings"
 	"testing"
 	"time"
@@ -19,25 +15,11 @@ import (
 // crls makes the lists of both CAs, valid for a while, with some leaves revoked.
 func (a *authority) crls(t *testing.T, number int64, valid time.Duration, revoked ...*mtls.Identity) *mtls.CRLs {
 	t.Helper()
-	var entries []x509.RevocationListEntry
+	var leaves []*x509.Certificate
 	for _, identity := range revoked {
-		entries = append(entries, x509.RevocationListEntry{SerialNumber: identity.Certificate.Leaf.SerialNumber, RevocationTime: time.Now()})
+		leaves = append(leaves, identity.Certificate.Leaf)
 	}
-	var text []byte
-	for _, list := range []struct {
-		issuer  *x509.Certificate
-		key     crypto.Signer
-		entries []x509.RevocationListEntry
-	}{{a.issuing, a.key, entries}, {a.root, a.rootKey, nil}} {
-		der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
-			Number: big.NewInt(number), ThisUpdate: time.Now().Add(-time.Hour), NextUpdate: time.Now().Add(valid), RevokedCertificateEntries: list.entries,
-		}, list.issuer, list.key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})...)
-	}
-	lists, err := mtls.ParseCRLs(text)
+	lists, err := mtls.ParseCRLs(a.CRLs(t, number, valid, leaves...))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@ package supervise
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -26,7 +25,7 @@ import (
 	"countersign.dev/engine"
 	"countersign.dev/haproxy"
 	"countersign.dev/id"
-	"countersign.dev/issue"
+	"countersign.dev/issue/issuetest"
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
 	"countersign.dev/nginx"
@@ -58,60 +57,19 @@ func each(t *testing.T, test func(t *testing.T, s subject)) {
 }
 
 // authority is a CA in memory.
-type authority struct {
-	root, issuing *x509.Certificate
-	key, rootKey  crypto.Signer
-}
+type authority struct{ *issuetest.Authority }
 
-func newAuthority(t testing.TB) *authority {
-	t.Helper()
-	rootKey, key := newKey(t), newKey(t)
-	cfg := issue.AuthorityConfig{Now: time.Now(), Life: 24 * time.Hour * 3650}
-	root, err := issue.NewRoot(rootKey, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	issuing, err := issue.NewIssuing(key.Public(), root, rootKey, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &authority{root, issuing, key, rootKey}
-}
-
-func newKey(t testing.TB) crypto.Signer {
-	t.Helper()
-	key, err := mtls.GenerateKey(mesh.ECDSAP256)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
-}
+func newAuthority(t testing.TB) *authority { return &authority{issuetest.New(t)} }
 
 // identity issues a leaf for a member.
 func (a *authority) identity(t testing.TB, name string) *mtls.Identity {
 	t.Helper()
-	profile, err := issue.NewProfile(issue.ProfileConfig{TrustDomain: "shop.internal", MaxTTL: 24 * time.Hour})
-	if err != nil {
-		t.Fatal(err)
-	}
-	issuer, err := issue.NewIssuer(a.issuing, a.key, profile, time.Now)
-	if err != nil {
-		t.Fatal(err)
-	}
 	who, err := id.New("shop.internal", id.Service, name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	key := newKey(t)
-	prepared, err := issuer.Prepare(issue.Request{ID: who, PublicKey: key.Public(), TTL: time.Hour})
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := issuer.Issue(prepared)
-	if err != nil {
-		t.Fatal(err)
-	}
-	identity, err := mtls.NewIdentity([]*x509.Certificate{leaf, a.issuing}, key, encode([]*x509.Certificate{a.root}))
+	key := issuetest.Key(t)
+	identity, err := mtls.NewIdentity([]*x509.Certificate{a.Leaf(t, who, key), a.Issuing}, key, issuetest.PEM(a.Root))
 	if err != nil {
 		t.Fatal(err)
 	}
