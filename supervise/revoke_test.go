@@ -127,7 +127,7 @@ func TestRevokedOpen(t *testing.T) {
 			back.mu.Lock()
 			good, running := back.good, back.running
 			back.mu.Unlock()
-			left, err := s.engine.leaving(t.Context(), running)
+			left, err := s.Engine.leaving(t.Context(), running)
 			return good.identity.Revocation.CRLs == lists && err == nil && left == 0
 		})
 		if status, _, _, err := get(t, kept, url); err == nil {
@@ -176,7 +176,7 @@ func TestRevokedFresh(t *testing.T) {
 		back.source.now.Store(&renewed)
 		back.with(lists, mesh.StaleRefuse)
 		inForce(&renewed)
-		if s.engine.older != nil {
+		if s.Engine.older != nil {
 			if err := <-before; err == nil {
 				t.Error("a worker without the new lists serves on")
 			}

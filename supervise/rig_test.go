@@ -22,7 +22,6 @@ import (
 	"testing"
 	"time"
 
-	"countersign.dev/engine"
 	"countersign.dev/haproxy"
 	"countersign.dev/id"
 	"countersign.dev/issue/issuetest"
@@ -31,21 +30,17 @@ import (
 	"countersign.dev/nginx"
 )
 
-type subject struct {
-	engine *Engine
-	render func(*mesh.Plan, engine.Options) (*engine.Config, error)
-	least  string
-}
+type subject struct{ Kind }
 
-var subjects = []subject{{NGINX, nginx.Render, nginx.LeastVersion}, {HAProxy, haproxy.Render, haproxy.LeastVersion}}
+var subjects = []subject{{Kind{NGINX, nginx.Render, nginx.LeastVersion}}, {Kind{HAProxy, haproxy.Render, haproxy.LeastVersion}}}
 
 // each runs a test with both programs. One that is not installed is skipped loudly, and fails where every peer is
 // wanted.
 func each(t *testing.T, test func(t *testing.T, s subject)) {
 	t.Helper()
 	for _, s := range subjects {
-		t.Run(s.engine.String(), func(t *testing.T) {
-			if _, err := Find(t.Context(), s.engine, "", s.least); err != nil {
+		t.Run(s.Engine.String(), func(t *testing.T) {
+			if _, err := s.Find(t.Context(), ""); err != nil {
 				if os.Getenv("CI") == "true" {
 					t.Fatalf("%v, and CI=true wants every peer: tools/install-peers.sh installs it", err)
 				}
@@ -159,7 +154,7 @@ func memoryDir(t testing.TB) string {
 // supervise makes a Supervisor for a member at an address of its own.
 func (s subject) supervise(t *testing.T, ca *authority, workload string, change ...func(*Config)) *sidecar {
 	t.Helper()
-	binary, err := Find(t.Context(), s.engine, "", s.least)
+	binary, err := s.Find(t.Context(), "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,7 +167,7 @@ func (s subject) supervise(t *testing.T, ca *authority, workload string, change 
 		t.Fatal(err)
 	}
 	cfg := Config{
-		Binary: binary, Render: s.render, Source: c.source, RunDir: run, Address: address, AppAddress: address,
+		Binary: binary, Render: s.Render, Source: c.source, RunDir: run, Address: address, AppAddress: address,
 		Drain: 10 * time.Second, AccessLog: c.access, Log: log,
 	}
 	for _, f := range change {
