@@ -50,8 +50,9 @@ var layer = map[string]int{
 	"agent":   2,
 	"proxy":   2,
 	"observe": 2,
-	// A CA for tests.
-	"issue/issuetest": 2,
+	// What tests share.
+	"issue/issuetest":   2,
+	"engine/enginetest": 2,
 	// What keeps another program in force.
 	"supervise": 2,
 	// Secret stores, and the configurations of other proxies.
