@@ -51,8 +51,9 @@ var layer = map[string]int{
 	"proxy":   2,
 	"observe": 2,
 	// What tests share.
-	"issue/issuetest":   2,
-	"engine/enginetest": 2,
+	"issue/issuetest":     2,
+	"engine/enginetest":   2,
+	"durable/durabletest": 2,
 	// What keeps another program in force.
 	"supervise": 2,
 	// Secret stores, and the configurations of other proxies.

@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -20,6 +19,7 @@ import (
 
 	"countersign.dev/credential"
 	"countersign.dev/durable"
+	"countersign.dev/durable/durabletest"
 	"countersign.dev/id"
 	"countersign.dev/issue/issuetest"
 	"countersign.dev/mesh"
@@ -275,32 +275,7 @@ func (l *lab) inForce(version string) {
 
 // lookAtModes refuses what is open to more than its owner, but what is public.
 func lookAtModes(dir string) error {
-	return filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil || entry.Type()&fs.ModeSymlink != 0 {
-			return err
-		}
-		info, err := entry.Info()
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		allowed := fs.FileMode(0o600)
-		switch name := entry.Name(); {
-		case entry.IsDir():
-			allowed = 0o700
-		case slices.Contains([]string{credential.CertFile, credential.BundleFile, MadeFile, RevocationFile, "proxy.conf"}, name):
-			allowed = 0o644
-		}
-		if info.Mode().Perm()&^allowed != 0 {
-			return fmt.Errorf("%s has the mode %04o", path, info.Mode().Perm())
-		}
-		return nil
-	})
+	return durabletest.Modes(dir, credential.CertFile, credential.BundleFile, MadeFile, RevocationFile, "proxy.conf")
 }
 
 // rendered lets the watcher write the configuration too.

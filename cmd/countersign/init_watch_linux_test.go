@@ -16,7 +16,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,6 +23,7 @@ import (
 	"testing"
 	"time"
 
+	"countersign.dev/durable/durabletest"
 	"countersign.dev/id"
 	"countersign.dev/issue/issuetest"
 	"countersign.dev/mesh"
@@ -393,32 +393,7 @@ func watchBoth(dir string) error {
 }
 
 func watchModes(dir string) error {
-	return filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil || entry.Type()&fs.ModeSymlink != 0 {
-			return err
-		}
-		info, err := entry.Info()
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		allowed := fs.FileMode(0o600)
-		switch {
-		case entry.IsDir():
-			allowed = 0o700
-		case slices.Contains([]string{"cert.pem", "ca.pem", "made.json", "nginx.conf", "haproxy.cfg"}, entry.Name()):
-			allowed = 0o644
-		}
-		if info.Mode().Perm()&^allowed != 0 {
-			return fmt.Errorf("%s has the mode %04o", path, info.Mode().Perm())
-		}
-		return nil
-	})
+	return durabletest.Modes(dir, "cert.pem", "ca.pem", "made.json", "nginx.conf", "haproxy.cfg")
 }
 
 // TestWatchRotations takes ten versions under constant requests: each is seen on the wire, no reader sees a mixed pair or a
