@@ -106,7 +106,7 @@ func Find(ctx context.Context, e *Engine, path, least string) (*Binary, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	command := exec.CommandContext(ctx, found, e.build)
-	command.Env = environment()
+	command.Env = Environment()
 	command.WaitDelay = time.Second
 	output, err := command.CombinedOutput()
 	if err != nil {
@@ -162,7 +162,7 @@ func (b *Binary) tested(ctx context.Context, conf, run string) error {
 	ctx, cancel := context.WithTimeout(ctx, testTimeout)
 	defer cancel()
 	command := exec.CommandContext(ctx, b.Path, b.Engine.test(conf, run)...)
-	command.Env, command.Dir = environment(), run
+	command.Env, command.Dir = Environment(), run
 	command.WaitDelay = time.Second
 	output, err := command.CombinedOutput()
 	if err != nil {

@@ -413,8 +413,9 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// environment is all that the program inherits: what stands in ours is none of its business.
-func environment() []string {
+// Environment is all that a proxy inherits: what else stands in ours, such as secrets of the user's, is none of its
+// business.
+func Environment() []string {
 	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 	if zone, ok := os.LookupEnv("TZ"); ok {
 		env = append(env, "TZ="+zone)

@@ -248,15 +248,8 @@ func (r *run) proxyCommand(i *instance) *exec.Cmd {
 	return command
 }
 
-// proxyEnvironment is all that a proxy inherits: what else stands in the user's, such as secrets of his, is none of
-// its business.
-var proxyEnvironment = func() []string {
-	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-	if zone, ok := os.LookupEnv("TZ"); ok {
-		env = append(env, "TZ="+zone)
-	}
-	return env
-}
+// proxyEnvironment is all that a proxy inherits.
+var proxyEnvironment = supervise.Environment
 
 // once runs a process that works to an end. What it writes goes to the log called file.
 func (r *run) once(ctx context.Context, name, file string, command *exec.Cmd) error {

@@ -52,7 +52,7 @@ type Config struct {
 	// NoRotation leaves it to others to renew what comes from stores.
 	NoRotation bool
 	Addresses  Addresses
-	// Engines are the proxies that can be run where the specification says another than this program's own.
+	// Engines are the proxies that can be run where the specification says another than this program's own; it has none but these.
 	Engines map[mesh.Engine]supervise.Kind
 	// Store makes a secret store with its identity file, or sees that the one which is there can be used.
 	Store func(mesh.Store) error
