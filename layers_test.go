@@ -44,11 +44,16 @@ var layer = map[string]int{
 	"engine":     1,
 	"reload":     1, // how a foreign one is told to take new files
 	"admin":      1, // how every data plane answers its administrator
+	"accesslog":  1, // how it writes its access log
 	// The engines, which never import one another.
 	"ca":      2,
 	"agent":   2,
 	"proxy":   2,
 	"observe": 2,
+	// What tests share.
+	"issue/issuetest":     2,
+	"engine/enginetest":   2,
+	"durable/durabletest": 2,
 	// What keeps another program in force.
 	"supervise": 2,
 	// Secret stores, and the configurations of other proxies.
@@ -167,6 +172,9 @@ func violations(packages []goPackage) []string {
 			if owner(from) == owner(to) {
 				continue
 			}
+			if strings.HasSuffix(to, "test") {
+				wrong = append(wrong, fmt.Sprintf("%s imports %s, which is for tests", from, to))
+			}
 			if below, known := layerOf(to); known && below >= level && !slices.Contains(sideways[owner(from)], to) {
 				wrong = append(wrong, fmt.Sprintf("%s (layer %d) imports %s (layer %d): imports point down only", from, level, to, below))
 			}
@@ -227,6 +235,7 @@ func TestViolations(t *testing.T) {
 		"meant sideways": {imports("countersign.dev/mesh", "countersign.dev/id"), nil},
 		"a part":         {imports("countersign.dev/proxy", "countersign.dev/proxy/internal/header"), nil},
 		"a part, up":     {imports("countersign.dev/proxy/internal/header", "countersign.dev/server"), []string{"proxy/internal/header (layer 2) imports server (layer 3): imports point down only"}},
+		"a tests' part":  {imports("countersign.dev/server", "countersign.dev/issue/issuetest"), []string{"server imports issue/issuetest, which is for tests"}},
 		"unknown":        {imports("countersign.dev/util"), []string{`package "util" has no layer: place it in the table of layers_test.go and in ARCHITECTURE.md`}},
 		"promise":        {imports("countersign.dev/issue", "os"), []string{"issue imports os, which its promise excludes"}},
 		"AWS":            {imports("countersign.dev/ca", "github.com/aws/aws-sdk-go-v2/service/kms"), []string{"ca imports github.com/aws/aws-sdk-go-v2/service/kms: only packages below aws/ import the AWS SDK"}},

@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"filippo.io/age"
@@ -71,22 +70,9 @@ func GenerateKeyFile(path string) error {
 	if err != nil {
 		return fmt.Errorf("making a key file: %w", err)
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
+	text := fmt.Appendf(nil, "# seals the keys of a Countersign CA; keep it apart from the CA's state\n# public key: %s\n%s\n", identity.Recipient(), identity)
+	if err := durable.CreateFile(path, text, 0o600); err != nil {
 		return fmt.Errorf("making a key file: %w", err)
-	}
-	_, err = fmt.Fprintf(f, "# seals the keys of a Countersign CA; keep it apart from the CA's state\n# public key: %s\n%s\n", identity.Recipient(), identity)
-	if err == nil {
-		err = f.Sync()
-	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = durable.SyncDir(filepath.Dir(path))
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("making a key file: %w", err), os.Remove(path))
 	}
 	return nil
 }

@@ -22,6 +22,7 @@ import (
 	"software.sslmate.com/src/go-pkcs12"
 
 	"countersign.dev/durable"
+	"countersign.dev/durable/durabletest"
 )
 
 func parsed(t testing.TB) *Credential {
@@ -159,7 +160,7 @@ func TestReaders(t *testing.T) {
 	}
 	reader(func() (string, error) { return readPair(dir) })
 	reader(func() (string, error) { return readBoth(dir) })
-	reader(func() (string, error) { return "modes", lookAtModes(dir) })
+	reader(func() (string, error) { return "modes", durabletest.Modes(dir, CertFile, BundleFile) })
 	for n := range 60 {
 		if err := credentials[n%2].Write(here(dir)); err != nil {
 			t.Fatal(err)
@@ -203,36 +204,6 @@ func readBoth(dir string) (string, error) {
 		return "", fmt.Errorf("a mixed pair in one file: %w", err)
 	}
 	return pair.Leaf.SerialNumber.String(), nil
-}
-
-// lookAtModes refuses what is open to more than its owner, but certificates.
-func lookAtModes(dir string) error {
-	return filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil || entry.Type()&fs.ModeSymlink != 0 {
-			return err
-		}
-		info, err := entry.Info()
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		allowed := fs.FileMode(0o600)
-		switch {
-		case entry.IsDir():
-			allowed = 0o700
-		case entry.Name() == CertFile || entry.Name() == BundleFile:
-			allowed = 0o644
-		}
-		if info.Mode().Perm()&^allowed != 0 {
-			return fmt.Errorf("%s has the mode %04o", path, info.Mode().Perm())
-		}
-		return nil
-	})
 }
 
 // TestWriteFailures cannot write, for each reason that a message is for.
@@ -342,7 +313,7 @@ func TestKilled(t *testing.T) {
 		if err != nil && !killed {
 			t.Fatalf("step %d: %v\n%s", step, err, output)
 		}
-		if err := lookAtModes(dir); err != nil {
+		if err := durabletest.Modes(dir, CertFile, BundleFile); err != nil {
 			t.Errorf("step %d: %v", step, err)
 		}
 		serial, err := readPair(dir)

@@ -13,6 +13,7 @@ import (
 
 	"countersign.dev/credential"
 	"countersign.dev/durable"
+	"countersign.dev/issue/issuetest"
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
 	"countersign.dev/reload"
@@ -299,7 +300,7 @@ func TestBundle(t *testing.T) {
 	next := l.source.now
 	next.Bundle = "roots-2"
 	other := newAuthority(t)
-	next.Input.Bundle.Data = append(encode(l.ca.root), encode(other.root)...)
+	next.Input.Bundle.Data = issuetest.PEM(l.ca.Root, other.Root)
 	l.source.set(next, nil)
 	l.round("")
 	l.holds("v1", true)
@@ -408,7 +409,7 @@ func TestNewRootsUnserved(t *testing.T) {
 	l.proxy.down = true
 	next := l.ca.offer(t, "v2")
 	next.Bundle = "roots-2"
-	next.Input.Bundle.Data = append(encode(l.ca.root), encode(newAuthority(t).root)...)
+	next.Input.Bundle.Data = issuetest.PEM(l.ca.Root, newAuthority(t).Root)
 	l.source.set(next, nil)
 	l.round("nobody serves it")
 	l.proxy.start(t)

@@ -21,7 +21,7 @@ func TestHandshakes(t *testing.T) {
 	as, err := client.Check(newLab(t).cfg.Expect())
 	ok(t, err)
 	roots := x509.NewCertPool()
-	roots.AddCert(ca.root)
+	roots.AddCert(ca.Root)
 	for name, test := range map[string]struct {
 		config *tls.Config // nil: no TLS
 		tls    bool
@@ -85,7 +85,7 @@ func TestHandshakes(t *testing.T) {
 				if test.config != nil && !seen.Leaf.Equal(pair.Leaf) {
 					t.Error("it saw another certificate")
 				}
-				if test.asks && (len(seen.Authorities) != 1 || !bytes.Equal(seen.Authorities[0], ca.root.RawSubject)) {
+				if test.asks && (len(seen.Authorities) != 1 || !bytes.Equal(seen.Authorities[0], ca.Root.RawSubject)) {
 					t.Errorf("it saw %q", seen.Authorities)
 				}
 			}

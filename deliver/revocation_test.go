@@ -13,6 +13,7 @@ import (
 
 	"countersign.dev/issue"
 	"countersign.dev/mesh"
+	"countersign.dev/reload"
 )
 
 // TestWithoutLists: where the Plan wants revoked callers refused and there are no lists, nothing comes into force, on an empty
@@ -115,7 +116,7 @@ func TestEndOlder(t *testing.T) {
 		c.Older = func(context.Context) (EndOlder, error) {
 			asked++
 			return func(_ context.Context, grace time.Duration) ([]int, error) {
-				if ended++; grace != revokedGrace {
+				if ended++; grace != reload.RevokedGrace {
 					t.Errorf("they get %s", grace)
 				}
 				return []int{7}, nil
@@ -131,7 +132,7 @@ func TestEndOlder(t *testing.T) {
 		for _, serial := range serials {
 			cfg.Revoked = append(cfg.Revoked, issue.Revoked{Serial: big.NewInt(serial), Time: now, Reason: issue.Unspecified})
 		}
-		list, err := issue.NewCRL(l.ca.issuing, l.ca.key, cfg)
+		list, err := issue.NewCRL(l.ca.Issuing, l.ca.Key, cfg)
 		ok(t, err)
 		lists = pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: list.Raw})
 	}
@@ -163,14 +164,4 @@ func TestEndOlder(t *testing.T) {
 	want("another is revoked, and its proof comes later", 2)
 	l.round("")
 	want("nothing new", 2)
-}
-
-// FuzzRevoked reads any text as lists.
-func FuzzRevoked(f *testing.F) {
-	f.Add([]byte("-----BEGIN X509 CRL-----\nMAA=\n-----END X509 CRL-----\n"))
-	f.Fuzz(func(t *testing.T, lists []byte) {
-		if revokes(lists, lists) {
-			t.Error("lists revoke somebody whom they revoke")
-		}
-	})
 }

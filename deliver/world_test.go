@@ -2,13 +2,10 @@ package deliver
 
 import (
 	"context"
-	"crypto"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -22,38 +19,14 @@ import (
 
 	"countersign.dev/credential"
 	"countersign.dev/durable"
+	"countersign.dev/durable/durabletest"
 	"countersign.dev/id"
-	"countersign.dev/issue"
+	"countersign.dev/issue/issuetest"
 	"countersign.dev/mesh"
-	"countersign.dev/mtls"
 	"countersign.dev/reload"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// authority is a CA in memory.
-type authority struct {
-	root, issuing *x509.Certificate
-	key           crypto.Signer
-}
-
-func newAuthority(t testing.TB) *authority {
-	t.Helper()
-	rootKey, key := newKey(t), newKey(t)
-	cfg := issue.AuthorityConfig{Now: time.Now(), Life: 24 * time.Hour * 3650}
-	root, err := issue.NewRoot(rootKey, cfg)
-	ok(t, err)
-	issuing, err := issue.NewIssuing(key.Public(), root, rootKey, cfg)
-	ok(t, err)
-	return &authority{root, issuing, key}
-}
-
-func newKey(t testing.TB) crypto.Signer {
-	t.Helper()
-	key, err := mtls.GenerateKey(mesh.ECDSAP256)
-	ok(t, err)
-	return key
-}
 
 func ok(t testing.TB, err error) {
 	t.Helper()
@@ -62,30 +35,21 @@ func ok(t testing.TB, err error) {
 	}
 }
 
+// authority is a CA in memory.
+type authority struct{ *issuetest.Authority }
+
+func newAuthority(t testing.TB) *authority { return &authority{issuetest.New(t)} }
+
 // offer issues a credential.
 func (a *authority) offer(t testing.TB, version string) Offer {
 	t.Helper()
-	profile, err := issue.NewProfile(issue.ProfileConfig{TrustDomain: "shop.internal", MaxTTL: 24 * time.Hour})
-	ok(t, err)
-	issuer, err := issue.NewIssuer(a.issuing, a.key, profile, time.Now)
-	ok(t, err)
-	own := newKey(t)
 	who, err := id.Parse("spiffe://shop.internal/service/orders")
 	ok(t, err)
-	prepared, err := issuer.Prepare(issue.Request{ID: who, PublicKey: own.Public(), TTL: time.Hour})
-	ok(t, err)
-	leaf, err := issuer.Issue(prepared)
-	ok(t, err)
-	key, err := mtls.MarshalKey(own)
-	ok(t, err)
+	chain, key := a.Pair(t, who)
 	value := func(name string, data []byte) credential.Value { return credential.Value{Name: name, Data: data} }
 	return Offer{Version: version, Input: credential.Input{
-		Certificate: value("cert", slices.Concat(encode(leaf), encode(a.issuing))), Key: value("key", key), Bundle: value("bundle", encode(a.root)),
+		Certificate: value("cert", chain), Key: value("key", key), Bundle: value("bundle", issuetest.PEM(a.Root)),
 	}}
-}
-
-func encode(c *x509.Certificate) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
 }
 
 // store is a source whose contents a test sets.
@@ -169,7 +133,7 @@ func (f *fake) load() error {
 	for _, root := range certificates(filepath.Join(current, credential.BundleFile)) {
 		f.shows = append(f.shows, root.RawSubject)
 	}
-	return os.WriteFile(f.file, encode(pair.Leaf), 0o600)
+	return os.WriteFile(f.file, issuetest.PEM(pair.Leaf), 0o600)
 }
 
 // start lets it run with what is in force.
@@ -311,32 +275,7 @@ func (l *lab) inForce(version string) {
 
 // lookAtModes refuses what is open to more than its owner, but what is public.
 func lookAtModes(dir string) error {
-	return filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil || entry.Type()&fs.ModeSymlink != 0 {
-			return err
-		}
-		info, err := entry.Info()
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		allowed := fs.FileMode(0o600)
-		switch name := entry.Name(); {
-		case entry.IsDir():
-			allowed = 0o700
-		case slices.Contains([]string{credential.CertFile, credential.BundleFile, MadeFile, RevocationFile, "proxy.conf"}, name):
-			allowed = 0o644
-		}
-		if info.Mode().Perm()&^allowed != 0 {
-			return fmt.Errorf("%s has the mode %04o", path, info.Mode().Perm())
-		}
-		return nil
-	})
+	return durabletest.Modes(dir, credential.CertFile, credential.BundleFile, MadeFile, RevocationFile, "proxy.conf")
 }
 
 // rendered lets the watcher write the configuration too.

@@ -69,6 +69,19 @@ func WriteFile(path string, data []byte, perm fs.FileMode) error {
 	return nil
 }
 
+// CreateFile makes a file that must not exist yet, with the mode perm, narrowed by the process's umask; one that exists is
+// fs.ErrExist. When it returns, the file survives a crash; a crash before that may leave a part of it. The error is the
+// system's, which names the path, and there is no file then unless it was there before.
+func CreateFile(path string, data []byte, perm fs.FileMode) error {
+	if err := writeNew(path, data, perm, nil); err != nil {
+		return err
+	}
+	if err := SyncDir(filepath.Dir(path)); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return nil
+}
+
 // writeNew makes a file that must not exist yet and fsyncs its contents; the directory is not
 // synced. access may be nil. When it fails, the file is gone.
 func writeNew(path string, data []byte, perm fs.FileMode, access *Access) error {

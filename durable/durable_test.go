@@ -113,6 +113,38 @@ func TestWriteFileErrors(t *testing.T) {
 	}
 }
 
+// TestCreateFile makes a file once.
+func TestCreateFile(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "file")
+	if err := CreateFile(path, []byte("first"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := CreateFile(path, []byte("second"), 0o600); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("a file that is there: %v", err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := mustRead(t, path); info.Mode().Perm() != 0o600 || text != "first" {
+		t.Errorf("%v, %q", info.Mode(), text)
+	}
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(filepath.Join(dir, "elsewhere"), link); err != nil {
+		t.Fatal(err)
+	}
+	if err := CreateFile(link, nil, 0o600); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("a link that leads nowhere: %v", err)
+	}
+	if err := CreateFile(filepath.Join(dir, "absent", "file"), nil, 0o600); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no directory: %v", err)
+	}
+	if got := names(t, dir); len(got) != 2 {
+		t.Errorf("left: %v", got)
+	}
+}
+
 func TestSweep(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{".key.pem" + tempMark + "0011", "key.pem", ".other", "key" + tempMark} {

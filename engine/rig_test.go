@@ -3,14 +3,10 @@ package engine_test
 import (
 	"bytes"
 	"context"
-	"crypto"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"net"
 	"net/netip"
 	"os"
@@ -25,9 +21,8 @@ import (
 	"countersign.dev/engine"
 	"countersign.dev/haproxy"
 	"countersign.dev/id"
-	"countersign.dev/issue"
+	"countersign.dev/issue/issuetest"
 	"countersign.dev/mesh"
-	"countersign.dev/mtls"
 	"countersign.dev/nginx"
 )
 
@@ -81,95 +76,21 @@ func options(dir string) engine.Options {
 }
 
 // authority is a CA in memory.
-type authority struct {
-	root, issuing *x509.Certificate
-	key, rootKey  crypto.Signer
-}
+type authority struct{ *issuetest.Authority }
 
-func newAuthority(t testing.TB) *authority {
-	t.Helper()
-	rootKey, key := newKey(t), newKey(t)
-	cfg := issue.AuthorityConfig{Now: time.Now(), Life: 24 * time.Hour * 3650}
-	root, err := issue.NewRoot(rootKey, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	issuing, err := issue.NewIssuing(key.Public(), root, rootKey, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &authority{root, issuing, key, rootKey}
-}
-
-func newKey(t testing.TB) crypto.Signer {
-	t.Helper()
-	key, err := mtls.GenerateKey(mesh.ECDSAP256)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
-}
-
-// certify issues a leaf and gives chain and key in PEM.
-func (a *authority) certify(t testing.TB, who id.ID) (chain, key []byte) {
-	t.Helper()
-	profile, err := issue.NewProfile(issue.ProfileConfig{TrustDomain: who.TrustDomain(), MaxTTL: 24 * time.Hour})
-	if err != nil {
-		t.Fatal(err)
-	}
-	issuer, err := issue.NewIssuer(a.issuing, a.key, profile, time.Now)
-	if err != nil {
-		t.Fatal(err)
-	}
-	own := newKey(t)
-	prepared, err := issuer.Prepare(issue.Request{ID: who, PublicKey: own.Public(), TTL: time.Hour})
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := issuer.Issue(prepared)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if key, err = mtls.MarshalKey(own); err != nil {
-		t.Fatal(err)
-	}
-	return append(encode(leaf), encode(a.issuing)...), key
-}
-
-func encode(c *x509.Certificate) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
-}
-
-// crls are the revocation lists of both CAs, with nobody on them.
-func (a *authority) crls(t testing.TB) []byte {
-	t.Helper()
-	var text []byte
-	for _, ca := range []struct {
-		certificate *x509.Certificate
-		key         crypto.Signer
-	}{{a.issuing, a.key}, {a.root, a.rootKey}} {
-		der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
-			Number: big.NewInt(1), ThisUpdate: time.Now().Add(-time.Hour), NextUpdate: time.Now().Add(time.Hour),
-		}, ca.certificate, ca.key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})...)
-	}
-	return text
-}
+func newAuthority(t testing.TB) *authority { return &authority{issuetest.New(t)} }
 
 // write fills a directory of certificates as `countersign init` does.
 func (a *authority) write(t testing.TB, dir string, who id.ID) {
 	t.Helper()
-	chain, key := a.certify(t, who)
+	chain, key := a.Pair(t, who)
 	current := filepath.Join(dir, "certs", "current")
 	for _, d := range []string{current, filepath.Join(dir, "run")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for name, content := range map[string][]byte{"cert.pem": chain, "key.pem": key, "ca.pem": encode(a.root), "cert-and-key.pem": slices.Concat(chain, key), "crl.pem": a.crls(t)} {
+	for name, content := range map[string][]byte{"cert.pem": chain, "key.pem": key, "ca.pem": issuetest.PEM(a.Root), "cert-and-key.pem": slices.Concat(chain, key), "crl.pem": a.CRLs(t, 1, time.Hour)} {
 		if err := os.WriteFile(filepath.Join(current, name), content, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -180,10 +101,10 @@ func (a *authority) write(t testing.TB, dir string, who id.ID) {
 func (a *authority) client(t testing.TB, who id.ID, server string, protos ...string) *tls.Config {
 	t.Helper()
 	roots := x509.NewCertPool()
-	roots.AddCert(a.root)
+	roots.AddCert(a.Root)
 	c := &tls.Config{RootCAs: roots, ServerName: server, NextProtos: protos, MinVersion: tls.VersionTLS12}
 	if !who.IsZero() {
-		chain, key := a.certify(t, who)
+		chain, key := a.Pair(t, who)
 		pair, err := tls.X509KeyPair(chain, key)
 		if err != nil {
 			t.Fatal(err)

@@ -437,7 +437,7 @@ func TestWrongServer(t *testing.T) {
 				want int
 			}{"the right one": {ca, member(t, "back"), 200}, "another": {ca, member(t, "other"), 0}, "of another CA": {stranger, member(t, "back"), 0}} {
 				t.Run(name, func(t *testing.T) {
-					chain, key := test.by.certify(t, test.who)
+					chain, key := test.by.Pair(t, test.who)
 					pair, err := tls.X509KeyPair(chain, key)
 					if err != nil {
 						t.Fatal(err)

@@ -3,11 +3,9 @@ package example
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"slices"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -27,24 +25,9 @@ var prices = map[string]int{"teapot": 2400, "cup": 650, "spoon": 180}
 //	rpc List(Empty) returns (stream Struct)                all products
 //	rpc Quote(stream StringValue) returns (stream Struct)  a price for each name, as they come
 func Catalog(ctx context.Context, addr, stock string, log *slog.Logger) error {
-	listener, err := listen(ctx, addr)
-	if err != nil {
-		return err
-	}
-	server := grpc.NewServer()
-	server.RegisterService(&catalogDesc, &catalog{stock: stock, instance: listener.Addr().String()})
-	log.InfoContext(ctx, "serving", "address", listener.Addr().String())
-	stop := context.AfterFunc(ctx, func() {
-		cut := time.AfterFunc(stopTimeout, server.Stop)
-		defer cut.Stop()
-		server.GracefulStop()
-	})
-	defer stop()
-	// Serve waits for GracefulStop once that has begun.
-	if err := server.Serve(listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
-		return fmt.Errorf("serving gRPC on %s: %w", addr, err)
-	}
-	return nil
+	return serveGRPC(ctx, addr, func(s *grpc.Server, instance string) {
+		s.RegisterService(&catalogDesc, &catalog{stock: stock, instance: instance})
+	}, log)
 }
 
 // The full names of the methods, as a client invokes them.

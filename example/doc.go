@@ -9,11 +9,14 @@ package example
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"time"
+
+	"google.golang.org/grpc"
 )
 
 // stopTimeout bounds how long an application finishes what runs after it was told to stop.
@@ -27,6 +30,28 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 		return nil, fmt.Errorf("opening the application's listener: %w; give another address with --listen", err)
 	}
 	return listener, nil
+}
+
+// serveGRPC answers gRPC until ctx ends; register is given the address that it listens on.
+func serveGRPC(ctx context.Context, addr string, register func(s *grpc.Server, instance string), log *slog.Logger) error {
+	listener, err := listen(ctx, addr)
+	if err != nil {
+		return err
+	}
+	server := grpc.NewServer()
+	register(server, listener.Addr().String())
+	log.InfoContext(ctx, "serving", "address", listener.Addr().String())
+	stop := context.AfterFunc(ctx, func() {
+		cut := time.AfterFunc(stopTimeout, server.Stop)
+		defer cut.Stop()
+		server.GracefulStop()
+	})
+	defer stop()
+	// Serve waits for GracefulStop once that has begun.
+	if err := server.Serve(listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		return fmt.Errorf("serving gRPC on %s: %w", addr, err)
+	}
+	return nil
 }
 
 // serveHTTP answers HTTP/1.1, and HTTP/2 to clients that know it beforehand, until ctx ends.

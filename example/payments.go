@@ -44,23 +44,7 @@ const (
 //	rpc Post(Int64Value) returns (Struct)  adds an amount in cents to the books
 //	rpc Balance(Empty) returns (Struct)    what the books say
 func Ledger(ctx context.Context, addr string, log *slog.Logger) error {
-	listener, err := listen(ctx, addr)
-	if err != nil {
-		return err
-	}
-	server := grpc.NewServer()
-	server.RegisterService(&ledgerDesc, &ledger{})
-	log.InfoContext(ctx, "serving", "address", listener.Addr().String())
-	stop := context.AfterFunc(ctx, func() {
-		cut := time.AfterFunc(stopTimeout, server.Stop)
-		defer cut.Stop()
-		server.GracefulStop()
-	})
-	defer stop()
-	if err := server.Serve(listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
-		return fmt.Errorf("serving gRPC on %s: %w", addr, err)
-	}
-	return nil
+	return serveGRPC(ctx, addr, func(s *grpc.Server, _ string) { s.RegisterService(&ledgerDesc, &ledger{}) }, log)
 }
 
 // ledgerDesc is what protoc-gen-go-grpc would have made of the service.

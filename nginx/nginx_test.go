@@ -9,45 +9,9 @@ import (
 	"testing"
 
 	"countersign.dev/engine"
+	"countersign.dev/engine/enginetest"
 	"countersign.dev/mesh"
 )
-
-// sample is a mesh with something of everything, whose gateway's Plan is then given other texts.
-const sample = `
-mesh: m
-services:
-  a:
-    ports:
-      - {port: 9080, protocol: http, app: 8080, tls: permissive, allow: [{from: any, methods: [GET], paths: [/a, "/b/*"]}, {from: anonymous}]}
-      - {port: 7000, protocol: tcp, app: 7001, tls: permissive}
-      - {port: 9090, protocol: grpc, app: 9091}
-    calls: [{service: b}]
-  b: {ports: [{port: 9081, protocol: http}, {port: 7001, protocol: tcp}]}
-gateways:
-  g:
-    listen: [{port: 8080, protocol: http, certificate: {cert: c.pem, key: k.pem}}, {port: 7070, protocol: tcp}]
-    routes:
-      - {match: {listener: 8080, path: /x, methods: [GET], host: h, headers: {x-a: v}}, to: [{service: a, port: 9080, weight: 1}, {service: b, port: 9081, weight: 2}]}
-      - {match: {listener: 8080, prefix: /y}, to: [{service: b, port: 9081}]}
-      - {match: {listener: 7070}, to: [{service: a, port: 7000}]}
-`
-
-func plans(t testing.TB) (service, gateway *mesh.Plan) {
-	t.Helper()
-	spec, err := mesh.ParseDocuments([]mesh.Document{{Name: "mesh.yaml", Directory: "/etc", Content: strings.Replace(sample, "calls: [{service: b}]", "calls: [{service: b, port: 9081}, {service: b, port: 7001, listen: 7002}]", 1)}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	service, err = spec.Compile("a")
-	if err != nil {
-		t.Fatal(err)
-	}
-	gateway, err = spec.Compile("g")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return service, gateway
-}
 
 func options() engine.Options {
 	return engine.Options{Certificates: "/certs", Run: "/run/x", Address: netip.MustParseAddr("10.0.0.1"), StreamModule: DefaultStreamModule}
@@ -134,132 +98,19 @@ func TestStructure(t *testing.T) {
 	}
 }
 
+var texts = enginetest.Renderer{Render: Render, Plans: enginetest.Plans, Options: options, Structure: structure}
+
 // FuzzTexts asserts that no text of a Plan changes the structure of the configuration.
 func FuzzTexts(f *testing.F) {
-	for _, text := range []string{"v", `a"b`, `a'b`, "a{b}c", "a\nb", "$http_x", "${x}", "a;b", "%[src]", "a b", `a\`, `\"; }`, "é", "#", "/a;b", "/a\"b", "~x", "\x00", "/$x", "GET", "default"} {
-		f.Add(text, 0)
-		f.Add("/"+text, 5)
-	}
 	for _, length := range []int{512, 990, 1000, 1024} {
 		f.Add(strings.Repeat(`\`, length), 3)
 		f.Add(strings.Repeat(`"`, length), 10)
 	}
-	f.Fuzz(func(t *testing.T, text string, where int) {
-		service, gateway := plans(t)
-		for _, plan := range []*mesh.Plan{service, gateway} {
-			before, err := Render(plan, options())
-			if err != nil {
-				t.Fatal(err)
-			}
-			want, err := structure(before.Text)
-			if err != nil {
-				t.Fatalf("%v\n%s", err, before.Text)
-			}
-			put(plan, text, where)
-			after, err := Render(plan, options())
-			if errors.Is(err, engine.ErrRefused) {
-				continue
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			got, err := structure(after.Text)
-			if err != nil {
-				t.Fatalf("%v\n%s", err, after.Text)
-			}
-			if !slices.Equal(got, want) {
-				t.Errorf("with %q at %d the structure is another:\n%s", text, where, after.Text)
-			}
-		}
-	})
+	texts.FuzzTexts(f)
 }
 
-// put writes a text into one place of a Plan.
-func put(plan *mesh.Plan, text string, where int) {
-	places := []*string{&plan.Mesh, &plan.Workload.Name, &plan.TrustDomain}
-	for i := range plan.Inbound {
-		in := &plan.Inbound[i]
-		places = append(places, &in.Name)
-		for j := range in.Rules {
-			for k := range in.Rules[j].From {
-				places = append(places, &in.Rules[j].From[k])
-			}
-			for k := range in.Rules[j].Methods {
-				places = append(places, &in.Rules[j].Methods[k])
-			}
-			for k := range in.Rules[j].Paths {
-				places = append(places, &in.Rules[j].Paths[k])
-			}
-		}
-		if in.Certificate != nil {
-			places = append(places, &in.Certificate.Cert, &in.Certificate.Key)
-		}
-		for j := range in.Routes {
-			m := &in.Routes[j].Match
-			if m.Path != "" {
-				places = append(places, &m.Path)
-			}
-			if m.Prefix != "" {
-				places = append(places, &m.Prefix)
-			}
-			if m.Host != "" {
-				places = append(places, &m.Host)
-			}
-			if _, ok := m.Headers["x-a"]; ok && where%7 == 3 {
-				m.Headers["x-a"] = text
-			} else if ok && where%7 == 4 {
-				m.Headers = map[string]string{text: "v"}
-			}
-			for k := range m.Methods {
-				places = append(places, &m.Methods[k])
-			}
-		}
-	}
-	for i := range plan.Upstreams {
-		places = append(places, &plan.Upstreams[i].Name, &plan.Upstreams[i].Service, &plan.Upstreams[i].ServerName)
-	}
-	for i := range plan.Outbound {
-		places = append(places, &plan.Outbound[i].Name)
-	}
-	place := places[int(uint(where)%uint(len(places)))]
-	if text == "" || text == mesh.FromAny || text == mesh.FromAnonymous || (*place == "/x" || *place == "/y") && text == "/" { // no condition, or another kind of caller, is another structure
-		return
-	}
-	*place = text
-}
-
-// TestPutEverywhere puts each hostile text into each place.
-func TestPutEverywhere(t *testing.T) {
-	refused, rendered := 0, 0
-	for _, text := range []string{`a"; evil on; #`, "a'b", "a\nevil on;", "$ssl_client_s_dn", "/a}b;c", `/a\"b`, "/%[src]", "/é", `/"`, "h;x"} {
-		for where := range 60 {
-			service, gateway := plans(t)
-			for _, plan := range []*mesh.Plan{service, gateway} {
-				before, err := Render(plan, options())
-				if err != nil {
-					t.Fatal(err)
-				}
-				put(plan, text, where)
-				after, err := Render(plan, options())
-				if err != nil {
-					if !errors.Is(err, engine.ErrRefused) {
-						t.Fatal(err)
-					}
-					refused++
-					continue
-				}
-				rendered++
-				want, _ := structure(before.Text)
-				if got, err := structure(after.Text); err != nil || !slices.Equal(got, want) {
-					t.Errorf("with %q at %d: %v\n%s", text, where, err, after.Text)
-				}
-			}
-		}
-	}
-	if refused == 0 || rendered == 0 {
-		t.Errorf("%d refused, %d rendered: nothing was tested", refused, rendered)
-	}
-}
+// TestTexts puts each hostile text into each place.
+func TestTexts(t *testing.T) { texts.TestTexts(t) }
 
 func TestRefused(t *testing.T) {
 	for name, test := range map[string]struct {
@@ -296,7 +147,7 @@ func TestRefused(t *testing.T) {
 		}, "can be told apart"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, plan := plans(t)
+			_, plan := enginetest.Plans(t)
 			o := options()
 			if _, err := Render(plan, o); err != nil {
 				t.Fatal(err)
@@ -319,7 +170,7 @@ func mustUpstream(p *mesh.Plan, name string) *mesh.Upstream {
 
 // TestVersion asserts that newer directives are written only for who knows them.
 func TestVersion(t *testing.T) {
-	service, _ := plans(t)
+	service, _ := enginetest.Plans(t)
 	o := options()
 	for version, own := range map[string]bool{"1.22.1": false, "1.25.0": false, "1.25.1": true, "1.31.0": true} {
 		o.Version = version

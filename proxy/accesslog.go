@@ -4,9 +4,9 @@ import (
 	"encoding/json"
 	"io"
 	"strconv"
-	"sync"
-	"sync/atomic"
 	"time"
+
+	"countersign.dev/accesslog"
 )
 
 // accessEntry is one line of the access log. It holds no header's value, no body and no query: they may
@@ -44,82 +44,19 @@ const (
 // does.
 const statusClientGone = 499
 
-// maxUnwritten bounds the lines that wait for the writer, in bytes. A disk or a pipe that is slower than
-// the traffic must not stop it: what does not fit is counted and left out.
-const maxUnwritten = 16 << 20
-
-// accessLog writes entries on a goroutine of its own, for no loop may wait for a disk.
+// accessLog writes entries.
 type accessLog struct {
 	instance string
-	w        io.Writer    // nil: off
-	dropped  atomic.Int64 // lines left out
-
-	mu      sync.Mutex
-	lines   []byte // guarded by mu: whole lines that are not written yet
-	spare   []byte // guarded by mu
-	closed  bool   // guarded by mu
-	news    sync.Cond
-	written chan struct{} // closed when everything was written after close
+	*accesslog.Lines
 }
 
 func newAccessLog(w io.Writer, instance string) *accessLog {
-	a := &accessLog{instance: instance, w: w, written: make(chan struct{})}
-	a.news.L = &a.mu
-	if w == nil {
-		close(a.written)
-		return a
-	}
-	go a.run()
-	return a
+	return &accessLog{instance: instance, Lines: accesslog.New(w)}
 }
 
-// on tells whether entries are wanted.
-func (a *accessLog) on() bool { return a.w != nil }
-
-// write hands an entry to the writer.
+// write hands an entry to the writer, which no loop waits for.
 func (a *accessLog) write(e *accessEntry) {
-	if a.w == nil {
-		return
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.closed || len(a.lines) > maxUnwritten {
-		a.dropped.Add(1)
-		return
-	}
-	a.lines = a.append(a.lines, e)
-	a.news.Signal()
-}
-
-func (a *accessLog) run() {
-	defer close(a.written)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for {
-		for len(a.lines) == 0 && !a.closed {
-			a.news.Wait()
-		}
-		if len(a.lines) == 0 {
-			return
-		}
-		lines := a.lines
-		a.lines = a.spare[:0]
-		a.mu.Unlock()
-		_, _ = a.w.Write(lines) // a full disk must not stop the traffic
-		a.mu.Lock()
-		if a.spare = lines[:0]; cap(lines) > 1<<20 { // a burst's
-			a.spare = nil
-		}
-	}
-}
-
-// close writes what waits, and returns when it is written.
-func (a *accessLog) close() {
-	a.mu.Lock()
-	a.closed = true
-	a.news.Signal()
-	a.mu.Unlock()
-	<-a.written
+	a.Add(func(b []byte) []byte { return a.append(b, e) })
 }
 
 // append adds an entry as a line of JSON. It writes what encoding/json would; a test compares them.

@@ -3,7 +3,6 @@ package proxy
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"testing"
 	"time"
 
@@ -31,38 +30,5 @@ func TestAccessLogLines(t *testing.T) {
 		if got := a.append(nil, &e); !bytes.Equal(bytes.TrimSuffix(got, []byte("\n")), want) {
 			t.Errorf("%s:\ngot  %s\nwant %s", name, got, want)
 		}
-	}
-}
-
-// stuckWriter takes nothing before it is released.
-type stuckWriter struct {
-	release chan struct{}
-	lines   int
-}
-
-func (w *stuckWriter) Write(p []byte) (int, error) {
-	<-w.release
-	w.lines += bytes.Count(p, []byte("\n"))
-	return 0, errors.New("no space left on device")
-}
-
-// TestAccessLogDoesNotWait checks that a writer that hangs or fails stops nobody, and that what was left
-// out is counted.
-func TestAccessLogDoesNotWait(t *testing.T) {
-	w := &stuckWriter{release: make(chan struct{})}
-	a := newAccessLog(w, "a-1")
-	entry := &accessEntry{Path: string(bytes.Repeat([]byte("x"), 1<<20))}
-	const lines = 64
-	for range lines {
-		a.write(entry)
-	}
-	dropped := a.dropped.Load()
-	if dropped == 0 || dropped == lines {
-		t.Errorf("%d lines were left out of %d", dropped, lines)
-	}
-	close(w.release)
-	a.close()
-	if int64(w.lines)+dropped != lines {
-		t.Errorf("%d lines written and %d left out of %d", w.lines, dropped, lines)
 	}
 }

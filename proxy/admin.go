@@ -42,7 +42,7 @@ func (p *Proxy) gauges() map[string]int64 {
 	}
 	values["countersign.loop_stalls_total"] = stalls
 	values["countersign.revoked_cut_total"] = p.revocations.Load()
-	values["countersign.access_log_dropped_total"] = p.access.dropped.Load()
+	values["countersign.access_log_dropped_total"] = p.access.Dropped()
 	return values
 }
 

@@ -116,7 +116,7 @@ func (p *Proxy) Shutdown(ctx context.Context) error {
 		}
 	})
 	p.group.Stop()
-	p.access.close()
+	p.access.Close()
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("shutting down the proxy: what still ran was cut: %w", err)
 	}

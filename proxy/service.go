@@ -159,7 +159,7 @@ func (l *listener) Done(x *relay.Exchange, o *relay.Outcome) {
 	if counts != nil {
 		counts.Answered(status)
 	}
-	if !l.p.access.on() {
+	if !l.p.access.On() {
 		return
 	}
 	e := l.entry(x.Peer.Owner.(*conn))

@@ -8,8 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"strings"
-	"sync"
-	"sync/atomic"
 )
 
 // entry is what is read of a line of either program's access log. The texts are parts of the line.
@@ -188,79 +186,7 @@ func (s *Supervisor) readLog(r io.Reader) {
 			continue
 		}
 		if e, err := parseEntry(line); err == nil && s.counts.take(e, s.cfg.Now()) {
-			s.lines.write(line)
+			s.lines.Add(func(b []byte) []byte { return append(b, line...) })
 		}
 	}
-}
-
-// mostUnwritten bounds the lines that wait for the writer, in bytes.
-const mostUnwritten = 16 << 20
-
-// lines passes the access log on, on a goroutine of its own: nothing may wait for a disk.
-type lines struct {
-	w       io.Writer // nil: off
-	dropped *atomic.Int64
-
-	mu     sync.Mutex
-	wait   []byte // guarded by mu: whole lines that are not written yet
-	spare  []byte // guarded by mu
-	closed bool   // guarded by mu
-	news   sync.Cond
-	done   chan struct{}
-}
-
-func newLines(w io.Writer, dropped *atomic.Int64) *lines {
-	l := &lines{w: w, dropped: dropped, done: make(chan struct{})}
-	l.news.L = &l.mu
-	if w == nil {
-		close(l.done)
-		return l
-	}
-	go l.run()
-	return l
-}
-
-func (l *lines) write(line []byte) {
-	if l.w == nil {
-		return
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed || len(l.wait)+len(line) > mostUnwritten {
-		l.dropped.Add(1)
-		return
-	}
-	l.wait = append(l.wait, line...)
-	l.news.Signal()
-}
-
-func (l *lines) run() {
-	defer close(l.done)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for {
-		for len(l.wait) == 0 && !l.closed {
-			l.news.Wait()
-		}
-		if len(l.wait) == 0 {
-			return
-		}
-		batch := l.wait
-		l.wait = l.spare[:0]
-		l.mu.Unlock()
-		_, _ = l.w.Write(batch) // a full disk must not stop the traffic
-		l.mu.Lock()
-		if l.spare = batch[:0]; cap(batch) > 1<<20 { // a burst's
-			l.spare = nil
-		}
-	}
-}
-
-// close writes what waits and returns when it is written.
-func (l *lines) close() {
-	l.mu.Lock()
-	l.closed = true
-	l.news.Signal()
-	l.mu.Unlock()
-	<-l.done
 }

@@ -47,7 +47,7 @@ func (s *Supervisor) gauges() map[string]int64 {
 	if s.cfg.Gauges != nil {
 		maps.Copy(values, s.cfg.Gauges())
 	}
-	values["countersign.access_log_dropped_total"] = s.dropped.Load()
+	values["countersign.access_log_dropped_total"] = s.lines.Dropped()
 	return values
 }
 

@@ -41,13 +41,47 @@ type Engine struct {
 	sampler func(c *counts) sampler
 }
 
+// Kind is a program with who writes its configuration: renderers are packages of their own.
+type Kind struct {
+	Engine *Engine
+	Render func(*mesh.Plan, engine.Options) (*engine.Config, error)
+	// Least is the oldest version that is rendered for.
+	Least string
+}
+
+// Find is [Find] for a version that is rendered for.
+func (k Kind) Find(ctx context.Context, path string) (*Binary, error) {
+	return Find(ctx, k.Engine, path, k.Least)
+}
+
 // sampler reads the counters of a running program now and then.
 type sampler interface {
 	sample(ctx context.Context, p *process, plan *mesh.Plan) error
 }
 
+// Of is the engine that a specification means, nil for the built-in proxy.
+func Of(name mesh.Engine) *Engine {
+	switch name {
+	case mesh.EngineNGINX:
+		return NGINX
+	case mesh.EngineHAProxy:
+		return HAProxy
+	case mesh.EngineBuiltin:
+	}
+	return nil
+}
+
 // String is the engine's name in a specification and on the command line.
 func (e *Engine) String() string { return e.name }
+
+// File is the usual name of its configuration.
+func (e *Engine) File() string { return e.file }
+
+// Args are its arguments to serve with a configuration, its sockets in the directory run.
+func (e *Engine) Args(conf, run string) []string { return e.serve(conf, run) }
+
+// Quit is the signal at which its master ends when everything is finished.
+func (e *Engine) Quit() syscall.Signal { return e.quit }
 
 // Binary is a program that was found and asked.
 type Binary struct {
@@ -72,7 +106,7 @@ func Find(ctx context.Context, e *Engine, path, least string) (*Binary, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	command := exec.CommandContext(ctx, found, e.build)
-	command.Env = environment()
+	command.Env = Environment()
 	command.WaitDelay = time.Second
 	output, err := command.CombinedOutput()
 	if err != nil {
@@ -128,7 +162,7 @@ func (b *Binary) tested(ctx context.Context, conf, run string) error {
 	ctx, cancel := context.WithTimeout(ctx, testTimeout)
 	defer cancel()
 	command := exec.CommandContext(ctx, b.Path, b.Engine.test(conf, run)...)
-	command.Env, command.Dir = environment(), run
+	command.Env, command.Dir = Environment(), run
 	command.WaitDelay = time.Second
 	output, err := command.CombinedOutput()
 	if err != nil {

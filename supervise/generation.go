@@ -22,6 +22,7 @@ import (
 	"countersign.dev/engine"
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
+	"countersign.dev/reload"
 )
 
 // generation is all that the program reads at one time. It is not changed after it was made.
@@ -175,7 +176,7 @@ func (s *Supervisor) accept(p *process, g *generation, seen *sighting) {
 			_ = os.RemoveAll(filepath.Join(filepath.Dir(g.dir), entry.Name())) // it goes with the run directory at the latest
 		}
 	}
-	if before != nil && before.run == g.run && revokes(before.identity, g.identity) {
+	if before != nil && before.run == g.run && reload.Revokes(revocationLists(before.identity), revocationLists(g.identity)) {
 		s.endOlder(p)
 	}
 	s.log.Info("in force", "revision", g.plan.Revision, "serial", mtls.Serial(g.identity.Certificate.Leaf), "notAfter", g.identity.Certificate.Leaf.NotAfter,

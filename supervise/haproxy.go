@@ -20,7 +20,7 @@ var HAProxy = &Engine{
 	build: "-vv", read: readHAProxy,
 	test: func(conf, _ string) []string { return []string{"-c", "-q", "-f", conf} },
 	serve: func(conf, run string) []string {
-		return []string{"-W", "-S", filepath.Join(run, masterSocket) + ",mode,600", "-f", conf}
+		return []string{"-W", "-S", filepath.Join(run, MasterSocket) + ",mode,600", "-f", conf}
 	},
 	tell: func(p *process) reload.Method { return haproxyMaster(p.run) },
 	quit: syscall.SIGUSR1, stop: syscall.SIGTERM,
@@ -37,8 +37,8 @@ var HAProxy = &Engine{
 	sampler: newHAProxySampler,
 }
 
-// masterSocket is where the master listens for its administrator, in the run directory.
-const masterSocket = "master.sock"
+// MasterSocket is where HAProxy's master listens for its administrator, in the run directory.
+const MasterSocket = "master.sock"
 
 var (
 	haproxyVersion = regexp.MustCompile(`(?m)^HAProxy version ([0-9]+(?:\.[0-9]+)+)`)
@@ -103,7 +103,7 @@ func haproxyInForce(ctx context.Context, run string) (string, error) {
 
 // haproxyMaster is how the master is spoken to.
 func haproxyMaster(run string) reload.Master {
-	return reload.Master{Socket: filepath.Join(run, masterSocket)}
+	return reload.Master{Socket: filepath.Join(run, MasterSocket)}
 }
 
 // haproxyWorkers asks the master for the process ids of its workers, and of those of earlier generations.

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"countersign.dev/engine"
+	"countersign.dev/issue/issuetest"
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
 )
@@ -44,7 +45,7 @@ func TestRotation(t *testing.T) {
 		}
 		stop, lost, done := make(chan struct{}), make(chan error, 1000), atomic.Int64{}
 		method := http.MethodPost // which nobody repeats
-		if s.engine == NGINX {
+		if s.Engine == NGINX {
 			method = http.MethodGet // NGINX drops connections that are kept, and net/http asks again over another
 		}
 		var callers sync.WaitGroup
@@ -184,7 +185,7 @@ func TestGoesBack(t *testing.T) {
 		if back.PID() != pid || back.good.dir != dir || back.Report().Revision != 1 {
 			t.Errorf("pid %d, %s, revision %d", back.PID(), back.good.dir, back.Report().Revision)
 		}
-		name, err := s.engine.inForce(t.Context(), back.good.run)
+		name, err := s.Engine.inForce(t.Context(), back.good.run)
 		if err != nil || name != back.good.name {
 			t.Errorf("%q is in force, want %q: %v", name, back.good.name, err)
 		}
@@ -369,7 +370,7 @@ func TestIdentityRefused(t *testing.T) {
 		}
 		first := back.Report().Serial
 		bad := *ca.identity(t, "back")
-		bad.Certificate.PrivateKey = newKey(t)
+		bad.Certificate.PrivateKey = issuetest.Key(t)
 		back.source.now.Store(&bad)
 		back.IdentityChanged()
 		eventually(t, "it is reported", func() bool { return strings.Contains(back.Report().Problem, "certificate or bundle is not in force") })

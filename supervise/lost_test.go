@@ -86,7 +86,7 @@ func TestNoWayBack(t *testing.T) {
 		back.mu.Lock()
 		good := back.good
 		back.mu.Unlock()
-		if name, err := s.engine.inForce(t.Context(), good.run); err != nil || name != good.name {
+		if name, err := s.Engine.inForce(t.Context(), good.run); err != nil || name != good.name {
 			t.Errorf("it has %q in force, and %q is meant: %v", name, good.name, err)
 		}
 	})

@@ -28,7 +28,7 @@ func launch(p *process, b *Binary, stdout, stderr *os.File) error {
 		runtime.LockOSThread()
 		conf := filepath.Join(p.run, b.Engine.file)
 		command := exec.CommandContext(context.Background(), b.Path, b.Engine.serve(conf, p.run)...)
-		command.Dir, command.Env = p.run, environment()
+		command.Dir, command.Env = p.run, Environment()
 		command.Stdout, command.Stderr = stdout, stderr
 		// Not SIGKILL: killed so, NGINX's master would leave workers behind that serve on.
 		command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: b.Engine.stop}

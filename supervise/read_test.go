@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"countersign.dev/accesslog"
 	"countersign.dev/mesh"
 )
 
@@ -285,45 +286,10 @@ func TestFind(t *testing.T) {
 	}
 }
 
-// TestLines passes lines on, and counts those that do not fit.
-func TestLines(t *testing.T) {
-	var dropped atomic.Int64
-	w := &stuck{go1: make(chan struct{})}
-	l := newLines(w, &dropped)
-	line := bytes.Repeat([]byte("x"), 1<<20)
-	for range 40 {
-		l.write(line)
-	}
-	if dropped.Load() < 20 {
-		t.Errorf("%d lines were left out", dropped.Load())
-	}
-	close(w.go1)
-	l.close()
-	if got := (40 - dropped.Load()) << 20; w.n != got {
-		t.Errorf("%d bytes were written, want %d", w.n, got)
-	}
-	l.write(line)
-	off := newLines(nil, &dropped)
-	off.write(line)
-	off.close()
-}
-
-// stuck is a writer that waits.
-type stuck struct {
-	go1 chan struct{}
-	n   int64
-}
-
-func (s *stuck) Write(p []byte) (int, error) {
-	<-s.go1
-	s.n += int64(len(p))
-	return len(p), nil
-}
-
 // TestLongLines is about a line that is longer than any that is read.
 func TestLongLines(t *testing.T) {
 	s := &Supervisor{cfg: Config{Now: time.Now}, log: slog.New(slog.DiscardHandler), counts: newCounts(func() {}), work: t.Context()}
-	s.lines = newLines(nil, &s.dropped)
+	s.lines = accesslog.New(nil)
 	s.counts.declare(compile(t, shop, "back"), NGINX)
 	s.readLog(strings.NewReader("{" + strings.Repeat("a", 3*mostLine) + "}\n" + nginxLine + "\nwords\n"))
 	if got := s.counts.requests.Load(); got != 1 {

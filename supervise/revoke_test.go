@@ -2,13 +2,9 @@ package supervise
 
 import (
 	"context"
-	"crypto"
-	"crypto/rand"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"net"
 	"net/http"
 	"strings"
@@ -17,30 +13,17 @@ import (
 
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
+	"countersign.dev/reload"
 )
 
 // crls makes the lists of both CAs, valid for a while, with some leaves revoked.
 func (a *authority) crls(t *testing.T, number int64, valid time.Duration, revoked ...*mtls.Identity) *mtls.CRLs {
 	t.Helper()
-	var entries []x509.RevocationListEntry
+	var leaves []*x509.Certificate
 	for _, identity := range revoked {
-		entries = append(entries, x509.RevocationListEntry{SerialNumber: identity.Certificate.Leaf.SerialNumber, RevocationTime: time.Now()})
+		leaves = append(leaves, identity.Certificate.Leaf)
 	}
-	var text []byte
-	for _, list := range []struct {
-		issuer  *x509.Certificate
-		key     crypto.Signer
-		entries []x509.RevocationListEntry
-	}{{a.issuing, a.key, entries}, {a.root, a.rootKey, nil}} {
-		der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
-			Number: big.NewInt(number), ThisUpdate: time.Now().Add(-time.Hour), NextUpdate: time.Now().Add(valid), RevokedCertificateEntries: list.entries,
-		}, list.issuer, list.key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})...)
-	}
-	lists, err := mtls.ParseCRLs(text)
+	lists, err := mtls.ParseCRLs(a.CRLs(t, number, valid, leaves...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +130,7 @@ func TestRevokedOpen(t *testing.T) {
 			back.mu.Lock()
 			good, running := back.good, back.running
 			back.mu.Unlock()
-			left, err := s.engine.leaving(t.Context(), running)
+			left, err := s.Engine.leaving(t.Context(), running)
 			return good.identity.Revocation.CRLs == lists && err == nil && left == 0
 		})
 		if status, _, _, err := get(t, kept, url); err == nil {
@@ -196,7 +179,7 @@ func TestRevokedFresh(t *testing.T) {
 		back.source.now.Store(&renewed)
 		back.with(lists, mesh.StaleRefuse)
 		inForce(&renewed)
-		if s.engine.older != nil {
+		if s.Engine.older != nil {
 			if err := <-before; err == nil {
 				t.Error("a worker without the new lists serves on")
 			}
@@ -208,23 +191,12 @@ func TestRevokedFresh(t *testing.T) {
 	})
 }
 
-func TestRevokes(t *testing.T) {
+// TestNoLists takes an identity without revocation lists for one by which nobody is revoked.
+func TestNoLists(t *testing.T) {
 	ca := newAuthority(t)
-	a, b := ca.identity(t, "front"), ca.identity(t, "front")
-	with := func(revoked ...*mtls.Identity) *mtls.Identity {
-		return &mtls.Identity{Revocation: &mtls.Revocation{CRLs: ca.crls(t, int64(len(revoked)+1), time.Hour, revoked...)}}
-	}
-	none := &mtls.Identity{}
-	for name, c := range map[string]struct {
-		before, after *mtls.Identity
-		want          bool
-	}{
-		"nobody": {none, with(), false}, "the first": {none, with(a), true}, "one more": {with(a), with(a, b), true},
-		"the same again": {with(a), with(a), false}, "one less": {with(a, b), with(b), false}, "no lists any more": {with(a), none, false},
-	} {
-		if got := revokes(c.before, c.after); got != c.want {
-			t.Errorf("%s: %v", name, got)
-		}
+	with := &mtls.Identity{Revocation: &mtls.Revocation{CRLs: ca.crls(t, 1, time.Hour, ca.identity(t, "front"))}}
+	if none := new(mtls.Identity); !reload.Revokes(revocationLists(none), revocationLists(with)) || reload.Revokes(revocationLists(with), revocationLists(none)) {
+		t.Error("not as it should be")
 	}
 }
 

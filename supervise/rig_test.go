@@ -3,7 +3,6 @@ package supervise
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -23,30 +22,25 @@ import (
 	"testing"
 	"time"
 
-	"countersign.dev/engine"
 	"countersign.dev/haproxy"
 	"countersign.dev/id"
-	"countersign.dev/issue"
+	"countersign.dev/issue/issuetest"
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
 	"countersign.dev/nginx"
 )
 
-type subject struct {
-	engine *Engine
-	render func(*mesh.Plan, engine.Options) (*engine.Config, error)
-	least  string
-}
+type subject struct{ Kind }
 
-var subjects = []subject{{NGINX, nginx.Render, nginx.LeastVersion}, {HAProxy, haproxy.Render, haproxy.LeastVersion}}
+var subjects = []subject{{Kind{NGINX, nginx.Render, nginx.LeastVersion}}, {Kind{HAProxy, haproxy.Render, haproxy.LeastVersion}}}
 
 // each runs a test with both programs. One that is not installed is skipped loudly, and fails where every peer is
 // wanted.
 func each(t *testing.T, test func(t *testing.T, s subject)) {
 	t.Helper()
 	for _, s := range subjects {
-		t.Run(s.engine.String(), func(t *testing.T) {
-			if _, err := Find(t.Context(), s.engine, "", s.least); err != nil {
+		t.Run(s.Engine.String(), func(t *testing.T) {
+			if _, err := s.Find(t.Context(), ""); err != nil {
 				if os.Getenv("CI") == "true" {
 					t.Fatalf("%v, and CI=true wants every peer: tools/install-peers.sh installs it", err)
 				}
@@ -58,60 +52,19 @@ func each(t *testing.T, test func(t *testing.T, s subject)) {
 }
 
 // authority is a CA in memory.
-type authority struct {
-	root, issuing *x509.Certificate
-	key, rootKey  crypto.Signer
-}
+type authority struct{ *issuetest.Authority }
 
-func newAuthority(t testing.TB) *authority {
-	t.Helper()
-	rootKey, key := newKey(t), newKey(t)
-	cfg := issue.AuthorityConfig{Now: time.Now(), Life: 24 * time.Hour * 3650}
-	root, err := issue.NewRoot(rootKey, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	issuing, err := issue.NewIssuing(key.Public(), root, rootKey, cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &authority{root, issuing, key, rootKey}
-}
-
-func newKey(t testing.TB) crypto.Signer {
-	t.Helper()
-	key, err := mtls.GenerateKey(mesh.ECDSAP256)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
-}
+func newAuthority(t testing.TB) *authority { return &authority{issuetest.New(t)} }
 
 // identity issues a leaf for a member.
 func (a *authority) identity(t testing.TB, name string) *mtls.Identity {
 	t.Helper()
-	profile, err := issue.NewProfile(issue.ProfileConfig{TrustDomain: "shop.internal", MaxTTL: 24 * time.Hour})
-	if err != nil {
-		t.Fatal(err)
-	}
-	issuer, err := issue.NewIssuer(a.issuing, a.key, profile, time.Now)
-	if err != nil {
-		t.Fatal(err)
-	}
 	who, err := id.New("shop.internal", id.Service, name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	key := newKey(t)
-	prepared, err := issuer.Prepare(issue.Request{ID: who, PublicKey: key.Public(), TTL: time.Hour})
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := issuer.Issue(prepared)
-	if err != nil {
-		t.Fatal(err)
-	}
-	identity, err := mtls.NewIdentity([]*x509.Certificate{leaf, a.issuing}, key, encode([]*x509.Certificate{a.root}))
+	key := issuetest.Key(t)
+	identity, err := mtls.NewIdentity([]*x509.Certificate{a.Leaf(t, who, key), a.Issuing}, key, issuetest.PEM(a.Root))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +159,7 @@ func memoryDir(t testing.TB) string {
 // supervise makes a Supervisor for a member at an address of its own.
 func (s subject) supervise(t *testing.T, ca *authority, workload string, change ...func(*Config)) *sidecar {
 	t.Helper()
-	binary, err := Find(t.Context(), s.engine, "", s.least)
+	binary, err := s.Find(t.Context(), "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,7 +172,7 @@ func (s subject) supervise(t *testing.T, ca *authority, workload string, change 
 		t.Fatal(err)
 	}
 	cfg := Config{
-		Binary: binary, Render: s.render, Source: c.source, RunDir: run, Address: address, AppAddress: address,
+		Binary: binary, Render: s.Render, Source: c.source, RunDir: run, Address: address, AppAddress: address,
 		Drain: 10 * time.Second, AccessLog: c.access, Log: log,
 	}
 	for _, f := range change {

@@ -62,7 +62,7 @@ func (h *haproxySampler) sample(ctx context.Context, p *process, plan *mesh.Plan
 	all := make(map[int]map[string]int64)
 	active := make(map[*atomic.Int64]int64)
 	for _, pid := range append(now, old...) {
-		text, err := ask(ctx, filepath.Join(p.run, masterSocket), fmt.Sprintf("@!%d show stat", pid))
+		text, err := ask(ctx, filepath.Join(p.run, MasterSocket), fmt.Sprintf("@!%d show stat", pid))
 		if err != nil {
 			return err
 		}

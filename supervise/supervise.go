@@ -38,6 +38,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"countersign.dev/accesslog"
 	"countersign.dev/api"
 	"countersign.dev/engine"
 	"countersign.dev/mesh"
@@ -100,7 +101,7 @@ type Supervisor struct {
 	wake   chan struct{}  // there is another identity
 	hurry  chan struct{}  // the same, for whoever waits with change held
 	reads  sync.WaitGroup // of what the program writes
-	lines  *lines         // the access log on its way
+	lines  *accesslog.Lines
 	counts *counts
 
 	sampling sync.Mutex // held while the program's own counters are read
@@ -124,8 +125,7 @@ type Supervisor struct {
 
 	patience time.Duration // servePatience, but in tests
 
-	dropped atomic.Int64
-	force   atomic.Bool // the program is told again, though nothing is new
+	force atomic.Bool // the program is told again, though nothing is new
 }
 
 // problem is something that can be wrong and stays until it is cured.
@@ -161,7 +161,7 @@ func New(cfg Config) (*Supervisor, error) {
 	if cfg.Binary.Engine.sampler != nil {
 		s.sampler = cfg.Binary.Engine.sampler(s.counts)
 	}
-	s.lines = newLines(cfg.AccessLog, &s.dropped)
+	s.lines = accesslog.New(cfg.AccessLog)
 	s.admin = s.newAdmin()
 	s.tasks.Go(s.follow)
 	s.tasks.Go(s.sample)
@@ -397,7 +397,7 @@ func (s *Supervisor) Close() error {
 	}
 	s.tasks.Wait()
 	s.reads.Wait()
-	s.lines.close()
+	s.lines.Close()
 	return s.cfg.RunDir.Remove()
 }
 
@@ -420,8 +420,9 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// environment is all that the program inherits: what stands in ours is none of its business.
-func environment() []string {
+// Environment is all that a proxy inherits: what else stands in ours, such as secrets of the user's, is none of its
+// business.
+func Environment() []string {
 	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 	if zone, ok := os.LookupEnv("TZ"); ok {
 		env = append(env, "TZ="+zone)

@@ -16,6 +16,7 @@ import (
 
 	"countersign.dev/durable"
 	"countersign.dev/mesh"
+	"countersign.dev/supervise"
 )
 
 // Where the certificate comes from a store, three processes make an instance: `countersign init` takes the
@@ -32,9 +33,6 @@ const (
 	// killGrace is how long a process that works to an end may take after SIGTERM.
 	killGrace = 5 * time.Second
 )
-
-// quit are the signals at which the proxies end when everything is finished.
-var quit = map[mesh.Engine]syscall.Signal{mesh.EngineNGINX: syscall.SIGQUIT, mesh.EngineHAProxy: syscall.SIGUSR1}
 
 // stores are the secret stores that the instances use, each once, in the order of the instances.
 func (r *run) stores() []mesh.Store {
@@ -211,13 +209,10 @@ func (r *run) watcherArgs(i *instance) []string {
 func (r *run) reloadWay(i *instance) string {
 	run := r.places(i).run
 	if i.engine() == mesh.EngineHAProxy {
-		return "haproxy:" + filepath.Join(run, masterSocket)
+		return "haproxy:" + filepath.Join(run, supervise.MasterSocket)
 	}
 	return "pidfile:" + filepath.Join(run, "nginx.pid")
 }
-
-// masterSocket is where HAProxy's master listens for its administrator.
-const masterSocket = "master.sock"
 
 // startProxy starts the NGINX or HAProxy of an instance whose certificate comes from a store.
 func (r *run) startProxy(i *instance) error {
@@ -225,7 +220,7 @@ func (r *run) startProxy(i *instance) error {
 		return nil
 	}
 	engine := string(i.engine())
-	proxy, err := r.child(engine+" of "+i.name, i.name+"."+engine, quit[i.engine()], func() (*exec.Cmd, error) {
+	proxy, err := r.child(engine+" of "+i.name, i.name+"."+engine, supervise.Of(i.engine()).Quit(), func() (*exec.Cmd, error) {
 		// NGINX does not bind a socket that a killed one has left.
 		if err := freshDir(r.places(i).run); err != nil {
 			return nil, err
@@ -242,11 +237,10 @@ func (r *run) startProxy(i *instance) error {
 // proxyCommand is the proxy as its operator would start it.
 func (r *run) proxyCommand(i *instance) *exec.Cmd {
 	p := r.places(i)
-	var args []string
-	if i.engine() == mesh.EngineHAProxy {
-		args = []string{"-W", "-S", filepath.Join(p.run, masterSocket) + ",mode,600", "-f", filepath.Join(p.conf, "haproxy.cfg")}
-	} else {
-		args = []string{"-e", "stderr", "-c", filepath.Join(p.conf, "nginx.conf")}
+	engine := supervise.Of(i.engine())
+	args := engine.Args(filepath.Join(p.conf, engine.File()), p.run)
+	if i.engine() == mesh.EngineNGINX {
+		args = append([]string{"-e", "stderr"}, args...) // not to a file of its own before it has read its configuration
 	}
 	command := exec.Command(r.engines[i.engine()].Path, args...) //nolint:noctx // a signal ends it
 	command.Env, command.SysProcAttr = proxyEnvironment(), &syscall.SysProcAttr{}
@@ -254,15 +248,8 @@ func (r *run) proxyCommand(i *instance) *exec.Cmd {
 	return command
 }
 
-// proxyEnvironment is all that a proxy inherits: what else stands in the user's, such as secrets of his, is none of
-// its business.
-var proxyEnvironment = func() []string {
-	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-	if zone, ok := os.LookupEnv("TZ"); ok {
-		env = append(env, "TZ="+zone)
-	}
-	return env
-}
+// proxyEnvironment is all that a proxy inherits.
+var proxyEnvironment = supervise.Environment
 
 // once runs a process that works to an end. What it writes goes to the log called file.
 func (r *run) once(ctx context.Context, name, file string, command *exec.Cmd) error {

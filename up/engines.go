@@ -13,9 +13,7 @@ import (
 	"strings"
 
 	"countersign.dev/engine"
-	"countersign.dev/haproxy"
 	"countersign.dev/mesh"
-	"countersign.dev/nginx"
 	"countersign.dev/supervise"
 )
 
@@ -25,22 +23,12 @@ var ErrEngine = errors.New("a proxy is missing")
 // engines are the proxies that are not this program's own, by name.
 type engines map[mesh.Engine]*supervise.Binary
 
-// kinds are the proxies that can be run, who writes their configurations, and since when.
-var kinds = map[mesh.Engine]struct {
-	engine *supervise.Engine
-	render func(*mesh.Plan, engine.Options) (*engine.Config, error)
-	least  string
-}{
-	mesh.EngineNGINX:   {supervise.NGINX, nginx.Render, nginx.LeastVersion},
-	mesh.EngineHAProxy: {supervise.HAProxy, haproxy.Render, haproxy.LeastVersion},
-}
-
 // administrators are directories of programs that a user's PATH may lack.
 var administrators = []string{"/usr/local/sbin", "/usr/sbin", "/sbin"}
 
 // findEngines looks for the proxies that a mesh needs, and asks them for their versions, before anything is
 // started.
-func findEngines(ctx context.Context, all []*instance) (engines, error) {
+func findEngines(ctx context.Context, kinds map[mesh.Engine]supervise.Kind, all []*instance) (engines, error) {
 	found := engines{}
 	var missing []error
 	var said []mesh.Engine
@@ -56,7 +44,7 @@ func findEngines(ctx context.Context, all []*instance) (engines, error) {
 				ErrEngine, i.plan().Workload.Name, name, name, packages[name]))
 			continue
 		}
-		if found[name], err = supervise.Find(ctx, kinds[name].engine, path, kinds[name].least); err != nil {
+		if found[name], err = kinds[name].Find(ctx, path); err != nil {
 			missing = append(missing, fmt.Errorf("%w: %s has proxy.engine %s: %w", ErrEngine, i.plan().Workload.Name, name, err))
 		}
 	}
@@ -64,7 +52,7 @@ func findEngines(ctx context.Context, all []*instance) (engines, error) {
 }
 
 // check finds what the proxies cannot carry out, before anything is started: everything at once.
-func (e engines) check(all []*instance) error {
+func (e engines) check(kinds map[mesh.Engine]supervise.Kind, all []*instance) error {
 	var refused []error
 	said := map[string]bool{}
 	for _, i := range all {
@@ -83,7 +71,7 @@ func (e engines) check(all []*instance) error {
 			return err
 		}
 		o.Version, o.OpenSSL, o.StreamModule = binary.Version, binary.OpenSSL, binary.StreamModule
-		if _, err := kinds[plan.Proxy.Engine].render(plan, o); err != nil {
+		if _, err := kinds[plan.Proxy.Engine].Render(plan, o); err != nil {
 			refused = append(refused, fmt.Errorf("%s: %w", plan.Workload.Name, err))
 		}
 	}

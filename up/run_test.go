@@ -13,7 +13,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"countersign.dev/haproxy"
 	"countersign.dev/mesh"
+	"countersign.dev/nginx"
+	"countersign.dev/supervise"
 )
 
 // shopLike has every kind of thing that a mesh has. The applications are programs of the system.
@@ -70,6 +73,10 @@ func newFixture(t *testing.T, text string) *fixture {
 	f.config = Config{
 		Spec: spec, Path: path, Executable: os.Args[0],
 		StartTimeout: time.Minute, DrainTimeout: 20 * time.Second, Addresses: AutoAddresses,
+		Engines: map[mesh.Engine]supervise.Kind{
+			mesh.EngineNGINX:   {Engine: supervise.NGINX, Render: nginx.Render, Least: nginx.LeastVersion},
+			mesh.EngineHAProxy: {Engine: supervise.HAProxy, Render: haproxy.Render, Least: haproxy.LeastVersion},
+		},
 		CA:      func(string, string) error { return nil },
 		Signals: f.signals, Stdin: strings.NewReader(""), Stdout: f.stdout, Stderr: f.stderr,
 	}

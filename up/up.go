@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"countersign.dev/mesh"
+	"countersign.dev/supervise"
 )
 
 // ErrNotStarted says that the mesh did not become ready.
@@ -51,6 +52,8 @@ type Config struct {
 	// NoRotation leaves it to others to renew what comes from stores.
 	NoRotation bool
 	Addresses  Addresses
+	// Engines are the proxies that can be run where the specification says another than this program's own; it has none but these.
+	Engines map[mesh.Engine]supervise.Kind
 	// Store makes a secret store with its identity file, or sees that the one which is there can be used.
 	Store func(mesh.Store) error
 	// CA makes an unsealed certificate authority for the trust domain in a directory, or sees that the
@@ -209,7 +212,7 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	if r.all, err = instances(r.cfg.Spec); err != nil {
 		return err
 	}
-	if r.engines, err = findEngines(ctx, r.all); err != nil {
+	if r.engines, err = findEngines(ctx, r.cfg.Engines, r.all); err != nil {
 		return err
 	}
 	r.turns = map[string]chan struct{}{}
@@ -226,7 +229,7 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	if r.place, err = allocate(ctx, r.cfg.Addresses, r.all, r.state.blocks()); err != nil {
 		return errors.Join(err, r.state.close())
 	}
-	if err = r.engines.check(r.all); err == nil {
+	if err = r.engines.check(r.cfg.Engines, r.all); err == nil {
 		r.orphans, err = adoptOrphans()
 	}
 	if err != nil {

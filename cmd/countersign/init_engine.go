@@ -17,10 +17,8 @@ import (
 	"countersign.dev/deliver"
 	"countersign.dev/durable"
 	"countersign.dev/engine"
-	"countersign.dev/haproxy"
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
-	"countersign.dev/nginx"
 	"countersign.dev/reload"
 )
 
@@ -66,12 +64,8 @@ func (c initEngineFlags) writer(to string, fromServer bool, notes func([]string)
 		return nil, usagef("--conf: the configuration is made of a Plan; write --plan FILE (countersign mesh plan --workload NAME --output json)")
 	}
 	proxy, _ := reload.Known(c.Engine) // the flag's enum leaves no other
-	w := &writer{flags: c, proxy: proxy, notes: notes}
-	if c.Engine == reload.NGINX.Name {
-		w.name, w.render = "nginx.conf", nginx.Render
-	} else {
-		w.name, w.render = "haproxy.cfg", haproxy.Render
-	}
+	kind := foreignEngines[mesh.Engine(c.Engine)]
+	w := &writer{flags: c, proxy: proxy, name: kind.Engine.File(), render: kind.Render, notes: notes}
 	if err := c.options(to, &w.options); err != nil {
 		return nil, err
 	}

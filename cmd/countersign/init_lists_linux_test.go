@@ -17,7 +17,7 @@ import (
 func (l *watchLab) lists() string {
 	l.t.Helper()
 	now := time.Now()
-	list, err := issue.NewCRL(l.issuing, l.key, issue.CRLConfig{Number: 1, Now: now, NextUpdate: now.Add(time.Hour)})
+	list, err := issue.NewCRL(l.ca.Issuing, l.ca.Key, issue.CRLConfig{Number: 1, Now: now, NextUpdate: now.Add(time.Hour)})
 	l.ok(err)
 	l.ok(os.WriteFile(l.file("lists.pem"), pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: list.Raw}), 0o600))
 	return l.file("lists.pem")

@@ -3,11 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -18,7 +16,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,8 +23,9 @@ import (
 	"testing"
 	"time"
 
+	"countersign.dev/durable/durabletest"
 	"countersign.dev/id"
-	"countersign.dev/issue"
+	"countersign.dev/issue/issuetest"
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
 	"countersign.dev/nginx"
@@ -45,10 +43,10 @@ type watchLab struct {
 	app     int            // the application's port on 127.0.0.1
 	admin   string
 
-	root, issuing *x509.Certificate
-	key           crypto.Signer
-	state         string // of a server that issues instead of the authority here; empty when there is none
-	proxy, watch  *faultChild
+	ca           *issuetest.Authority
+	root         *x509.Certificate // the authority's, or the server's
+	state        string            // of a server that issues instead of the authority here; empty when there is none
+	proxy, watch *faultChild
 }
 
 // newWatchLab makes all but the proxy and its watcher.
@@ -73,7 +71,8 @@ func newWatchLab(t *testing.T, engine string) *watchLab {
 	l.app = listener.Addr().(*net.TCPAddr).Port
 	go func() { _ = application.Serve(listener) }()
 	t.Cleanup(func() { application.Close() })
-	l.authority()
+	l.ca = issuetest.New(t)
+	l.root = l.ca.Root
 	spec, err := mesh.ParseDocuments([]mesh.Document{{Name: "mesh.yaml", Directory: l.dir, Content: l.specification()}})
 	l.ok(err)
 	l.plan(spec)
@@ -130,51 +129,27 @@ func watchAddress(t *testing.T) netip.AddrPort {
 	return listener.Addr().(*net.TCPAddr).AddrPort()
 }
 
-func (l *watchLab) authority() {
-	l.t.Helper()
-	rootKey, err := mtls.GenerateKey(mesh.ECDSAP256)
-	l.ok(err)
-	l.key, err = mtls.GenerateKey(mesh.ECDSAP256)
-	l.ok(err)
-	cfg := issue.AuthorityConfig{Now: time.Now(), Life: 24 * time.Hour * 3650}
-	l.root, err = issue.NewRoot(rootKey, cfg)
-	l.ok(err)
-	l.issuing, err = issue.NewIssuing(l.key.Public(), l.root, rootKey, cfg)
-	l.ok(err)
-}
-
 // certify issues a certificate; it gives chain and key in PEM, and the serial.
 func (l *watchLab) certify(name string, kind mesh.KeyType) (chain, key []byte, serial string) {
 	l.t.Helper()
 	if l.state != "" {
 		return l.issued(name)
 	}
-	profile, err := issue.NewProfile(issue.ProfileConfig{TrustDomain: "shop.internal", MaxTTL: 24 * time.Hour})
-	l.ok(err)
-	issuer, err := issue.NewIssuer(l.issuing, l.key, profile, time.Now)
-	l.ok(err)
 	who, err := id.Parse("spiffe://shop.internal/service/" + name)
 	l.ok(err)
 	own, err := mtls.GenerateKey(kind)
 	l.ok(err)
-	prepared, err := issuer.Prepare(issue.Request{ID: who, PublicKey: own.Public(), TTL: time.Hour})
-	l.ok(err)
-	leaf, err := issuer.Issue(prepared)
-	l.ok(err)
+	leaf := l.ca.Leaf(l.t, who, own)
 	key, err = mtls.MarshalKey(own)
 	l.ok(err)
-	return append(watchPEM(leaf), watchPEM(l.issuing)...), key, mtls.Serial(leaf)
-}
-
-func watchPEM(c *x509.Certificate) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
+	return issuetest.PEM(leaf, l.ca.Issuing), key, mtls.Serial(leaf)
 }
 
 // put makes a version of the secret current; it gives the certificate's serial.
 func (l *watchLab) put(version string, kind mesh.KeyType) string {
 	l.t.Helper()
 	chain, key, serial := l.certify("orders", kind)
-	text, err := json.Marshal(map[string]string{"cert_pem": string(chain), "key_pem": string(key), "ca_bundle": string(watchPEM(l.root))})
+	text, err := json.Marshal(map[string]string{"cert_pem": string(chain), "key_pem": string(key), "ca_bundle": string(issuetest.PEM(l.root))})
 	l.ok(err)
 	_, err = l.store.Stage(l.t.Context(), "shop/orders", version, text)
 	l.ok(err)
@@ -418,32 +393,7 @@ func watchBoth(dir string) error {
 }
 
 func watchModes(dir string) error {
-	return filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil || entry.Type()&fs.ModeSymlink != 0 {
-			return err
-		}
-		info, err := entry.Info()
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		allowed := fs.FileMode(0o600)
-		switch {
-		case entry.IsDir():
-			allowed = 0o700
-		case slices.Contains([]string{"cert.pem", "ca.pem", "made.json", "nginx.conf", "haproxy.cfg"}, entry.Name()):
-			allowed = 0o644
-		}
-		if info.Mode().Perm()&^allowed != 0 {
-			return fmt.Errorf("%s has the mode %04o", path, info.Mode().Perm())
-		}
-		return nil
-	})
+	return durabletest.Modes(dir, "cert.pem", "ca.pem", "made.json", "nginx.conf", "haproxy.cfg")
 }
 
 // TestWatchRotations takes ten versions under constant requests: each is seen on the wire, no reader sees a mixed pair or a

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"countersign.dev/api"
+	"countersign.dev/issue/issuetest"
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
 )
@@ -227,7 +228,7 @@ func TestWatchServer(t *testing.T) {
 			// A version that is not fit is known to the server, and what is served too.
 			chain, _, _ := l.certify("orders", mesh.ECDSAP256)
 			_, key, _ := l.certify("orders", mesh.ECDSAP256)
-			text, err := json.Marshal(map[string]string{"cert_pem": string(chain), "key_pem": string(key), "ca_bundle": string(watchPEM(l.root))})
+			text, err := json.Marshal(map[string]string{"cert_pem": string(chain), "key_pem": string(key), "ca_bundle": string(issuetest.PEM(l.root))})
 			l.ok(err)
 			_, err = l.store.Stage(t.Context(), "shop/orders", "v3", text)
 			l.ok(err)

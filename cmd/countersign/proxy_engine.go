@@ -11,27 +11,20 @@ import (
 	"time"
 
 	"countersign.dev/agent"
-	"countersign.dev/engine"
 	"countersign.dev/haproxy"
 	"countersign.dev/mesh"
 	"countersign.dev/nginx"
 	"countersign.dev/supervise"
 )
 
-// foreignEngine is a program that can be supervised, and who writes its configuration.
-type foreignEngine struct {
-	engine *supervise.Engine
-	render func(*mesh.Plan, engine.Options) (*engine.Config, error)
-	least  string
-}
-
-var foreignEngines = map[string]foreignEngine{
-	"nginx":   {supervise.NGINX, nginx.Render, nginx.LeastVersion},
-	"haproxy": {supervise.HAProxy, haproxy.Render, haproxy.LeastVersion},
+// foreignEngines are the programs that can be in the place of the built-in proxy.
+var foreignEngines = map[mesh.Engine]supervise.Kind{
+	mesh.EngineNGINX:   {Engine: supervise.NGINX, Render: nginx.Render, Least: nginx.LeastVersion},
+	mesh.EngineHAProxy: {Engine: supervise.HAProxy, Render: haproxy.Render, Least: haproxy.LeastVersion},
 }
 
 // foreign tells whether another program carries the traffic. The zero value does not.
-func (c proxyCmd) foreign() bool { _, ok := foreignEngines[c.Engine]; return ok }
+func (c proxyCmd) foreign() bool { _, ok := foreignEngines[mesh.Engine(c.Engine)]; return ok }
 
 // compareEngine says when the specification means another proxy than --engine: what it can carry out was judged for that
 // one, and 'countersign verify' expects that one's ways. Whoever starts the sidecar decides.
@@ -60,8 +53,8 @@ func (c proxyCmd) checkEngine() error {
 
 // newForeignPlane finds the program, and a place for its key.
 func (c proxyCmd) newForeignPlane(p *process, settings *proxySettings, link *agent.Agent, access io.Writer) (plane, error) {
-	foreign := foreignEngines[c.Engine]
-	binary, err := supervise.Find(p.ctx, foreign.engine, c.EnginePath, foreign.least)
+	foreign := foreignEngines[mesh.Engine(c.Engine)]
+	binary, err := foreign.Find(p.ctx, c.EnginePath)
 	if err != nil {
 		return plane{}, usageError{err}
 	}
@@ -76,7 +69,7 @@ func (c proxyCmd) newForeignPlane(p *process, settings *proxySettings, link *age
 		return plane{}, usageError{err}
 	}
 	data, err := supervise.New(supervise.Config{
-		Binary: binary, Render: foreign.render, Source: link, RunDir: run,
+		Binary: binary, Render: foreign.Render, Source: link, RunDir: run,
 		Address: settings.address, AppAddress: settings.appAddress, Binds: binds, Drain: c.DrainTimeout,
 		AccessLog: access, Log: p.log, Gauges: link.Gauges, Now: link.Now, Changed: link.ReportSoon,
 	})

@@ -90,7 +90,7 @@ func (c *upCmd) Run(p *process, cli *root, parsed *kong.Context) error {
 		StateDir: c.State, LogDir: c.Logs,
 		Command: c.Command, JSON: c.Output == "json",
 		StartTimeout: c.StartTimeout, DrainTimeout: c.DrainTimeout, NoRotation: c.NoRotation, Addresses: up.Addresses(c.Addresses),
-		CA: unsealedCA, Store: func(store mesh.Store) error { return readyStore(p, store) }, Signals: signals,
+		Engines: foreignEngines, CA: unsealedCA, Store: func(store mesh.Store) error { return readyStore(p, store) }, Signals: signals,
 		Stdin: p.stdin, Stdout: p.stdout, Stderr: p.stderr,
 		Terminal: terminal, Colour: terminal && os.Getenv("NO_COLOR") == "",
 	})

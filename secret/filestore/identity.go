@@ -53,25 +53,13 @@ func GenerateIdentity(path string) error {
 	if err != nil {
 		return fmt.Errorf("making an identity file: %w", err)
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	text := fmt.Appendf(nil, "# created: %s\n# public key: %s\n%s\n", time.Now().Format(time.RFC3339), identity.Recipient(), identity)
+	err = durable.CreateFile(path, text, 0o600)
 	if errors.Is(err, fs.ErrNotExist) { // it is not made: a disk for identities that is not mounted would be covered
 		return fmt.Errorf("making an identity file: %w; make the directory %s first", err, filepath.Dir(path))
 	}
 	if err != nil {
 		return fmt.Errorf("making an identity file: %w", err)
-	}
-	_, err = fmt.Fprintf(f, "# created: %s\n# public key: %s\n%s\n", time.Now().Format(time.RFC3339), identity.Recipient(), identity)
-	if err == nil {
-		err = f.Sync()
-	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = durable.SyncDir(filepath.Dir(path))
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("making an identity file: %w", err), os.Remove(path))
 	}
 	return nil
 }
