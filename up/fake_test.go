@@ -322,6 +322,13 @@ func fakeEngine(name string, args []string) int {
 	if name == "haproxy" {
 		quit, other = other, quit
 	}
+	dir := filepath.Dir(os.Getenv(envJournal))
+	_, refused := os.Stat(filepath.Join(dir, "refuse "+who))
+	if once := os.Remove(filepath.Join(dir, "refuse once "+who)); once == nil || refused == nil {
+		fmt.Fprintln(os.Stderr, "these files will not do")
+		note("refuse %s", who)
+		return 1
+	}
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, quit, other, syscall.SIGTERM)
 	run, err := os.ReadFile(conf)
