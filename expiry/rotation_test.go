@@ -25,6 +25,41 @@ var rotationFindings = map[string]findingCase{
 		},
 		want: []string{"critical store_ahead_of_endpoint api " + listen},
 	},
+	"a rotation that hangs before it has made anything current, for long": {
+		change: func(f *Facts) {
+			*f.Workloads[0].Rotation = Rotation{LastSuccess: noon.Add(-day), Step: "issue", Requested: noon.Add(-16 * time.Minute), Holder: "somebody"}
+		},
+		want: []string{"critical rotation_stuck api " + store},
+		says: []string{"a rotation of 2027-03-14T11:44:00Z is still at the step issue, for 16m0s; somebody works on it", "countersign rotate once api"},
+	},
+	"a rotation that has asked just now": {
+		change: func(f *Facts) {
+			*f.Workloads[0].Rotation = Rotation{LastSuccess: noon.Add(-day), Step: "issue", Requested: noon.Add(-14 * time.Minute), Holder: "somebody"}
+		},
+	},
+	"a rotation that asks again for what it was refused": {
+		change: func(f *Facts) {
+			*f.Workloads[0].Rotation = Rotation{
+				LastSuccess: noon.Add(-day), LastFailure: noon.Add(-time.Minute), Failures: 2, LastError: "the CA is down", Step: "issue", Requested: noon.Add(-time.Hour), Holder: "somebody",
+			}
+		},
+		want: []string{"warning rotation_failing api " + store},
+	},
+	"a rotation that was killed long ago, before it was begun": {
+		change: func(f *Facts) {
+			*f.Workloads[0].Rotation = Rotation{LastSuccess: noon.Add(-day), Step: "issue", Requested: noon.Add(-time.Hour)}
+		},
+		want: []string{"critical rotation_stuck api " + store},
+		says: []string{"a rotation of 2027-03-14T11:00:00Z stands at the step issue, and nobody works on it"},
+	},
+	"a rotation that was tried since it was due": {
+		change: func(f *Facts) {
+			age(f, renewAfter+8*time.Hour)
+			*f.Workloads[0].Rotation = Rotation{LastSuccess: noon.Add(-renewAfter), Step: "issue", Requested: noon.Add(-time.Minute), Holder: "somebody"}
+		},
+		want: []string{"warning rotation_overdue api " + store},
+		says: []string{"it was last tried at 2027-03-14T11:59:00Z"},
+	},
 	"a rotation that hangs before its first step": {
 		change: func(f *Facts) {
 			serve(f, leaf("aa00", noon, 2*day))

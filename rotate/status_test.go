@@ -29,3 +29,16 @@ func TestMetrics(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 }
+
+// TestMadeAt reads the time out of ids that rotations make, and of no others.
+func TestMadeAt(t *testing.T) {
+	now := time.Date(2027, 3, 14, 12, 0, 1, 5, time.FixedZone("", 3600))
+	if got := madeAt(newVersion(now)); !got.Equal(now.Truncate(time.Second)) {
+		t.Errorf("%s, want %s", got, now)
+	}
+	for _, id := range []string{"", "by-hand", "20271314T120000Z-0123456789abcdef"} {
+		if got := madeAt(id); !got.IsZero() {
+			t.Errorf("%q: %s", id, got)
+		}
+	}
+}
