@@ -179,7 +179,9 @@ type Rotation struct {
 }
 
 // lastTry is when a rotation was last tried; zero when none is known.
-func (r *Rotation) lastTry() time.Time { return later(later(r.LastSuccess, r.LastFailure), later(r.Requested, r.Began)) }
+func (r *Rotation) lastTry() time.Time {
+	return later(later(r.LastSuccess, r.LastFailure), later(r.Requested, r.Began))
+}
 
 // Instance is a running sidecar, or a proxy with its watcher.
 type Instance struct {
