@@ -63,9 +63,10 @@ func (r *run) keepMending(ctx context.Context, i *instance) {
 	}
 }
 
-// tryAgain starts an instance anew that does not come up by itself. One that only takes its time is left to it.
+// tryAgain starts an instance anew that does not come up by itself. One that only takes its time is left to it, and one
+// that is well and of which the server does not know yet is not ended for that.
 func (r *run) tryAgain(ctx context.Context, i *instance) error {
-	if r.serves(ctx, i) || r.brokenSidecar(i) == nil {
+	if r.control.healthy(ctx, i.admin) || r.brokenSidecar(i) == nil {
 		return nil
 	}
 	return r.replace(ctx, i)

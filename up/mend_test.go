@@ -182,3 +182,24 @@ func TestRestartWithADeadApplication(t *testing.T) {
 		t.Errorf("%d %+v", status, answer)
 	}
 }
+
+// TestNotMended: an instance that has come up by itself is not ended because the server says nothing of it.
+func TestNotMended(t *testing.T) {
+	f, _ := newDelivered(t, "nginx", "haproxy")
+	f.start()
+	f.document()
+	i := f.run.all[0]
+	i.proxy.Load().mu.Lock()
+	i.proxy.Load().exits = maxDeaths // before it came up
+	i.proxy.Load().mu.Unlock()
+	if err := f.run.brokenSidecar(i); err == nil {
+		t.Fatal("its proxy is not broken")
+	}
+	seen := len(f.since(0))
+	if err := f.run.tryAgain(t.Context(), i); err != nil {
+		t.Error(err)
+	}
+	if got := f.since(seen); len(got) != 0 {
+		t.Errorf("what happened: %q", got)
+	}
+}
