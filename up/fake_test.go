@@ -123,9 +123,24 @@ type fakeControl struct {
 	tokens   int
 }
 
+// fakeDocuments are those at a path, which is kept for the next start: that is given none.
+func fakeDocuments(path, kept string) ([]mesh.Document, error) {
+	if path != "" {
+		if err := os.WriteFile(kept, []byte(path), 0o600); err != nil {
+			return nil, err
+		}
+		return mesh.ReadDocuments(path)
+	}
+	text, err := os.ReadFile(kept)
+	if err != nil {
+		return nil, err
+	}
+	return mesh.ReadDocuments(string(text))
+}
+
 // fakeServer answers as an administrator's socket does, and takes reports at /report on its address.
 func fakeServer(ctx context.Context, flag func(string) string) error {
-	documents, err := mesh.ReadDocuments(flag("mesh"))
+	documents, err := fakeDocuments(flag("mesh"), filepath.Join(flag("state"), "fake-mesh"))
 	if err != nil {
 		return err
 	}
