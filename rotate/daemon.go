@@ -73,12 +73,12 @@ func (d *Daemon) round(ctx context.Context, retries map[string]*retry) time.Dura
 			return firstRetry
 		}
 	}
-	next := time.Now().Add(maxIdle)
+	next, asked := time.Now().Add(maxIdle), err == nil
 	for _, bundle := range SharedBundles(targets) {
-		next = earlier(next, d.turn(ctx, retries, "bundle "+bundle.StoreName+" "+bundle.Name, func(o Options) Result { return d.Rotator.RotateBundle(ctx, bundle, o) }))
+		next = earlier(next, d.turn(ctx, retries, "bundle "+bundle.StoreName+" "+bundle.Name, asked, func(o Options) Result { return d.Rotator.RotateBundle(ctx, bundle, o) }))
 	}
 	for _, target := range targets {
-		next = earlier(next, d.turn(ctx, retries, "service "+target.Workload.Name, func(o Options) Result { return d.Rotator.Rotate(ctx, target, o) }))
+		next = earlier(next, d.turn(ctx, retries, "service "+target.Workload.Name, asked, func(o Options) Result { return d.Rotator.Rotate(ctx, target, o) }))
 	}
 	return max(minIdle, time.Until(next))
 }
@@ -106,8 +106,9 @@ func earlier(a, b time.Time) time.Time {
 }
 
 // turn gives one secret its turn, and says when it is to have the next one. A look without a lease comes first: most
-// of the time there is nothing to do.
-func (d *Daemon) turn(ctx context.Context, retries map[string]*retry, name string, rotate func(Options) Result) time.Time {
+// of the time there is nothing to do. When the server could not be asked in this round, that look would only fail, perhaps
+// after a while, and would count for nothing.
+func (d *Daemon) turn(ctx context.Context, retries map[string]*retry, name string, asked bool, rotate func(Options) Result) time.Time {
 	again := retries[name]
 	if again != nil && time.Now().Before(again.next) {
 		return again.next
@@ -115,7 +116,10 @@ func (d *Daemon) turn(ctx context.Context, retries map[string]*retry, name strin
 	if ctx.Err() != nil {
 		return time.Time{}
 	}
-	result := rotate(Options{DryRun: true})
+	var result Result
+	if asked {
+		result = rotate(Options{DryRun: true})
+	}
 	if result.Outcome != Nothing || result.failing {
 		result = rotate(Options{})
 	}

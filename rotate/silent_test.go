@@ -89,7 +89,7 @@ func TestSilentServer(t *testing.T) {
 
 		// One that has met it counts the failure for what it knows.
 		server.hangs.Store(true)
-		time.Sleep(maxIdle + patience + 2*askTimeout + time.Second)
+		time.Sleep(maxIdle + patience + askTimeout + time.Second)
 		synctest.Wait()
 		if s := ReadStatus(t.Context(), w.target); s.Failures != 1 || s.LastErrorStep != StepLook || s.Serial != first {
 			t.Errorf("%+v", s)
