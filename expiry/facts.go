@@ -166,10 +166,12 @@ type Rotation struct {
 	Failures   int
 	LastError  string
 	FailedStep string
-	// Step is where a rotation is that has begun and not ended; empty when none has. Began is when it made its version
-	// current; zero before that, and when it is not known.
-	Step  string
-	Began time.Time
+	// Step is where a rotation is that has begun and not ended; empty when none has. Requested is when it made the
+	// request that waits for its certificate, Began when it made its version current; each is zero otherwise, and when it
+	// is not known.
+	Step      string
+	Requested time.Time
+	Began     time.Time
 	// Holder is who works on it at this moment; empty when nobody does.
 	Holder string
 	// Problem says why what is kept could not be read.
@@ -177,7 +179,9 @@ type Rotation struct {
 }
 
 // lastTry is when a rotation was last tried; zero when none is known.
-func (r *Rotation) lastTry() time.Time { return later(later(r.LastSuccess, r.LastFailure), r.Began) }
+func (r *Rotation) lastTry() time.Time {
+	return later(later(r.LastSuccess, r.LastFailure), later(r.Requested, r.Began))
+}
 
 // Instance is a running sidecar, or a proxy with its watcher.
 type Instance struct {

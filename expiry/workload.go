@@ -116,7 +116,11 @@ func (c *comparison) rotation(r *Rotation, f Finding, command string) (busy bool
 		f.Action = "mend what the message says, then " + command + "; what is served stays as it is until its end"
 		c.find(f)
 	}
-	long := !r.Began.IsZero() && c.now.Sub(r.Began) > c.limits.Stuck
+	at := r.Began
+	if at.IsZero() && r.Failures == 0 { // what fails and is tried again is told already
+		at = r.Requested
+	}
+	long := !at.IsZero() && c.now.Sub(at) > c.limits.Stuck
 	switch {
 	case r.Holder == "" && (r.Step == "" || r.Failures > 0):
 		return false
@@ -125,14 +129,14 @@ func (c *comparison) rotation(r *Rotation, f Finding, command string) (busy bool
 		if long {
 			f.Severity = Critical
 		}
-		f.Message = fmt.Sprintf("a rotation%s stands at the step %s, and nobody works on it: it was killed, or broke off", began(r.Began), r.Step)
+		f.Message = fmt.Sprintf("a rotation%s stands at the step %s, and nobody works on it: it was killed, or broke off", began(at), r.Step)
 		f.Action = command + " takes it up where it stands"
 	case long:
 		f.Code, f.Severity = CodeRotationStuck, Critical
-		f.Message = fmt.Sprintf("a rotation%s is still at the step %s, for %s; %s works on it", began(r.Began), cmp.Or(r.Step, "lease"), Roughly(c.now.Sub(r.Began)), r.Holder)
+		f.Message = fmt.Sprintf("a rotation%s is still at the step %s, for %s; %s works on it", began(at), cmp.Or(r.Step, "lease"), Roughly(c.now.Sub(at)), r.Holder)
 		f.Action = "see what it waits for; killed, it is taken up where it stands by " + command
 	default:
-		// What it has not promoted yet explains nothing of what is stored and served: it may hang there for ever.
+		// What it has not promoted yet explains nothing of what is stored and served.
 		return !r.Began.IsZero()
 	}
 	c.find(f)

@@ -2,9 +2,11 @@ package integration
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -53,6 +55,7 @@ func TestPaymentsRevoked(t *testing.T) {
 			return err != nil, "it is let in"
 		})
 	}
+	checkoutLists(t, m, certificate.Leaf)
 	// What was not revoked is served as before: the gateway has another certificate.
 	paymentsHTTP(t, m)
 	paymentsGRPC(t, m)
@@ -63,6 +66,21 @@ func TestPaymentsRevoked(t *testing.T) {
 		}
 	}
 	m.admin(t, "verify")
+}
+
+// checkoutLists sees how checkout's NGINX, whose key and certificate come from the store, knows of it: by the lists that
+// its watcher has from the server and writes beside them.
+func checkoutLists(t *testing.T, m *running, revoked *x509.Certificate) {
+	t.Helper()
+	state := m.instance(t, "checkout").State
+	lists := filepath.Join(state, "certs", "current", "crl.pem")
+	if ok, holds := listed(t, lists, revoked); !ok {
+		t.Errorf("%s does not name what was revoked: %s", lists, holds)
+	}
+	configuration, err := os.ReadFile(filepath.Join(state, "conf", "nginx.conf"))
+	if want := `ssl_crl "` + lists + `";`; err != nil || !strings.Contains(string(configuration), want) {
+		t.Errorf("checkout's NGINX is not told to read %s (%v)", want, err)
+	}
 }
 
 // statusOf asks with a client of its own.

@@ -55,6 +55,25 @@ func isServed(t *testing.T, client *http.Client, url string) (served, resumed bo
 	return err == nil && response.StatusCode == http.StatusOK, response.TLS != nil && response.TLS.DidResume
 }
 
+// listed tells whether a file holds the lists of the issuing CA and of the root, and one of them names a certificate; else
+// what it holds.
+func listed(t *testing.T, path string, certificate *x509.Certificate) (bool, string) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	lists, named := 0, false
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		list, err := x509.ParseRevocationList(block.Bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lists++
+		for _, entry := range list.RevokedCertificateEntries {
+			named = named || entry.SerialNumber.Cmp(certificate.SerialNumber) == 0
+		}
+	}
+	return lists == 2 && named, fmt.Sprintf("%q, %v", text, err)
+}
+
 // TestRevokedEverywhere revokes a workload by the command: within seconds it is refused on everything that it has, open
 // connections of HTTP/1.1, HTTP/2 and TCP among them, and resumed sessions; its sidecar does not come back by its old
 // token; and a sidecar that starts without the server refuses it still.
@@ -137,19 +156,7 @@ func TestRevokedEverywhere(t *testing.T) {
 	state := mesh.instance(t, "recorder").State
 	// A list holds at once, and is on the disk a moment later: who is killed in between starts with the one before.
 	await(t, "the sidecar keeps the list that names the revoked one", func() (bool, string) {
-		text, err := os.ReadFile(filepath.Join(state, "current", "crl.pem"))
-		lists, named := 0, false
-		for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-			list, err := x509.ParseRevocationList(block.Bytes)
-			if err != nil {
-				t.Fatal(err)
-			}
-			lists++
-			for _, entry := range list.RevokedCertificateEntries {
-				named = named || entry.SerialNumber.Cmp(certificate.Leaf.SerialNumber) == 0
-			}
-		}
-		return lists == 2 && named, fmt.Sprintf("%q, %v", text, err)
+		return listed(t, filepath.Join(state, "current", "crl.pem"), certificate.Leaf)
 	})
 
 	server := mesh.find(t, "server")

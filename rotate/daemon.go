@@ -3,6 +3,7 @@ package rotate
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -29,8 +30,10 @@ type Daemon struct {
 	Targets func(ctx context.Context) ([]Target, error)
 	Log     *slog.Logger
 
-	mu    sync.Mutex
-	known []Target // of the last round that could ask
+	mu      sync.Mutex
+	known   []Target // of the last round that could ask
+	lost    bool     // the last round could not
+	unasked int64    // how many could not
 }
 
 // retry is when something that failed is tried again.
@@ -55,28 +58,44 @@ func (d *Daemon) Run(ctx context.Context) {
 // round does what is due, and says when to look again.
 func (d *Daemon) round(ctx context.Context, retries map[string]*retry) time.Duration {
 	targets, err := d.Targets(ctx)
-	d.mu.Lock()
-	if err == nil {
-		d.known = targets
+	if ctx.Err() != nil {
+		return minIdle
 	}
-	targets = d.known
-	d.mu.Unlock()
+	targets, back := d.learn(targets, err)
+	if back {
+		// What failed meanwhile failed for that, and has waited long enough.
+		d.Log.InfoContext(ctx, "the specification can be asked for again")
+		clear(retries)
+	}
 	if err != nil {
-		if ctx.Err() == nil {
-			d.Log.WarnContext(ctx, "the specification could not be asked for", "error", err, "known", len(targets))
-		}
+		d.Log.WarnContext(ctx, "the specification could not be asked for", "error", err, "known", len(targets))
 		if len(targets) == 0 {
 			return firstRetry
 		}
 	}
-	next := time.Now().Add(maxIdle)
+	next, asked := time.Now().Add(maxIdle), err == nil
 	for _, bundle := range SharedBundles(targets) {
-		next = earlier(next, d.turn(ctx, retries, "bundle "+bundle.StoreName+" "+bundle.Name, func(o Options) Result { return d.Rotator.RotateBundle(ctx, bundle, o) }))
+		next = earlier(next, d.turn(ctx, retries, "bundle "+bundle.StoreName+" "+bundle.Name, asked, func(o Options) Result { return d.Rotator.RotateBundle(ctx, bundle, o) }))
 	}
 	for _, target := range targets {
-		next = earlier(next, d.turn(ctx, retries, "service "+target.Workload.Name, func(o Options) Result { return d.Rotator.Rotate(ctx, target, o) }))
+		next = earlier(next, d.turn(ctx, retries, "service "+target.Workload.Name, asked, func(o Options) Result { return d.Rotator.Rotate(ctx, target, o) }))
 	}
 	return max(minIdle, time.Until(next))
+}
+
+// learn notes whether the specification could be asked for. It gives what is known of it, and whether the round before
+// could not ask and this one could.
+func (d *Daemon) learn(targets []Target, err error) (known []Target, back bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	back = d.lost && err == nil
+	d.lost = err != nil
+	if err != nil {
+		d.unasked++
+	} else {
+		d.known = targets
+	}
+	return d.known, back
 }
 
 func earlier(a, b time.Time) time.Time {
@@ -87,8 +106,9 @@ func earlier(a, b time.Time) time.Time {
 }
 
 // turn gives one secret its turn, and says when it is to have the next one. A look without a lease comes first: most
-// of the time there is nothing to do.
-func (d *Daemon) turn(ctx context.Context, retries map[string]*retry, name string, rotate func(Options) Result) time.Time {
+// of the time there is nothing to do. When the server could not be asked in this round, that look would only fail, perhaps
+// after a while, and would count for nothing.
+func (d *Daemon) turn(ctx context.Context, retries map[string]*retry, name string, asked bool, rotate func(Options) Result) time.Time {
 	again := retries[name]
 	if again != nil && time.Now().Before(again.next) {
 		return again.next
@@ -96,7 +116,10 @@ func (d *Daemon) turn(ctx context.Context, retries map[string]*retry, name strin
 	if ctx.Err() != nil {
 		return time.Time{}
 	}
-	result := rotate(Options{DryRun: true})
+	var result Result
+	if asked {
+		result = rotate(Options{DryRun: true})
+	}
 	if result.Outcome != Nothing || result.failing {
 		result = rotate(Options{})
 	}
@@ -153,13 +176,20 @@ func (d *Daemon) Statuses(ctx context.Context) []Status {
 	return statuses
 }
 
-// ServeHTTP answers GET /metrics.
+// ServeHTTP answers GET /metrics. Before the first look is over it says that the server is up.
 func (d *Daemon) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path != "/metrics" || (r.Method != http.MethodGet && r.Method != http.MethodHead) {
 		http.Error(w, "there is nothing but GET /metrics", http.StatusNotFound)
 		return
 	}
 	var out strings.Builder
+	d.mu.Lock()
+	lost, unasked := d.lost, d.unasked
+	d.mu.Unlock()
+	fmt.Fprintf(&out, "# HELP %[1]s Whether the last look could ask the server what is to be rotated.\n# TYPE %[1]s gauge\n%[1]s %[2]d\n",
+		"countersign_rotate_server_up", map[bool]int{false: 1}[lost])
+	fmt.Fprintf(&out, "# HELP %[1]s Looks that could not ask the server what is to be rotated.\n# TYPE %[1]s counter\n%[1]s %[2]d\n",
+		"countersign_rotate_server_failures_total", unasked)
 	if err := WriteMetrics(&out, d.Statuses(r.Context()), time.Now()); err != nil {
 		http.Error(w, "the metrics could not be written", http.StatusInternalServerError)
 		return

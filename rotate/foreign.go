@@ -41,7 +41,9 @@ func (n *run) notForeign(m *secret.Material) error {
 		return nil
 	}
 	if books, ok := n.r.config.Authority.(Books); ok {
-		issued, err := books.Issued(n.ctx, mtls.Serial(parsed.Leaf()))
+		ask, cancel := context.WithTimeout(n.ctx, askTimeout)
+		defer cancel()
+		issued, err := books.Issued(ask, mtls.Serial(parsed.Leaf()))
 		if err != nil {
 			return fmt.Errorf("asking whether the authority has issued what is current: %w", err)
 		}

@@ -51,7 +51,20 @@ var ourVersion = regexp.MustCompile(`^[0-9]{8}T[0-9]{6}Z-[0-9a-f]{16}(-req)?$`)
 func newVersion(now time.Time) string {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // crypto/rand ends the process rather than fail
-	return now.UTC().Format("20060102T150405Z") + "-" + hex.EncodeToString(b[:])
+	return now.UTC().Format(versionTime) + "-" + hex.EncodeToString(b[:])
+}
+
+// versionTime is the form of the time that an id begins with.
+const versionTime = "20060102T150405Z"
+
+// madeAt is the time that an id of ours says, in UTC; zero when it says none.
+func madeAt(id string) time.Time {
+	text, _, _ := strings.Cut(id, "-")
+	at, err := time.Parse(versionTime, text)
+	if err != nil {
+		return time.Time{}
+	}
+	return at
 }
 
 // requests are the ids of versions that hold a request that waits, the newest first. Those of a version that is or was

@@ -46,8 +46,10 @@ type Status struct {
 	NotAfter time.Time `json:"notAfter,omitzero"`
 	Due      time.Time `json:"due,omitzero"`
 	// Step is set while a rotation is in progress, or was when it died; Bringing is the version that it brings in.
-	Step     Step   `json:"step,omitempty"`
-	Bringing string `json:"bringing,omitempty"`
+	// Requested is when its request was made, while that waits for its certificate: nothing was made current then.
+	Step      Step      `json:"step,omitempty"`
+	Bringing  string    `json:"bringing,omitempty"`
+	Requested time.Time `json:"requested,omitzero"`
 	// LastSuccess, LastError and Failures are as in [Record].
 	LastSuccess   time.Time `json:"lastSuccess,omitzero"`
 	LastError     string    `json:"lastError,omitempty"`
@@ -86,6 +88,7 @@ func ReadStatus(ctx context.Context, t Target) Status {
 		problems = append(problems, err)
 		if len(waiting) > 0 {
 			s.Step, s.Bringing = StepIssue, strings.TrimSuffix(waiting[0], requestSuffix)
+			s.Requested = madeAt(s.Bringing)
 		}
 	}
 	s.Holder, s.Until, err = t.Keeper.Holder(ctx, t.Secret)

@@ -123,9 +123,24 @@ type fakeControl struct {
 	tokens   int
 }
 
+// fakeDocuments are those at a path, which is kept for the next start: that is given none.
+func fakeDocuments(path, kept string) ([]mesh.Document, error) {
+	if path != "" {
+		if err := os.WriteFile(kept, []byte(path), 0o600); err != nil {
+			return nil, err
+		}
+		return mesh.ReadDocuments(path)
+	}
+	text, err := os.ReadFile(kept)
+	if err != nil {
+		return nil, err
+	}
+	return mesh.ReadDocuments(string(text))
+}
+
 // fakeServer answers as an administrator's socket does, and takes reports at /report on its address.
 func fakeServer(ctx context.Context, flag func(string) string) error {
-	documents, err := mesh.ReadDocuments(flag("mesh"))
+	documents, err := fakeDocuments(flag("mesh"), filepath.Join(flag("state"), "fake-mesh"))
 	if err != nil {
 		return err
 	}
@@ -321,6 +336,13 @@ func fakeEngine(name string, args []string) int {
 	quit, other := syscall.SIGQUIT, syscall.SIGUSR1
 	if name == "haproxy" {
 		quit, other = other, quit
+	}
+	dir := filepath.Dir(os.Getenv(envJournal))
+	_, refused := os.Stat(filepath.Join(dir, "refuse "+who))
+	if once := os.Remove(filepath.Join(dir, "refuse once "+who)); once == nil || refused == nil {
+		fmt.Fprintln(os.Stderr, "these files will not do")
+		note("refuse %s", who)
+		return 1
 	}
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, quit, other, syscall.SIGTERM)

@@ -167,15 +167,23 @@ func (r *run) broken() error {
 // brokenOf finds what waiting for an instance does not mend.
 func (r *run) brokenOf(i *instance) error {
 	for _, c := range i.children() {
-		_, exits, last := c.process()
-		var start *startError
-		var exit *exec.ExitError
-		usage := c == i.sidecar.Load() && errors.As(last, &exit) && exit.ExitCode() == 2
-		switch {
-		case exits == 0:
-		case errors.As(last, &start), usage, exits >= maxDeaths:
-			return fmt.Errorf("%s %s%s", c.name, ending(last), r.lastLines(c))
+		if err := r.brokenChild(i, c); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// brokenChild tells of a process of an instance why waiting for it does not help.
+func (r *run) brokenChild(i *instance, c *child) error {
+	_, exits, last := c.process()
+	var start *startError
+	var exit *exec.ExitError
+	usage := c == i.sidecar.Load() && errors.As(last, &exit) && exit.ExitCode() == 2
+	switch {
+	case exits == 0:
+	case errors.As(last, &start), usage, exits >= maxDeaths:
+		return fmt.Errorf("%s %s%s", c.name, ending(last), r.lastLines(c))
 	}
 	return nil
 }

@@ -18,13 +18,15 @@ const forgetTimeout = 3 * time.Second
 // restart replaces the sidecar of an instance, without a request that is lost: its peers are told to go
 // elsewhere, what runs is finished, and it returns when the new one is ready and its callers know it. Where
 // the certificate comes from a store, the new one starts with what is current there; when that will not do,
-// the old one serves on. An error says at which step it ended. Instances of one workload have their turns: at
-// no time are two of them away.
+// the old one serves on. An error says at which step it ended. When nothing serves then, that is tried further
+// until something does. Instances of one workload have their turns: at no time are two of them away.
 func (r *run) restart(ctx context.Context, i *instance) error {
+	i.endMending()
 	if !i.restarting.TryLock() {
 		return fmt.Errorf("%s: %w", i.name, errRestarting)
 	}
 	defer i.restarting.Unlock()
+	i.endMending() // a restart before may have begun it just now
 	turn := r.turns[i.plan().Workload.Name]
 	select {
 	case turn <- struct{}{}:
@@ -40,10 +42,29 @@ func (r *run) restart(ctx context.Context, i *instance) error {
 			}
 		}
 	}
+	err := r.replace(ctx, i)
+	switch {
+	case err == nil:
+		r.console.line("%s: restarted", i.name)
+		return nil
+	case ctx.Err() != nil || r.serves(ctx, i):
+		return err
+	}
+	r.mend(ctx, i)
+	from := ""
+	if i.fromStore() {
+		from = ", with what is then current in its store (the version of before, when a rotation goes back to it)"
+	}
+	return fmt.Errorf("%s does not serve after its restart, and is started again and again until it does%s: %w", i.name, from, err)
+}
+
+// replace ends the sidecar of an instance and starts another one, and returns when it is ready. Where the
+// certificate comes from a store, the new one starts with what is current there.
+func (r *run) replace(ctx context.Context, i *instance) error {
 	r.finish(i.sidecar.Load())
 	if i.fromStore() {
 		if err := r.fetchInTime(ctx, i); err != nil {
-			return errors.Join(fmt.Errorf("%s serves on with what it had: %w", i.name, err), r.startSidecar(i), r.back(ctx, i))
+			return errors.Join(r.goOn(i, err), r.startSidecar(i), r.back(ctx, i))
 		}
 		r.forgotten(ctx, i)
 		r.finish(i.proxy.Load())
@@ -54,11 +75,21 @@ func (r *run) restart(ctx context.Context, i *instance) error {
 	if err := r.startSidecar(i); err != nil {
 		return err
 	}
-	if err := r.back(ctx, i); err != nil {
-		return err
+	return r.back(ctx, i)
+}
+
+// goOn leaves an instance with the files that it has, because there are no others, and says so. A proxy that a
+// try before has ended is started with them.
+func (r *run) goOn(i *instance, why error) error {
+	proxy := i.proxy.Load()
+	switch {
+	case proxy.ended():
+		return errors.Join(fmt.Errorf("%s is started with what it had: %w", i.name, why), r.startProxy(i))
+	case r.brokenChild(i, proxy) != nil:
+		return fmt.Errorf("%s is left with what it had: %w", i.name, why)
+	default:
+		return fmt.Errorf("%s serves on with what it had: %w", i.name, why)
 	}
-	r.console.line("%s: restarted", i.name)
-	return nil
 }
 
 // fetchInTime is fetch within the time of a start.
@@ -142,7 +173,7 @@ func (r *run) back(ctx context.Context, i *instance) error {
 			}
 			missing = "it is not known yet to " + strings.Join(without, ", ")
 		}
-		if err := r.brokenOf(i); err != nil {
+		if err := r.brokenSidecar(i); err != nil {
 			return err
 		}
 		if !sleep(ctx, pollInterval) {

@@ -394,7 +394,7 @@ func TestRestartIsWrittenDown(t *testing.T) {
 			after := *kill(now)
 			*kill(doc) = after
 			if documentText(t, doc) != documentText(t, now) {
-				t.Fatalf("more than the pid changed:\n%s\n%s", documentText(t, doc), documentText(t, now))
+				t.Fatalf("more than the pid changed:\n%s\n%s\n%s", documentText(t, doc), documentText(t, now), f.stderr.String())
 			}
 			return after != before && alive(after)
 		})

@@ -282,6 +282,16 @@ func (c *child) ask(process *running) {
 	process.signalOne(c.soft)
 }
 
+// ended tells whether the process was stopped for good.
+func (c *child) ended() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // running is the process of the moment, nil between two runs.
 func (c *child) running() *running {
 	c.mu.Lock()

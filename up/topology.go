@@ -23,8 +23,9 @@ type instance struct {
 	// --watch`, and then proxy is the NGINX or HAProxy beside it. Each is nil where there is none (yet); a
 	// restart of the instance replaces the first two.
 	sidecar, proxy, application atomic.Pointer[child]
-	// restarting is held while that happens.
+	// restarting is held while that happens, and mender is what follows when it leaves the instance down.
 	restarting sync.Mutex
+	mender     atomic.Pointer[mender]
 
 	inbound map[int]netip.AddrPort // by port: what the sidecar binds and advertises to peers
 	// app and outbound are on one address where addresses are one's own: by the application's port,

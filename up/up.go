@@ -161,6 +161,8 @@ type run struct {
 	rotation *child // nil unless certificates come from stores
 	// turns are taken by the restarts of a workload's instances, one at a time.
 	turns map[string]chan struct{}
+	// mending has what brings instances back that restarts have left down.
+	mending sync.WaitGroup
 	// foreign are the stores that were there before this run.
 	foreign  []string
 	control  *control
@@ -274,7 +276,10 @@ func (r *run) end() error {
 	r.console.line("%s: stopping", r.cfg.Spec.Mesh)
 	grace := r.grace()
 	var words sync.WaitGroup // a rotation may be waiting for an answer
-	words.Go(r.listener.close)
+	words.Go(func() {
+		r.listener.close()
+		r.mending.Wait() // closing has ended it
+	})
 	if r.rotation != nil {
 		r.rotation.stop(grace, r.hurry)
 	}

@@ -22,7 +22,8 @@ func readRotation(ctx context.Context, plan *mesh.Plan, store *filestore.Store) 
 	}
 	// A request that waits for its certificate is a rotation that has begun, too. What is wrong with the credential is
 	// told where that is read.
-	r.Step = string(rotate.ReadStatus(ctx, target).Step)
+	status := rotate.ReadStatus(ctx, target)
+	r.Step, r.Requested = string(status.Step), status.Requested
 	return r
 }
 

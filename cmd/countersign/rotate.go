@@ -176,7 +176,10 @@ seconds, then later each time, up to ten minutes. SIGTERM ends it between two st
 start goes on from there.
 
 The metrics: countersign_rotate_certificate_expiry_days, countersign_rotate_last_success_timestamp_seconds,
-countersign_rotate_failures_total and countersign_rotate_in_flight, each by service.
+countersign_rotate_failures_total and countersign_rotate_in_flight, each by service; and whether the server
+answers, countersign_rotate_server_up, with countersign_rotate_server_failures_total. A server that says
+nothing is given up after fifteen seconds for each question. What fails for that is counted for every
+service that the daemon knows, and is tried again as soon as the server answers.
 
 Examples:
   countersign rotate daemon --socket /var/lib/countersign/server.sock --metrics 127.0.0.1:9464`
