@@ -65,8 +65,9 @@ var (
 	ErrNoStore = errors.New("there is no secret store")
 	// ErrExists says that there is one.
 	ErrExists = errors.New("there is a secret store already")
-	// ErrBusy says that other writers kept the store's lock for too long. Trying again is right.
-	ErrBusy = errors.New("another process is writing to the store; try again, and when it stays so, see which one stands still with the store's file lock open (`fuser DIR/lock`)")
+	// ErrBusy says that other writers kept the store's lock for too long. Its errors name the one that has it, where that
+	// can be seen. Trying again is right.
+	ErrBusy = errors.New("another process is writing to the store")
 )
 
 // Store is a secret store in a directory. It is safe for concurrent use, also by several processes; it
@@ -98,7 +99,7 @@ func (s *Store) create() error {
 	}
 	unlock, err := durable.Lock(s.path(lockFile))
 	if errors.Is(err, durable.ErrLocked) {
-		return ErrBusy
+		return s.busy()
 	}
 	if err != nil {
 		return err
@@ -196,13 +197,37 @@ func (s *Store) valuePath(name, id string) string {
 }
 func valueFile(id string) string { return "v-" + id + ".age" }
 
+// busy is [ErrBusy] with who keeps the lock, and what to do about it. A process that is killed while it writes harms
+// nothing: that is what the store is made for.
+func (s *Store) busy() error {
+	path := s.path(lockFile)
+	holder, known := durable.LockHolder(path)
+	if !known {
+		return fmt.Errorf("%w, and which one cannot be seen from here: try again, and when it stays so, look for a process of another user, container or machine "+
+			"that stands still with the file %s open (`fuser -v %s` there, as root), and end it", ErrBusy, path, path)
+	}
+	if holder.PID == os.Getpid() {
+		return fmt.Errorf("%w: another part of this very process keeps the lock %s; try again", ErrBusy, path)
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "this machine"
+	}
+	who := fmt.Sprintf("%s on %s keeps the lock %s", holder, host, path)
+	if holder.Stopped {
+		return fmt.Errorf("%w: %s, and is stopped: let it go on with `kill -CONT %d`, or end it with `kill -KILL %d`, and try again; the store survives either",
+			ErrBusy, who, holder.PID, holder.PID)
+	}
+	return fmt.Errorf("%w: %s: try again, and when it stays so, end it with `kill %d`; the store survives that", ErrBusy, who, holder.PID)
+}
+
 // locked runs a function while no other writer runs.
 func (s *Store) locked(ctx context.Context, run func() error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, lockWait, ErrBusy)
 	defer cancel()
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		if ctx.Err() != nil {
-			return context.Cause(ctx)
+			return s.waited(ctx)
 		}
 		unlock, err := durable.Lock(s.path(lockFile))
 		if err == nil {
@@ -217,10 +242,18 @@ func (s *Store) locked(ctx context.Context, run func() error) error {
 		}
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return s.waited(ctx)
 		case <-time.After(pause):
 		}
 	}
+}
+
+// waited says why nobody waits for the lock any more.
+func (s *Store) waited(ctx context.Context) error {
+	if err := context.Cause(ctx); !errors.Is(err, ErrBusy) {
+		return err
+	}
+	return s.busy()
 }
 
 // full makes [secret.ErrFull] of what a system says when there is no room.
