@@ -25,20 +25,24 @@ func LockHolder(path string) (Process, bool) {
 	}
 	for _, entry := range processes {
 		pid, err := strconv.Atoi(entry.Name())
-		if err == nil && holds(filepath.Join("/proc", entry.Name()), file) {
+		if err == nil && holds(filepath.Join("/proc", entry.Name()), filepath.Base(path), file) {
 			return describe(pid), true
 		}
 	}
 	return Process{}, false
 }
 
-// holds tells whether a process, by its directory, holds a lock on a file.
-func holds(dir string, file os.FileInfo) bool {
+// holds tells whether a process, by its directory, holds a lock on a file of a name.
+func holds(dir, name string, file os.FileInfo) bool {
 	descriptors, err := os.ReadDir(filepath.Join(dir, "fd"))
 	if err != nil {
 		return false // it is gone, or somebody else's
 	}
 	for _, descriptor := range descriptors {
+		// What has another name is not asked for: it may be on a disk that does not answer.
+		if target, err := os.Readlink(filepath.Join(dir, "fd", descriptor.Name())); err != nil || filepath.Base(target) != name {
+			continue
+		}
 		open, err := os.Stat(filepath.Join(dir, "fd", descriptor.Name()))
 		if err != nil || !os.SameFile(open, file) {
 			continue

@@ -86,7 +86,7 @@ func (r *Rotator) RotateBundle(ctx context.Context, b SharedBundle, o Options) R
 	}
 	n.ctx, n.lease = within, lease
 	if err := n.rotate(ctx); err != nil {
-		n.failed(err)
+		n.failed(err) //nolint:contextcheck // the context of the run ends with its lease
 	}
 	if err := lease.release(within); err != nil {
 		result.Notes = append(result.Notes, "the lease was not given back, and runs out by itself: "+err.Error())

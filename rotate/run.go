@@ -79,7 +79,7 @@ func (r *Rotator) Rotate(ctx context.Context, t Target, o Options) Result {
 	}
 	n.ctx, n.lease = within, lease
 	if err := n.rotate(); err != nil { //nolint:contextcheck // the context of the run ends with its lease
-		n.failed(err)
+		n.failed(err) //nolint:contextcheck // as above
 	}
 	if err := lease.release(within); err != nil {
 		result.Notes = append(result.Notes, "the lease was not given back, and runs out by itself: "+err.Error())
