@@ -142,6 +142,7 @@ func TestDenied(t *testing.T) {
 			w := newWorld(t, secret.LayoutJSON)
 			w.fleet.by = ByReport
 			first := w.first()
+			w.fleet.slow = 2 * w.config.unseen
 			count, at := 0, time.Now()
 			w.fleet.others = func(serial string) (string, time.Time) {
 				if serial == first.Serial {

@@ -202,6 +202,8 @@ type fleet struct {
 	broken map[string]error
 	gone   bool
 
+	// slow is how long the next look takes.
+	slow time.Duration
 	// lost is an instance that the server has lost; it is back after some looks, when back says so.
 	lost string
 	back int
@@ -239,6 +241,10 @@ func (f *fleet) Look(context.Context, Target) ([]Sighting, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.looks++
+	if f.slow > 0 {
+		<-time.After(f.slow)
+		f.slow = 0
+	}
 	if f.blind != nil {
 		return nil, f.blind
 	}
@@ -374,10 +380,15 @@ func (w *world) run(o Options) Result {
 	return results[len(results)-1]
 }
 
-// must rotates and expects an outcome.
+// must rotates and expects an outcome. What is to succeed has the time that a loaded machine takes.
 func (w *world) must(o Options, want Outcome) Result {
 	w.t.Helper()
+	timeout := w.config.Timeout
+	if want != Failed && want != RolledBack {
+		w.config.Timeout = max(timeout, 30*time.Second)
+	}
 	result := w.run(o)
+	w.config.Timeout = timeout
 	if result.Outcome != want || (result.Err != nil) != (want == Failed || want == RolledBack) {
 		w.t.Fatalf("%s, %v, want %s", result.Outcome, result.Err, want)
 	}
