@@ -328,12 +328,13 @@ func checkFiles(t *testing.T, dir string, markers ...string) {
 func TestTwoWriters(t *testing.T) {
 	s := newStore(t)
 	put(t, s, "a", "start", "value of start")
+	const rounds = 8 // times three writers: more versions than are kept
 	var writers, readers sync.WaitGroup
 	done := make(chan struct{})
 	for w := range 3 {
 		writers.Go(func() {
 			mine := &Store{dir: s.dir, identity: s.identity}
-			for i := range 20 {
+			for i := range rounds {
 				id := fmt.Sprintf("w%d-%d", w, i)
 				if _, err := mine.Stage(t.Context(), "a", id, []byte("value of "+id)); err != nil {
 					t.Errorf("staging: %v", err)
@@ -371,7 +372,7 @@ func TestTwoWriters(t *testing.T) {
 	close(done)
 	readers.Wait()
 	entries, err := s.List(t.Context())
-	if err != nil || len(entries) != 21 {
+	if err != nil || len(entries) != rounds+1 {
 		t.Errorf("%d secrets: %v", len(entries), err)
 	}
 	files, err := os.ReadDir(s.secretDir("a"))
