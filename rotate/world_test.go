@@ -202,8 +202,6 @@ type fleet struct {
 	broken map[string]error
 	gone   bool
 
-	// slow is how long the next look takes.
-	slow time.Duration
 	// lost is an instance that the server has lost; it is back after some looks, when back says so.
 	lost string
 	back int
@@ -241,10 +239,6 @@ func (f *fleet) Look(context.Context, Target) ([]Sighting, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.looks++
-	if f.slow > 0 {
-		<-time.After(f.slow)
-		f.slow = 0
-	}
 	if f.blind != nil {
 		return nil, f.blind
 	}
