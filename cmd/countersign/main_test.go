@@ -14,7 +14,7 @@ import (
 func TestMain(m *testing.M) {
 	// The race detector makes every process wait a second at its end, for other threads' reports; the tests start
 	// hundreds of processes that run this binary.
-	os.Setenv("GORACE", "atexit_sleep_ms=0")
+	_ = os.Setenv("GORACE", "atexit_sleep_ms=0") // a name and a value that cannot be refused
 	testscript.Main(cleaned{m}, map[string]func(){"countersign": main})
 }
 
