@@ -6,6 +6,7 @@
 //
 //	DIR/store.age                what this directory is; tells a wrong identity from damage
 //	DIR/lock                     held by the one process that writes, for as long as a write takes
+//	DIR/queue                    held by the one whose turn is next, while it waits for that lock
 //	DIR/secrets/NAME/index.age   the versions of a secret, their stages and the digests of their values
 //	DIR/secrets/NAME/v-ID.age    one value
 //	DIR/leases/NAME.age          who works on NAME alone, and until when
