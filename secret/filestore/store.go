@@ -6,6 +6,7 @@
 //
 //	DIR/store.age                what this directory is; tells a wrong identity from damage
 //	DIR/lock                     held by the one process that writes, for as long as a write takes
+//	DIR/queue                    held by the one whose turn is next, while it waits for that lock
 //	DIR/secrets/NAME/index.age   the versions of a secret, their stages and the digests of their values
 //	DIR/secrets/NAME/v-ID.age    one value
 //	DIR/leases/NAME.age          who works on NAME alone, and until when
@@ -28,6 +29,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,6 +46,7 @@ import (
 const (
 	storeFile  = "store.age"
 	lockFile   = "lock"
+	queueFile  = "queue"
 	secretsDir = "secrets"
 	leasesDir  = "leases"
 	stagingDir = "staging"
@@ -131,7 +134,7 @@ func (s *Store) onlyOurs() error {
 		switch name := entry.Name(); {
 		case name == storeFile:
 			return fmt.Errorf("%w; it is kept", ErrExists)
-		case name == lockFile, name == secretsDir, name == leasesDir, name == stagingDir, strings.HasPrefix(name, "."+storeFile):
+		case name == lockFile, name == queueFile, name == secretsDir, name == leasesDir, name == stagingDir, strings.HasPrefix(name, "."+storeFile):
 		default:
 			return fmt.Errorf("%w directory: %s is in it; name an empty one, or one that does not exist", secret.ErrInvalid, name)
 		}
@@ -196,31 +199,47 @@ func (s *Store) valuePath(name, id string) string {
 }
 func valueFile(id string) string { return "v-" + id + ".age" }
 
-// locked runs a function while no other writer runs.
+// lockPause is the longest pause between two looks at a lock that another one holds. Pauses are by chance and do not grow:
+// one who has waited for long must not look more rarely than one who has just come.
+const lockPause = 4 * time.Millisecond
+
+// locked runs a function while no other writer runs. Only one waits for the lock itself, and holds another one meanwhile,
+// for which all others wait: whoever writes again and again finds it held, and cannot overtake those who wait all the time.
 func (s *Store) locked(ctx context.Context, run func() error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, lockWait, ErrBusy)
 	defer cancel()
-	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		unlock, err := durable.Lock(s.path(lockFile))
+	leave, err := s.await(ctx, queueFile)
+	if err != nil {
+		return err
+	}
+	unlock, err := s.await(ctx, lockFile)
+	_ = leave() // nothing was written to either
+	if err != nil {
+		return err
+	}
+	if err = s.private(); err == nil {
+		err = run()
+	}
+	_ = unlock()
+	return full(err)
+}
+
+// await takes a lock when nobody holds it any more.
+func (s *Store) await(ctx context.Context, name string) (unlock func() error, err error) {
+	for ctx.Err() == nil {
+		unlock, err := durable.Lock(s.path(name))
 		if err == nil {
-			if err = s.private(); err == nil {
-				err = run()
-			}
-			_ = unlock() // nothing was written to it
-			return full(err)
+			return unlock, nil
 		}
 		if !errors.Is(err, durable.ErrLocked) {
-			return full(err)
+			return nil, full(err)
 		}
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(pause):
+		case <-time.After(lockPause/2 + rand.N(lockPause/2)): //nolint:gosec // chance is no secret
 		}
 	}
+	return nil, context.Cause(ctx)
 }
 
 // full makes [secret.ErrFull] of what a system says when there is no room.
