@@ -12,8 +12,8 @@ FUZZ_EACH ?= 4
 FUZZ_ALL ?= 110
 # Packages whose tests start whole meshes and real peers; they run after all others, and not with -race.
 WHOLE := ./integration/...
-# The command's tests start processes one after the other and take longest, so that they are the first to begin.
-UNIT = ./cmd/... $(shell $(GO) list ./... | grep -v -e /integration -e /cmd/)
+# What takes longest, because its tests wait for processes one after the other, begins first.
+UNIT = ./cmd/... ./up ./server ./supervise ./proxy/... ./rotate ./agent $(shell $(GO) list ./... | grep -v -e /integration -e /cmd/)
 
 # A checkout that git refuses to read (another owner) is built without the commit in the version.
 ifneq ($(shell git rev-parse --is-inside-work-tree 2>/dev/null),true)
