@@ -295,6 +295,7 @@ func TestWriteChild(t *testing.T) {
 func TestKilled(t *testing.T) {
 	binary := filepath.Join(t.TempDir(), "credential.test")
 	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-tags", "faultinject", "-o", binary, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as the other steps of a check build the packages below it
 	if output, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building the process that dies: %v\n%s", err, output)
 	}

@@ -5,11 +5,18 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"net"
+	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"countersign.dev/credential"
+	"countersign.dev/mtls"
+	"countersign.dev/reload"
 )
 
 // TestHandshakes looks at listeners of every kind.
@@ -99,5 +106,51 @@ func TestHandshakes(t *testing.T) {
 	}
 	if _, err := (Handshakes{}).Probe(t.Context(), Listener{Address: "127.0.0.1:1", TLS: true}, nil); err == nil {
 		t.Error("nobody is there")
+	}
+}
+
+// expiring is a context whose time is up, and whose timer has not run yet.
+type expiring struct {
+	context.Context
+	mu       sync.Mutex
+	deadline time.Time
+}
+
+func (e *expiring) Deadline() (time.Time, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.deadline, true
+}
+
+// cutOff is a prober that sees another certificate, and is cut off by the deadline when it looks again.
+type cutOff struct {
+	leaf  *x509.Certificate
+	ctx   *expiring
+	end   context.CancelFunc
+	looks int
+}
+
+func (c *cutOff) Probe(context.Context, Listener, *credential.Credential) (*Seen, error) {
+	if c.looks++; c.looks == 1 {
+		return &Seen{Leaf: c.leaf}, nil
+	}
+	c.ctx.mu.Lock()
+	c.ctx.deadline = time.Now()
+	c.ctx.mu.Unlock()
+	time.AfterFunc(pause/10, c.end)
+	return nil, os.ErrDeadlineExceeded
+}
+
+// TestCutOff waits for a certificate in vain: what is said is what was seen, and not that the last look was cut off.
+func TestCutOff(t *testing.T) {
+	l := newLab(t)
+	parent, end := context.WithCancel(t.Context())
+	ctx := &expiring{Context: parent, deadline: time.Now().Add(time.Hour)}
+	prober := &cutOff{leaf: certificates(l.proxy.file)[0], ctx: ctx, end: end}
+	l.w.cfg.Prober = prober
+	err := l.w.served(ctx, nil, Made{Serial: "5e"}, nil)
+	expect(t, err, "192.0.2.1:443 shows the serial "+mtls.Serial(prober.leaf)+", and 5e is wanted")
+	if !errors.Is(err, reload.ErrNotTaken) || prober.looks != 2 {
+		t.Errorf("%v after %d looks", err, prober.looks)
 	}
 }

@@ -132,7 +132,7 @@ func (w *Watcher) served(ctx context.Context, plan *mesh.Plan, want Made, cred *
 	for {
 		seen := w.see(ctx, plan, cred)
 		switch {
-		case ctx.Err() != nil: // what was cut off shows nothing
+		case ended(ctx): // what was cut off shows nothing
 		case seen.all(want, roots):
 			if row++; row == often {
 				w.noteSeen(seen, want)
@@ -147,6 +147,13 @@ func (w *Watcher) served(ctx context.Context, plan *mesh.Plan, want Made, cred *
 		case <-ticker.C:
 		}
 	}
+}
+
+// ended tells whether a context has ended, or is about to: a connection that its deadline has cut off fails at that moment,
+// and the context's own timer may run after it.
+func ended(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && !time.Now().Before(deadline)
 }
 
 // look looks at the listeners for the status.

@@ -178,15 +178,24 @@ func TestTimeout(t *testing.T) {
 	if got := do(t, client, newRequest(t, "POST", "http://"+s.gate.inboundAddress(8080)+"/early", strings.NewReader("x"))); got.status != 504 {
 		t.Errorf("early: %+v", got)
 	}
-	response, err := client.Do(newRequest(t, "GET", "http://"+s.gate.inboundAddress(8080)+"/late", nil))
-	if err != nil {
-		t.Fatal(err)
+	timeouts := 1
+	for tries := range 20 {
+		response, err := client.Do(newRequest(t, "GET", "http://"+s.gate.inboundAddress(8080)+"/late", nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(response.Body)
+		response.Body.Close()
+		timeouts++
+		if response.StatusCode == http.StatusGatewayTimeout && tries < 19 {
+			continue // the head did not come in time either: a loaded machine
+		}
+		if response.StatusCode != http.StatusOK || err == nil {
+			t.Errorf("late: a broken answer looks whole: %d %q", response.StatusCode, body)
+		}
+		break
 	}
-	defer response.Body.Close()
-	if body, err := io.ReadAll(response.Body); err == nil {
-		t.Errorf("late: a broken answer looks whole: %q", body)
-	}
-	eventually(t, "both are logged", func() bool { return strings.Count(s.gate.access.String(), `"flag":"timeout"`) == 2 })
+	eventually(t, "all are logged", func() bool { return strings.Count(s.gate.access.String(), `"flag":"timeout"`) == timeouts })
 }
 
 func TestNoEndpoint(t *testing.T) {

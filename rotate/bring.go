@@ -196,12 +196,19 @@ func (n *run) restart(serial string) error {
 
 // observe looks until an instance serves a serial, or all do when none is named. An empty serial is any.
 func (n *run) observe(serial, instance string) error {
-	began := time.Now()
-	deadline := began.Add(n.r.config.Timeout)
+	deadline := time.Now().Add(n.r.config.Timeout)
 	told := ""
+	var first time.Time // the first look: a slow one is no reason to believe somebody sooner
 	for {
 		sightings, err := n.r.config.Observer.Look(n.ctx, n.t)
-		wrong := n.wrong(sightings, serial, instance, time.Since(began))
+		var passed time.Duration
+		switch {
+		case !first.IsZero():
+			passed = time.Since(first)
+		case err == nil:
+			first = time.Now()
+		}
+		wrong := n.wrong(sightings, serial, instance, passed)
 		if err == nil && instance == "" {
 			n.result.Seen = sightings
 		}

@@ -95,16 +95,16 @@ func (w *world) dying(m *mortal, o Options) (Result, bool) {
 	return result, m.count >= m.at
 }
 
-// places are the first operation to die at, and how many come until the next one: each of two tests takes every other
-// operation, and with COUNTERSIGN_SOAK=1 both take all.
+// places are the first operation to die at, and how many come until the next one: of every three operations one of two tests
+// takes the first, and the other the second; with COUNTERSIGN_SOAK=1 both take all.
 func places(odd bool) (first, stride int) {
 	switch {
 	case os.Getenv("COUNTERSIGN_SOAK") != "":
 		return 1, 1
 	case odd:
-		return 1, 2
+		return 1, 3
 	default:
-		return 2, 2
+		return 2, 3
 	}
 }
 

@@ -374,10 +374,15 @@ func (w *world) run(o Options) Result {
 	return results[len(results)-1]
 }
 
-// must rotates and expects an outcome.
+// must rotates and expects an outcome. What is to succeed has the time that a loaded machine takes.
 func (w *world) must(o Options, want Outcome) Result {
 	w.t.Helper()
+	timeout := w.config.Timeout
+	if want != Failed && want != RolledBack {
+		w.config.Timeout = max(timeout, 30*time.Second)
+	}
 	result := w.run(o)
+	w.config.Timeout = timeout
 	if result.Outcome != want || (result.Err != nil) != (want == Failed || want == RolledBack) {
 		w.t.Fatalf("%s, %v, want %s", result.Outcome, result.Err, want)
 	}

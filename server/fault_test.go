@@ -5,11 +5,13 @@ import (
 	"bytes"
 	"crypto"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -20,16 +22,37 @@ import (
 	"countersign.dev/mtls"
 )
 
-// faultyBinary builds the command with the tag that lets a step kill it.
+// faulty is the binary with the fault injection: it takes seconds to link, and is the same for all tests.
+var faulty struct {
+	once sync.Once
+	dir  string
+	err  error
+}
+
+// removeFaulty removes it after the last test.
+func removeFaulty() {
+	if faulty.dir != "" {
+		os.RemoveAll(faulty.dir)
+	}
+}
+
+// faultyBinary builds the command with the tag that lets a step kill it, once for all tests.
 func faultyBinary(t *testing.T) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "countersign")
-	build := exec.Command("go", "build", "-tags", "faultinject", "-o", path, "countersign.dev/cmd/countersign")
-	build.Env = append(os.Environ(), "GOFLAGS=-buildvcs=false")
-	if output, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, output)
+	faulty.once.Do(func() {
+		if faulty.dir, faulty.err = os.MkdirTemp("", "server-test-"); faulty.err != nil {
+			return
+		}
+		build := exec.Command("go", "build", "-tags", "faultinject", "-o", filepath.Join(faulty.dir, "countersign"), "countersign.dev/cmd/countersign")
+		build.Env = append(os.Environ(), "GOFLAGS=-buildvcs=false -pgo=off", "CGO_ENABLED=0") // as the other steps of a check build it
+		if output, err := build.CombinedOutput(); err != nil {
+			faulty.err = fmt.Errorf("%w\n%s", err, output)
+		}
+	})
+	if faulty.err != nil {
+		t.Fatal(faulty.err)
 	}
-	return path
+	return filepath.Join(faulty.dir, "countersign")
 }
 
 // process is a server in a process of its own.

@@ -21,7 +21,12 @@ import (
 	"countersign.dev/mesh"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		removeFaulty()
+		os.Exit(code)
+	}))
+}
 
 // colorapp is a gateway in front of a service.
 const colorapp = `mesh: colorapp

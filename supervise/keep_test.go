@@ -195,7 +195,7 @@ func TestGoesBack(t *testing.T) {
 
 // TestKeys looks at where private keys are, who may read them, and that nothing is left at the end.
 func TestKeys(t *testing.T) {
-	each(t, func(t *testing.T, s subject) {
+	withEach(t, func(t *testing.T, s subject) {
 		t.Setenv("COUNTERSIGN_PLANTED", "in our environment")
 		back := s.supervise(t, newAuthority(t), "back")
 		if err := back.Apply(compile(t, shop, "back")); err != nil {

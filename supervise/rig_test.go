@@ -34,9 +34,19 @@ type subject struct{ Kind }
 
 var subjects = []subject{{Kind{NGINX, nginx.Render, nginx.LeastVersion}}, {Kind{HAProxy, haproxy.Render, haproxy.LeastVersion}}}
 
-// each runs a test with both programs. One that is not installed is skipped loudly, and fails where every peer is
-// wanted.
+// each runs a test with both programs, beside other tests: most of what they do is to wait for a program. One that is not
+// installed is skipped loudly, and fails where every peer is wanted.
 func each(t *testing.T, test func(t *testing.T, s subject)) {
+	t.Helper()
+	t.Parallel()
+	withEach(t, func(t *testing.T, s subject) {
+		t.Parallel()
+		test(t, s)
+	})
+}
+
+// withEach is each for a test that changes what belongs to the whole process: nothing runs beside it.
+func withEach(t *testing.T, test func(t *testing.T, s subject)) {
 	t.Helper()
 	for _, s := range subjects {
 		t.Run(s.Engine.String(), func(t *testing.T) {

@@ -2,14 +2,14 @@
 # Runs every fuzz target of the module for a short while: fuzz.sh [SECONDS-EACH [SECONDS-IN-ALL]].
 # The targets are found, not listed. Seeds alone also run as unit tests; this looks for new inputs.
 set -euo pipefail
-each=${1:-4} budget=${2:-150}
+each=${1:-4} budget=${2:-110}
 
 targets=()
-while read -r folder; do
+while read -r package folder; do
 	for name in $(cat "$folder"/*_test.go 2>/dev/null | sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' | sort -u); do
-		targets+=("$folder $name")
+		targets+=("$package $folder $name")
 	done
-done < <(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.Dir}}{{end}}' ./... | grep .)
+done < <(go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}} {{.Dir}}{{end}}' ./... | grep .)
 if [ "${#targets[@]}" -eq 0 ]; then
 	echo "no fuzz target was found" >&2
 	exit 1
@@ -19,15 +19,30 @@ if [ $((each * ${#targets[@]})) -gt "$budget" ]; then
 	[ "$each" -ge 1 ] || each=1
 fi
 
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-failed=0
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+log=$work/log
+corpus=$(go env GOCACHE)/fuzz # where go test keeps the inputs that it has found
+built='' failed=0
+
+# once runs a target of a package for a while. It is what `go test -fuzz` does, but for the binary of a package, which is
+# linked once for all its targets and is run where its seeds are.
+once() { # PACKAGE FOLDER NAME
+	if [ "$built" != "$1" ]; then
+		built=''
+		go test -c -vet=off -fuzz "^$3\$" -o "$work/fuzz.test" "$2" || return
+		built=$1
+	fi
+	(cd "$2" && "$work/fuzz.test" -test.run '^$' -test.fuzz "^$3\$" -test.fuzzcachedir "$corpus/$1" -test.fuzzminimizetime 1x \
+		-test.fuzztime "${each}s" -test.timeout 5m)
+}
+
 for target in "${targets[@]}"; do
-	read -r folder name <<<"$target"
+	read -r package folder name <<<"$target"
 	printf '%-60s' "${folder#"$PWD"/} $name"
 	for attempt in 1 2; do
 		status=0
-		go test -run '^$' -fuzz "^$name\$" -fuzzminimizetime 1x -fuzztime "${each}s" -timeout 5m "$folder" >"$log" 2>&1 || status=$?
+		once "$package" "$folder" "$name" >"$log" 2>&1 </dev/null || status=$?
 		# The fuzzing engine sometimes reports its own deadline as a failure (no input is written
 		# then); that is not a finding, and is tried once more.
 		if [ "$status" -ne 0 ] && [ "$attempt" -eq 1 ] && grep -q 'context deadline exceeded' "$log" && ! grep -q 'Failing input written' "$log"; then

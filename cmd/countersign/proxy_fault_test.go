@@ -154,12 +154,8 @@ func newLab(t *testing.T, specification string) *faultLab {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	l := &faultLab{binary: filepath.Join(dir, "countersign"), dir: dir, socket: filepath.Join(dir, "server", "server.sock")}
+	l := &faultLab{binary: faultyBinary(t), dir: dir, socket: filepath.Join(dir, "server", "server.sock")}
 	l.address = fmt.Sprintf("127.%d.%d.%d", 64+rand.N(64), rand.N(256), 1+rand.N(254))
-	build := exec.CommandContext(t.Context(), "go", "build", "-tags", "faultinject", "-o", l.binary, ".")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building with faults: %v\n%s", err, out)
-	}
 	spec := filepath.Join(dir, "mesh.yaml")
 	if err := os.WriteFile(spec, []byte(specification), 0o600); err != nil {
 		t.Fatal(err)
@@ -236,7 +232,7 @@ const (
 	saysRenewed  = `msg="renewed the certificate"`
 )
 
-// TestProxyProcess sends signals to sidecars: SIGKILL between any two writes, and those that drain.
+// TestProxyProcess sends signals to sidecars: SIGKILL between two writes, and those that drain.
 func TestProxyProcess(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it starts some two hundred processes")
@@ -247,30 +243,46 @@ func TestProxyProcess(t *testing.T) {
 	t.Run("drained", l.drain)
 }
 
-// killInEnrolment kills a sidecar at each step of its first start, one after the other; the
-// next start finishes with the same token, which has only one use.
+// killSteps calls try with the steps that a process is to die at, from the first to the last of them, until one is beyond
+// the process's end. COUNTERSIGN_SOAK=1 tries all, otherwise it is one in stride, and the last.
+func killSteps(t *testing.T, stride int, try func(step int) (survived bool)) {
+	t.Helper()
+	if os.Getenv("COUNTERSIGN_SOAK") != "" {
+		stride = 1
+	}
+	last, step := 0, 1
+	for !try(step) {
+		last, step = step, step+stride
+	}
+	for step--; step > last; step-- {
+		if !try(step) {
+			last = step
+		}
+	}
+	if last < 20 {
+		t.Fatalf("there are only %d steps: is the binary built with faults?", last)
+	}
+	t.Logf("killed at one in %d of %d steps, and at the last", stride, last)
+}
+
+// killInEnrolment kills a sidecar at steps of its first start, one after the other; the next start finishes with the same
+// token, which has only one use.
 func (l *faultLab) killInEnrolment(t *testing.T) {
-	for step := 1; ; step++ {
+	killSteps(t, 3, func(step int) (survived bool) {
 		state, token := filepath.Join(t.TempDir(), "state"), l.token(t)
 		first := l.sidecar(t, state, token, fmt.Sprint(step))
-		survived := first.outlives(t, saysEnrolled, saysInForce)
+		survived = first.outlives(t, saysEnrolled, saysInForce)
 		second := l.sidecar(t, state, token, "")
 		if !second.says(t, saysInForce) {
 			t.Fatalf("after step %d: the next start ended: %v\n%s", step, second.err, second.output())
 		}
 		second.kill()
 		checkStored(t, state)
-		if survived {
-			if step < 20 {
-				t.Fatalf("an enrolment has only %d steps: is the binary built with faults?", step)
-			}
-			t.Logf("killed at each of %d steps", step-1)
-			return
-		}
-	}
+		return survived
+	})
 }
 
-// killInRenewal kills a sidecar at each step of a start with a renewal; the next start
+// killInRenewal kills a sidecar at steps of a start with a renewal; the next start
 // serves by one of both certificates and renews. The token has been used up long before.
 func (l *faultLab) killInRenewal(t *testing.T) {
 	state, token := filepath.Join(t.TempDir(), "state"), l.token(t)
@@ -279,10 +291,10 @@ func (l *faultLab) killInRenewal(t *testing.T) {
 		t.Fatalf("the first start: %v\n%s", first.err, first.output())
 	}
 	first.kill()
-	for step := 1; ; step++ {
+	killSteps(t, 3, func(step int) (survived bool) {
 		before := checkStored(t, state)
 		dying := l.sidecar(t, state, token, fmt.Sprint(step))
-		survived := dying.outlives(t, saysInForce, saysRenewed)
+		survived = dying.outlives(t, saysInForce, saysRenewed)
 		between := checkStored(t, state)
 		next := l.sidecar(t, state, token, "")
 		if !next.says(t, saysInForce, saysRenewed) || strings.Contains(next.output(), "level=ERROR") || strings.Contains(next.output(), "damaged") {
@@ -292,14 +304,8 @@ func (l *faultLab) killInRenewal(t *testing.T) {
 		if after := checkStored(t, state); after == before || after == between {
 			t.Errorf("after step %d: the renewed certificate %s is not on the disk", step, after)
 		}
-		if survived {
-			if step < 20 {
-				t.Fatalf("a renewal has only %d steps: is the binary built with faults?", step)
-			}
-			t.Logf("killed at each of %d steps", step-1)
-			return
-		}
-	}
+		return survived
+	})
 }
 
 // drain ends sidecars through which a connection runs.

@@ -31,28 +31,22 @@ func TestBusy(t *testing.T) {
 		_ = unlock()
 		return
 	}
+	for _, name := range []string{lockFile, queueFile} {
+		t.Run(name, func(t *testing.T) { testBusy(t, newStore(t), name) })
+	}
 	s := newStore(t)
-	child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestBusy$")
-	child.Env = append(os.Environ(), holdVariable+"="+s.path(lockFile))
-	in, err := child.StdinPipe()
+	unlock, err := durable.Lock(s.path(lockFile))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer in.Close()
-	out, err := child.StdoutPipe()
-	if err == nil {
-		err = child.Start()
+	defer unlock() //nolint:errcheck // nothing was written
+	if err := s.busy(queueFile); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "another part of this very process") {
+		t.Errorf("%v, want that it is this process", err)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = child.Process.Kill()
-		_ = child.Wait()
-	}()
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "held\n" {
-		t.Fatalf("%q, %v", line, err)
-	}
+}
+
+func testBusy(t *testing.T, s *Store, name string) {
+	child := hold(t, s.path(name))
 	busy := func(wanted ...string) {
 		t.Helper()
 		var err error
@@ -61,7 +55,7 @@ func TestBusy(t *testing.T) {
 			t.Fatalf("%v, want ErrBusy", err)
 		}
 		host, _ := os.Hostname()
-		for _, want := range append(wanted, fmt.Sprintf("process %d (", child.Process.Pid), "of the user", "on "+host, s.path(lockFile), "the store survives") {
+		for _, want := range append(wanted, fmt.Sprintf("process %d (", child.Process.Pid), "of the user", "on "+host, s.path(name), "the store survives") {
 			if !strings.Contains(err.Error(), want) {
 				t.Errorf("%q does not say %q", err, want)
 			}
@@ -72,7 +66,7 @@ func TestBusy(t *testing.T) {
 		t.Fatal(err)
 	}
 	for deadline := time.Now().Add(10 * time.Second); ; {
-		if p, ok := durable.LockHolder(s.path(lockFile)); ok && p.Stopped {
+		if p, ok := durable.LockHolder(s.path(name)); ok && p.Stopped {
 			break
 		}
 		if time.Now().After(deadline) {
@@ -85,21 +79,49 @@ func TestBusy(t *testing.T) {
 	}
 	_ = child.Wait() // it was killed
 	put(t, s, "a", "1", "x")
+}
 
-	unlock, err := durable.Lock(s.path(lockFile))
+// hold starts a process that holds a lock.
+func hold(t *testing.T, path string) *exec.Cmd {
+	t.Helper()
+	child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestBusy$")
+	child.Env = append(os.Environ(), holdVariable+"="+path)
+	in, err := child.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unlock() //nolint:errcheck // nothing was written
-	if err := s.busy(); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "another part of this very process") {
-		t.Errorf("%v, want that it is this process", err)
+	t.Cleanup(func() { in.Close() })
+	out, err := child.StdoutPipe()
+	if err == nil {
+		err = child.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = child.Process.Kill()
+		_ = child.Wait()
+	})
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "held\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	return child
+}
+
+// TestBusyBehindAnother names who writes, and not the one that waits for him.
+func TestBusyBehindAnother(t *testing.T) {
+	s := newStore(t)
+	hold(t, s.path(lockFile))
+	next := hold(t, s.path(queueFile))
+	if err := s.busy(queueFile); !errors.Is(err, ErrBusy) || strings.Contains(err.Error(), fmt.Sprint("process ", next.Process.Pid)) || !strings.Contains(err.Error(), "keeps the lock "+s.path(lockFile)) {
+		t.Errorf("%v, want the one that writes", err)
 	}
 }
 
 // TestBusyElsewhere says what helps when it cannot be seen who keeps the lock.
 func TestBusyElsewhere(t *testing.T) {
 	s := newStore(t)
-	if err := s.busy(); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "cannot be seen from here") || !strings.Contains(err.Error(), "fuser -v "+s.path(lockFile)) {
+	if err := s.busy(lockFile); !errors.Is(err, ErrBusy) || !strings.Contains(err.Error(), "cannot be seen from here") || !strings.Contains(err.Error(), "fuser -v "+s.path(lockFile)) {
 		t.Errorf("%v, want that it is not known", err)
 	}
 }

@@ -128,11 +128,32 @@ func newPlace(t *testing.T) string {
 	return dir
 }
 
-// TestCrashAtEveryStep kills a process before and after each change of the disk that it makes: the store
+// steps calls try with the steps at which a process is to die: the first, every strideth from there, and the last one. try tells
+// whether it died.
+func steps(stride int, try func(step int) (died bool)) {
+	last, step := 0, 1
+	for try(step) {
+		last, step = step, step+stride
+	}
+	for step--; step > last && !try(step); {
+		step--
+	}
+}
+
+// strideOf is a stride, and 1 with COUNTERSIGN_SOAK=1.
+func strideOf(stride int) int {
+	if os.Getenv("COUNTERSIGN_SOAK") != "" {
+		return 1
+	}
+	return stride
+}
+
+// TestCrashAtEveryStep kills a process before and after changes of the disk that it makes, at every third of them: the store
 // is as it was before or as it was to be, no file is open to others, and the next process succeeds.
 func TestCrashAtEveryStep(t *testing.T) {
 	binary := filepath.Join(t.TempDir(), "filestore.test")
 	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-tags", "faultinject", "-o", binary, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as the other steps of a check build the packages below it
 	if output, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building the process that dies: %v\n%s", err, output)
 	}
@@ -143,8 +164,8 @@ func TestCrashAtEveryStep(t *testing.T) {
 }
 
 func crashCreate(t *testing.T, binary string) {
-	before, after := 0, 0
-	for step := 1; ; step++ {
+	before, after, stride := 0, 0, strideOf(3)
+	steps(stride, func(step int) bool {
 		dir := newPlace(t)
 		died := runChild(t, binary, "create:"+dir, step)
 		_, err := openIn(dir)
@@ -165,23 +186,17 @@ func crashCreate(t *testing.T, binary string) {
 		}
 		put(t, s, "a", "1", "one")
 		checkFiles(t, filepath.Join(dir, "store"), "one of")
-		if !died {
-			break
-		}
-	}
-	if before < 15 || after < 2 {
+		return died
+	})
+	if before*stride < 15 || after < 2 {
 		t.Errorf("%d crashes before there was a store, %d after: the faults are not where they should be", before, after)
 	}
 }
 
 func crash(t *testing.T, binary, name string) {
 	operation := operations[name]
-	deaths, seen := 0, map[string]int{}
-	stride := 1
-	if name == "prune" { // hundreds of steps that repeat; 23 shares no factor with their period
-		stride = 23
-	}
-	for step := 1; ; step += stride {
+	deaths, seen, stride := 0, map[string]int{}, strideOf(3)
+	try := func(step int) bool {
 		dir := newPlace(t)
 		if err := createIn(dir); err != nil {
 			t.Fatal(err)
@@ -196,11 +211,18 @@ func crash(t *testing.T, binary, name string) {
 		died := runChild(t, binary, name+":"+dir, step)
 		checkFiles(t, s.dir)
 		checkCrashed(t, s, name, step, seen)
-		if !died {
-			break
+		if died {
+			deaths++
+			repeat(t, s, name)
 		}
-		deaths++
-		repeat(t, s, name)
+		return died
+	}
+	if name == "prune" { // hundreds of steps that repeat, the last like others; 37 shares no factor with their period
+		stride = strideOf(37)
+		for step := 1; try(step); step += stride {
+		}
+	} else {
+		steps(stride, try)
 	}
 	for _, state := range operation.states {
 		if seen[state] == 0 {

@@ -6,6 +6,7 @@
 //
 //	DIR/store.age                what this directory is; tells a wrong identity from damage
 //	DIR/lock                     held by the one process that writes, for as long as a write takes
+//	DIR/queue                    held by the one whose turn is next, while it waits for that lock
 //	DIR/secrets/NAME/index.age   the versions of a secret, their stages and the digests of their values
 //	DIR/secrets/NAME/v-ID.age    one value
 //	DIR/leases/NAME.age          who works on NAME alone, and until when
@@ -28,6 +29,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,6 +46,7 @@ import (
 const (
 	storeFile  = "store.age"
 	lockFile   = "lock"
+	queueFile  = "queue"
 	secretsDir = "secrets"
 	leasesDir  = "leases"
 	stagingDir = "staging"
@@ -99,7 +102,7 @@ func (s *Store) create() error {
 	}
 	unlock, err := durable.Lock(s.path(lockFile))
 	if errors.Is(err, durable.ErrLocked) {
-		return s.busy()
+		return s.busy(lockFile)
 	}
 	if err != nil {
 		return err
@@ -132,7 +135,7 @@ func (s *Store) onlyOurs() error {
 		switch name := entry.Name(); {
 		case name == storeFile:
 			return fmt.Errorf("%w; it is kept", ErrExists)
-		case name == lockFile, name == secretsDir, name == leasesDir, name == stagingDir, strings.HasPrefix(name, "."+storeFile):
+		case name == lockFile, name == queueFile, name == secretsDir, name == leasesDir, name == stagingDir, strings.HasPrefix(name, "."+storeFile):
 		default:
 			return fmt.Errorf("%w directory: %s is in it; name an empty one, or one that does not exist", secret.ErrInvalid, name)
 		}
@@ -197,63 +200,50 @@ func (s *Store) valuePath(name, id string) string {
 }
 func valueFile(id string) string { return "v-" + id + ".age" }
 
-// busy is [ErrBusy] with who keeps the lock, and what to do about it. A process that is killed while it writes harms
-// nothing: that is what the store is made for.
-func (s *Store) busy() error {
-	path := s.path(lockFile)
-	holder, known := durable.LockHolder(path)
-	if !known {
-		return fmt.Errorf("%w, and which one cannot be seen from here: try again, and when it stays so, look for a process of another user, container or machine "+
-			"that stands still with the file %s open (`fuser -v %s` there, as root), and end it", ErrBusy, path, path)
-	}
-	if holder.PID == os.Getpid() {
-		return fmt.Errorf("%w: another part of this very process keeps the lock %s; try again", ErrBusy, path)
-	}
-	host, err := os.Hostname()
-	if err != nil {
-		host = "this machine"
-	}
-	who := fmt.Sprintf("%s on %s keeps the lock %s", holder, host, path)
-	if holder.Stopped {
-		return fmt.Errorf("%w: %s, and is stopped: let it go on with `kill -CONT %d`, or end it with `kill -KILL %d`, and try again; the store survives either",
-			ErrBusy, who, holder.PID, holder.PID)
-	}
-	return fmt.Errorf("%w: %s: try again, and when it stays so, end it with `kill %d`; the store survives that", ErrBusy, who, holder.PID)
-}
+// lockPause is the longest pause between two looks at a lock that another one holds. Pauses are by chance and do not grow:
+// one who has waited for long must not look more rarely than one who has just come.
+const lockPause = 4 * time.Millisecond
 
-// locked runs a function while no other writer runs.
+// locked runs a function while no other writer runs. Only one waits for the lock itself, and holds another one meanwhile,
+// for which all others wait: whoever writes again and again finds it held, and cannot overtake those who wait all the time.
 func (s *Store) locked(ctx context.Context, run func() error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, lockWait, ErrBusy)
 	defer cancel()
-	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
-		if ctx.Err() != nil {
-			return s.waited(ctx)
-		}
-		unlock, err := durable.Lock(s.path(lockFile))
+	leave, err := s.await(ctx, queueFile)
+	if err != nil {
+		return err
+	}
+	unlock, err := s.await(ctx, lockFile)
+	_ = leave() // nothing was written to either
+	if err != nil {
+		return err
+	}
+	if err = s.private(); err == nil {
+		err = run()
+	}
+	_ = unlock()
+	return full(err)
+}
+
+// await takes a lock when nobody holds it any more.
+func (s *Store) await(ctx context.Context, name string) (unlock func() error, err error) {
+	for ctx.Err() == nil {
+		unlock, err := durable.Lock(s.path(name))
 		if err == nil {
-			if err = s.private(); err == nil {
-				err = run()
-			}
-			_ = unlock() // nothing was written to it
-			return full(err)
+			return unlock, nil
 		}
 		if !errors.Is(err, durable.ErrLocked) {
-			return full(err)
+			return nil, full(err)
 		}
 		select {
 		case <-ctx.Done():
-			return s.waited(ctx)
-		case <-time.After(pause):
+		case <-time.After(lockPause/2 + rand.N(lockPause/2)): //nolint:gosec // chance is no secret
 		}
 	}
-}
-
-// waited says why nobody waits for the lock any more.
-func (s *Store) waited(ctx context.Context) error {
 	if err := context.Cause(ctx); !errors.Is(err, ErrBusy) {
-		return err
+		return nil, err
 	}
-	return s.busy()
+	return nil, s.busy(name)
 }
 
 // full makes [secret.ErrFull] of what a system says when there is no room.

@@ -328,7 +328,7 @@ func checkFiles(t *testing.T, dir string, markers ...string) {
 // are kept, so that a writer who waits for long between two steps still finds his.
 func TestTwoWriters(t *testing.T) {
 	s := newStore(t)
-	const rounds, writes = 4, 5 // three writers and the first version: 16 of each secret
+	const rounds, writes = 2, 5 // three writers and the first version: 16 of each secret
 	for round := range rounds {
 		put(t, s, fmt.Sprintf("a/%d", round), "start", "value of start")
 	}
@@ -414,6 +414,53 @@ func TestLockedOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	put(t, s, "a", "1", "x")
+}
+
+// TestInTurn has a writer that waits for the lock, and one that comes later and looks at it all the time: it does not overtake.
+func TestInTurn(t *testing.T) {
+	for n := range 5 {
+		s := newStore(t)
+		put(t, s, "a", "1", "x")
+		unlock, err := durable.Lock(s.path(lockFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		order := make(chan string, 2)
+		var writers sync.WaitGroup
+		write := func(id string) {
+			writers.Go(func() {
+				if err := s.locked(t.Context(), func() error { order <- id; return nil }); err != nil {
+					t.Errorf("%s: %v", id, err)
+				}
+			})
+		}
+		write("first")
+		for deadline := time.Now().Add(lockWait); ; time.Sleep(time.Millisecond) {
+			leave, err := durable.Lock(s.path(queueFile))
+			if errors.Is(err, durable.ErrLocked) {
+				break // it waits
+			}
+			if err == nil {
+				err = leave()
+			}
+			if err != nil || time.Now().After(deadline) {
+				t.Fatalf("nobody waits: %v", err)
+			}
+		}
+		for range 4 { // one of several would overtake by chance
+			write("later")
+		}
+		if err := unlock(); err != nil {
+			t.Fatal(err)
+		}
+		if got := <-order; got != "first" {
+			t.Errorf("try %d: one that came later was let in before", n)
+		}
+		for range 4 {
+			<-order
+		}
+		writers.Wait()
+	}
 }
 
 // TestLayouts keeps a certificate's parts in a store, and reads them while their stages are moved.

@@ -29,7 +29,7 @@ import (
 // connections are reset, endpoints replaced and exchanges cut. COUNTERSIGN_SOAK=1 makes it long;
 // COUNTERSIGN_SEED repeats one run.
 func TestSoak(t *testing.T) {
-	seeds, each := []uint64{1}, 60
+	seeds, each := []uint64{1}, 40
 	if os.Getenv("COUNTERSIGN_SOAK") != "" {
 		seeds, each = nil, 400
 		for i := range uint64(40) {
