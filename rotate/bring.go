@@ -36,7 +36,7 @@ func (n *run) bring() error {
 	if err := n.begin(StepPromote, "making %s current", n.version); err != nil {
 		return err
 	}
-	if err := writeRecord(n.ctx, n.t.Store, n.t.Secret, n.record); err != nil {
+	if err := n.write(n.ctx, n.t.Store, n.t.Secret); err != nil {
 		return err
 	}
 	if err := n.promote(n.version); err != nil {
@@ -103,16 +103,17 @@ func (n *run) leafOf(version string) (brought, error) {
 }
 
 // promote makes a version current in every secret of the credential, the first one last: it is the one that says to
-// readers which version they are to have of the others.
+// readers which version they are to have of the others. Each takes the place of what this rotation knows as current.
 func (n *run) promote(version string) error {
 	for _, name := range slices.Backward(n.t.Shape.Names(n.t.Secret)) {
-		err := n.t.Store.Promote(n.ctx, name, version)
+		err := n.t.Store.Replace(n.ctx, name, version, n.now[name])
 		if errors.Is(err, secret.ErrNotFound) && n.optional(name) {
 			continue
 		}
 		if err != nil {
 			return err
 		}
+		n.now[name] = version
 		durable.Step("rotate.promoted")
 	}
 	return nil
@@ -126,7 +127,7 @@ func (n *run) optional(name string) bool {
 // done notes that the rotation has come to its end, and removes what it leaves.
 func (n *run) done(outcome Outcome) error {
 	n.record.succeeded(n.result.Serial, n.r.now())
-	if err := writeRecord(n.ctx, n.t.Store, n.t.Secret, n.record); err != nil {
+	if err := n.write(n.ctx, n.t.Store, n.t.Secret); err != nil {
 		return err
 	}
 	n.result.Outcome = outcome
@@ -348,7 +349,7 @@ func (n *run) back(why error) error {
 	}
 	n.record.Step, n.record.Problem, n.record.FailedStep = StepRollback, why.Error(), at
 	version, previous := n.record.Version, n.record.Previous
-	if err := writeRecord(n.ctx, n.t.Store, n.t.Secret, n.record); err != nil {
+	if err := n.write(n.ctx, n.t.Store, n.t.Secret); err != nil {
 		return failed(err)
 	}
 	if id, err := n.currentID(); err != nil {

@@ -46,15 +46,15 @@ func SharedBundles(targets []Target) []SharedBundle {
 
 // bundleRun is the rotation of one bundle.
 type bundleRun struct {
-	r      *Rotator
-	b      SharedBundle
-	o      Options
-	ctx    context.Context
-	lease  *held
-	step   Step
-	record Record
-	read   bool // the record was
-	stored bool // what is current are the roots of the authority
+	r     *Rotator
+	b     SharedBundle
+	o     Options
+	ctx   context.Context
+	lease *held
+	step  Step
+	notes
+	now    string // which version is current; empty when none is
+	stored bool   // what is current are the roots of the authority
 	result *Result
 }
 
@@ -86,7 +86,7 @@ func (r *Rotator) RotateBundle(ctx context.Context, b SharedBundle, o Options) R
 	}
 	n.ctx, n.lease = within, lease
 	if err := n.rotate(ctx); err != nil {
-		n.failed(err)
+		n.failed(err) //nolint:contextcheck // the context of the run ends with its lease
 	}
 	if err := lease.release(within); err != nil {
 		result.Notes = append(result.Notes, "the lease was not given back, and runs out by itself: "+err.Error())
@@ -99,6 +99,13 @@ func (n *bundleRun) say(step Step, format string, args ...any) {
 }
 
 func (n *bundleRun) failed(err error) {
+	if errors.Is(err, secret.ErrReplaced) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(n.ctx), askTimeout)
+		defer cancel()
+		n.result.fail(n.step, overtaken(ctx, err, n.b.Keeper, n.b.Name, n.r.config.Holder))
+		n.result.Version, _ = currentVersion(ctx, n.b.Store, n.b.Name) // empty when it is not known
+		return
+	}
 	if n.ctx.Err() != nil && !errors.Is(err, secret.ErrLeaseLost) {
 		err = context.Cause(n.ctx)
 	}
@@ -110,7 +117,7 @@ func (n *bundleRun) failed(err error) {
 		return
 	}
 	n.record.failed(n.step, err, n.r.now())
-	if err := writeRecord(n.ctx, n.b.Store, n.b.Name, n.record); err != nil {
+	if err := n.write(n.ctx, n.b.Store, n.b.Name); err != nil {
 		n.result.Notes = append(n.result.Notes, "that it failed could not be stored: "+err.Error())
 	}
 }
@@ -119,12 +126,12 @@ func (n *bundleRun) failed(err error) {
 // is none yet, which nobody can run with.
 func (n *bundleRun) look() (bundle []byte, fresh bool, err error) {
 	n.step = StepLook
-	if n.record, err = readRecord(n.ctx, n.b.Store, n.b.Name); err != nil {
-		if err := unread(err, n.o, n.result); err != nil {
-			return nil, false, err
-		}
+	if err := n.open(n.ctx, n.b.Store, n.b.Name, n.o, n.result); err != nil {
+		return nil, false, err
 	}
-	n.read = true
+	if n.now, err = currentVersion(n.ctx, n.b.Store, n.b.Name); err != nil && !errors.Is(err, secret.ErrCorrupt) {
+		return nil, false, err
+	}
 	ask, cancel := context.WithTimeout(n.ctx, askTimeout)
 	defer cancel()
 	trust, err := n.r.config.Authority.Trust(ask)
@@ -163,7 +170,7 @@ func (n *bundleRun) rotate(outer context.Context) error {
 		return err
 	case n.result.failing:
 		n.record.clearFailure()
-		return writeRecord(n.ctx, n.b.Store, n.b.Name, n.record) //nolint:contextcheck // the context of the run ends with its lease
+		return n.write(n.ctx, n.b.Store, n.b.Name) //nolint:contextcheck // the context of the run ends with its lease
 	case n.result.Reason == "":
 		return nil
 	}
@@ -192,7 +199,7 @@ func (n *bundleRun) rotate(outer context.Context) error {
 	if !n.o.NoDeploy || fresh || !slices.ContainsFunc(n.b.Users, func(user Target) bool { return user.Restart }) {
 		n.record.succeeded("", n.r.now())
 	} // else somebody still runs with the bundle of before
-	if err := writeRecord(n.ctx, n.b.Store, n.b.Name, n.record); err != nil { //nolint:contextcheck // the context of the run ends with its lease
+	if err := n.write(n.ctx, n.b.Store, n.b.Name); err != nil { //nolint:contextcheck // the context of the run ends with its lease
 		return err
 	}
 	n.result.Outcome = map[bool]Outcome{true: Promoted, false: Rotated}[n.o.NoDeploy]
@@ -220,13 +227,13 @@ func (n *bundleRun) store(bundle []byte) error {
 		return err
 	}
 	n.record.Step, n.record.Version, n.record.Began, n.record.Restarted = StepDeploy, id, n.r.now().UTC(), nil
-	if err := writeRecord(n.ctx, n.b.Store, n.b.Name, n.record); err != nil {
+	if err := n.write(n.ctx, n.b.Store, n.b.Name); err != nil {
 		return err
 	}
-	if err := n.b.Store.Promote(n.ctx, n.b.Name, id); err != nil {
+	if err := n.b.Store.Replace(n.ctx, n.b.Name, id, n.now); err != nil {
 		return err
 	}
-	n.result.Version = id
+	n.now, n.result.Version = id, id
 	durable.Step("rotate.bundle.promoted")
 	return nil
 }
@@ -321,5 +328,5 @@ func (n *bundleRun) restart(outer context.Context, user Target, instance string)
 		return err
 	}
 	n.record.Restarted = append(n.record.Restarted, user.Workload.Name+"/"+instance)
-	return writeRecord(n.ctx, n.b.Store, n.b.Name, n.record) //nolint:contextcheck // as above
+	return n.write(n.ctx, n.b.Store, n.b.Name) //nolint:contextcheck // as above
 }

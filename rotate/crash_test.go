@@ -59,8 +59,8 @@ func (m *mortal) Stage(ctx context.Context, name, id string, value []byte) (made
 	return made, err
 }
 
-func (m *mortal) Promote(ctx context.Context, name, version string) error {
-	return m.operation(func() error { return m.keeper.Promote(ctx, name, version) })
+func (m *mortal) Replace(ctx context.Context, name, version, replaces string) error {
+	return m.operation(func() error { return m.keeper.Replace(ctx, name, version, replaces) })
 }
 
 func (m *mortal) Remove(ctx context.Context, name, version string) error {

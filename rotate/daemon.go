@@ -137,6 +137,9 @@ func (d *Daemon) turn(ctx context.Context, retries map[string]*retry, name strin
 	case errors.Is(result.Err, ErrStopped):
 		log.InfoContext(ctx, "the rotation was stopped; the next start goes on from here", "step", string(result.Step))
 		return time.Time{}
+	case errors.Is(result.Err, secret.ErrReplaced):
+		log.WarnContext(ctx, "somebody else was faster, and what he has made current was left so", "step", string(result.Step), "error", result.Error)
+		return time.Now().Add(firstRetry)
 	case errors.Is(result.Err, secret.ErrHeld):
 		log.InfoContext(ctx, "somebody else rotates it", "error", result.Error)
 		return time.Now().Add(firstRetry)

@@ -371,6 +371,9 @@ func (n *run) discard(version string) error {
 // clean removes what rotations have left and nobody needs: requests, and versions of ours that have no stage. The
 // previous one stays, for the way back; what people have stored by hand is theirs.
 func (n *run) clean() error {
+	if err := n.lease.sure(n.ctx); err != nil {
+		return err // what waits there is another one's by now
+	}
 	for _, name := range n.t.Shape.Names(n.t.Secret) {
 		versions, err := n.t.Store.Versions(n.ctx, name)
 		if errors.Is(err, secret.ErrNotFound) {

@@ -29,7 +29,7 @@ func TestReadRecord(t *testing.T) {
 		t.Errorf("of nothing: %+v, %v", record, err)
 	}
 	want := Record{Format: recordFormat, Failures: 3, LastError: "no", LastErrorStep: StepIssue, LastErrorTime: time.Unix(1, 0).UTC()}
-	if err := writeRecord(t.Context(), store, "m/bundle", want); err != nil {
+	if _, err := writeRecord(t.Context(), store, "m/bundle", want, ""); err != nil {
 		t.Fatal(err)
 	}
 	if record, err := ReadRecord(t.Context(), store, "m/bundle"); err != nil || !reflect.DeepEqual(record, want) {

@@ -70,6 +70,52 @@ func readRecord(ctx context.Context, store Store, name string) (Record, error) {
 	return record, nil
 }
 
+// notes are the Record of a rotation and the version of it that the rotation has read or written last: another one
+// is not written over.
+type notes struct {
+	record  Record
+	read    bool // the record was: what is not known is not written over
+	version string
+}
+
+// open reads the record. It looks at the version before: when the record changes in between, it is not written.
+func (n *notes) open(ctx context.Context, store Store, name string, o Options, result *Result) (err error) {
+	n.version, err = currentVersion(ctx, store, name+stateSuffix)
+	if err != nil && !errors.Is(err, secret.ErrCorrupt) { // damaged, it does not open either
+		return err
+	}
+	if n.record, err = readRecord(ctx, store, name); err != nil {
+		if err := unread(err, o, result); err != nil {
+			return err
+		}
+	}
+	n.read = true
+	return nil
+}
+
+// write stores the record in place of the one that was read or written last.
+func (n *notes) write(ctx context.Context, store Store, name string) error {
+	id, err := writeRecord(ctx, store, name, n.record, n.version)
+	if err != nil {
+		return err
+	}
+	n.version = id
+	return nil
+}
+
+// currentVersion is the id of the current version, from the description alone; empty when there is none.
+func currentVersion(ctx context.Context, store Store, name string) (string, error) {
+	versions, err := store.Versions(ctx, name)
+	if errors.Is(err, secret.ErrNotFound) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	current, _ := secret.Entry{Versions: versions}.Stage(secret.Current)
+	return current.ID, nil
+}
+
 // unread is what becomes of a rotation whose record could not be read: nil when it goes on with an empty one. That is so
 // only when the record is damaged, and somebody wants it: any other may hold a rotation in progress, of a newer program, too.
 func unread(err error, o Options, result *Result) error {
@@ -109,22 +155,22 @@ func parseRecord(text []byte) (Record, error) {
 	return record, nil
 }
 
-// writeRecord stores a record.
-func writeRecord(ctx context.Context, store Store, name string, record Record) error {
+// writeRecord stores a record in place of the version with an id, and gives its own.
+func writeRecord(ctx context.Context, store Store, name string, record Record, replaces string) (string, error) {
 	record.Format = recordFormat
 	text, err := json.Marshal(record)
 	if err != nil {
-		return fmt.Errorf("writing the record of %s: %w", name, err)
+		return "", fmt.Errorf("writing the record of %s: %w", name, err)
 	}
 	id, err := store.Stage(ctx, name+stateSuffix, "", text)
 	if err != nil {
-		return err
+		return "", err
 	}
-	if err := store.Promote(ctx, name+stateSuffix, id); err != nil {
-		return err
+	if err := store.Replace(ctx, name+stateSuffix, id, replaces); err != nil {
+		return "", err
 	}
 	durable.Step("rotate.record.written")
-	return nil
+	return id, nil
 }
 
 // failed notes a failure.

@@ -14,7 +14,9 @@
 // Whatever fails from promote on is undone: previous becomes current again, is deployed and observed, and the new
 // key is removed. Before that nothing current was touched. A process may be killed at any point: the next one finds in
 // the store how far it came and goes on from there, with the same request, so that at most one more certificate is
-// issued. A lease in the store keeps two from working on one secret; who loses it stops at once.
+// issued. A lease in the store keeps two from working on one secret; who loses it stops at once. A process that stood
+// still for longer than its lease, and knows nothing of it, is fenced off: a version is made current in place of the one
+// that was current when the rotation looked, and of no other, and so is the record of the rotation.
 //
 // What is kept is a secret beside the workload's, NAME.rotation (see [Record]): which version is being brought in, and
 // how the last rotation ended. It holds no key. Names that end in .rotation are therefore not for credentials.
@@ -37,8 +39,9 @@ type Store interface {
 	Read(ctx context.Context, name, version string) (value []byte, versionID string, err error)
 	// Stage writes a version as the pending one; writing the same again changes nothing.
 	Stage(ctx context.Context, name, id string, value []byte) (versionID string, err error)
-	// Promote makes a version current in one step, and what was current previous.
-	Promote(ctx context.Context, name, version string) error
+	// Replace makes a version current in one step, and what was current previous, when that is the version with the id
+	// replaces (empty: there is none) or the version itself. Else nothing changes: [secret.ErrReplaced].
+	Replace(ctx context.Context, name, version, replaces string) error
 	// Versions describes the versions, the newest first.
 	Versions(ctx context.Context, name string) ([]secret.Version, error)
 }
@@ -284,6 +287,7 @@ const (
 	Rotated     Outcome = "rotated"      // every endpoint was seen with the new certificate
 	Promoted    Outcome = "promoted"     // with NoDeploy: it is current, and nobody was looked at
 	RolledBack  Outcome = "rolled back"  // it failed, and the version of before is current again
+	Lost        Outcome = "lost"         // somebody else was faster, and what he has made current was left so
 	Failed      Outcome = "failed"
 )
 
@@ -315,7 +319,10 @@ type Result struct {
 
 // fail puts an error into a result.
 func (r *Result) fail(step Step, err error) {
-	if r.Outcome != RolledBack {
+	switch {
+	case errors.Is(err, secret.ErrReplaced):
+		r.Outcome = Lost
+	case r.Outcome != RolledBack:
 		r.Outcome = Failed
 	}
 	r.Step, r.Err = step, err

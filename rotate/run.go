@@ -17,19 +17,21 @@ import (
 
 // run is one rotation. It belongs to one goroutine.
 type run struct {
-	r       *Rotator
-	t       Target
-	o       Options
-	outer   context.Context // ends when the process is told to end
-	ctx     context.Context // ends with the lease
-	lease   *held
-	step    Step
-	trust   Trust
-	crls    *mtls.CRLs
-	bundle  []byte // what the credential is checked against: the roots that the proxy will have
-	record  Record
-	read    bool // the record was: what is not known is not written over
+	r      *Rotator
+	t      Target
+	o      Options
+	outer  context.Context // ends when the process is told to end
+	ctx    context.Context // ends with the lease
+	lease  *held
+	step   Step
+	trust  Trust
+	crls   *mtls.CRLs
+	bundle []byte // what the credential is checked against: the roots that the proxy will have
+	notes
 	current current
+	// now is which version is current in each secret of the credential, as far as this rotation knows: what it makes current
+	// takes the place of that one. A secret that is not there has none.
+	now     map[string]string
 	version string // being brought in
 	// abandoned was being brought in when somebody made another version current.
 	abandoned string
@@ -77,7 +79,7 @@ func (r *Rotator) Rotate(ctx context.Context, t Target, o Options) Result {
 	}
 	n.ctx, n.lease = within, lease
 	if err := n.rotate(); err != nil { //nolint:contextcheck // the context of the run ends with its lease
-		n.failed(err)
+		n.failed(err) //nolint:contextcheck // as above
 	}
 	if err := lease.release(within); err != nil {
 		result.Notes = append(result.Notes, "the lease was not given back, and runs out by itself: "+err.Error())
@@ -111,6 +113,10 @@ func (n *run) enter(step Step, format string, args ...any) error {
 
 // failed notes in the store and in the result that the rotation failed.
 func (n *run) failed(err error) {
+	if errors.Is(err, secret.ErrReplaced) {
+		n.lost(err)
+		return
+	}
 	if cause := context.Cause(n.ctx); n.ctx.Err() != nil && cause != nil && !errors.Is(err, secret.ErrLeaseLost) {
 		err = cause
 	}
@@ -122,8 +128,33 @@ func (n *run) failed(err error) {
 		return // it may hold a rotation in progress, and the way back
 	}
 	n.record.failed(n.step, err, n.r.now())
-	if err := writeRecord(n.ctx, n.t.Store, n.t.Secret, n.record); err != nil {
+	if err := n.write(n.ctx, n.t.Store, n.t.Secret); err != nil {
 		n.result.Notes = append(n.result.Notes, "that it failed could not be stored: "+err.Error())
+	}
+}
+
+// lost notes in the result, and nowhere else, that somebody else was faster: what the store holds is his by now.
+func (n *run) lost(err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(n.ctx), askTimeout)
+	defer cancel()
+	n.result.fail(n.step, overtaken(ctx, err, n.t.Keeper, n.t.Secret, n.r.config.Holder))
+	n.result.Version, n.result.Serial, n.result.NotAfter, n.result.Due, n.result.Seen = "", "", time.Time{}, time.Time{}, nil
+	if s := ReadStatus(ctx, n.t); s.Version != "" {
+		n.result.Version, n.result.Serial, n.result.NotAfter, n.result.Due = s.Version, s.Serial, s.NotAfter, s.Due
+	}
+}
+
+// overtaken says of a swap that was lost who it may have been.
+func overtaken(ctx context.Context, err error, keeper Keeper, name, self string) error {
+	switch holder, _, unknown := keeper.Holder(ctx, name); {
+	case unknown != nil:
+		return err
+	case holder == self:
+		return fmt.Errorf("%w; the lease is still held by this one, so that it was done by hand, and not by a rotation", err)
+	case holder != "":
+		return fmt.Errorf("%w; this one has lost its lease, and %s has it now", err, holder)
+	default:
+		return fmt.Errorf("%w; this one has lost its lease, and nobody has it now: the next rotation looks again", err)
 	}
 }
 
@@ -133,7 +164,10 @@ func (n *run) rotate() error {
 		return err
 	}
 	if n.abandoned != "" {
-		if err := errors.Join(writeRecord(n.ctx, n.t.Store, n.t.Secret, n.record), n.discard(n.abandoned)); err != nil {
+		if err := n.write(n.ctx, n.t.Store, n.t.Secret); err != nil {
+			return err
+		}
+		if err := n.discard(n.abandoned); err != nil {
 			return err
 		}
 	}
@@ -162,7 +196,7 @@ func (n *run) clearFailure() error {
 		return nil
 	}
 	n.result.failing = false
-	return writeRecord(n.ctx, n.t.Store, n.t.Secret, n.record)
+	return n.write(n.ctx, n.t.Store, n.t.Secret)
 }
 
 // finishBack ends a way back that was begun. Where nobody is looked at, what is due is due all the same: a mesh that starts
@@ -173,7 +207,7 @@ func (n *run) finishBack() error {
 		return err
 	}
 	n.record.failed(n.step, err, n.r.now())
-	if err := writeRecord(n.ctx, n.t.Store, n.t.Secret, n.record); err != nil {
+	if err := n.write(n.ctx, n.t.Store, n.t.Secret); err != nil {
 		return err
 	}
 	n.result.Notes = append(n.result.Notes, "the rotation before had failed: "+err.Error())
@@ -190,12 +224,12 @@ func (n *run) finishBack() error {
 // look finds out what there is, and in the result's Reason why something is to be done.
 func (n *run) look() (err error) {
 	n.step = StepLook
-	if n.record, err = readRecord(n.ctx, n.t.Store, n.t.Secret); err != nil {
-		if err := unread(err, n.o, n.result); err != nil {
-			return err
-		}
+	if err := n.open(n.ctx, n.t.Store, n.t.Secret, n.o, n.result); err != nil {
+		return err
 	}
-	n.read = true
+	if err := n.readNow(); err != nil {
+		return err
+	}
 	ask, cancel := context.WithTimeout(n.ctx, askTimeout)
 	defer cancel()
 	if n.trust, err = n.r.config.Authority.Trust(ask); err != nil {
@@ -272,14 +306,22 @@ func (n *run) readCurrent() error {
 	return n.notForeign(material)
 }
 
-// currentID is the id of the current version, read from the description alone.
-func (n *run) currentID() (string, error) {
-	versions, err := n.t.Store.Versions(n.ctx, n.t.Shape.Names(n.t.Secret)[0])
-	if err != nil {
-		return "", err
+// readNow finds out what is current, before anything is decided. What is damaged is complained about when it is needed.
+func (n *run) readNow() error {
+	n.now = make(map[string]string)
+	for _, name := range n.t.Shape.Names(n.t.Secret) {
+		id, err := currentVersion(n.ctx, n.t.Store, name)
+		if err != nil && !errors.Is(err, secret.ErrCorrupt) {
+			return err
+		}
+		n.now[name] = id
 	}
-	current, _ := secret.Entry{Versions: versions}.Stage(secret.Current)
-	return current.ID, nil
+	return nil
+}
+
+// currentID is the id of the version that is current in the secret that readers begin with.
+func (n *run) currentID() (string, error) {
+	return currentVersion(n.ctx, n.t.Store, n.t.Shape.Names(n.t.Secret)[0])
 }
 
 // due is when a leaf is to be replaced.

@@ -2,7 +2,7 @@
 // version and its stages are, which names are possible, and in which layouts a credential is split over
 // the values of a store. It is the vocabulary that stores and their consumers share; a store itself is
 // an interface that its consumer declares, of at most four methods (read a version, write a staged one,
-// make one current, list).
+// make one current in place of another, list).
 //
 // Stages are those of AWS Secrets Manager in short words. A version is written as pending, looked at, and
 // then made current in one step; the one that was current before is previous, for the way back.
@@ -51,6 +51,9 @@ var (
 	ErrConflict = errors.New("a version of this id has another value")
 	// ErrMismatch says that the parts of a credential are not all of one version.
 	ErrMismatch = errors.New("the parts are of different versions")
+	// ErrReplaced says that another version is current than the one that was to be replaced; the error is a
+	// [*ReplacedError], and nothing was changed.
+	ErrReplaced = errors.New("another version was made current meanwhile")
 	// ErrInvalid says that a name, an id or a value cannot be stored, or does not have its layout's form.
 	ErrInvalid = errors.New("invalid")
 )
@@ -69,6 +72,32 @@ func (e *HeldError) Error() string {
 
 // Is lets errors.Is find [ErrHeld].
 func (e *HeldError) Is(target error) bool { return target == ErrHeld }
+
+// ReplacedError says what is current where another version was to be replaced. errors.Is(err, [ErrReplaced]) holds for it.
+type ReplacedError struct {
+	Name     string    // the secret
+	Expected string    // the version that was to be replaced; empty for none
+	Current  string    // the version that is current; empty for none
+	Written  time.Time // when that was written; zero when that is not known
+}
+
+func (e *ReplacedError) Error() string {
+	version := func(id string) string {
+		if id == "" {
+			return "no version"
+		}
+		return "the version " + id
+	}
+	written := ""
+	if !e.Written.IsZero() {
+		written = ", written at " + e.Written.UTC().Format(time.RFC3339) + ","
+	}
+	return fmt.Sprintf("%s%s is current now where %s was to be replaced: somebody else was faster, and nothing was changed; see `countersign secret versions %s`, and begin again",
+		version(e.Current), written, version(e.Expected), e.Name)
+}
+
+// Is lets errors.Is find [ErrReplaced].
+func (e *ReplacedError) Is(target error) bool { return target == ErrReplaced }
 
 // Version describes one version of a secret, without its value.
 type Version struct {

@@ -134,17 +134,9 @@ func listenSocket(ctx context.Context, path string) (net.Listener, error) {
 	if err := clearSocket(ctx, path); err != nil {
 		return nil, err
 	}
-	// Between bind and chmod there would be a moment in which others could connect. Narrowing the
-	// umask for that moment can only make files of other goroutines more private.
-	old := syscall.Umask(0o177)
-	var config net.ListenConfig
-	listener, err := config.Listen(ctx, "unix", path)
-	syscall.Umask(old)
+	listener, err := durable.ListenPrivately(path)
 	if err != nil {
 		return nil, fmt.Errorf("%w on the socket %s: %w", ErrListen, path, err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("%w on the socket %s: %w", ErrListen, path, err), listener.Close())
 	}
 	return listener, nil
 }

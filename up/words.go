@@ -6,15 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"countersign.dev/api"
+	"countersign.dev/durable"
 )
 
 // maxWord bounds what is said to `up` in bytes: one short JSON text.
@@ -54,7 +53,7 @@ func (r *run) listenForWords(ctx context.Context) (*listener, error) {
 	if err := removeSocket(r.state.control); err != nil {
 		return nil, fmt.Errorf("the control socket: %w", err)
 	}
-	socket, err := listenPrivately(r.state.control)
+	socket, err := durable.ListenPrivately(r.state.control)
 	if err != nil {
 		return nil, fmt.Errorf("the control socket: %w", err)
 	}
@@ -76,40 +75,6 @@ func (r *run) listenForWords(ctx context.Context) (*listener, error) {
 	l.server = &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, MaxHeaderBytes: maxWord}
 	go func() { _ = l.server.Serve(socket) }() // it ends when it is closed
 	return l, nil
-}
-
-// listenPrivately makes a socket that only its own user can connect to. Nobody can before it listens, and by then its
-// mode is narrow. The umask would be that of the whole process: a child that is started at the same moment would
-// keep it, and a directory that is made could not be entered.
-func listenPrivately(path string) (net.Listener, error) {
-	syscall.ForkLock.RLock()
-	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
-	if err == nil {
-		syscall.CloseOnExec(fd)
-	}
-	syscall.ForkLock.RUnlock()
-	if err != nil {
-		return nil, os.NewSyscallError("socket", err)
-	}
-	file := os.NewFile(uintptr(fd), path)
-	defer file.Close() // the listener has a copy
-	if err := syscall.Bind(fd, &syscall.SockaddrUnix{Name: path}); err != nil {
-		return nil, fmt.Errorf("binding %s: %w", path, err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(err, os.Remove(path))
-	}
-	if err := syscall.Listen(fd, syscall.SOMAXCONN); err != nil {
-		return nil, errors.Join(os.NewSyscallError("listen", err), os.Remove(path))
-	}
-	listener, err := net.FileListener(file)
-	if err != nil {
-		return nil, errors.Join(err, os.Remove(path))
-	}
-	if socket, ok := listener.(*net.UnixListener); ok {
-		socket.SetUnlinkOnClose(true)
-	}
-	return listener, nil
 }
 
 // removeSocket removes the socket that a killed run has left. The state is this run's alone by now.

@@ -1,13 +1,10 @@
 package up
 
 import (
-	"errors"
-	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 )
 
@@ -28,59 +25,5 @@ func TestControlSocketIsTaken(t *testing.T) {
 	}
 	if err := removeSocket(path); err == nil || !strings.Contains(err.Error(), "not a socket") {
 		t.Errorf("over a file: %v", err)
-	}
-}
-
-// TestPrivateSocket: the socket is narrow from the beginning, whatever the umask is, and what others make at the same
-// moment is as they want it.
-func TestPrivateSocket(t *testing.T) {
-	defer syscall.Umask(syscall.Umask(0))
-	dir := t.TempDir()
-	path := filepath.Join(dir, "control.sock")
-	ended, wrong := make(chan struct{}), make(chan error, 1)
-	go func() {
-		defer close(wrong)
-		for n := 0; ; n++ {
-			select {
-			case <-ended:
-				return
-			default:
-			}
-			name := filepath.Join(dir, fmt.Sprint("d", n))
-			if err := os.Mkdir(name, 0o755); err != nil {
-				wrong <- err
-				return
-			}
-			info, err := os.Stat(name)
-			if err == nil && info.Mode().Perm() != 0o755 {
-				err = fmt.Errorf("a directory has the mode %v", info.Mode())
-			}
-			if err != nil {
-				wrong <- err
-				return
-			}
-		}
-	}()
-	for range 300 {
-		listener, err := listenPrivately(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
-			t.Fatalf("the socket has the mode %v (%v)", info.Mode(), err)
-		}
-		if err := listener.Close(); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
-			t.Fatalf("the socket is left: %v", err)
-		}
-	}
-	close(ended)
-	if err := <-wrong; err != nil {
-		t.Error(err)
-	}
-	if _, err := listenPrivately(filepath.Join(dir, "nowhere", "s")); err == nil {
-		t.Error("a socket in no directory")
 	}
 }

@@ -136,8 +136,8 @@ func (b brokenStore) Stage(context.Context, string, string, []byte) (string, err
 	return "", b.err
 }
 
-// Promote implements [rotate.Store].
-func (b brokenStore) Promote(context.Context, string, string) error { return b.err }
+// Replace implements [rotate.Store].
+func (b brokenStore) Replace(context.Context, string, string, string) error { return b.err }
 
 // Versions implements [rotate.Store].
 func (b brokenStore) Versions(context.Context, string) ([]secret.Version, error) { return nil, b.err }

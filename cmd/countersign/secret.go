@@ -186,7 +186,8 @@ type secretPutCmd struct {
 func (secretPutCmd) Help() string {
 	return `The value is what the file holds, byte by byte, and has at most 65536 bytes. It is written as the pending
 version, read back, and then made current in one step; what was current becomes previous. A version that
-exists is not written again, so that a put may be repeated; with another value it is refused.
+exists is not written again, so that a put may be repeated; with another value it is refused. When somebody
+else, or a rotation, makes a version current meanwhile, that one stays, and the put says so.
 
 The parts of one certificate that are secrets of their own need the same --version-id: write all of them
 with --pending, then again without, the certificate last.
@@ -220,18 +221,34 @@ func (c secretPutCmd) Run(p *process) error {
 			return usagef("--version-id: %w", err)
 		}
 	}
-	value, err := c.value(p)
+	if _, err := c.directory(); err != nil {
+		return err
+	}
+	file, err := c.source(p)
 	if err != nil {
 		return usageError{err}
 	}
-	defer clear(value)
+	defer file.Close()
 	store, err := c.open()
 	if err != nil {
 		return err
 	}
+	// What is current is looked at before the value is read: standard input may be made from it, and take its time.
+	before, err := currentOf(p, store, c.Name)
+	if err != nil {
+		return secretError(err)
+	}
+	value, err := readValue(file, c.File)
+	if err != nil {
+		return usageError{err}
+	}
+	defer clear(value)
 	version, err := store.Stage(p.ctx, c.Name, c.VersionID, value)
 	if err == nil && !c.Pending {
-		err = store.Promote(p.ctx, c.Name, version)
+		err = store.Replace(p.ctx, c.Name, version, before)
+	}
+	if errors.Is(err, secret.ErrReplaced) {
+		return fmt.Errorf("%w. The value is kept as the version %s, which is not current; `put` it once more to make it so all the same", err, version)
 	}
 	if err != nil {
 		return secretError(err)
@@ -247,16 +264,28 @@ func (c secretPutCmd) Run(p *process) error {
 	return err
 }
 
-// value reads what is to be stored.
-func (c secretPutCmd) value(p *process) ([]byte, error) {
-	in, name := p.stdin, "standard input"
-	if c.File != "-" {
-		f, err := os.Open(c.File)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		in, name = f, c.File
+// source opens what is to be stored.
+func (c secretPutCmd) source(p *process) (io.ReadCloser, error) {
+	if c.File == "-" {
+		return io.NopCloser(p.stdin), nil
+	}
+	return os.Open(c.File)
+}
+
+// currentOf is the id of the version that is current; empty when none is.
+func currentOf(p *process, store *filestore.Store, name string) (string, error) {
+	versions, err := store.Versions(p.ctx, name)
+	if errors.Is(err, secret.ErrNotFound) {
+		return "", nil
+	}
+	current, _ := secret.Entry{Versions: versions}.Stage(secret.Current)
+	return current.ID, err
+}
+
+// readValue reads what is to be stored.
+func readValue(in io.Reader, name string) ([]byte, error) {
+	if name == "-" {
+		name = "standard input"
 	}
 	value, err := io.ReadAll(io.LimitReader(in, secret.MaxValue+1))
 	if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -36,6 +37,59 @@ func TestSecretsPage(t *testing.T) {
 	for _, name := range []string{"cert.pem", "key.pem", "ca.pem"} {
 		if _, err := os.Stat(filepath.Join(p.dir, "tls", "current", name)); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// meanwhile is an input that takes its time: something is done before it gives its text.
+type meanwhile struct {
+	do   func()
+	text io.Reader
+}
+
+func (m *meanwhile) Read(b []byte) (int, error) {
+	if m.do != nil {
+		m.do()
+		m.do = nil
+	}
+	return m.text.Read(b)
+}
+
+// TestPutOvertaken puts a value while somebody else puts another one: that one stays, and both are told what became of
+// theirs.
+func TestPutOvertaken(t *testing.T) {
+	dir := t.TempDir()
+	store := []string{"--store", "file:" + filepath.Join(dir, "store"), "--identity-file", filepath.Join(dir, "id.age")}
+	must := func(want int, in io.Reader, args ...string) (string, string) {
+		t.Helper()
+		var out, errs strings.Builder
+		if status := run(t.Context(), append(args, store...), in, &out, &errs); status != want {
+			t.Fatalf("%q: status %d, want %d\n%s%s", args, status, want, out.String(), errs.String())
+		}
+		return out.String(), errs.String()
+	}
+	must(0, nil, "secret", "init")
+	for _, before := range []string{"", "one"} { // the first version of all, and a further one
+		name := "a" + before
+		if before != "" {
+			must(0, strings.NewReader(before), "secret", "put", name, "--version-id", before)
+		}
+		slow := &meanwhile{do: func() { must(0, strings.NewReader("two"), "secret", "put", name, "--version-id", "two") }, text: strings.NewReader("three")}
+		_, errs := must(1, slow, "secret", "put", name, "--version-id", "three")
+		for _, want := range []string{
+			"the version two, written at ", "is current now where ", "somebody else was faster", "countersign secret versions " + name,
+			"kept as the version three, which is not current", "`put` it once more",
+		} {
+			if !strings.Contains(errs, want) {
+				t.Errorf("%q does not say %q", errs, want)
+			}
+		}
+		if value, _ := must(0, nil, "secret", "get", name, "--private-key"); value != "two" {
+			t.Errorf("%q is current", value)
+		}
+		must(0, strings.NewReader("three"), "secret", "put", name, "--version-id", "three")
+		if value, _ := must(0, nil, "secret", "get", name, "--private-key"); value != "three" {
+			t.Errorf("%q is current", value)
 		}
 	}
 }

@@ -68,8 +68,9 @@ var (
 	ErrNoStore = errors.New("there is no secret store")
 	// ErrExists says that there is one.
 	ErrExists = errors.New("there is a secret store already")
-	// ErrBusy says that other writers kept the store's lock for too long. Trying again is right.
-	ErrBusy = errors.New("another process is writing to the store; try again, and when it stays so, see which one stands still with the store's file lock open (`fuser DIR/lock`)")
+	// ErrBusy says that other writers kept the store's lock for too long. Its errors name the one that has it, where that
+	// can be seen. Trying again is right.
+	ErrBusy = errors.New("another process is writing to the store")
 )
 
 // Store is a secret store in a directory. It is safe for concurrent use, also by several processes; it
@@ -101,7 +102,7 @@ func (s *Store) create() error {
 	}
 	unlock, err := durable.Lock(s.path(lockFile))
 	if errors.Is(err, durable.ErrLocked) {
-		return ErrBusy
+		return s.busy(lockFile)
 	}
 	if err != nil {
 		return err
@@ -239,7 +240,10 @@ func (s *Store) await(ctx context.Context, name string) (unlock func() error, er
 		case <-time.After(lockPause/2 + rand.N(lockPause/2)): //nolint:gosec // chance is no secret
 		}
 	}
-	return nil, context.Cause(ctx)
+	if err := context.Cause(ctx); !errors.Is(err, ErrBusy) {
+		return nil, err
+	}
+	return nil, s.busy(name)
 }
 
 // full makes [secret.ErrFull] of what a system says when there is no room.

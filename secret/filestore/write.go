@@ -138,13 +138,33 @@ func (s *Store) makeSecret(name, id string, value []byte) error {
 //
 // The version's value is read and checked first: one that is damaged is [secret.ErrCorrupt], and what is
 // current stays. One that is not there is [secret.ErrNotFound].
+//
+// It asks nothing of what is current: it is for who is alone with the secret. Where others may have made another
+// version current since it was looked at, [Store.Replace] is right.
 func (s *Store) Promote(ctx context.Context, name, version string) error {
+	return s.makeCurrent(ctx, name, version, nil)
+}
+
+// Replace is [Store.Promote] that names the version which it replaces, by its id: the one that was current when the
+// caller looked, or empty when none was. The store's lock is held while that is compared. When another version is
+// current by then, nothing changes, and the error is a [*secret.ReplacedError], whatever else is wrong. A version that
+// is current already is no error, so that a Replace may be repeated. (In AWS Secrets Manager it is
+// UpdateSecretVersionStage with RemoveFromVersionId.)
+func (s *Store) Replace(ctx context.Context, name, version, replaces string) error {
+	return s.makeCurrent(ctx, name, version, &replaces)
+}
+
+// makeCurrent is Promote, and Replace when it is given what is to be replaced.
+func (s *Store) makeCurrent(ctx context.Context, name, version string, replaces *string) error {
 	err := secret.CheckName(name)
 	if err == nil && version == "" {
 		err = fmt.Errorf("%w version: say which", secret.ErrInvalid)
 	}
+	if err == nil && replaces != nil && *replaces != "" {
+		err = secret.CheckVersion(*replaces) // a stage would be compared with what is current now, and say nothing
+	}
 	if err == nil {
-		err = s.locked(ctx, func() error { return s.promote(name, version) })
+		err = s.locked(ctx, func() error { return s.promote(name, version, replaces) })
 	}
 	if err != nil {
 		return fmt.Errorf("making version %.80q of the secret %s current: %w", version, name, err)
@@ -152,12 +172,16 @@ func (s *Store) Promote(ctx context.Context, name, version string) error {
 	return nil
 }
 
-func (s *Store) promote(name, version string) error {
+func (s *Store) promote(name, version string, replaces *string) error {
 	index, _, err := s.index(name)
 	if err != nil {
 		return err
 	}
+	current := slices.IndexFunc(index.Versions, func(v indexed) bool { return slices.Contains(v.Stages, secret.Current) })
 	found, err := find(index, version)
+	if refused := overtaken(index, current, found.ID, replaces); refused != nil {
+		return refused
+	}
 	if err != nil {
 		return err
 	}
@@ -172,12 +196,7 @@ func (s *Store) promote(name, version string) error {
 	if err := s.sweep(name, index); err != nil {
 		return err
 	}
-	at, current := position(index, found.ID), -1
-	for i, candidate := range index.Versions {
-		if slices.Contains(candidate.Stages, secret.Current) {
-			current = i
-		}
-	}
+	at := position(index, found.ID)
 	if at == current && !slices.Contains(found.Stages, secret.Pending) {
 		return nil
 	}
@@ -189,6 +208,22 @@ func (s *Store) promote(name, version string) error {
 		label(&index, -1, secret.Pending)
 	}
 	return s.writeIndex(name, index)
+}
+
+// overtaken is the error when another version is current, at a position, than the one to be replaced and the one that
+// is to be current, which is empty when it is not there. Nil replaces anything.
+func overtaken(index record, current int, version string, replaces *string) error {
+	if replaces == nil {
+		return nil
+	}
+	var now indexed
+	if current >= 0 {
+		now = index.Versions[current]
+	}
+	if now.ID == *replaces || (now.ID == version && version != "") {
+		return nil
+	}
+	return &secret.ReplacedError{Name: index.Name, Expected: *replaces, Current: now.ID, Written: now.Created}
 }
 
 func newVersion(id string, value []byte) indexed {
