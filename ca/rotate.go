@@ -259,7 +259,11 @@ func (c *CA) issuerBelow(dir string, active Hierarchy, key crypto.Signer, life t
 		return err
 	}
 	if c.RootKeyAtHand() { // as it is stored: nothing opens it for that
-		sealed, err := readFile(filepath.Join(active.dir, rootKey), maxFile)
+		path := filepath.Join(active.dir, rootKey)
+		if err := privateFile(path, c.Seal()); err != nil {
+			return err
+		}
+		sealed, err := readFile(path, maxFile)
 		if err != nil {
 			return err
 		}

@@ -40,7 +40,7 @@ const sealChoices = `say how the CA's private keys are stored:
   --unsealed              not sealed: whoever reads the state's disk or a backup of it owns the mesh`
 
 // sealer makes the sealer that the flags describe.
-func (f sealFlags) sealer() (ca.Sealer, error) {
+func (f sealFlags) sealer(p *process) (ca.Sealer, error) {
 	var said int
 	for _, given := range []bool{f.KeyFile != "", f.PassphraseFile != "", f.Unsealed} {
 		if given {
@@ -65,7 +65,20 @@ func (f sealFlags) sealer() (ca.Sealer, error) {
 	if err != nil {
 		return nil, usageError{err}
 	}
+	p.warnReadable("--key-file", f.KeyFile)
+	p.warnReadable("--passphrase-file", f.PassphraseFile)
 	return sealer, nil
+}
+
+// warnReadable warns of a file with a secret that everybody on the machine may read. It is no more than a warning: a
+// container's secrets are often mounted that way, and whoever runs in it cannot change that.
+func (p *process) warnReadable(flag, path string) {
+	info, err := os.Stat(path)
+	if err != nil || !info.Mode().IsRegular() || info.Mode().Perm()&0o004 == 0 {
+		return // what is wrong with it is found when it is read
+	}
+	p.log.WarnContext(p.ctx, "everybody on this machine can read the file of "+flag+"; narrow its mode", "path", path,
+		"mode", fmt.Sprintf("%04o", info.Mode().Perm()), "command", "chmod 600 "+path)
 }
 
 // hint is what to repeat on the command line of the next command.
@@ -133,7 +146,7 @@ func (c caInitCmd) Run(p *process) error {
 	if err := c.makeKeyFile(p); err != nil {
 		return err
 	}
-	sealer, err := c.sealer()
+	sealer, err := c.sealer(p)
 	if err != nil {
 		return err
 	}

@@ -115,7 +115,7 @@ func (c caCRLCmd) renewRoot(p *process) error {
 		_, err := api.NewAdmin(socket).RenewCRL(p.ctx, api.RenewCRLRequest{RootKeyFile: file})
 		return answered(p, err)
 	}
-	sealer, err := c.sealer()
+	sealer, err := c.sealer(p)
 	if err != nil {
 		return err
 	}

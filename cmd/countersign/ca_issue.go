@@ -136,7 +136,7 @@ func (c caIssueCmd) byState(p *process) error {
 		return err
 	}
 	defer clear(key)
-	sealer, err := c.sealer()
+	sealer, err := c.sealer(p)
 	if err != nil {
 		return err
 	}

@@ -70,7 +70,7 @@ func (c caRevokeCmd) Run(p *process) error {
 
 // byState opens the CA and its journal.
 func (c caRevokeCmd) byState(p *process, target ca.Target, reason issue.Reason) (*api.RevokeResponse, error) {
-	sealer, err := c.sealer()
+	sealer, err := c.sealer(p)
 	if err != nil {
 		return nil, err
 	}

@@ -47,7 +47,7 @@ func (c caRotateIssuerCmd) Run(p *process) error {
 	if socket != "" {
 		return c.take(p, api.RotationRequest{Step: api.RotateIssuer, RootKeyFile: file, IssuerLife: mesh.Duration(c.IssuerLife)})
 	}
-	sealer, err := c.sealer()
+	sealer, err := c.sealer(p)
 	if err != nil {
 		return err
 	}

@@ -323,6 +323,7 @@ func (w *watchdog) run(p *process, s *watching, cfg deliver.Config) (err error) 
 	address := ""
 	if s.server != nil {
 		c := s.cmd
+		p.warnReadable("--token-file", c.TokenFile)
 		w.link, err = agent.New(agent.Config{
 			Server: s.server, Pin: c.CAPin, TokenFile: c.TokenFile, StateDir: c.State, Instance: c.Instance, Log: p.log, Foreign: true,
 			OnPlan:     func(plan *mesh.Plan) error { return w.watcher.Take(plan) },

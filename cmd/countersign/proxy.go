@@ -58,7 +58,7 @@ signal ends at once. The exit status is 1 when the server refuses the first enro
 passes by itself is waited for.
 
 Examples:
-  countersign token create colorteller > /run/secrets/token
+  (umask 077; countersign token create colorteller > /run/secrets/token)
   countersign proxy --server https://10.0.0.5:8443 --ca-pin sha256:5e0c... --token-file /run/secrets/token \
     --state /var/lib/countersign --instance colorteller-1 --address 10.0.1.17 --admin 127.0.0.1:9901
   countersign proxy --engine nginx --run-dir /dev/shm --server https://10.0.0.5:8443 --ca-pin sha256:5e0c... \
@@ -150,6 +150,7 @@ func (c proxyCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
+	p.warnReadable("--token-file", c.TokenFile)
 	tuneMemory(p.ctx, p.log)
 	access, err := openAccessLog(c.AccessLog, p.stdout)
 	if err != nil {
