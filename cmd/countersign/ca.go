@@ -77,7 +77,7 @@ func (p *process) warnReadable(flag, path string) {
 	if err != nil || !info.Mode().IsRegular() || info.Mode().Perm()&0o004 == 0 {
 		return // what is wrong with it is found when it is read
 	}
-	p.log.WarnContext(p.ctx, "everybody on this machine can read the file of "+flag+"; narrow its mode", "path", path,
+	p.log.WarnContext(p.ctx, "everybody on this machine can read a file with a secret; narrow its mode", "flag", flag, "path", path,
 		"mode", fmt.Sprintf("%04o", info.Mode().Perm()), "command", "chmod 600 "+path)
 }
 
