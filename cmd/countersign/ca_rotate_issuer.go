@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"time"
 
@@ -85,7 +86,9 @@ func (c caRotateIssuerCmd) renew(p *process, open *ca.CA, log *journal.Log, file
 	var key crypto.Signer
 	if file != "" {
 		var err error
-		if key, err = open.ReadKeyFile(file); err != nil {
+		if key, err = open.ReadKeyFile(file); errors.Is(err, fs.ErrNotExist) {
+			return usageError{err}
+		} else if err != nil {
 			return err
 		}
 	} else if !open.RootKeyAtHand() {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -75,6 +76,9 @@ func (c initEngineFlags) writer(to string, fromServer bool, notes func([]string)
 	if err := c.options(to, &w.options); err != nil {
 		return nil, err
 	}
+	if err := w.checkOptions(); err != nil {
+		return nil, err
+	}
 	if c.Plan == "" {
 		return w, nil
 	}
@@ -116,6 +120,22 @@ func (c initEngineFlags) options(to string, o *engine.Options) error {
 		if o.Binds[name], err = netip.ParseAddrPort(address); err != nil {
 			return usagef("--bind %s: %w", name, err)
 		}
+	}
+	return nil
+}
+
+// checkOptions refuses flags with which no configuration can be made, whatever the Plan says.
+func (w *writer) checkOptions() error {
+	least := foreignEngines[w.proxy.Name].least
+	o := w.options
+	if o.Version = w.flags.ProxyVersion; o.Version == "" {
+		o.Version = least
+	}
+	if faults := o.Faults(); len(faults) > 0 {
+		return usagef("--conf: %s", strings.Join(faults, "; "))
+	}
+	if !engine.AtLeast(o.Version, least) {
+		return usagef("--proxy-version %s is older than %s, for which nothing is tested", o.Version, least)
 	}
 	return nil
 }
