@@ -87,6 +87,7 @@ func (c caIssueCmd) Run(p *process) error {
 		return err
 	}
 	if socket != "" {
+		c.idle(p)
 		return c.byServer(p, api.NewAdmin(socket))
 	}
 	return c.byState(p)

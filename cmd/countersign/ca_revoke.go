@@ -58,6 +58,7 @@ func (c caRevokeCmd) Run(p *process) error {
 	}
 	var done *api.RevokeResponse
 	if socket != "" {
+		c.idle(p)
 		done, err = api.NewAdmin(socket).Revoke(p.ctx, api.RevokeRequest{Serial: target.Serial, Workload: target.Workload, Reason: string(reason)})
 		if err != nil {
 			return answered(p, err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"countersign.dev/api"
@@ -46,6 +47,9 @@ func (c caRotateIssuerCmd) Run(p *process) error {
 		}
 	}
 	if socket != "" {
+		if said := c.given(); len(said) > 0 {
+			return usagef("%s: a server runs on the CA, and has opened it; leave that out", strings.Join(said, ", "))
+		}
 		return c.take(p, api.RotationRequest{Step: api.RotateIssuer, RootKeyFile: file, IssuerLife: mesh.Duration(c.IssuerLife)})
 	}
 	sealer, err := c.sealer(p)

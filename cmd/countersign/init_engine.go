@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"maps"
 	"net/netip"
 	"os"
@@ -183,12 +184,16 @@ func (w *writer) text(plan *mesh.Plan, lists bool) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	w.notes(append(config.Notes, idleBinds(plan, o.Binds)...))
+	notes := config.Notes
+	for _, name := range idleBinds(plan, maps.Keys(o.Binds)) {
+		notes = append(notes, fmt.Sprintf("--bind %s replaces nothing: %s has no such port", name, plan.Workload.Name))
+	}
+	w.notes(notes)
 	return []byte(config.Text), nil
 }
 
-// idleBinds says which --bind a Plan has no port for: mistyped, it would leave a listener at the default address unnoticed.
-func idleBinds(plan *mesh.Plan, binds map[string]netip.AddrPort) []string {
+// idleBinds are the names in --bind that a Plan has no port for: mistyped, one would leave a listener at the default address unnoticed.
+func idleBinds(plan *mesh.Plan, binds iter.Seq[string]) []string {
 	used := make(map[string]bool)
 	for _, in := range plan.Inbound {
 		used[fmt.Sprintf("inbound/%d", in.Port)], used[fmt.Sprintf("app/%d", in.App)] = true, true
@@ -196,13 +201,7 @@ func idleBinds(plan *mesh.Plan, binds map[string]netip.AddrPort) []string {
 	for _, out := range plan.Outbound {
 		used[fmt.Sprintf("outbound/%d", out.Listen)] = true
 	}
-	var notes []string
-	for _, name := range slices.Sorted(maps.Keys(binds)) {
-		if !used[name] {
-			notes = append(notes, fmt.Sprintf("--bind %s replaces nothing: %s has no such port", name, plan.Workload.Name))
-		}
-	}
-	return notes
+	return slices.DeleteFunc(slices.Sorted(binds), func(name string) bool { return used[name] })
 }
 
 // mostLists is the greatest size of a file with revocation lists in bytes.

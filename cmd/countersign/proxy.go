@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -144,6 +145,13 @@ func (s *proxySettings) bind(text string) error {
 	return nil
 }
 
+// compareBinds says which --bind replaces nothing in a Plan. The next one may have the port, so that it is no mistake yet.
+func compareBinds(plan *mesh.Plan, binds map[string]string, log *slog.Logger) {
+	for _, name := range idleBinds(plan, maps.Keys(binds)) {
+		log.Warn("--bind replaces nothing: the specification has no such port", "bind", name, "workload", plan.Workload.Name, "revision", plan.Revision)
+	}
+}
+
 // Run serves until a signal.
 func (c proxyCmd) Run(p *process) error {
 	settings, err := c.check()
@@ -187,6 +195,7 @@ func (c proxyCmd) newSidecar(p *process, settings *proxySettings, access io.Writ
 		Server: settings.server, Pin: c.CAPin, TokenFile: c.TokenFile, StateDir: c.State, Instance: c.Instance, Log: p.log,
 		OnPlan: func(plan *mesh.Plan) error {
 			c.compareEngine(plan, p.log)
+			compareBinds(plan, settings.binds, p.log)
 			return s.data.apply(plan)
 		},
 		OnIdentity: func() { s.data.identityChanged() },
