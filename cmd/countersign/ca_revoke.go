@@ -33,8 +33,8 @@ the server spreads it.
 
 Whoever held a revoked certificate comes back only with a new join token: those that were made for its
 workload before are void, whichever instance they were for. With keyCompromise, all that was renewed with the
-certificate is revoked, too, and its key is not certified again. To revoke again what is revoked changes
-nothing, and the exit status is 0.
+certificate is revoked, too, and its key is not certified again. To revoke again what is revoked makes the list
+anew, with the next number and the same entries, and the exit status is 0.
 
 Examples:
   countersign ca revoke --state ./state 5d6fa2c0b1e94e0fa7c21f0d3b86a914 --reason keyCompromise
