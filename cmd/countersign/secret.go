@@ -121,10 +121,8 @@ func (c secretInitCmd) Run(p *process) error {
 // dropIdentity removes the identity file that was made for a store that could not be. A store that is there after all,
 // because only its last sync has failed perhaps, is lost without it.
 func (c secretInitCmd) dropIdentity(p *process, dir string) error {
-	if _, err := os.Lstat(dir); err == nil {
-		if _, err := os.Lstat(filepath.Join(dir, "store.age")); !errors.Is(err, fs.ErrNotExist) {
-			return nil //nolint:nilerr // who cannot tell keeps it
-		}
+	if _, err := os.Lstat(filepath.Join(dir, "store.age")); !errors.Is(err, fs.ErrNotExist) {
+		return nil //nolint:nilerr // who cannot tell keeps it
 	}
 	p.log.InfoContext(p.ctx, "removing the new identity file again: there is no store", "path", c.IdentityFile)
 	return os.Remove(c.IdentityFile)
