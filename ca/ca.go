@@ -19,7 +19,7 @@
 // A CA whose root or issuing CA was changed has several hierarchies, see [Hierarchy]; ca.json lists
 // them, and those after the first have ca/hierarchies/ID with the same four files in it.
 //
-// The directories have mode 0700, all files 0600. A sealed key is an age file in its ASCII armor, so
+// The directories have mode 0700, all files 0600; a key that others than its owner can get at is not read. A sealed key is an age file in its ASCII armor, so
 // that `age --decrypt` opens it when this program is not at hand; what is inside is PKCS #8 in PEM,
 // or a signer key of the note format.
 package ca
@@ -58,6 +58,8 @@ var (
 	ErrWrongKey = errors.New("the keys cannot be opened with it")
 	// ErrCorrupt says that a file of the CA is damaged; the error names it.
 	ErrCorrupt = errors.New("the file is damaged")
+	// ErrExposed says that the mode of a private key's file lets others than its owner at it.
+	ErrExposed = errors.New("the private key is not kept private")
 	// ErrOtherTrustDomain says that the CA belongs to another trust domain.
 	ErrOtherTrustDomain = errors.New("the CA belongs to another trust domain")
 	// ErrNoTrustDomain says that the CA does not belong to a trust domain yet.
@@ -239,7 +241,7 @@ type CA struct {
 }
 
 // Open opens the CA in a state directory for issuing. Only the issuing keys are opened, never a
-// root's. Errors are [ErrNoCA], [ErrSealed], [ErrWrongKey] or [ErrCorrupt], and [issue.ErrIssuer]
+// root's. Errors are [ErrNoCA], [ErrExposed], [ErrSealed], [ErrWrongKey] or [ErrCorrupt], and [issue.ErrIssuer]
 // when the certificate of the issuing CA that signs has expired.
 func Open(state string, seal Sealer) (*CA, error) {
 	return OpenClock(state, seal, time.Now)

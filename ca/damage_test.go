@@ -3,11 +3,13 @@ package ca
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"countersign.dev/journal"
 )
@@ -149,29 +151,93 @@ func TestNewerFormat(t *testing.T) {
 	}
 }
 
-// TestUnsealedKeysAreForTheOwner widens the mode of a key that nothing else protects.
-func TestUnsealedKeysAreForTheOwner(t *testing.T) {
-	state := newState(t, Unsealed())
-	for name, open := range map[string]func() error{
-		issuerKey:  func() error { _, err := Open(state, Unsealed()); return err },
-		journalKey: func() error { _, err := OpenJournal(state, Unsealed()); return err },
-	} {
-		path := filepath.Join(state, caDir, name)
-		for _, mode := range []fs.FileMode{0o640, 0o604} {
-			if err := os.Chmod(path, mode); err != nil {
+// TestKeysAreForTheOwner widens the mode of each key: it is refused whether or not something else protects it, and with
+// its mode narrowed again it is read.
+func TestKeysAreForTheOwner(t *testing.T) {
+	for method, seal := range sealers(t) {
+		state := newState(t, seal)
+		root := func() error {
+			c, err := Open(state, seal)
+			if err != nil {
 				t.Fatal(err)
 			}
-			if err := open(); err == nil || !strings.Contains(err.Error(), "chmod 600 "+path) {
-				t.Errorf("%s with the mode %04o: %v", name, mode, err)
+			_, err = c.OpenRoot(c.Hierarchies()[0])
+			return err
+		}
+		elsewhere := filepath.Join(t.TempDir(), "moved.key")
+		text, err := os.ReadFile(filepath.Join(state, caDir, rootKey))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(elsewhere, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for path, open := range map[string]func() error{
+			filepath.Join(state, caDir, issuerKey):  func() error { _, err := Open(state, seal); return err },
+			filepath.Join(state, caDir, journalKey): func() error { log, err := OpenJournal(state, seal); return errors.Join(err, closed(log)) },
+			filepath.Join(state, caDir, rootKey):    root,
+			elsewhere: func() error {
+				c, err := Open(state, seal)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, err = c.ReadKeyFile(elsewhere)
+				return err
+			},
+		} {
+			for _, mode := range []fs.FileMode{0o640, 0o604, 0o620} {
+				if err := os.Chmod(path, mode); err != nil {
+					t.Fatal(err)
+				}
+				err := open()
+				if !errors.Is(err, ErrExposed) || !strings.Contains(err.Error(), "chmod 600 "+path) || !strings.Contains(err.Error(), fmt.Sprintf("mode %04o", mode)) {
+					t.Errorf("%s: %s with the mode %04o: %v", method, path, mode, err)
+				}
+			}
+			if err := os.Chmod(path, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := open(); err != nil {
+				t.Errorf("%s: %s with the mode 0600: %v", method, path, err)
 			}
 		}
 	}
+}
+
+func closed(log *journal.Log) error {
+	if log == nil {
+		return nil
+	}
+	return log.Close()
+}
+
+// TestNextKeysAreForTheOwner widens the mode of the keys of a second hierarchy: of an issuing CA when the CA is opened,
+// of a root that would be copied as it is stored beside another issuing CA.
+func TestNextKeysAreForTheOwner(t *testing.T) {
 	seal := newKeyFile(t)
-	sealed := newState(t, seal)
-	if err := os.Chmod(filepath.Join(sealed, caDir, issuerKey), 0o644); err != nil {
+	state := newState(t, seal)
+	c := openAll(t, state, seal, time.Now)
+	_, err := c.StartRoot(t.Context(), c.log, RootConfig{}, Note{})
+	c.must(err)
+	path := filepath.Join(c.Hierarchies()[1].dir, issuerKey)
+	if err := os.Chmod(path, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(sealed, seal); err != nil {
-		t.Errorf("a sealed key: %v", err)
+	if _, err := Open(state, seal); !errors.Is(err, ErrExposed) || !strings.Contains(err.Error(), "chmod 600 "+path) {
+		t.Errorf("the next issuing CA's: %v", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	key, err := c.OpenRoot(c.Hierarchies()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	path = filepath.Join(state, caDir, rootKey)
+	if err := os.Chmod(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.RenewIssuer(t.Context(), c.log, key, 0, Note{}); !errors.Is(err, ErrExposed) || len(c.Hierarchies()) != 2 {
+		t.Errorf("the root's, copied: %v", err)
 	}
 }

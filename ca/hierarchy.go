@@ -282,7 +282,7 @@ func (a *Authority) IssuerDue(now time.Time, longest time.Duration) bool {
 }
 
 // ReadKeyFile opens a private key in a file elsewhere that is stored in the CA's way: a root's that was
-// moved out of the state. Errors are fs.ErrNotExist, [ErrCorrupt], [ErrSealed] and [ErrWrongKey].
+// moved out of the state. Errors are fs.ErrNotExist, [ErrExposed], [ErrCorrupt], [ErrSealed] and [ErrWrongKey].
 func (c *CA) ReadKeyFile(path string) (crypto.Signer, error) {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w; name the root's key with --root-key", err)
@@ -300,7 +300,7 @@ func (c *CA) IssuerSigner(h Hierarchy) crypto.Signer {
 
 // OpenRoot opens the key of a hierarchy's root, which is asked for as rarely as can be: for another
 // issuing CA, or for the root's revocation list. Errors are [ErrCorrupt] when it is not in the state,
-// [ErrSealed] and [ErrWrongKey].
+// [ErrExposed], [ErrSealed] and [ErrWrongKey].
 func (c *CA) OpenRoot(h Hierarchy) (crypto.Signer, error) {
 	return readKeyOf(filepath.Join(h.dir, rootKey), h.Root, rootCert, c.seal, c.Seal())
 }

@@ -26,6 +26,8 @@ var (
 	ErrNotRotating = errors.New("the root is not being changed")
 	// ErrShortRoot says that a root ends too soon for another issuing CA below it.
 	ErrShortRoot = errors.New("the root ends too soon for another issuing CA")
+	// ErrLife says that a new root was to live shorter than its issuing CA.
+	ErrLife = errors.New("the lives do not fit together")
 )
 
 // bundleFile are the roots to trust, derived from what ca.json says.
@@ -35,7 +37,8 @@ const bundleFile = "bundle.pem"
 // hierarchies are; a CA that was made by an earlier version has it when a server has run.
 func (a *Authority) BundleFile() string { return filepath.Join(a.state, caDir, bundleFile) }
 
-// RootConfig says what root to make. What is zero is as it is in the active hierarchy.
+// RootConfig says what root to make. What is zero is as it is in the active hierarchy: an issuing CA is not made to live
+// shorter because the root is.
 type RootConfig struct {
 	KeyType              mesh.KeyType
 	RootLife, IssuerLife time.Duration
@@ -81,7 +84,7 @@ type Change struct {
 
 // StartRoot makes a root and an issuing CA below it that are to sign next, and puts the root into the
 // bundle. Nothing is signed by it but what [CA.IssueNext] is asked for. It is [ErrRotating] while the
-// root is being changed already.
+// root is being changed already, and [ErrLife] when the root would end before the issuing CA.
 //
 // Everything is on the disk, and in the journal, before ca.json names it, in one step.
 func (c *CA) StartRoot(ctx context.Context, log Appender, cfg RootConfig, note Note) (Hierarchy, error) {
@@ -101,11 +104,18 @@ func (c *CA) StartRoot(ctx context.Context, log Appender, cfg RootConfig, note N
 	if init.KeyType == "" {
 		init.KeyType = keyTypeOf(active.Root.PublicKey)
 	}
+	if init.IssuerLife == 0 {
+		init.IssuerLife = lifeOf(active.Issuer)
+		if init.RootLife == 0 {
+			init.IssuerLife = min(init.IssuerLife, lifeOf(active.Root))
+		}
+	}
 	if init.RootLife == 0 {
 		init.RootLife = lifeOf(active.Root)
 	}
-	if init.IssuerLife == 0 {
-		init.IssuerLife = min(init.RootLife, lifeOf(active.Issuer))
+	if init.IssuerLife > init.RootLife {
+		return Hierarchy{}, fmt.Errorf("starting another root: %w: the issuing CA would live %s, longer than the root (%s); say how long each is to live with --root-life and --issuer-life",
+			ErrLife, init.IssuerLife, init.RootLife)
 	}
 	if err := init.complete(); err != nil {
 		return Hierarchy{}, fmt.Errorf("starting another root: %w", err)
@@ -259,7 +269,11 @@ func (c *CA) issuerBelow(dir string, active Hierarchy, key crypto.Signer, life t
 		return err
 	}
 	if c.RootKeyAtHand() { // as it is stored: nothing opens it for that
-		sealed, err := readFile(filepath.Join(active.dir, rootKey), maxFile)
+		path := filepath.Join(active.dir, rootKey)
+		if err := privateFile(path, c.Seal()); err != nil {
+			return err
+		}
+		sealed, err := readFile(path, maxFile)
 		if err != nil {
 			return err
 		}

@@ -216,8 +216,14 @@ func TestRotateRefusals(t *testing.T) {
 	if _, err := c.IssueNext(ctx, JournalRecorder{Journal: c.log}, service(t)); !errors.Is(err, ErrNotRotating) {
 		t.Errorf("a certificate of no root: %v", err)
 	}
-	if _, err := c.StartRoot(ctx, c.log, RootConfig{RootLife: time.Hour, IssuerLife: 2 * time.Hour}, Note{}); err == nil {
-		t.Error("an issuing CA that outlives its root was made")
+	for name, cfg := range map[string]RootConfig{
+		"both are said":     {RootLife: time.Hour, IssuerLife: 2 * time.Hour},
+		"the root's is":     {RootLife: DefaultIssuerLife - time.Hour},
+		"the issuing CA is": {IssuerLife: DefaultRootLife + time.Hour},
+	} {
+		if _, err := c.StartRoot(ctx, c.log, cfg, Note{}); !errors.Is(err, ErrLife) || len(c.Hierarchies()) != 1 {
+			t.Errorf("an issuing CA that outlives its root, %s: %v", name, err)
+		}
 	}
 	_, err := c.StartRoot(ctx, c.log, RootConfig{KeyType: mesh.ECDSAP384, RootLife: 2 * time.Hour, IssuerLife: time.Hour}, Note{})
 	c.must(err)

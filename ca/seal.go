@@ -219,10 +219,8 @@ func readSealed(path string, seal Sealer, method string) ([]byte, error) {
 	if method != seal.Method() {
 		return nil, fmt.Errorf("%s: %w: give --%s, not --%s", path, ErrSealed, method, seal.Method())
 	}
-	if method == MethodUnsealed {
-		if err := privateFile(path); err != nil {
-			return nil, err
-		}
+	if err := privateFile(path, method); err != nil {
+		return nil, err
 	}
 	data, err := readFile(path, maxFile)
 	if err != nil {
@@ -249,15 +247,20 @@ func readKey(path string, seal Sealer, method string) (crypto.Signer, error) {
 	return key, nil
 }
 
-// privateFile refuses a file whose mode is all that protects it, and does not: a backup was restored
-// without modes, perhaps. That it is there is for readFile to say.
-func privateFile(path string) error {
+// privateFile refuses a file with a key whose mode lets somebody else at it: a backup was restored without modes,
+// perhaps. A sealed one is refused as well: a passphrase can be guessed by whoever has it, and who may write to it puts
+// another key there. That it is there is for readFile to say.
+func privateFile(path, method string) error {
 	info, err := os.Stat(path)
-	if err == nil && info.Mode().Perm()&0o077 != 0 {
-		return fmt.Errorf("%s is not sealed, and may be read by others (mode %04o): `chmod 600 %s`, and if somebody may have read it, make another CA in another --state",
-			path, info.Mode().Perm(), path)
+	if err != nil || info.Mode().Perm()&0o077 == 0 {
+		return nil //nolint:nilerr // what is wrong with it is found when it is read
 	}
-	return nil
+	if method == MethodUnsealed {
+		return fmt.Errorf("%w: %s is not sealed, and others may get at it (mode %04o): `chmod 600 %s`, and if somebody may have read it, make another CA in another --state",
+			ErrExposed, path, info.Mode().Perm(), path)
+	}
+	return fmt.Errorf("%w: others may get at %s (mode %04o): `chmod 600 %s`; it is sealed: whoever has read it needs what opens it, too",
+		ErrExposed, path, info.Mode().Perm(), path)
 }
 
 // privateDir refuses a directory that others may write to: they could put a CA of their own there. They

@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/x509"
 	"encoding/asn1"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -275,7 +276,7 @@ func (c *Credential) checkNames(want Expect) error {
 		if !hasAlternativeNames(leaf) {
 			return v.fault("issue it with the name as a subject alternative name; the subject counts for nobody", "the leaf has no subject alternative name, and %s is expected", name)
 		}
-		return v.fault("is it another service's certificate?", "the leaf is not for %s: it has the DNS names %.300q", name, strings.Join(leaf.DNSNames, " "))
+		return v.fault("is it another service's certificate?", "the leaf is not for %s: it has the DNS names %s", name, quoted(leaf.DNSNames))
 	}
 	return nil
 }
@@ -287,4 +288,17 @@ func hasAlternativeNames(cert *x509.Certificate) bool {
 		}
 	}
 	return false
+}
+
+// quoted lists names of a certificate for a message: they may hold anything.
+func quoted(names []string) string {
+	const most = 8
+	var list []string
+	for _, name := range names[:min(len(names), most)] {
+		list = append(list, fmt.Sprintf("%.100q", name))
+	}
+	if len(names) > most {
+		list = append(list, fmt.Sprintf("and %d more", len(names)-most))
+	}
+	return strings.Join(list, ", ")
 }

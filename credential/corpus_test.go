@@ -276,7 +276,7 @@ var leaves = map[string]bad{
 	"not valid yet":  leaf(func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Hour) }, "the leaf is not valid yet"),
 	"too short":      expects(func(e *Expect) { e.MinRemaining = 72 * time.Hour }, "and at least 72h0m0s are asked for"),
 	"other ID":       expects(func(e *Expect) { e.ID = "spiffe://shop.internal/service/billing" }, `the leaf has the SPIFFE ID "spiffe://shop.internal/service/orders"`),
-	"other DNS name": expects(func(e *Expect) { e.DNSNames = []string{"billing.shop.internal"} }, "the leaf is not for billing.shop.internal"),
+	"other DNS name": expects(func(e *Expect) { e.DNSNames = []string{"billing.shop.internal"} }, `the leaf is not for billing.shop.internal: it has the DNS names "orders`),
 	"no ID": {func(t *testing.T, w *world, in *Input, want *Expect) {
 		in.Certificate.Data = pemOf(w.issue(t, func(c *x509.Certificate) { c.URIs = nil }), w.between)
 		want.ID = testID

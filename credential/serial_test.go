@@ -2,6 +2,7 @@ package credential
 
 import (
 	"crypto/x509"
+	"fmt"
 	"math/big"
 	"strings"
 	"testing"
@@ -18,5 +19,19 @@ func TestSerialNamed(t *testing.T) {
 	}
 	if got := nameOf(&x509.Certificate{}); got != "the certificate 00" {
 		t.Errorf("without a serial number: %s", got)
+	}
+}
+
+// TestNamesQuoted asserts that names of a certificate are a list in a message, bounded, and move no cursor.
+func TestNamesQuoted(t *testing.T) {
+	if got, want := quoted([]string{"a.internal", "b\x1b[2J"}), `"a.internal", "b\x1b[2J"`; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	var many []string
+	for i := range 20 {
+		many = append(many, fmt.Sprintf("%d.%s", i, strings.Repeat("x", 200)))
+	}
+	if got := quoted(many); len(got) > 900 || !strings.HasSuffix(got, ", and 12 more") {
+		t.Errorf("%d bytes: %s", len(got), got)
 	}
 }

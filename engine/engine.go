@@ -242,6 +242,13 @@ func checkPlaces(plan *mesh.Plan, o Options, r *Refusal) {
 	}
 }
 
+// Faults are what is wrong with the options, whatever the Plan is. Version and OpenSSL have to be filled in.
+func (o Options) Faults() []string {
+	var r Refusal
+	checkOptions(o, &r)
+	return r.Reasons
+}
+
 func checkOptions(o Options, r *Refusal) {
 	if !IsVersion(o.Version) {
 		r.Addf("%q is not a version of the proxy such as 1.22.1 (--proxy-version)", o.Version)
@@ -258,10 +265,10 @@ func checkOptions(o Options, r *Refusal) {
 		r.Addf("the run directory %q has more than %d bytes, so that its sockets cannot be bound", o.Run, mostSocket)
 	}
 	if o.StreamModule != "" && !fileForm.MatchString(o.StreamModule) {
-		r.Addf("the stream module %q is not an absolute path", o.StreamModule)
+		r.Addf("the stream module %q is not an absolute path (--stream-module)", o.StreamModule)
 	}
 	if o.User != "" && !userForm.MatchString(o.User) {
-		r.Addf("%q is not a user's name", o.User)
+		r.Addf("%q is not a user's name (--user)", o.User)
 	}
 	if o.Generation != "" && !nameForm.MatchString(o.Generation) {
 		r.Addf("%q is not the name of a generation: it has letters a-z, digits and -", o.Generation)

@@ -86,15 +86,19 @@ func (c *comparison) judge(s subject, cert Certificate) Item {
 
 // moments are the times from which on a certificate is a warning, critical, and overdue. What is replaced on a
 // schedule is no warning before the schedule is late, and not critical before half of the time that is left then
-// is over, however the limits are set.
+// is over, unless somebody has asked for a limit. That is not for the server's own, which nobody can have live longer.
 func (c *comparison) moments(s subject, cert Certificate) (warn, critical, overdue time.Time) {
 	life := cert.NotAfter.Sub(c.issuedAt(cert))
 	warn = cert.NotAfter.Add(-s.warn.Of(life))
 	critical = cert.NotAfter.Add(-s.critical.Of(life))
 	if !s.due.IsZero() {
 		overdue = s.due.Add(c.limits.Grace.Of(cert.NotAfter.Sub(s.due)))
-		warn = later(warn, overdue)
-		critical = later(critical, overdue.Add(cert.NotAfter.Sub(overdue)/2))
+		if !c.limits.WarnAlways || s.kind == KindServer {
+			warn = later(warn, overdue)
+		}
+		if !c.limits.CriticalAlways || s.kind == KindServer {
+			critical = later(critical, overdue.Add(cert.NotAfter.Sub(overdue)/2))
+		}
 	}
 	return later(warn, cert.NotBefore), later(critical, cert.NotBefore), overdue
 }

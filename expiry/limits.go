@@ -13,6 +13,9 @@ type Limits struct {
 	// Warn and Critical are for leaves, CAWarn and CACritical for roots and issuing CAs.
 	Warn, Critical     Threshold
 	CAWarn, CACritical Threshold
+	// WarnAlways and CriticalAlways say that Warn and Critical speak of a leaf that has less left also while its rotation
+	// is not late, because somebody has asked for that very limit.
+	WarnAlways, CriticalAlways bool
 	// Grace is how late a rotation may be, as a part of the time between the day it is due and the expiry.
 	Grace Threshold
 	// Stuck is for how long a rotation may stand at one step.
@@ -55,6 +58,21 @@ func (t Threshold) Of(life time.Duration) time.Duration {
 		of = min(of, t.Left)
 	}
 	return of
+}
+
+// Under is the shorter of a threshold and half of another one, for any life that is longer than the other one. It is 0
+// when the other one is.
+func (t Threshold) Under(other Threshold) Threshold {
+	if other == (Threshold{}) {
+		return other
+	}
+	if half := other.Share / 2; half > 0 && (t.Share <= 0 || half < t.Share) {
+		t.Share = half
+	}
+	if half := max(other.Left/2, 1); other.Left > 0 && (t.Left <= 0 || half < t.Left) {
+		t.Left = half
+	}
+	return t
 }
 
 // String is the form that [Threshold.UnmarshalText] reads.

@@ -44,6 +44,36 @@ func TestThreshold(t *testing.T) {
 	}
 }
 
+// TestUnder asserts that a default makes room for the threshold that was asked for.
+func TestUnder(t *testing.T) {
+	for asked, want := range map[string]string{
+		"119m":     "10%,59m30s",
+		"30d":      "10%,7d",
+		"8%":       "4%,7d",
+		"25%":      "10%,7d",
+		"5%,2d":    "2.5%,1d",
+		"0s":       "0s",
+		"90%,100d": "10%,7d",
+	} {
+		var warn Threshold
+		if err := warn.UnmarshalText([]byte(asked)); err != nil {
+			t.Fatal(err)
+		}
+		got := DefaultLimits().Critical.Under(warn)
+		if got.String() != want {
+			t.Errorf("under %s: %s, want %s", asked, got, want)
+		}
+		for _, life := range []time.Duration{2 * warn.Left, 400 * day} {
+			if 2*got.Of(life) > warn.Of(life) {
+				t.Errorf("of a life of %s %s is more than half of %s", life, got, asked)
+			}
+		}
+	}
+	if got := (Threshold{Left: day}).Under(Threshold{Share: 0.5}); got != (Threshold{Share: 0.25, Left: day}) {
+		t.Errorf("a share above a time: %s", got)
+	}
+}
+
 // FuzzThreshold asserts that what is read is written so that it is read again as the same.
 func FuzzThreshold(f *testing.F) {
 	for _, text := range []string{"20%", "30d", "72h", "12.5%,30d", "0s", "1e-300%", "20%,", "9223372036854775807ns"} {

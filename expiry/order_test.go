@@ -99,6 +99,43 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// TestAskedLimits asserts that a limit that somebody asked for speaks of a leaf whose rotation is not late, and of the
+// server's own certificate, which always ends soon, no more than before.
+func TestAskedLimits(t *testing.T) {
+	for name, test := range map[string]struct {
+		asked    Limits
+		left     time.Duration
+		severity Severity
+	}{
+		"more is left":                  {Limits{Warn: Threshold{Left: 72 * time.Hour}, WarnAlways: true}, 73 * time.Hour, OK},
+		"less is left, and it is early": {Limits{Warn: Threshold{Left: 72 * time.Hour}, WarnAlways: true}, 71 * time.Hour, Warning},
+		"critical, and it is early":     {Limits{Critical: Threshold{Left: 72 * time.Hour}, CriticalAlways: true}, 71 * time.Hour, Critical},
+		"longer than it lives":          {Limits{Critical: Threshold{Left: 30 * day}, CriticalAlways: true}, life, Critical},
+		"nobody has asked":              {Limits{Warn: Threshold{Left: 30 * day}, Critical: Threshold{Left: 30 * day}}, 71 * time.Hour, OK},
+	} {
+		facts := healthy(noon)
+		byAgent(&facts)
+		age(&facts, life-test.left)
+		test.asked.Grace = DefaultLimits().Grace
+		report := Compare(facts, test.asked)
+		for _, kind := range []Kind{KindServed, KindServer} {
+			i := slices.IndexFunc(report.Items, func(i Item) bool { return i.Kind == kind })
+			want := test.severity
+			if kind == KindServer {
+				want = OK
+			}
+			if item := report.Items[i]; item.Severity != want || report.Worst != test.severity {
+				t.Errorf("%s: %s is %s and %s, want %s; the worst is %s", name, kind, item.State, item.Severity, want, report.Worst)
+			}
+		}
+		for _, f := range report.Findings {
+			if f.Code != CodeExpiring {
+				t.Errorf("%s: also %+v", name, f)
+			}
+		}
+	}
+}
+
 // TestDue asserts when a leaf is due: as agents and rotations reckon it.
 func TestDue(t *testing.T) {
 	for name, test := range map[string]struct {

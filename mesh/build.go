@@ -111,6 +111,7 @@ func (b builder) service(s *Spec, name string, v *value) *Service {
 		Instances:    int(numberOr(v.get("instances"), 1)),
 		Run:          b.run(v.get("run")),
 		Proxy:        proxy(v.get("proxy")),
+		ProxySaid:    v.get("proxy") != nil,
 		Delivery:     delivery(s, name, v.get("delivery")),
 	}
 	service.Deploy = deploy(service.Delivery, v.get("deploy"))
@@ -183,6 +184,7 @@ func (b builder) gateway(s *Spec, name string, v *value) *Gateway {
 		Names:        v.get("names").texts(),
 		Instances:    int(numberOr(v.get("instances"), 1)),
 		Proxy:        proxy(v.get("proxy")),
+		ProxySaid:    v.get("proxy") != nil,
 		Delivery:     delivery(s, name, v.get("delivery")),
 	}
 	g.Deploy = deploy(g.Delivery, v.get("deploy"))

@@ -28,6 +28,18 @@ type ProxyPlan struct {
 // Real tells whether the sidecar is a program of somebody else: NGINX or HAProxy.
 func (p ProxyPlan) Real() bool { return p.Engine == EngineNGINX || p.Engine == EngineHAProxy }
 
+// ProxyOf is the proxy that the document says for a service or gateway. It is false for a name whose proxy is the
+// default, or that is not declared.
+func (s *Spec) ProxyOf(name string) (said ProxyPlan, ok bool) {
+	if v, declared := s.Services[name]; declared && v.ProxySaid {
+		return v.Proxy, true
+	}
+	if g, declared := s.Gateways[name]; declared && g.ProxySaid {
+		return g.Proxy, true
+	}
+	return ProxyPlan{}, false
+}
+
 // DeliveryType says how certificate, key and trust bundle get to the proxy.
 type DeliveryType string
 

@@ -50,6 +50,7 @@ type Service struct {
 	Instances    int
 	Run          *Run // nil when the application is started by somebody else
 	Proxy        ProxyPlan
+	ProxySaid    bool // Proxy stands in the document, and is not the default
 	Delivery     DeliveryPlan
 	Deploy       Deploy // empty unless Delivery is from a store
 }
@@ -103,6 +104,7 @@ type Gateway struct {
 	Names        []string
 	Instances    int
 	Proxy        ProxyPlan
+	ProxySaid    bool // as a service's
 	Delivery     DeliveryPlan
 	Deploy       Deploy // as a service's
 }

@@ -218,7 +218,9 @@ func (s *Server) take(ctx context.Context, request api.RotationRequest, note ca.
 		if err := checkRoot(cfg); err != nil {
 			return err
 		}
-		if _, err := s.ca.StartRoot(ctx, s.journal, cfg, note); err != nil {
+		if _, err := s.ca.StartRoot(ctx, s.journal, cfg, note); errors.Is(err, ca.ErrLife) {
+			return fmt.Errorf("%w: %w", errBadRequest, err)
+		} else if err != nil {
 			return err
 		}
 	case api.RotateCancel:

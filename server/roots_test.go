@@ -273,6 +273,8 @@ func TestRotateForced(t *testing.T) {
 	w := gateway.watch(0)
 	w.told(1)
 	w.close()
+	_, err := r.admin.Rotate(t.Context(), api.RotationRequest{Step: api.RotateStart, RootLife: mesh.Duration(time.Hour)})
+	wantCode(t, err, api.CodeBadRequest) // the issuing CA lives for years, and is not cut short
 	r.takes(api.RotationRequest{Step: api.RotateStart, Key: mesh.ECDSAP384, RootLife: mesh.Duration(48 * time.Hour), IssuerLife: mesh.Duration(24 * time.Hour)})
 	for _, request := range []api.RotationRequest{
 		{Step: api.RotateActivate, Force: "yes"},

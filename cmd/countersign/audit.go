@@ -66,7 +66,7 @@ func (c auditExportCmd) Run(p *process) error {
 	}
 	if err := extract(produce, c.Dir); err != nil {
 		if errors.Is(err, os.ErrExist) {
-			return usageError{err}
+			return usagef("%s is not empty, and what is there is kept; name a directory that is empty or not there yet", c.Dir)
 		}
 		return err
 	}

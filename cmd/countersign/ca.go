@@ -40,17 +40,11 @@ const sealChoices = `say how the CA's private keys are stored:
   --unsealed              not sealed: whoever reads the state's disk or a backup of it owns the mesh`
 
 // sealer makes the sealer that the flags describe.
-func (f sealFlags) sealer() (ca.Sealer, error) {
-	var said int
-	for _, given := range []bool{f.KeyFile != "", f.PassphraseFile != "", f.Unsealed} {
-		if given {
-			said++
-		}
-	}
-	switch {
-	case said == 0:
+func (f sealFlags) sealer(p *process) (ca.Sealer, error) {
+	switch said := f.given(); {
+	case len(said) == 0:
 		return nil, usagef("%s", sealChoices)
-	case said > 1:
+	case len(said) > 1:
 		return nil, usagef("--key-file, --passphrase-file and --unsealed exclude one another; %s", sealChoices)
 	case f.Unsealed:
 		return ca.Unsealed(), nil
@@ -65,7 +59,42 @@ func (f sealFlags) sealer() (ca.Sealer, error) {
 	if err != nil {
 		return nil, usageError{err}
 	}
+	p.warnReadable("--key-file", f.KeyFile)
+	p.warnReadable("--passphrase-file", f.PassphraseFile)
 	return sealer, nil
+}
+
+// warnReadable warns of a file with a secret that everybody on the machine may read. It is no more than a warning: a
+// container's secrets are often mounted that way, and whoever runs in it cannot change that.
+func (p *process) warnReadable(flag, path string) {
+	info, err := os.Stat(path)
+	if err != nil || !info.Mode().IsRegular() || info.Mode().Perm()&0o004 == 0 {
+		return // what is wrong with it is found when it is read
+	}
+	p.log.WarnContext(p.ctx, "everybody on this machine can read a file with a secret; narrow its mode", "flag", flag, "path", path,
+		"mode", fmt.Sprintf("%04o", info.Mode().Perm()), "command", "chmod 600 "+path)
+}
+
+// given are those of the flags that stand on the command line.
+func (f sealFlags) given() []string {
+	var flags []string
+	for _, flag := range []struct {
+		name  string
+		given bool
+	}{{"--key-file", f.KeyFile != ""}, {"--passphrase-file", f.PassphraseFile != ""}, {"--unsealed", f.Unsealed}} {
+		if flag.given {
+			flags = append(flags, flag.name)
+		}
+	}
+	return flags
+}
+
+// idle remarks that flags say nothing to a server that runs, which has opened the CA long ago. They are no mistake: what
+// has to be done in any case, as a revocation has, is asked for in one way with a server and without.
+func (f sealFlags) idle(p *process) {
+	for _, flag := range f.given() {
+		fmt.Fprintf(p.stderr, "note: %s says nothing here: a server runs on the CA, and has opened it\n", flag)
+	}
 }
 
 // hint is what to repeat on the command line of the next command.
@@ -133,7 +162,7 @@ func (c caInitCmd) Run(p *process) error {
 	if err := c.makeKeyFile(p); err != nil {
 		return err
 	}
-	sealer, err := c.sealer()
+	sealer, err := c.sealer(p)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -71,6 +72,9 @@ func (c caCRLCmd) Run(p *process) error {
 	case c.RootKey != "" && !c.RenewRoot:
 		return usagef("--root-key is for --renew-root")
 	}
+	if said := c.given(); len(said) > 0 && !c.RenewRoot {
+		return usagef("%s: only --renew-root opens a key; leave that out", strings.Join(said, ", "))
+	}
 	if c.RenewRoot {
 		if err := c.renewRoot(p); err != nil {
 			return err
@@ -112,10 +116,11 @@ func (c caCRLCmd) renewRoot(p *process) error {
 		}
 	}
 	if socket != "" {
+		c.idle(p)
 		_, err := api.NewAdmin(socket).RenewCRL(p.ctx, api.RenewCRLRequest{RootKeyFile: file})
 		return answered(p, err)
 	}
-	sealer, err := c.sealer()
+	sealer, err := c.sealer(p)
 	if err != nil {
 		return err
 	}

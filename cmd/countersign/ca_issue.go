@@ -87,6 +87,7 @@ func (c caIssueCmd) Run(p *process) error {
 		return err
 	}
 	if socket != "" {
+		c.idle(p)
 		return c.byServer(p, api.NewAdmin(socket))
 	}
 	return c.byState(p)
@@ -136,7 +137,7 @@ func (c caIssueCmd) byState(p *process) error {
 		return err
 	}
 	defer clear(key)
-	sealer, err := c.sealer()
+	sealer, err := c.sealer(p)
 	if err != nil {
 		return err
 	}

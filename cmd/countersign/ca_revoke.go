@@ -33,8 +33,8 @@ the server spreads it.
 
 Whoever held a revoked certificate comes back only with a new join token: those that were made for its
 workload before are void, whichever instance they were for. With keyCompromise, all that was renewed with the
-certificate is revoked, too, and its key is not certified again. To revoke again what is revoked changes
-nothing, and the exit status is 0.
+certificate is revoked, too, and its key is not certified again. To revoke again what is revoked makes the list
+anew, with the next number and the same entries, and the exit status is 0.
 
 Examples:
   countersign ca revoke --state ./state 5d6fa2c0b1e94e0fa7c21f0d3b86a914 --reason keyCompromise
@@ -58,6 +58,7 @@ func (c caRevokeCmd) Run(p *process) error {
 	}
 	var done *api.RevokeResponse
 	if socket != "" {
+		c.idle(p)
 		done, err = api.NewAdmin(socket).Revoke(p.ctx, api.RevokeRequest{Serial: target.Serial, Workload: target.Workload, Reason: string(reason)})
 		if err != nil {
 			return answered(p, err)
@@ -70,7 +71,7 @@ func (c caRevokeCmd) Run(p *process) error {
 
 // byState opens the CA and its journal.
 func (c caRevokeCmd) byState(p *process, target ca.Target, reason issue.Reason) (*api.RevokeResponse, error) {
-	sealer, err := c.sealer()
+	sealer, err := c.sealer(p)
 	if err != nil {
 		return nil, err
 	}

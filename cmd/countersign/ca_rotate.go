@@ -104,7 +104,7 @@ func (f rotateFlags) show(p *process, rotation *api.Rotation) error {
 // newRootFlags say what root to make.
 type newRootFlags struct {
 	Key        string        `enum:"ecdsa-p256,ecdsa-p384,rsa-3072,rsa-4096,ed25519," default:"" placeholder:"TYPE" help:"The type of the next CA's two keys: ecdsa-p256, ecdsa-p384, rsa-3072, rsa-4096 or ed25519. Default: as now."`
-	RootLife   time.Duration `help:"How long the next root's certificate is valid. Default: as now."`
+	RootLife   time.Duration `help:"How long the next root's certificate is valid, which is as long as its issuing CA's at least. Default: as now."`
 	IssuerLife time.Duration `help:"How long its issuing CA's certificate is valid. Default: as now."`
 }
 

@@ -4,7 +4,9 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"countersign.dev/api"
@@ -45,9 +47,12 @@ func (c caRotateIssuerCmd) Run(p *process) error {
 		}
 	}
 	if socket != "" {
+		if said := c.given(); len(said) > 0 {
+			return usagef("%s: a server runs on the CA, and has opened it; leave that out", strings.Join(said, ", "))
+		}
 		return c.take(p, api.RotationRequest{Step: api.RotateIssuer, RootKeyFile: file, IssuerLife: mesh.Duration(c.IssuerLife)})
 	}
-	sealer, err := c.sealer()
+	sealer, err := c.sealer(p)
 	if err != nil {
 		return err
 	}
@@ -85,7 +90,9 @@ func (c caRotateIssuerCmd) renew(p *process, open *ca.CA, log *journal.Log, file
 	var key crypto.Signer
 	if file != "" {
 		var err error
-		if key, err = open.ReadKeyFile(file); err != nil {
+		if key, err = open.ReadKeyFile(file); errors.Is(err, fs.ErrNotExist) {
+			return usageError{err}
+		} else if err != nil {
 			return err
 		}
 	} else if !open.RootKeyAtHand() {

@@ -21,18 +21,18 @@ type checkCmd struct {
 const maxCheck = 10 * time.Minute
 
 type checkExpiryCmd struct {
-	Path       string           `arg:"" optional:"" help:"The specification: a file, or a directory whose files are merged. Default: the one that the server runs. Give it where the stores are to be looked at also while no server answers."`
-	Warn       expiry.Threshold `default:"20%,30d" help:"What a leaf or a certificate file has left when it becomes a warning: a time (30d, 72h), a share of its life (20%), or both, of which the shorter counts."`
-	Critical   expiry.Threshold `default:"10%,7d" help:"What it has left when it becomes critical."`
-	CAWarn     expiry.Threshold `name:"ca-warn" default:"20%,180d" help:"The same for a root or an issuing CA."`
-	CACritical expiry.Threshold `name:"ca-critical" default:"10%,60d" help:"The same for a root or an issuing CA."`
-	Grace      expiry.Threshold `default:"10%,1d" help:"How late a rotation may be: a time, or a share of what is left between the day it is due and the expiry."`
-	Stuck      time.Duration    `default:"15m" help:"For how long a rotation may be under way."`
-	FailOn     string           `enum:"warning,critical" default:"warning" help:"From which severity on the exit status is 1: ${enum}."`
-	Settle     time.Duration    `default:"20s" help:"For how long what disagrees is looked at again, because a rotation may be under way; 0s looks once."`
-	Timeout    time.Duration    `default:"1m" help:"How long all of it may take; at most 10m."`
-	Server     string           `placeholder:"HOST:PORT" help:"The server's listener for agents, to see its certificate. Default: what COUNTERSIGN_RUN says; without either the CA's books say it."`
-	Metrics    string           `name:"metrics-file" placeholder:"FILE" help:"Write the result as Prometheus metrics, too, in one step: for the textfile collector of node_exporter."`
+	Path       string            `arg:"" optional:"" help:"The specification: a file, or a directory whose files are merged. Default: the one that the server runs. Give it where the stores are to be looked at also while no server answers."`
+	Warn       *expiry.Threshold `placeholder:"LEFT" help:"What a leaf or a certificate file has left when it becomes a warning: a time (30d, 72h), a share of its life (20%), or both, of which the shorter counts. Default: 20%,30d, and for what is rotated not before its rotation is late."`
+	Critical   *expiry.Threshold `placeholder:"LEFT" help:"What it has left when it becomes critical. Default: 10%,7d, at most half of --warn, and for what is rotated not before half of what is left when its rotation is late."`
+	CAWarn     *expiry.Threshold `name:"ca-warn" placeholder:"LEFT" help:"What a root or an issuing CA has left when it becomes a warning. Default: 20%,180d."`
+	CACritical *expiry.Threshold `name:"ca-critical" placeholder:"LEFT" help:"What it has left when it becomes critical. Default: 10%,60d, at most half of --ca-warn."`
+	Grace      expiry.Threshold  `default:"10%,1d" help:"How late a rotation may be: a time, or a share of what is left between the day it is due and the expiry."`
+	Stuck      time.Duration     `default:"15m" help:"For how long a rotation may be under way."`
+	FailOn     string            `enum:"warning,critical" default:"warning" help:"From which severity on the exit status is 1: ${enum}."`
+	Settle     time.Duration     `default:"20s" help:"For how long what disagrees is looked at again, because a rotation may be under way; 0s looks once."`
+	Timeout    time.Duration     `default:"1m" help:"How long all of it may take; at most 10m."`
+	Server     string            `placeholder:"HOST:PORT" help:"The server's listener for agents, to see its certificate. Default: what COUNTERSIGN_RUN says; without either the CA's books say it."`
+	Metrics    string            `name:"metrics-file" placeholder:"FILE" help:"Write the result as Prometheus metrics, too, in one step: for the textfile collector of node_exporter."`
 	adminFlags
 	outputFlag
 }
@@ -46,7 +46,8 @@ proxy serves the old certificate; a proxy that refused a reload; a certificate t
 What cannot be asked is a finding as well: a report never looks better because less was seen. Run it where
 the stores can be read and the endpoints be reached, as a user who may; it changes nothing.
 
-What is rotated becomes a warning when its rotation is late, never before; it is due at renewAfter.
+What is rotated is due at renewAfter, and becomes a warning when its rotation is late. A limit that you give with
+--warn or --critical speaks of every leaf that has less left, whether or not its rotation is late.
 
 Examples:
   countersign check expiry --socket ./state/server.sock
@@ -65,9 +66,24 @@ type checkedExpiry struct {
 	expiry.Report
 }
 
+// given puts the limits that were asked for in the place of the defaults. What is critical by default is so only after
+// half of the warning that was asked for.
+func given(warn, critical, asked, askedCritical *expiry.Threshold) {
+	if asked != nil {
+		*warn, *critical = *asked, critical.Under(*asked)
+	}
+	if askedCritical != nil {
+		*critical = *askedCritical
+	}
+}
+
 // limits are those of the command line.
 func (c *checkExpiryCmd) limits() (expiry.Limits, error) {
-	limits := expiry.Limits{Warn: c.Warn, Critical: c.Critical, CAWarn: c.CAWarn, CACritical: c.CACritical, Grace: c.Grace, Stuck: c.Stuck}
+	limits := expiry.DefaultLimits()
+	limits.Grace, limits.Stuck = c.Grace, c.Stuck
+	limits.WarnAlways, limits.CriticalAlways = c.Warn != nil, c.Critical != nil
+	given(&limits.Warn, &limits.Critical, c.Warn, c.Critical)
+	given(&limits.CAWarn, &limits.CACritical, c.CAWarn, c.CACritical)
 	// Critical comes first when it does so for the life of a day or of ten years, and warn does for neither.
 	before := func(critical, warn expiry.Threshold) bool {
 		const day = 24 * time.Hour
@@ -79,9 +95,9 @@ func (c *checkExpiryCmd) limits() (expiry.Limits, error) {
 		return limits, usagef("--timeout %s is out of range; give one above 0 and at most %s", c.Timeout, maxCheck)
 	case c.Settle < 0 || c.Stuck < 0:
 		return limits, usagef("--settle and --stuck are times from 0 on")
-	case before(c.Critical, c.Warn):
+	case c.Critical != nil && c.Warn != nil && before(*c.Critical, *c.Warn):
 		return limits, usagef("--critical %s comes before --warn %s; give it less", c.Critical, c.Warn)
-	case before(c.CACritical, c.CAWarn):
+	case c.CACritical != nil && c.CAWarn != nil && before(*c.CACritical, *c.CAWarn):
 		return limits, usagef("--ca-critical %s comes before --ca-warn %s; give it less", c.CACritical, c.CAWarn)
 	}
 	return limits, nil

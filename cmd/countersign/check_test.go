@@ -269,10 +269,18 @@ func TestCheckSettings(t *testing.T) {
 		{"1d", "2d", "1d", "1d"}:                     false,
 		{"5%", "10%", "1d", "1d"}:                    false,
 		{"1d", "1d", "1h", "10%"}:                    false,
+		{"119m", "", "", ""}:                         true, // the default for critical makes room
+		{"", "90d", "", "365d"}:                      true,
+		{"", "", "1h", ""}:                           true,
+		{"0s", "", "0s", ""}:                         true,
 	} {
 		c := checkExpiryCmd{Timeout: time.Second}
-		for i, threshold := range []*expiry.Threshold{&c.Warn, &c.Critical, &c.CAWarn, &c.CACritical} {
-			if err := threshold.UnmarshalText([]byte(limits[i])); err != nil {
+		for i, threshold := range []**expiry.Threshold{&c.Warn, &c.Critical, &c.CAWarn, &c.CACritical} {
+			if limits[i] == "" {
+				continue // it is not given
+			}
+			*threshold = new(expiry.Threshold)
+			if err := (*threshold).UnmarshalText([]byte(limits[i])); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -102,6 +102,9 @@ func (c generateFlags) write(p *process, proxy mesh.Engine, render func(*mesh.Pl
 	if err != nil {
 		return usageError{err}
 	}
+	if said, ok := spec.ProxyOf(c.Workload); ok && said.Engine != proxy {
+		return usagef("the specification says that the proxy of %s is %s: write what is for %s, or change its 'proxy'", c.Workload, said, said.Engine)
+	}
 	o.CRL = plan.Revocation.Check && !c.AcceptRevoked
 	if o.Version == "" && plan.Proxy.Engine == proxy {
 		o.Version = plan.Proxy.Version

@@ -350,11 +350,17 @@ func (c initCmd) describe(p *process, cred *credential.Credential) error {
 		p.log.Log(p.ctx, level, "repaired", "value", note.Text)
 	}
 	leaf := cred.Leaf()
-	names := leaf.DNSNames
+	var names []string
 	for _, uri := range leaf.URIs {
-		names = append([]string{uri.String()}, names...)
+		names = append(names, uri.String())
 	}
-	_, err := fmt.Fprintf(p.stdout, "%q\nserial %s, valid to %s\n%s\n", names, mtls.Serial(leaf), leaf.NotAfter.UTC().Format(time.RFC3339), filepath.Join(c.To, "current"))
+	for _, name := range leaf.DNSNames {
+		if id.CheckDNSName(name) != nil {
+			name = strconv.Quote(name) // a certificate of somebody else may have anything there, also what moves a cursor
+		}
+		names = append(names, name)
+	}
+	_, err := fmt.Fprintf(p.stdout, "%s\nserial %s, valid to %s\n%s\n", strings.Join(names, ", "), mtls.Serial(leaf), leaf.NotAfter.UTC().Format(time.RFC3339), filepath.Join(c.To, "current"))
 	return err
 }
 

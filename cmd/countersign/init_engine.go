@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -69,6 +71,9 @@ func (c initEngineFlags) writer(to string, fromServer bool, notes func([]string)
 	if err := c.options(to, &w.options); err != nil {
 		return nil, err
 	}
+	if err := w.checkOptions(); err != nil {
+		return nil, err
+	}
 	if c.Plan == "" {
 		return w, nil
 	}
@@ -110,6 +115,22 @@ func (c initEngineFlags) options(to string, o *engine.Options) error {
 		if o.Binds[name], err = netip.ParseAddrPort(address); err != nil {
 			return usagef("--bind %s: %w", name, err)
 		}
+	}
+	return nil
+}
+
+// checkOptions refuses flags with which no configuration can be made, whatever the Plan says.
+func (w *writer) checkOptions() error {
+	least := foreignEngines[w.proxy.Name].least
+	o := w.options
+	if o.Version = w.flags.ProxyVersion; o.Version == "" {
+		o.Version = least
+	}
+	if faults := o.Faults(); len(faults) > 0 {
+		return usagef("--conf: %s", strings.Join(faults, "; "))
+	}
+	if !engine.AtLeast(o.Version, least) {
+		return usagef("--proxy-version %s is older than %s, for which nothing is tested", o.Version, least)
 	}
 	return nil
 }
@@ -157,12 +178,16 @@ func (w *writer) text(plan *mesh.Plan, lists bool) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	w.notes(append(config.Notes, idleBinds(plan, o.Binds)...))
+	notes := config.Notes
+	for _, name := range idleBinds(plan, maps.Keys(o.Binds)) {
+		notes = append(notes, fmt.Sprintf("--bind %s replaces nothing: %s has no such port", name, plan.Workload.Name))
+	}
+	w.notes(notes)
 	return []byte(config.Text), nil
 }
 
-// idleBinds says which --bind a Plan has no port for: mistyped, it would leave a listener at the default address unnoticed.
-func idleBinds(plan *mesh.Plan, binds map[string]netip.AddrPort) []string {
+// idleBinds are the names in --bind that a Plan has no port for: mistyped, one would leave a listener at the default address unnoticed.
+func idleBinds(plan *mesh.Plan, binds iter.Seq[string]) []string {
 	used := make(map[string]bool)
 	for _, in := range plan.Inbound {
 		used[fmt.Sprintf("inbound/%d", in.Port)], used[fmt.Sprintf("app/%d", in.App)] = true, true
@@ -170,13 +195,7 @@ func idleBinds(plan *mesh.Plan, binds map[string]netip.AddrPort) []string {
 	for _, out := range plan.Outbound {
 		used[fmt.Sprintf("outbound/%d", out.Listen)] = true
 	}
-	var notes []string
-	for _, name := range slices.Sorted(maps.Keys(binds)) {
-		if !used[name] {
-			notes = append(notes, fmt.Sprintf("--bind %s replaces nothing: %s has no such port", name, plan.Workload.Name))
-		}
-	}
-	return notes
+	return slices.DeleteFunc(slices.Sorted(binds), func(name string) bool { return used[name] })
 }
 
 // mostLists is the greatest size of a file with revocation lists in bytes.

@@ -61,6 +61,8 @@ func (c initCmd) checkStore() error {
 		return usagef("which secret? Give --secret NAME; `countersign secret list` shows what is there")
 	case c.Layout == "":
 		return usagef("how is the secret split? Give --layout json, separate or exported")
+	case !slices.Contains([]string{string(secret.LayoutJSON), string(secret.LayoutSeparate), string(secret.LayoutExported), string(secret.LayoutBundle)}, c.Layout):
+		return usagef("--layout %q is none of json, separate and exported", c.Layout)
 	case c.Layout == string(secret.LayoutBundle):
 		return usagef("--layout bundle holds no certificate; write --bundle-from secret:NAME for it")
 	}

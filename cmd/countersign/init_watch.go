@@ -68,12 +68,30 @@ func (c initCmd) checkWatch() error {
 		{"--token-file", c.TokenFile},
 		{"--state", c.State},
 		{"--instance", c.Instance},
+		{"--interval", other(c.Interval, 10*time.Second)},
+		{"--patience", other(c.Patience, 30*time.Second)},
+		{"--retry", other(c.Retry, time.Minute)},
 	} {
 		if flag.value != "" {
 			return usagef("%s belongs to --watch", flag.name)
 		}
 	}
+	for _, flag := range []struct{ name, value string }{
+		{"--bind", strings.Join(c.Bind, " ")}, {"--proxy-version", c.ProxyVersion}, {"--user", c.User},
+	} {
+		if flag.value != "" && c.Conf == "" {
+			return usagef("%s belongs to --conf", flag.name)
+		}
+	}
 	return nil
+}
+
+// other is a time as a text when it is not the default.
+func other(given, byDefault time.Duration) string {
+	if given == byDefault {
+		return ""
+	}
+	return given.String()
 }
 
 // watching reads what kong cannot check.
@@ -323,6 +341,7 @@ func (w *watchdog) run(p *process, s *watching, cfg deliver.Config) (err error) 
 	address := ""
 	if s.server != nil {
 		c := s.cmd
+		p.warnReadable("--token-file", c.TokenFile)
 		w.link, err = agent.New(agent.Config{
 			Server: s.server, Pin: c.CAPin, TokenFile: c.TokenFile, StateDir: c.State, Instance: c.Instance, Log: p.log, Foreign: true,
 			OnPlan:     func(plan *mesh.Plan) error { return w.watcher.Take(plan) },

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -58,7 +59,7 @@ signal ends at once. The exit status is 1 when the server refuses the first enro
 passes by itself is waited for.
 
 Examples:
-  countersign token create colorteller > /run/secrets/token
+  (umask 077; countersign token create colorteller > /run/secrets/token)
   countersign proxy --server https://10.0.0.5:8443 --ca-pin sha256:5e0c... --token-file /run/secrets/token \
     --state /var/lib/countersign --instance colorteller-1 --address 10.0.1.17 --admin 127.0.0.1:9901
   countersign proxy --engine nginx --run-dir /dev/shm --server https://10.0.0.5:8443 --ca-pin sha256:5e0c... \
@@ -144,12 +145,20 @@ func (s *proxySettings) bind(text string) error {
 	return nil
 }
 
+// compareBinds says which --bind replaces nothing in a Plan. The next one may have the port, so that it is no mistake yet.
+func compareBinds(plan *mesh.Plan, binds map[string]string, log *slog.Logger) {
+	for _, name := range idleBinds(plan, maps.Keys(binds)) {
+		log.Warn("--bind replaces nothing: the specification has no such port", "bind", name, "workload", plan.Workload.Name, "revision", plan.Revision)
+	}
+}
+
 // Run serves until a signal.
 func (c proxyCmd) Run(p *process) error {
 	settings, err := c.check()
 	if err != nil {
 		return err
 	}
+	p.warnReadable("--token-file", c.TokenFile)
 	tuneMemory(p.ctx, p.log)
 	access, err := openAccessLog(c.AccessLog, p.stdout)
 	if err != nil {
@@ -186,6 +195,7 @@ func (c proxyCmd) newSidecar(p *process, settings *proxySettings, access io.Writ
 		Server: settings.server, Pin: c.CAPin, TokenFile: c.TokenFile, StateDir: c.State, Instance: c.Instance, Log: p.log,
 		OnPlan: func(plan *mesh.Plan) error {
 			c.compareEngine(plan, p.log)
+			compareBinds(plan, settings.binds, p.log)
 			return s.data.apply(plan)
 		},
 		OnIdentity: func() { s.data.identityChanged() },

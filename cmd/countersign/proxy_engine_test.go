@@ -14,6 +14,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -244,6 +246,24 @@ func TestCompareEngine(t *testing.T) {
 		if warned := strings.Contains(out.String(), "says another proxy"); warned != c.warn {
 			t.Errorf("%s: %q", name, &out)
 		}
+	}
+}
+
+// TestCompareBinds is about a --bind for a port that the workload does not have: its listener would stay where it is.
+func TestCompareBinds(t *testing.T) {
+	plan := &mesh.Plan{Inbound: []mesh.Inbound{{Port: 80, App: 8080}}, Outbound: []mesh.Outbound{{Listen: 9000}}}
+	binds := map[string]string{}
+	for _, name := range []string{"inbound/80", "app/8080", "outbound/9000", "inbound/8080", "app/80", "outbound/80"} {
+		binds[name] = "127.0.0.1:1"
+	}
+	var out bytes.Buffer
+	compareBinds(plan, binds, slog.New(slog.NewTextHandler(&out, nil)))
+	var said []string
+	for _, match := range regexp.MustCompile(`level=WARN msg="--bind replaces nothing: [^"]*" bind=(\S+)`).FindAllStringSubmatch(out.String(), -1) {
+		said = append(said, match[1])
+	}
+	if want := []string{"app/80", "inbound/8080", "outbound/80"}; !slices.Equal(said, want) {
+		t.Errorf("it names %q, want %q:\n%s", said, want, &out)
 	}
 }
 

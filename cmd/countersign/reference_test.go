@@ -45,7 +45,10 @@ func reference(model *kong.Application) []byte {
 <!-- Written by "make generate" from the declarations in cmd/countersign; do not edit. -->
 
 Exit status: 0 when all is well, 2 for a wrong command line or invalid input, 1 for any other
-failure. ` + "`countersign up ... -- CMD`" + ` ends with the status of CMD.
+failure. ` + "`countersign up ... -- CMD`" + ` ends with the status of CMD. A file to read that a command line names and that
+is not there makes it wrong (2); a state, a store or a journal that is not there is a failure (1), and so are all files
+for ` + "`countersign init`" + `, which runs where others mount them, and the ` + "`--token-file`" + ` of a sidecar, which is read when
+it is needed.
 
 `)
 	leaves := model.Leaves(true)

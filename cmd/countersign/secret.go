@@ -96,7 +96,8 @@ func (c secretInitCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	if err := c.makeIdentity(p, dir); err != nil {
+	made, err := c.makeIdentity(p, dir)
+	if err != nil {
 		return err
 	}
 	identity, err := filestore.LoadIdentity(c.IdentityFile)
@@ -104,6 +105,9 @@ func (c secretInitCmd) Run(p *process) error {
 		return usageError{err}
 	}
 	if _, err := filestore.Create(dir, identity); err != nil {
+		if made {
+			err = errors.Join(err, c.dropIdentity(p, dir))
+		}
 		return secretError(err)
 	}
 	if c.json() {
@@ -114,27 +118,37 @@ func (c secretInitCmd) Run(p *process) error {
 	return err
 }
 
+// dropIdentity removes the identity file that was made for a store that could not be. A store that is there after all,
+// because only its last sync has failed perhaps, is lost without it.
+func (c secretInitCmd) dropIdentity(p *process, dir string) error {
+	if _, err := os.Lstat(filepath.Join(dir, "store.age")); !errors.Is(err, fs.ErrNotExist) {
+		return nil //nolint:nilerr // who cannot tell keeps it
+	}
+	p.log.InfoContext(p.ctx, "removing the new identity file again: there is no store", "path", c.IdentityFile)
+	return os.Remove(c.IdentityFile)
+}
+
 // makeIdentity makes the identity file when there is none. What one holds that exists is looked at later.
-func (c secretInitCmd) makeIdentity(p *process, dir string) error {
+func (c secretInitCmd) makeIdentity(p *process, dir string) (made bool, err error) {
 	inside, err := lies(c.IdentityFile, dir)
 	if err != nil {
-		return usagef("looking whether --identity-file lies in the store: %w", err)
+		return false, usagef("looking whether --identity-file lies in the store: %w", err)
 	}
 	if inside {
-		return usagef("--identity-file %s lies in the store that it opens; keep it somewhere else, and out of the store's backups", c.IdentityFile)
+		return false, usagef("--identity-file %s lies in the store that it opens; keep it somewhere else, and out of the store's backups", c.IdentityFile)
 	}
 	if _, err := os.Lstat(c.IdentityFile); !errors.Is(err, fs.ErrNotExist) {
-		return nil //nolint:nilerr // whatever is wrong with it, LoadIdentity says it
+		return false, nil //nolint:nilerr // whatever is wrong with it, LoadIdentity says it
 	}
 	// A store that is there belongs to an identity that is elsewhere: another one would only mislead.
 	if _, err := os.Lstat(filepath.Join(dir, "store.age")); err == nil {
-		return fmt.Errorf("%w in %s, and %s does not exist; give the identity file that it was made with, or another directory", filestore.ErrExists, dir, c.IdentityFile)
+		return false, fmt.Errorf("%w in %s, and %s does not exist; give the identity file that it was made with, or another directory", filestore.ErrExists, dir, c.IdentityFile)
 	}
 	if err := filestore.GenerateIdentity(c.IdentityFile); err != nil {
-		return err
+		return false, err
 	}
 	p.log.InfoContext(p.ctx, "made a new identity file; without it the secrets are lost", "path", c.IdentityFile)
-	return nil
+	return true, nil
 }
 
 // lies tells whether a file lies in a directory, by whatever links it is reached. Neither needs to be there.

@@ -54,7 +54,7 @@ func (c serverCmd) Run(p *process) error {
 			return usagef("--name: %w", err)
 		}
 	}
-	seal, err := c.sealer()
+	seal, err := c.sealer(p)
 	if err != nil {
 		return err
 	}

@@ -147,7 +147,7 @@ func readyStore(p *process, store mesh.Store) error {
 		return fmt.Errorf("stores of type %q are not known here", store.Type)
 	}
 	c := secretInitCmd{storeFlags: storeFlags{Store: "file:" + store.Dir, IdentityFile: store.IdentityFile}}
-	if err := c.makeIdentity(p, store.Dir); err != nil {
+	if _, err := c.makeIdentity(p, store.Dir); err != nil {
 		return err
 	}
 	identity, err := filestore.LoadIdentity(store.IdentityFile)
