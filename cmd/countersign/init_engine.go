@@ -121,7 +121,7 @@ func (c initEngineFlags) options(to string, o *engine.Options) error {
 
 // checkOptions refuses flags with which no configuration can be made, whatever the Plan says.
 func (w *writer) checkOptions() error {
-	least := foreignEngines[w.proxy.Name].least
+	least := foreignEngines[mesh.Engine(w.proxy.Name)].Least
 	o := w.options
 	if o.Version = w.flags.ProxyVersion; o.Version == "" {
 		o.Version = least
