@@ -161,7 +161,7 @@ func (l *watchLab) put(version string, kind mesh.KeyType) string {
 func (l *watchLab) args(further ...string) []string {
 	return append([]string{
 		"init", "--from", "file:" + l.file("store"), "--identity-file", l.file("id.age"), "--secret", "shop/orders", "--layout", "json",
-		"--to", l.file("tls"), "--engine", l.engine, "--address", "127.0.0.1", "--interval", "100ms",
+		"--to", l.file("tls"), "--engine", l.engine, "--address", "127.0.0.1",
 	}, further...)
 }
 
@@ -230,7 +230,7 @@ func (l *watchLab) way() string {
 func (l *watchLab) startWatch(further ...string) {
 	l.t.Helper()
 	path := os.Getenv("PATH") + ":/usr/sbin" // where distributions put both
-	l.watch = l.child(initCommand(l.t, []string{"PATH=" + path}, l.args(append([]string{"--watch", "--admin", l.admin}, further...)...)...))
+	l.watch = l.child(initCommand(l.t, []string{"PATH=" + path}, l.args(append([]string{"--watch", "--interval", "100ms", "--admin", l.admin}, further...)...)...))
 }
 
 // serial is what the proxy shows in a full handshake.

@@ -135,7 +135,7 @@ func TestWatchBeforeProxy(t *testing.T) {
 	}
 
 	// A second watcher of the directory is refused, and another plan in the file is taken.
-	second := initCommand(t, nil, l.args(append(l.conf(), "--watch", "--reload", l.way())...)...)
+	second := initCommand(t, nil, l.args(append(l.conf(), "--watch", "--interval", "100ms", "--reload", l.way())...)...)
 	if output, err := second.CombinedOutput(); err == nil || !strings.Contains(string(output), "another watcher works there; end it first") {
 		t.Errorf("a second watcher: %v\n%s", err, output)
 	}
