@@ -56,7 +56,7 @@ func (r *run) runCommand(ctx context.Context, command *exec.Cmd) (int, error) {
 	defer restore()
 	process := &running{command: command}
 	started := func() error { return r.starter.start(command) }
-	if err := r.onSignalOnce(started, func(s os.Signal) {
+	if err := r.onSignalAfter(started, func(s os.Signal) {
 		if number, ok := s.(syscall.Signal); ok {
 			process.signal(number)
 		}

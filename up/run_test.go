@@ -445,11 +445,11 @@ func TestSignalAtTheStart(t *testing.T) {
 	r.onSignal(func(os.Signal) { t.Error("it means what it meant before") })
 	got := make(chan os.Signal, 1)
 	defer r.listen()()
-	err := r.onSignalOnce(func() error { signals <- syscall.SIGINT; return nil }, func(s os.Signal) { got <- s })
+	err := r.onSignalAfter(func() error { signals <- syscall.SIGINT; return nil }, func(s os.Signal) { got <- s })
 	if s := <-got; err != nil || s != syscall.SIGINT {
 		t.Errorf("%v, %v", s, err)
 	}
-	if err := r.onSignalOnce(func() error { return os.ErrNotExist }, nil); err == nil || r.signal == nil {
+	if err := r.onSignalAfter(func() error { return os.ErrNotExist }, nil); err == nil || r.signal == nil {
 		t.Errorf("after a start that failed: %v", err)
 	}
 }
