@@ -219,7 +219,7 @@ func digest(id string) string {
 
 // pause waits a moment that is different for each of those who wait, and longer with each try.
 func pause(ctx context.Context, try int) error {
-	wait := time.NewTimer(time.Millisecond + rand.N(min(time.Duration(try)*5*time.Millisecond, 250*time.Millisecond)))
+	wait := time.NewTimer(time.Millisecond + rand.N(min(time.Duration(try)*5*time.Millisecond, 250*time.Millisecond))) //nolint:gosec // jitter is no secret
 	defer wait.Stop()
 	select {
 	case <-wait.C:

@@ -259,20 +259,20 @@ func TestStoreFails(t *testing.T) {
 	}
 }
 
-// placeheld is a store as a template leaves it: a version is current that reads as nothing.
-type placeheld struct {
+// templated is a store as a template leaves it: a version is current that reads as nothing.
+type templated struct {
 	Store
 	id string
 }
 
-func (p *placeheld) Read(ctx context.Context, name, version string) ([]byte, string, error) {
+func (p *templated) Read(ctx context.Context, name, version string) ([]byte, string, error) {
 	if p.id != "" {
 		return nil, "", fmt.Errorf("%w: nothing has been written to it yet", secret.ErrNotFound)
 	}
 	return p.Store.Read(ctx, name, version)
 }
 
-func (p *placeheld) Replace(ctx context.Context, name, version, replaces string) error {
+func (p *templated) Replace(ctx context.Context, name, version, replaces string) error {
 	if p.id != replaces && p.id != "" {
 		return &secret.ReplacedError{Name: name, Expected: replaces, Current: p.id}
 	}
@@ -285,7 +285,7 @@ func (p *placeheld) Replace(ctx context.Context, name, version, replaces string)
 // TestPlaceholder begins where a template has left a value that is none.
 func TestPlaceholder(t *testing.T) {
 	store, _ := newStore(t)
-	mustSpend(t, New(&placeheld{store, "made-by-a-template"}, name, 2, november), "a", "b")
+	mustSpend(t, New(&templated{store, "made-by-a-template"}, name, 2, november), "a", "b")
 	if n := used(t, store, november); n != 2 {
 		t.Errorf("%d are counted", n)
 	}
