@@ -1,0 +1,134 @@
+package engine
+
+import (
+	"encoding/hex"
+	"strconv"
+	"strings"
+	"time"
+
+	"countersign.dev/id"
+)
+
+// Who called is told to whoever watches over the proxy, where [Options.Callers] asks for it: the proxy's own log goes
+// elsewhere. NGINX sends a datagram after a connection's first request, and never waits for its reader; HAProxy
+// keeps a table, in which it counts the connection at its handshake.
+
+const (
+	// CallersSocket is the UNIX datagram socket in the run directory to which NGINX sends.
+	CallersSocket = "callers.sock"
+	// CallersTag is what stands before NGINX's words in a datagram.
+	CallersTag = "countersign"
+	// CallersTable is the name of HAProxy's table, which is read on [StatsSocket].
+	CallersTable = "callers"
+	// StatsSocket is where HAProxy answers its administrator, in the run directory.
+	StatsSocket = "haproxy.sock"
+	// CallersKept is after how long HAProxy forgets who does not come any more.
+	CallersKept = 10 * time.Minute
+	// MostCallers is how many certificates of callers are remembered.
+	MostCallers = 1000
+)
+
+// Call is what is told of a caller whose certificate was proved.
+type Call struct {
+	// Identity is its SPIFFE ID, and Serial its certificate's number as this mesh writes it.
+	Identity, Serial string
+	// Connections counts in HAProxy's table, Ago is how long ago one of them began or ended, and Open tells that one is open;
+	// they are zero in a datagram.
+	Connections uint64
+	Ago         time.Duration
+	Open        bool
+}
+
+// Caller is the SPIFFE ID of who has proved himself in a trust domain, empty for everybody else. The text is the ID, or
+// the subject of a certificate.
+func Caller(domain, text string) string {
+	if strings.HasPrefix(text, "spiffe://") {
+		return text
+	}
+	var name, kind string
+	for part := range strings.SplitSeq(text, ",") {
+		key, value, _ := strings.Cut(part, "=")
+		switch {
+		case key == "CN" && name == "":
+			name = value
+		case key == "OU" && kind == "":
+			kind = value
+		case key == "O" && value == domain:
+		default:
+			return ""
+		}
+	}
+	if peer, err := id.New(domain, id.Kind(kind), name); err == nil {
+		return peer.String()
+	}
+	return ""
+}
+
+// Serial is a certificate's number as this mesh writes it: lower case, two digits a byte, without the zero that
+// keeps DER's numbers positive. It is empty for what is no number.
+func Serial(text string) string {
+	s := strings.ToLower(text)
+	if len(s)%2 == 1 {
+		s = "0" + s
+	}
+	if _, err := hex.DecodeString(s); err != nil {
+		return ""
+	}
+	for len(s) > 2 && strings.HasPrefix(s, "00") {
+		s = s[2:]
+	}
+	return s
+}
+
+// mostSerial is the greatest length of a serial number in hexadecimal digits: 20 bytes (RFC 5280, section 4.1.2.2), and
+// a zero before them.
+const mostSerial = 42
+
+// call reads a serial number and a subject; false when they are not of a member of the trust domain.
+func call(domain, serial, subject string) (Call, bool) {
+	if len(serial) > mostSerial || !strings.HasPrefix(subject, "CN=") {
+		return Call{}, false
+	}
+	c := Call{Identity: Caller(domain, subject), Serial: Serial(serial)}
+	return c, c.Identity != "" && c.Serial != ""
+}
+
+// ParseDatagram reads what NGINX has sent: its syslog's head (RFC 3164), and a serial number and a subject.
+func ParseDatagram(domain string, datagram []byte) (Call, bool) {
+	_, words, found := strings.Cut(string(datagram), " "+CallersTag+": ")
+	serial, subject, both := strings.Cut(words, " ")
+	if !found || !both {
+		return Call{}, false
+	}
+	return call(domain, serial, subject)
+}
+
+// ParseTable reads HAProxy's answer to "show table". Lines that are not of members of the trust domain are left out.
+func ParseTable(domain, answer string) []Call {
+	var all []Call
+	for line := range strings.Lines(answer) {
+		var key string
+		values := make(map[string]uint64)
+		for word := range strings.FieldsSeq(line) {
+			name, value, _ := strings.Cut(word, "=")
+			if name == "key" {
+				key = strings.ReplaceAll(value, `\`, "") // what is escaped is = and what no member's subject has
+			} else if n, err := strconv.ParseUint(value, 10, 62); err == nil {
+				values[name] = n
+			}
+		}
+		serial, subject, _ := strings.Cut(key, "/")
+		c, ok := call(domain, serial, subject)
+		left, counted := values["exp"]
+		if !ok || !counted || values["conn_cnt"] == 0 {
+			continue
+		}
+		c.Connections, c.Open = values["conn_cnt"], values["use"] > 0
+		c.Ago = max(0, CallersKept-time.Duration(min(left, uint64(CallersKept/time.Millisecond)))*time.Millisecond)
+		all = append(all, c)
+		if len(all) == MostCallers {
+			break
+		}
+	}
+	return all
+}
