@@ -40,9 +40,7 @@ type CallersConfig struct {
 type Callers struct {
 	cfg CallersConfig
 
-	// What follows belongs to the goroutine of Run.
-	counted map[engine.Call]uint64 // what HAProxy counted, by identity and serial; nil before the first look
-	problem string
+	problem string // of the goroutine of Run
 
 	mu   sync.Mutex
 	seen map[string]api.Caller // guarded by mu, by SPIFFE ID
@@ -142,7 +140,7 @@ func (c *Callers) forgetOne() {
 	delete(c.seen, oldest)
 }
 
-// table takes in what HAProxy has counted since the last look. A worker that has just started counts from nothing.
+// table takes in what HAProxy has noted. A worker that has just started has noted nothing.
 func (c *Callers) table(ctx context.Context) error {
 	domain := c.domain()
 	if domain == "" {
@@ -154,18 +152,9 @@ func (c *Callers) table(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	now := time.Now()
-	counted := make(map[engine.Call]uint64)
-	for _, call := range engine.ParseTable(domain, answer) {
-		if c.counted == nil && call.Open {
-			call.Ago = 0 // it stands before what others have ended since
-		}
-		who := engine.Call{Identity: call.Identity, Serial: call.Serial}
-		if counted[who] = call.Connections; c.counted[who] != call.Connections {
-			c.presented(call, now.Add(-call.Ago))
-		}
+	for _, call := range engine.ParseTable(domain, answer, time.Now()) {
+		c.presented(call, call.Seen)
 	}
-	c.counted = counted
 	return nil
 }
 

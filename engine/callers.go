@@ -11,7 +11,7 @@ import (
 
 // Who called is told to whoever watches over the proxy, where [Options.Callers] asks for it: the proxy's own log goes
 // elsewhere. NGINX sends a datagram after a connection's first request, and never waits for its reader; HAProxy
-// keeps a table, in which it counts the connection at its handshake.
+// keeps a table, in which it notes the time of a connection's handshake.
 
 const (
 	// CallersSocket is the UNIX datagram socket in the run directory to which NGINX sends.
@@ -24,6 +24,9 @@ const (
 	StatsSocket = "haproxy.sock"
 	// CallersKept is after how long HAProxy forgets who does not come any more.
 	CallersKept = 10 * time.Minute
+	// CallersClock is the number of milliseconds after which the clock in HAProxy's table, whose numbers are small, begins
+	// again.
+	CallersClock = 1_000_000_000
 	// MostCallers is how many certificates of callers are remembered.
 	MostCallers = 1000
 )
@@ -32,11 +35,8 @@ const (
 type Call struct {
 	// Identity is its SPIFFE ID, and Serial its certificate's number as this mesh writes it.
 	Identity, Serial string
-	// Connections counts in HAProxy's table, Ago is how long ago one of them began or ended, and Open tells that one is open;
-	// they are zero in a datagram.
-	Connections uint64
-	Ago         time.Duration
-	Open        bool
+	// Seen is when it connected last, of what stands in HAProxy's table.
+	Seen time.Time
 }
 
 // Caller is the SPIFFE ID of who has proved himself in a trust domain, empty for everybody else. The text is the ID, or
@@ -103,28 +103,30 @@ func ParseDatagram(domain string, datagram []byte) (Call, bool) {
 	return call(domain, serial, subject)
 }
 
-// ParseTable reads HAProxy's answer to "show table". Lines that are not of members of the trust domain are left out.
-func ParseTable(domain, answer string) []Call {
+// ParseTable reads HAProxy's answer to "show table" of this moment. Lines that are not of members of the trust domain are left out.
+func ParseTable(domain, answer string, now time.Time) []Call {
 	var all []Call
 	for line := range strings.Lines(answer) {
-		var key string
-		values := make(map[string]uint64)
+		var key, clock string
 		for word := range strings.FieldsSeq(line) {
-			name, value, _ := strings.Cut(word, "=")
-			if name == "key" {
+			switch name, value, _ := strings.Cut(word, "="); name {
+			case "key":
 				key = strings.ReplaceAll(value, `\`, "") // what is escaped is = and what no member's subject has
-			} else if n, err := strconv.ParseUint(value, 10, 62); err == nil {
-				values[name] = n
+			case "gpt0":
+				clock = value
 			}
 		}
 		serial, subject, _ := strings.Cut(key, "/")
 		c, ok := call(domain, serial, subject)
-		left, counted := values["exp"]
-		if !ok || !counted || values["conn_cnt"] == 0 {
+		at, err := strconv.ParseUint(clock, 10, 32)
+		if !ok || err != nil || at >= CallersClock {
 			continue
 		}
-		c.Connections, c.Open = values["conn_cnt"], values["use"] > 0
-		c.Ago = max(0, CallersKept-time.Duration(min(left, uint64(CallersKept/time.Millisecond)))*time.Millisecond)
+		ago := (now.UnixMilli()%CallersClock - int64(at) + CallersClock) % CallersClock
+		if ago > CallersClock/2 { // its clock is a little ahead
+			ago = 0
+		}
+		c.Seen = now.Add(-time.Duration(ago) * time.Millisecond)
 		all = append(all, c)
 		if len(all) == MostCallers {
 			break

@@ -41,9 +41,9 @@ func TestCaller(t *testing.T) {
 const (
 	datagram = "<190>Nov 23 06:16:48 countersign: 4F501A07B8F8B0B42961F32561F2F7227381C14B CN=front,OU=service,O=shop.internal"
 	table    = "# table: callers, type: string, size:1000, used:3\n" +
-		"0x561a89c902b8: key=00B4501A/CN\\=front,OU\\=service,O\\=shop.internal use=1 exp=598000 conn_cnt=5\n" +
-		"0x561a89c902b8: key=4F/CN\\=edge,OU\\=gateway,O\\=shop.internal use=0 exp=600000 shard=0 conn_cnt=1\n" +
-		"0x561a89c902b8: key=50/CN\\=front,OU\\=service,O\\=other.internal use=0 exp=1 conn_cnt=1\n\n"
+		"0x561a89c902b8: key=00B4501A/CN\\=front,OU\\=service,O\\=shop.internal use=1 exp=598000 gpt0=2000\n" +
+		"0x561a89c902b8: key=4F/CN\\=edge,OU\\=gateway,O\\=shop.internal use=0 exp=600000 shard=0 gpt0=999999000\n" +
+		"0x561a89c902b8: key=50/CN\\=front,OU\\=service,O\\=other.internal use=0 exp=1 gpt0=1\n\n"
 )
 
 // TestDatagram reads what NGINX sends, and nothing of anybody who is no member.
@@ -66,26 +66,30 @@ func TestDatagram(t *testing.T) {
 
 // TestTable reads HAProxy's table, as far as it is of members.
 func TestTable(t *testing.T) {
+	now := time.UnixMilli(5_000_000_004_000)
 	want := []engine.Call{
-		{Identity: "spiffe://shop.internal/service/front", Serial: "b4501a", Connections: 5, Ago: 2 * time.Second, Open: true},
-		{Identity: "spiffe://shop.internal/gateway/edge", Serial: "4f", Connections: 1},
+		{Identity: "spiffe://shop.internal/service/front", Serial: "b4501a", Seen: now.Add(-2 * time.Second)},
+		{Identity: "spiffe://shop.internal/gateway/edge", Serial: "4f", Seen: now.Add(-5 * time.Second)},
 	}
-	if diff := cmp.Diff(want, engine.ParseTable("shop.internal", table)); diff != "" {
+	if diff := cmp.Diff(want, engine.ParseTable("shop.internal", table, now)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	for _, bad := range []string{
-		"", "Unknown table\n", "0x1: key=4F/CN=front,OU=service,O=shop.internal use=1 conn_cnt=5", "0x1: key=4F/CN=front,OU=service,O=shop.internal exp=1 conn_cnt=0",
-		"0x1: key=4F/CN=front,OU=service,O=shop.internal exp=-1 conn_cnt=1", "0x1: key=4F exp=1 conn_cnt=1", "0x1: exp=1 conn_cnt=1",
+		"", "Unknown table\n", "0x1: key=4F/CN=front,OU=service,O=shop.internal use=1", "0x1: key=4F/CN=front,OU=service,O=shop.internal exp=1 gpt0=1000000000",
+		"0x1: key=4F/CN=front,OU=service,O=shop.internal exp=1 gpt0=-1", "0x1: key=4F exp=1 gpt0=1", "0x1: exp=1 gpt0=1",
 	} {
-		if got := engine.ParseTable("shop.internal", bad); len(got) != 0 {
+		if got := engine.ParseTable("shop.internal", bad, now); len(got) != 0 {
 			t.Errorf("%q is read as %+v", bad, got)
 		}
 	}
 	var long strings.Builder
 	for n := range 2 * engine.MostCallers {
-		fmt.Fprintf(&long, "0x1: key=%04X/CN\\=front,OU\\=service,O\\=shop.internal use=1 exp=1 conn_cnt=1\n", n)
+		fmt.Fprintf(&long, "0x1: key=%04X/CN\\=front,OU\\=service,O\\=shop.internal use=1 exp=1 gpt0=1\n", n)
 	}
-	if got := engine.ParseTable("shop.internal", long.String()); len(got) != engine.MostCallers {
+	if got := engine.ParseTable("shop.internal", `0x1: key=4F/CN=front,OU=service,O=shop.internal gpt0=4001`, now); len(got) != 1 || !got[0].Seen.Equal(now) {
+		t.Errorf("what is a little ahead is %+v", got)
+	}
+	if got := engine.ParseTable("shop.internal", long.String(), now); len(got) != engine.MostCallers {
 		t.Errorf("%d are read of what has too many", len(got))
 	}
 }
@@ -95,9 +99,10 @@ func FuzzCalls(f *testing.F) {
 	f.Add(datagram)
 	f.Add(table)
 	f.Fuzz(func(t *testing.T, text string) {
-		calls := engine.ParseTable("shop.internal", text)
+		now := time.Now()
+		calls := engine.ParseTable("shop.internal", text, now)
 		for _, c := range calls {
-			if c.Connections == 0 || c.Ago < 0 || c.Ago > engine.CallersKept {
+			if c.Seen.After(now) || now.Sub(c.Seen) > engine.CallersClock*time.Millisecond {
 				t.Errorf("%+v", c)
 			}
 		}

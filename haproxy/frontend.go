@@ -49,11 +49,12 @@ func (r *renderer) inbound(in mesh.Inbound) {
 	}
 }
 
-// tellCallers counts a connection of a caller whose certificate was proved, once, after its handshake.
+// tellCallers notes when a caller whose certificate was proved has connected, once, after its handshake.
 func (r *renderer) tellCallers() {
 	r.line("tcp-request", "session", "set-var(sess.caller)", subject, "if", "proved")
 	r.line("tcp-request", "session", "set-var(sess.serial)", "ssl_c_serial,hex", "if", "proved")
 	r.line("tcp-request", "session", "track-sc0", "var(sess.serial),concat(/,sess.caller)", "table", engine.CallersTable, "if", "proved")
+	r.line("tcp-request", "session", "sc-set-gpt0(0)", word("date(0,ms),mod("+strconv.Itoa(engine.CallersClock)+")"), "if", "proved")
 }
 
 // sniff takes TLS and plaintext on one port, and hands each to its own inner socket.

@@ -66,7 +66,7 @@ func Render(plan *mesh.Plan, o engine.Options) (*engine.Config, error) {
 	if r.o.Callers {
 		r.section("backend", engine.CallersTable)
 		r.line("stick-table", "type", "string", "len", "384", "size", word(strconv.Itoa(engine.MostCallers)),
-			"expire", word(strconv.Itoa(int(engine.CallersKept/time.Second))+"s"), "store", "conn_cnt")
+			"expire", word(strconv.Itoa(int(engine.CallersKept/time.Second))+"s"), "store", "gpt0")
 	}
 	if err := r.refusal.Err(); err != nil {
 		return nil, err
