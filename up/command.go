@@ -54,15 +54,15 @@ func (r *run) runCommand(ctx context.Context, command *exec.Cmd) (int, error) {
 	command.Env = append(r.withProgram(environment()), EnvRun+"="+r.state.documentPath())
 	restore := foreground(command)
 	defer restore()
-	if err := r.starter.start(command); err != nil {
-		return 0, fmt.Errorf("%w: %w", ErrCommand, err)
-	}
 	process := &running{command: command}
-	r.onSignal(func(s os.Signal) {
+	started := func() error { return r.starter.start(command) }
+	if err := r.onSignalOnce(started, func(s os.Signal) {
 		if number, ok := s.(syscall.Signal); ok {
 			process.signal(number)
 		}
-	})
+	}); err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrCommand, err)
+	}
 	stop := context.AfterFunc(ctx, func() { process.signal(syscall.SIGTERM) })
 	defer stop()
 	err := process.wait()

@@ -437,3 +437,19 @@ func TestLogFiles(t *testing.T) {
 		t.Errorf("standard error has\n%s", f.stderr)
 	}
 }
+
+// A signal that comes while the command starts is the command's.
+func TestSignalAtTheStart(t *testing.T) {
+	signals := make(chan os.Signal)
+	r := &run{cfg: Config{Signals: signals}}
+	r.onSignal(func(os.Signal) { t.Error("it means what it meant before") })
+	got := make(chan os.Signal, 1)
+	defer r.listen()()
+	err := r.onSignalOnce(func() error { signals <- syscall.SIGINT; return nil }, func(s os.Signal) { got <- s })
+	if s := <-got; err != nil || s != syscall.SIGINT {
+		t.Errorf("%v, %v", s, err)
+	}
+	if err := r.onSignalOnce(func() error { return os.ErrNotExist }, nil); err == nil || r.signal == nil {
+		t.Errorf("after a start that failed: %v", err)
+	}
+}

@@ -181,9 +181,19 @@ type run struct {
 
 // onSignal says what a signal means from now on.
 func (r *run) onSignal(handle func(os.Signal)) {
+	_ = r.onSignalOnce(func() error { return nil }, handle)
+}
+
+// onSignalOnce does something and says what a signal means once it has succeeded. One that comes meanwhile waits, so
+// that what has begun is not met by the meaning of before.
+func (r *run) onSignalOnce(begin func() error, handle func(os.Signal)) error {
 	r.signalMu.Lock()
 	defer r.signalMu.Unlock()
-	r.signal = handle
+	err := begin()
+	if err == nil {
+		r.signal = handle
+	}
+	return err
 }
 
 // listen takes signals until the function that it gives is called.
