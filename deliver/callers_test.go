@@ -197,7 +197,7 @@ func TestCallersNowhere(t *testing.T) {
 func TestCallersLinks(t *testing.T) {
 	run := shortDir(t)
 	path, victim := filepath.Join(run, engine.CallersSocket), filepath.Join(shortDir(t), "victim")
-	ok(t, os.WriteFile(victim, nil, 0o644)) //nolint:gosec // its mode is what is looked at
+	ok(t, os.WriteFile(victim, nil, 0o644))
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() {

@@ -56,7 +56,7 @@ func TestSender(t *testing.T) {
 		t.Fatal(err)
 	}
 	closed := t.TempDir()
-	if err := os.Chmod(closed, 0o700); err != nil { //nolint:gosec // a directory
+	if err := os.Chmod(closed, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	for name, test := range map[string]struct {
