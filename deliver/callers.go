@@ -10,7 +10,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
+	"syscall"
 	"time"
 
 	"countersign.dev/api"
@@ -196,14 +198,16 @@ func (s *socket) isThere() bool {
 	return err == nil && os.SameFile(there, s.file)
 }
 
-// listenAt binds a datagram socket that only its owner may send to. It is bound beside its place, so that it has its mode before
-// anybody finds it, and replaces what a watcher that was killed has left.
+// listenAt binds a datagram socket that only its owner may send to. It is bound beside its place, so that it has its owner before
+// anybody finds it, and replaces what a watcher that was killed has left. The directory may be the proxy's, which is believed
+// nothing: what stands there under the name is not touched through a link.
 func listenAt(ctx context.Context, path string, owner int) (_ *net.UnixConn, file os.FileInfo, err error) {
 	temp := path + ".new"
 	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, err
 	}
-	packets, err := new(net.ListenConfig).ListenPacket(ctx, "unixgram", temp)
+	config := net.ListenConfig{Control: narrow}
+	packets, err := config.ListenPacket(ctx, "unixgram", temp)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -217,8 +221,10 @@ func listenAt(ctx context.Context, path string, owner int) (_ *net.UnixConn, fil
 	if !ok {
 		return nil, nil, errors.New("that is no UNIX socket")
 	}
-	if err := os.Chmod(temp, 0o600); err != nil {
-		return nil, nil, err
+	if runtime.GOOS != "linux" { // where the mode of a socket is not its file's
+		if err := os.Chmod(temp, socketMode); err != nil {
+			return nil, nil, err
+		}
 	}
 	if owner >= 0 {
 		if err := os.Lchown(temp, owner, -1); err != nil {
@@ -228,7 +234,23 @@ func listenAt(ctx context.Context, path string, owner int) (_ *net.UnixConn, fil
 	if file, err = os.Lstat(temp); err != nil {
 		return nil, nil, err
 	}
+	if file.Mode() != fs.ModeSocket|socketMode {
+		return nil, nil, fmt.Errorf("%s is not the socket that was just made there (%s)", temp, file.Mode())
+	}
 	return conn, file, os.Rename(temp, path)
+}
+
+const socketMode = 0o600
+
+// narrow gives a socket the mode that Linux makes its file with, before it is bound: the name may be a link to
+// something else a moment later.
+func narrow(_, _ string, socket syscall.RawConn) error {
+	if runtime.GOOS != "linux" {
+		return nil
+	}
+	var failed error
+	err := socket.Control(func(fd uintptr) { failed = syscall.Fchmod(int(fd), socketMode) })
+	return errors.Join(err, failed)
 }
 
 // close stops listening.

@@ -191,3 +191,38 @@ func TestCallersNowhere(t *testing.T) {
 		}
 	}
 }
+
+// TestCallersLinks: whoever may write to the run directory, and is not the watcher's user perhaps, puts a link in the place of the
+// socket while that is made. What the link leads to stays as it is.
+func TestCallersLinks(t *testing.T) {
+	run := shortDir(t)
+	path, victim := filepath.Join(run, engine.CallersSocket), filepath.Join(shortDir(t), "victim")
+	ok(t, os.WriteFile(victim, nil, 0o644))
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for ctx.Err() == nil {
+			_ = os.Symlink(victim, path+".link")
+			_ = os.Rename(path+".link", path+".new")
+		}
+	}()
+	for range 300 {
+		conn, _, err := listenAt(ctx, path, os.Geteuid())
+		if err == nil {
+			ok(t, conn.Close())
+		}
+	}
+	cancel()
+	<-ended
+	if info, err := os.Stat(victim); err != nil || info.Mode().Perm() != 0o644 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+	ok(t, os.RemoveAll(path+".new"))
+	conn, file, err := listenAt(t.Context(), path, -1)
+	ok(t, err)
+	defer conn.Close()
+	if there, err := os.Lstat(path); err != nil || !os.SameFile(there, file) || there.Mode() != os.ModeSocket|0o600 {
+		t.Errorf("%v, %v", there, err)
+	}
+}

@@ -24,9 +24,11 @@ const (
 	StatsSocket = "haproxy.sock"
 	// CallersKept is after how long HAProxy forgets who does not come any more.
 	CallersKept = 10 * time.Minute
-	// CallersClock is the number of milliseconds after which the clock in HAProxy's table, whose numbers are small, begins
-	// again.
-	CallersClock = 1_000_000_000
+	// CallersClock is the number of milliseconds after which the clock in HAProxy's table, whose numbers have 32 bits, begins
+	// again: 46 days. A row stays for as long as its connection is open, which may be days.
+	CallersClock = 4_000_000_000
+	// callersAhead is by how many milliseconds HAProxy's clock may be ahead of its reader's.
+	callersAhead = 60_000
 	// MostCallers is how many certificates of callers are remembered.
 	MostCallers = 1000
 )
@@ -123,7 +125,7 @@ func ParseTable(domain, answer string, now time.Time) []Call {
 			continue
 		}
 		ago := (now.UnixMilli()%CallersClock - int64(at) + CallersClock) % CallersClock
-		if ago > CallersClock/2 { // its clock is a little ahead
+		if ago > CallersClock-callersAhead {
 			ago = 0
 		}
 		c.Seen = now.Add(-time.Duration(ago) * time.Millisecond)

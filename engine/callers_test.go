@@ -42,7 +42,7 @@ const (
 	datagram = "<190>Nov 23 06:16:48 countersign: 4F501A07B8F8B0B42961F32561F2F7227381C14B CN=front,OU=service,O=shop.internal"
 	table    = "# table: callers, type: string, size:1000, used:3\n" +
 		"0x561a89c902b8: key=00B4501A/CN\\=front,OU\\=service,O\\=shop.internal use=1 exp=598000 gpt0=2000\n" +
-		"0x561a89c902b8: key=4F/CN\\=edge,OU\\=gateway,O\\=shop.internal use=0 exp=600000 shard=0 gpt0=999999000\n" +
+		"0x561a89c902b8: key=4F/CN\\=edge,OU\\=gateway,O\\=shop.internal use=0 exp=600000 shard=0 gpt0=3999999000\n" +
 		"0x561a89c902b8: key=50/CN\\=front,OU\\=service,O\\=other.internal use=0 exp=1 gpt0=1\n\n"
 )
 
@@ -75,7 +75,7 @@ func TestTable(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	for _, bad := range []string{
-		"", "Unknown table\n", "0x1: key=4F/CN=front,OU=service,O=shop.internal use=1", "0x1: key=4F/CN=front,OU=service,O=shop.internal exp=1 gpt0=1000000000",
+		"", "Unknown table\n", "0x1: key=4F/CN=front,OU=service,O=shop.internal use=1", "0x1: key=4F/CN=front,OU=service,O=shop.internal exp=1 gpt0=4000000000",
 		"0x1: key=4F/CN=front,OU=service,O=shop.internal exp=1 gpt0=-1", "0x1: key=4F exp=1 gpt0=1", "0x1: exp=1 gpt0=1",
 	} {
 		if got := engine.ParseTable("shop.internal", bad, now); len(got) != 0 {
@@ -88,6 +88,13 @@ func TestTable(t *testing.T) {
 	}
 	if got := engine.ParseTable("shop.internal", `0x1: key=4F/CN=front,OU=service,O=shop.internal gpt0=4001`, now); len(got) != 1 || !got[0].Seen.Equal(now) {
 		t.Errorf("what is a little ahead is %+v", got)
+	}
+	// A connection that is open for long is not taken for one that has just begun.
+	for _, ago := range []time.Duration{8 * 24 * time.Hour, 40 * 24 * time.Hour} {
+		row := fmt.Sprintf("0x1: key=4F/CN=front,OU=service,O=shop.internal use=1 gpt0=%d", now.Add(-ago).UnixMilli()%engine.CallersClock)
+		if got := engine.ParseTable("shop.internal", row, now); len(got) != 1 || !got[0].Seen.Equal(now.Add(-ago)) {
+			t.Errorf("what connected %s ago is %+v", ago, got)
+		}
 	}
 	if got := engine.ParseTable("shop.internal", long.String(), now); len(got) != engine.MostCallers {
 		t.Errorf("%d are read of what has too many", len(got))

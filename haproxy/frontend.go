@@ -54,7 +54,7 @@ func (r *renderer) tellCallers() {
 	r.line("tcp-request", "session", "set-var(sess.caller)", subject, "if", "proved")
 	r.line("tcp-request", "session", "set-var(sess.serial)", "ssl_c_serial,hex", "if", "proved")
 	r.line("tcp-request", "session", "track-sc0", "var(sess.serial),concat(/,sess.caller)", "table", engine.CallersTable, "if", "proved")
-	r.line("tcp-request", "session", "sc-set-gpt0(0)", word("date(0,ms),mod("+strconv.Itoa(engine.CallersClock)+")"), "if", "proved")
+	r.line("tcp-request", "session", "sc-set-gpt0(0)", word("date(0,ms),mod("+strconv.FormatInt(engine.CallersClock, 10)+")"), "if", "proved")
 }
 
 // sniff takes TLS and plaintext on one port, and hands each to its own inner socket.

@@ -55,6 +55,9 @@ type watching struct {
 
 // checkWatch refuses flags of a watcher for one who does not stay.
 func (c initCmd) checkWatch() error {
+	if c.Callers && c.Conf == "" {
+		return usagef("--callers belongs to --conf")
+	}
 	if c.Watch {
 		return nil
 	}

@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/user"
+	"path/filepath"
+	"slices"
 	"strconv"
+	"syscall"
 	"time"
 
 	"countersign.dev/api"
@@ -55,7 +59,7 @@ func (s *watching) callers(ctx context.Context, w *watchdog, uid int) *deliver.C
 	owner, err := s.conf.sender(uid, os.Geteuid())
 	if err != nil { // NGINX would complain at each connection about what it cannot send
 		s.conf.options.Callers = false
-		w.log.WarnContext(ctx, "nobody is told who calls this proxy, for it is not known here as whom NGINX's workers run", "error", err)
+		w.log.WarnContext(ctx, "nobody is told who calls this proxy: its workers could not tell it", "error", err)
 		return nil
 	}
 	return deliver.NewCallers(deliver.CallersConfig{
@@ -79,7 +83,42 @@ func (w *writer) sender(owner, euid int) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("--user: %w", err)
 	}
+	if err := enters(account, w.options.Run); err != nil {
+		return 0, err
+	}
 	return strconv.Atoi(account.Uid)
+}
+
+// enters is an error when the modes of a directory, or of one above it, keep a user out.
+func enters(account *user.User, dir string) error {
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return fmt.Errorf("--run-dir: %w", err)
+	}
+	groups, err := account.GroupIds()
+	if err != nil {
+		groups = []string{account.Gid}
+	}
+	for at := dir; account.Uid != "0"; at = filepath.Dir(at) {
+		info, err := os.Stat(at)
+		if err != nil {
+			return fmt.Errorf("--run-dir: %w", err)
+		}
+		bit := fs.FileMode(0o001)
+		if system, ok := info.Sys().(*syscall.Stat_t); ok && strconv.FormatUint(uint64(system.Uid), 10) == account.Uid {
+			bit = 0o100
+		} else if ok && slices.Contains(groups, strconv.FormatUint(uint64(system.Gid), 10)) {
+			bit = 0o010
+		}
+		if info.Mode().Perm()&bit == 0 {
+			return fmt.Errorf("the mode %04o of %s keeps %s out, whom --user names: its workers cannot reach --run-dir; name one that belongs to %s, below directories that it may enter",
+				info.Mode().Perm(), at, account.Username, account.Username)
+		}
+		if at == filepath.Dir(at) {
+			break
+		}
+	}
+	return nil
 }
 
 // changed lets the server be told soon.

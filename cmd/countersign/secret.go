@@ -105,7 +105,7 @@ func (c secretInitCmd) Run(p *process) error {
 		return usageError{err}
 	}
 	if _, err := filestore.Create(dir, identity); err != nil {
-		if made {
+		if made && !errors.Is(err, filestore.ErrBusy) { // who makes the store now may have found the file, and needs it
 			err = errors.Join(err, c.dropIdentity(p, dir))
 		}
 		return secretError(err)

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"countersign.dev/durable"
 )
 
 // TestSecretsPage runs the commands of docs/secrets.md in the order of the text, and looks at what they
@@ -91,5 +93,37 @@ func TestPutOvertaken(t *testing.T) {
 		if value, _ := must(0, nil, "secret", "get", name, "--private-key"); value != "three" {
 			t.Errorf("%q is current", value)
 		}
+	}
+}
+
+// TestInitWhileAnother makes a store: the identity file is in use there, perhaps, and stays.
+func TestInitWhileAnother(t *testing.T) {
+	dir := t.TempDir()
+	store, identity := filepath.Join(dir, "store"), filepath.Join(dir, "id.age")
+	if err := os.Mkdir(store, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	unlock, err := durable.Lock(filepath.Join(store, "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	initStore := func(want int) {
+		t.Helper()
+		var out, errs strings.Builder
+		if status := run(t.Context(), []string{"secret", "init", "--store", "file:" + store, "--identity-file", identity}, nil, &out, &errs); status != want {
+			t.Fatalf("status %d, want %d\n%s%s", status, want, out.String(), errs.String())
+		}
+	}
+	initStore(1)
+	before, err := os.ReadFile(identity)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unlock(); err != nil {
+		t.Fatal(err)
+	}
+	initStore(0)
+	if after, err := os.ReadFile(identity); err != nil || string(after) != string(before) {
+		t.Errorf("the identity is another one: %v", err)
 	}
 }
