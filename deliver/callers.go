@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -45,10 +44,20 @@ type Callers struct {
 	problem string // of the goroutine of Run
 
 	mu   sync.Mutex
-	seen map[string]api.Caller // guarded by mu, by SPIFFE ID
+	seen map[string]sight // guarded by mu, by SPIFFE ID
+}
+
+// sight is what a caller presented last, since when, and what it presented before that.
+type sight struct {
+	api.Caller
+	since  time.Time
+	before string
 }
 
 const (
+	// oldWorkers is how long handshakes with the certificate of before do not count once another one was seen: the workers
+	// that an NGINX or HAProxy replaces go on connecting until they have drained. One that is seen later was put back.
+	oldWorkers = 45 * time.Second
 	// listenAgain is between two looks at the socket, or at the table.
 	listenAgain = time.Second
 	// mostTable is the greatest length of HAProxy's answer in bytes.
@@ -59,14 +68,18 @@ const (
 
 // NewCallers begins with nobody.
 func NewCallers(cfg CallersConfig) *Callers {
-	return &Callers{cfg: cfg, seen: make(map[string]api.Caller)}
+	return &Callers{cfg: cfg, seen: make(map[string]sight)}
 }
 
 // Report tells whom the proxy has seen, by SPIFFE ID, with the certificate that was presented last.
 func (c *Callers) Report() map[string]api.Caller {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return maps.Clone(c.seen)
+	report := make(map[string]api.Caller, len(c.seen))
+	for identity, s := range c.seen {
+		report[identity] = s.Caller
+	}
+	return report
 }
 
 // Run learns until the context ends. What goes wrong is said in the log, and tried again.
@@ -117,14 +130,19 @@ func (c *Callers) presented(call engine.Call, at time.Time) {
 	}
 	c.mu.Lock()
 	before, known := c.seen[call.Identity]
-	if known && at.Before(before.Seen) {
+	old := call.Serial == before.before && at.Before(before.since.Add(oldWorkers))
+	if known && (at.Before(before.Seen) || old) {
 		c.mu.Unlock()
 		return
 	}
 	if !known && len(c.seen) >= engine.MostCallers {
 		c.forgetOne()
 	}
-	c.seen[call.Identity] = api.Caller{Serial: call.Serial, Seen: at}
+	now := sight{Caller: api.Caller{Serial: call.Serial, Seen: at}, since: before.since, before: before.before}
+	if call.Serial != before.Serial {
+		now.since, now.before = at, before.Serial
+	}
+	c.seen[call.Identity] = now
 	c.mu.Unlock()
 	if before.Serial != call.Serial && c.cfg.Changed != nil {
 		c.cfg.Changed()

@@ -226,3 +226,33 @@ func TestCallersLinks(t *testing.T) {
 		t.Errorf("%v, %v", there, err)
 	}
 }
+
+// TestCallersOldWorkers lets the workers that a proxy replaces connect after those that replace them.
+func TestCallersOldWorkers(t *testing.T) {
+	plan := callersPlan(t)
+	c := NewCallers(CallersConfig{Plan: func() *mesh.Plan { return plan }})
+	began := time.Now()
+	for _, step := range []struct {
+		serial string
+		after  time.Duration
+		want   string
+	}{
+		{"a1", 0, "a1"},
+		{"b2", time.Second, "b2"},
+		{"a1", 2 * time.Second, "b2"},                            // an old worker
+		{"a1", oldWorkers, "b2"},                                 // which drains
+		{"a1", oldWorkers + 2*time.Second, "a1"},                 // by now it was put back
+		{"c3", oldWorkers + 3*time.Second, "c3"},                 // and replaced at once by another one
+		{"b2", oldWorkers + 4*time.Second, "b2"},                 // what neither is nor was just replaced counts
+		{"c3", 2*oldWorkers + 4*time.Second - time.Second, "b2"}, // for as long as its workers drain
+		{"b2", 2*oldWorkers + 10*time.Second, "b2"},              // the same again
+		{"c3", 2*oldWorkers + 11*time.Second, "c3"},              // long after
+		{"b2", 2*oldWorkers + 5*time.Second, "c3"},               // what is read late counts as of then
+		{"d4", 2*oldWorkers + 12*time.Second, "d4"},
+	} {
+		c.presented(engine.Call{Identity: front, Serial: step.serial}, began.Add(step.after))
+		if got := c.Report()[front].Serial; got != step.want {
+			t.Errorf("%s after %s: the report says %s, want %s", step.serial, step.after, got, step.want)
+		}
+	}
+}
