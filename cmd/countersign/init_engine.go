@@ -39,6 +39,7 @@ type initEngineFlags struct {
 	User          string        `placeholder:"NAME" help:"With --conf: whom the workers of an NGINX that starts as root become. Default: NGINX's own default."`
 	CRL           string        `name:"crl" placeholder:"FILE" help:"A file with revocation lists (PEM), of every authority whose certificates are accepted; it becomes crl.pem, and with --conf callers and callees are looked up in it. Default: none, or with --server those of the control plane."`
 	AcceptRevoked bool          `help:"With --conf: serve although the Plan wants revoked callers refused and there are no revocation lists, so that nobody is looked up. Without it that is an error."`
+	Callers       bool          `help:"With --conf: let the proxy tell which certificate each caller presents, for a watcher with --server, which writes it so by itself. Without a watcher NGINX complains on its standard error at each connection."`
 	DrainTimeout  time.Duration `default:"30s" help:"With --conf: how long connections live on after a reload, at least 1s. Default: ${default}."`
 }
 
@@ -71,6 +72,7 @@ func (c initEngineFlags) writer(to string, fromServer bool, notes func([]string)
 	if err := c.options(to, &w.options); err != nil {
 		return nil, err
 	}
+	w.options.Callers = c.Callers || fromServer
 	if err := w.checkOptions(); err != nil {
 		return nil, err
 	}

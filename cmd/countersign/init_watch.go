@@ -55,6 +55,9 @@ type watching struct {
 
 // checkWatch refuses flags of a watcher for one who does not stay.
 func (c initCmd) checkWatch() error {
+	if c.Callers && c.Conf == "" {
+		return usagef("--callers belongs to --conf")
+	}
 	if c.Watch {
 		return nil
 	}
@@ -306,6 +309,7 @@ func (c initCmd) watch(p *process, out credential.Output) error {
 		cfg.Plan, cfg.File, cfg.Render = s.conf.plan, s.conf.name, s.conf.text
 	}
 	w := &watchdog{log: p.log, ended: make(chan error, 3)}
+	w.callers = s.callers(p.ctx, w, out.UID)
 	switch {
 	case s.server != nil && c.CRL != "":
 		return usagef("--crl: the control plane gives the revocation lists; leave --crl or --server out")
@@ -319,11 +323,7 @@ func (c initCmd) watch(p *process, out credential.Output) error {
 			return deliver.KeptLists(c.To)
 		}
 	}
-	cfg.Changed = func() {
-		if w.link != nil {
-			w.link.ReportSoon()
-		}
-	}
+	cfg.Changed = w.changed
 	return w.run(p, s, cfg)
 }
 
@@ -331,8 +331,9 @@ func (c initCmd) watch(p *process, out credential.Output) error {
 type watchdog struct {
 	log     *slog.Logger
 	watcher *deliver.Watcher
-	link    *agent.Agent // nil: there is no server
-	admin   *http.Server // nil: none
+	callers *deliver.Callers // nil: the proxy does not tell who calls
+	link    *agent.Agent     // nil: there is no server
+	admin   *http.Server     // nil: none
 	ended   chan error
 }
 
@@ -346,7 +347,7 @@ func (w *watchdog) run(p *process, s *watching, cfg deliver.Config) (err error) 
 			Server: s.server, Pin: c.CAPin, TokenFile: c.TokenFile, StateDir: c.State, Instance: c.Instance, Log: p.log, Foreign: true,
 			OnPlan:     func(plan *mesh.Plan) error { return w.watcher.Take(plan) },
 			OnIdentity: func() { w.watcher.Wake() },
-			Report:     func() api.Report { return watchReport(w.watcher.Status(), address) },
+			Report:     func() api.Report { return w.report(address) },
 		})
 		if errors.Is(err, agent.ErrConfig) {
 			return usageError{err}
@@ -370,7 +371,7 @@ func (w *watchdog) run(p *process, s *watching, cfg deliver.Config) (err error) 
 	watchCtx, stopWatcher := context.WithCancel(p.ctx)
 	defer stopWatcher()
 	parts := 1
-	done := make(chan struct{}, 2)
+	done := make(chan struct{}, 3)
 	go func() { w.ended <- w.watcher.Run(watchCtx); done <- struct{}{} }()
 	if w.link != nil {
 		parts++
@@ -380,6 +381,10 @@ func (w *watchdog) run(p *process, s *watching, cfg deliver.Config) (err error) 
 			}
 			done <- struct{}{}
 		}()
+	}
+	if w.callers != nil {
+		parts++
+		go func() { w.callers.Run(watchCtx); done <- struct{}{} }()
 	}
 	if s.conf != nil && s.conf.plan != nil && s.server == nil {
 		go s.followPlan(watchCtx, w)
