@@ -297,7 +297,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-func leaseError(s *Store, ctx context.Context, name, holder string, ttl time.Duration) error { //nolint:revive // the test's table reads better so
+func leaseError(s *Store, ctx context.Context, name, holder string, ttl time.Duration) error {
 	_, err := s.Lease(ctx, name, holder, ttl)
 	return err
 }
