@@ -1,13 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 
+	"countersign.dev/aws/secretsmanager"
 	"countersign.dev/credential"
 	"countersign.dev/mesh"
 	"countersign.dev/secret"
@@ -54,23 +55,22 @@ func (c initCmd) settled() (initCmd, error) {
 	return c, nil
 }
 
-// secretARN is the ARN of a secret, with its region.
-var secretARN = regexp.MustCompile(`^arn:aws(?:-cn|-us-gov)?:secretsmanager:([a-z]{2}(?:-[a-z]+)+-[0-9]{1,2}):[0-9]{12}:secret:[A-Za-z0-9/_+=.@-]+$`)
-
 // checkSecret looks at the name of a secret, which in Secrets Manager may be an ARN.
 func (c initCmd) checkSecret(flag, name string) error {
-	if !c.fromAWS() || !strings.HasPrefix(name, "arn:") {
+	if !c.fromAWS() {
 		if err := secret.CheckName(name); err != nil {
 			return usagef("%s: %w", flag, err)
 		}
 		return nil
 	}
-	arn := secretARN.FindStringSubmatch(name)
-	switch {
-	case arn == nil:
-		return usagef("%s: %.200q is not the ARN of a secret: write arn:aws:secretsmanager:REGION:ACCOUNT:secret:NAME", flag, name)
-	case c.Region != "" && c.Region != arn[1]:
-		return usagef("%s: that secret is in the region %s, and --region says %s", flag, arn[1], c.Region)
+	if err := secretsmanager.CheckName(name); err != nil {
+		return usagef("%s: %w", flag, err)
+	}
+	switch region := secretsmanager.Region(name); {
+	case region == "": // it is no ARN
+		return nil
+	case c.Region != "" && c.Region != region:
+		return usagef("%s: that secret is in the region %s, and --region says %s", flag, region, c.Region)
 	case flag == "--from" && c.Layout != string(secret.LayoutJSON):
 		return usagef("--from: in the layout %s each part is a secret with an ARN of its own; write the name in place of the ARN", c.Layout)
 	}
@@ -82,12 +82,7 @@ func (c initCmd) declared() mesh.Store {
 	if !c.fromAWS() {
 		return mesh.Store{Type: mesh.StoreFile, Dir: strings.TrimPrefix(c.From, "file:"), IdentityFile: c.IdentityFile}
 	}
-	region := c.Region
-	for _, name := range []string{c.Secret, c.bundleSecret()} {
-		if arn := secretARN.FindStringSubmatch(name); arn != nil && region == "" {
-			region = arn[1]
-		}
-	}
+	region := cmp.Or(c.Region, secretsmanager.Region(c.Secret), secretsmanager.Region(c.bundleSecret()))
 	return mesh.Store{Type: mesh.StoreSecretsManager, Region: region, Endpoint: c.EndpointURL}
 }
 

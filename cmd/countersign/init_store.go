@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"countersign.dev/aws/secretsmanager"
 	"countersign.dev/credential"
 	"countersign.dev/deliver"
 	"countersign.dev/mesh"
@@ -141,6 +142,7 @@ type storeSource struct {
 	store         secret.Reader
 	shape, bundle secret.Shape
 	cmd           initCmd
+	close         func() error // of store; nil when there is nothing to close
 }
 
 // openStore opens the store that --from names.
@@ -157,7 +159,21 @@ func (c initCmd) openStore(ctx context.Context) (*storeSource, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &storeSource{store: store, shape: shape, bundle: bundle, cmd: c}, nil
+	source := &storeSource{store: store, shape: shape, bundle: bundle, cmd: c}
+	if cloud, ok := store.Store.(*secretsmanager.Store); ok && c.Watch {
+		// A value is asked for, and paid, when there is another one.
+		reader := cloud.Reader()
+		source.store, source.close = reader, reader.Close
+	}
+	return source, nil
+}
+
+// Close forgets the values that are kept.
+func (s *storeSource) Close() error {
+	if s.close == nil {
+		return nil
+	}
+	return s.close()
 }
 
 // Offer reads the secret, and the roots from where they are.

@@ -263,7 +263,7 @@ func (s *watching) listeners(plan *mesh.Plan) []deliver.Listener {
 }
 
 // watch stays until a signal.
-func (c initCmd) watch(p *process, out credential.Output) error {
+func (c initCmd) watch(p *process, out credential.Output) (err error) {
 	s, err := c.watching(p)
 	if err != nil {
 		return err
@@ -280,6 +280,7 @@ func (c initCmd) watch(p *process, out credential.Output) error {
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, source.Close()) }()
 	if s.conf != nil {
 		if err := s.conf.place(p.ctx); err != nil {
 			return err

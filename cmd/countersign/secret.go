@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"countersign.dev/aws/session"
 	"countersign.dev/mesh"
 	"countersign.dev/secret"
 	"countersign.dev/secret/filestore"
@@ -65,7 +66,7 @@ func (f storeFlags) open(p *process) (*anyStore, error) {
 
 // secretError tells mistakes of the user, which he finds in what he wrote, from failures.
 func secretError(err error) error {
-	if errors.Is(err, secret.ErrInvalid) || errors.Is(err, filestore.ErrIdentity) {
+	if errors.Is(err, secret.ErrInvalid) || errors.Is(err, session.ErrConfig) || errors.Is(err, filestore.ErrIdentity) {
 		return usageError{err}
 	}
 	return err

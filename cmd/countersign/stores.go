@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"countersign.dev/aws/secretsmanager"
 	"countersign.dev/mesh"
 	"countersign.dev/rotate"
 	"countersign.dev/secret"
@@ -37,6 +38,12 @@ func openStore(ctx context.Context, declared mesh.Store) (*anyStore, error) {
 			return nil, err
 		}
 		return &anyStore{store, keeper[*filestore.Lease]{store}, store}, nil
+	case mesh.StoreSecretsManager:
+		store, err := secretsmanager.Open(ctx, secretsmanager.Config{Region: declared.Region, Endpoint: declared.Endpoint, KMSKey: declared.KMSKey})
+		if err != nil {
+			return nil, err
+		}
+		return &anyStore{store, store.Keeper(), store}, nil
 	default:
 		return nil, fmt.Errorf("stores of the type %q are not known to this version of countersign", declared.Type)
 	}
