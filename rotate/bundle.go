@@ -353,7 +353,7 @@ func (n *bundleRun) deploy(outer context.Context) error {
 // do not start with costs one of them at most.
 func (n *bundleRun) rollOut(outer context.Context, user Target) error {
 	name := user.Workload.Name
-	serial := ReadStatus(n.ctx, user).Serial //nolint:contextcheck // the context of the run ends with its lease
+	serial := ReadStatus(n.ctx, user).Serial                       //nolint:contextcheck // the context of the run ends with its lease
 	if slices.Contains(n.record.Restarted, name) || serial == "" { // without a certificate none of them runs
 		return nil
 	}
