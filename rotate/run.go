@@ -58,7 +58,7 @@ type current struct {
 func (r *Rotator) Rotate(ctx context.Context, t Target, o Options) Result {
 	result := Result{Service: t.Workload.Name, Secret: t.Secret, Store: t.StoreName, Outcome: Nothing}
 	n := &run{r: r, t: t, o: o, outer: ctx, ctx: ctx, step: StepLease, result: &result}
-	if err := t.check(); err != nil {
+	if err := r.check(t); err != nil {
 		result.fail(StepLook, err)
 		return result
 	}
@@ -183,6 +183,9 @@ func (n *run) rotate() error {
 		}
 		return n.clearFailure()
 	}
+	if err := n.reachable(); err != nil {
+		return err
+	}
 	if err := n.obtain(); err != nil {
 		return err
 	}
@@ -232,7 +235,7 @@ func (n *run) look() (err error) {
 	}
 	ask, cancel := context.WithTimeout(n.ctx, askTimeout)
 	defer cancel()
-	if n.trust, err = n.r.config.Authority.Trust(ask); err != nil {
+	if n.trust, err = n.r.authority(n.t).Trust(ask); err != nil {
 		return fmt.Errorf("asking for the trust bundle: %w", err)
 	}
 	if n.crls, err = readCRLs(n.trust); err != nil {
