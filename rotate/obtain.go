@@ -96,6 +96,9 @@ func (n *run) requests() ([]string, error) {
 
 // obtain brings a new version as far as pending, and checks it.
 func (n *run) obtain() error {
+	if exporter, ok := n.r.authority(n.t).(Exporter); ok {
+		return n.obtainExport(exporter)
+	}
 	for {
 		request, found, err := n.request()
 		if err != nil {
