@@ -90,8 +90,11 @@ type Request struct {
 	ID       string
 	Workload mesh.Workload
 	DNSNames []string
-	// CSR is PEM.
-	CSR []byte
+	// CSR is PEM. An [Exporter] gets none, but Key and Replaces: the kind of key it is to make, empty for any, and the serial of
+	// the certificate that is to be replaced by another one, empty when any will do.
+	CSR      []byte
+	Key      mesh.KeyType
+	Replaces string
 	// TTL is how long the certificate is to be valid.
 	TTL time.Duration
 	// Receipt is what the authority gave to Keep at an earlier try of this ID; empty when there was none.

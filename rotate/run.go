@@ -356,7 +356,7 @@ func (n *run) reason() (string, error) {
 	case !n.r.now().Before(n.due(leaf)):
 		return "it was due at " + n.due(leaf).UTC().Format(time.RFC3339), nil
 	default:
-		return "", nil
+		return n.newer()
 	}
 }
 
@@ -383,7 +383,11 @@ func (n *run) unrevoked(c *credential.Credential) error {
 		return err
 	}
 	peer := &mtls.Identity{Bundle: roots, Revocation: &mtls.Revocation{CRLs: n.crls, Stale: mesh.StaleServe}}
-	_, err = peer.Verify(c.Chain, x509.ExtKeyUsageAny, n.r.now())
+	if name := n.t.Certificate.DNSIdentity; name != "" {
+		err = peer.VerifyNamed(name, c.Chain, x509.ExtKeyUsageAny, n.r.now())
+	} else {
+		_, err = peer.Verify(c.Chain, x509.ExtKeyUsageAny, n.r.now())
+	}
 	if errors.Is(err, mtls.ErrRevoked) {
 		return fmt.Errorf("the certificate with the serial %s was revoked (%w)", mtls.Serial(c.Leaf()), err)
 	}
@@ -422,7 +426,7 @@ func (n *run) fit(m *secret.Material, bundle []byte) (*x509.Certificate, error) 
 	}
 	leaf := parsed.Leaf()
 	want := n.t.Certificate
-	if err := parsed.Check(credential.Expect{Now: n.r.now(), ID: want.Identity.String(), DNSNames: want.DNSNames}); err != nil {
+	if err := parsed.Check(n.expected()); err != nil {
 		return leaf, err
 	}
 	if len(leaf.DNSNames) != len(want.DNSNames) || len(leaf.IPAddresses)+len(leaf.EmailAddresses) > 0 {
