@@ -241,6 +241,8 @@ const DefaultRolloutTimeout = 30 * time.Minute
 const (
 	// leaseTTL is how long a dead rotation keeps others from its secret.
 	leaseTTL = 15 * time.Second
+	// rolloutLease is leaseTTL for those that are rolled out.
+	rolloutLease = time.Minute
 	// poll is the time between two looks at the endpoints.
 	poll = 500 * time.Millisecond
 	// unseen is how long a workload without a TLS listener is given to be seen by its peers, before its own word counts.
