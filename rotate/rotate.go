@@ -34,7 +34,8 @@ import (
 	"countersign.dev/secret"
 )
 
-// Store is what holds the credentials; errors are those of package secret.
+// Store is what holds the credentials; errors are those of package secret. Like all that a rotation works with, it is
+// used by several goroutines at a time where several targets are rolled out.
 type Store interface {
 	// Read gives the value of a version: an id, a stage, or empty for the current one.
 	Read(ctx context.Context, name, version string) (value []byte, versionID string, err error)
