@@ -6,8 +6,10 @@ package shape
 import (
 	"encoding/json"
 	"encoding/xml"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"net/url"
 	"reflect"
@@ -192,7 +194,7 @@ func absent(v reflect.Value) bool {
 // The members Action and Version are left out.
 func Form(values url.Values) (map[string]any, error) {
 	root := map[string]any{}
-	for _, name := range slices.Sorted(mapKeys(values)) {
+	for _, name := range slices.Sorted(maps.Keys(values)) {
 		if name == "Action" || name == "Version" {
 			continue
 		}
@@ -213,20 +215,9 @@ func Form(values url.Values) (map[string]any, error) {
 	}
 	document, ok := lists(root).(map[string]any)
 	if !ok {
-		return nil, fmt.Errorf("the query is a list")
+		return nil, errors.New("the query is a list")
 	}
 	return document, nil
-}
-
-// mapKeys are the names of a query.
-func mapKeys(values url.Values) func(yield func(string) bool) {
-	return func(yield func(string) bool) {
-		for name := range values {
-			if !yield(name) {
-				return
-			}
-		}
-	}
 }
 
 // lists turns every map whose only member is called member into the list that it stands for.
