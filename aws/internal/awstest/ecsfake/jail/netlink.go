@@ -94,10 +94,12 @@ func linkUp(index int) error {
 	return m.send()
 }
 
-// addBridge makes a bridge that is up.
+// addBridge makes a bridge that is up. Its hardware address is set: otherwise it is the lowest of its members',
+// and changes under the feet of those who have looked it up when one comes or goes.
 func addBridge(name string) error {
 	m := message{kind: unix.RTM_NEWLINK, flags: unix.NLM_F_CREATE | unix.NLM_F_EXCL, body: interfaceHeader(0, true)}
 	m.text(unix.IFLA_IFNAME, name)
+	m.attribute(unix.IFLA_ADDRESS, []byte{2, 0, 0, 0, 0, 1})
 	m.nested(unix.IFLA_LINKINFO, nil, func(info *message) { info.text(unix.IFLA_INFO_KIND, "bridge") })
 	return m.send()
 }
