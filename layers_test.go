@@ -39,6 +39,8 @@ var layer = map[string]int{
 	"api":     1,
 	// What expires when, and what hides it.
 	"expiry": 1,
+	// What certificates cost, and how many somebody is willing to pay for.
+	"budget": 1,
 	// What other proxies get: certificates from elsewhere, checked, and what their configurations share.
 	"credential": 1,
 	"engine":     1,
@@ -90,6 +92,7 @@ var never = map[string][]string{
 	"issue":  {"os", "net/http", "database/sql"}, // a pure core: no disk, no network
 	"policy": {"os", "net/http", "database/sql"},
 	"expiry": {"os", "net", "net/http", "database/sql"}, // facts in, findings out
+	"budget": {"os", "net", "net/http"},
 }
 
 // goPackage is the part of `go list -json` that is looked at.

@@ -76,10 +76,13 @@ func TestNamedByDNS(t *testing.T) {
 	if diff := cmp.Diff([]string{"ledger.example.com", "ledger.example.org"}, ledger.Certificate.DNSNames); diff != "" {
 		t.Errorf("its names (-want +got):\n%s", diff)
 	}
-	if c := ledger.Certificate; c.TTL.String() != "9480h" || c.RenewAfter.String() != "8000h" || c.Authority != "acm" {
+	if c := ledger.Certificate; c.TTL.String() != "9480h" || c.RenewAfter.String() != "8000h" || c.Authority != "acm" || c.DNSIdentity != "ledger.example.com" {
 		t.Errorf("its certificate is %+v", c)
 	}
 	checkout := plan(t, onAWS, "checkout")
+	if checkout.Certificate.DNSIdentity != "" {
+		t.Errorf("a workload with a SPIFFE ID has the DNS identity %q", checkout.Certificate.DNSIdentity)
+	}
 	rules := [][]string{checkout.Inbound[0].Rules[0].From, checkout.Inbound[1].Rules[0].From}
 	if diff := cmp.Diff([][]string{{"dns:ledger.example.com"}, {"any", "dns:ledger.example.com"}}, rules); diff != "" {
 		t.Errorf("who is let in (-want +got):\n%s", diff)

@@ -59,8 +59,11 @@ type Workload struct {
 // CertificatePlan says what a workload's leaf has to hold.
 type CertificatePlan struct {
 	Identity id.ID `json:"identity"`
-	// DNSNames are NAME, NAME.TRUST-DOMAIN and the declared further names; where ACM issues, the name that the
-	// authority declares for the workload instead of the first two.
+	// DNSIdentity is set where ACM issues, whose certificates have no SPIFFE ID: the DNS name that has to be the common
+	// name of the leaf's Subject and one of its names, by which peers know the workload instead of by Identity.
+	DNSIdentity string `json:"dnsIdentity,omitzero"`
+	// DNSNames are NAME, NAME.TRUST-DOMAIN and the declared further names; where DNSIdentity is set, that
+	// instead of the first two.
 	DNSNames []string `json:"dnsNames"`
 	TTL      Duration `json:"ttl"`
 	// RenewAfter is the age at which the leaf is replaced; always below TTL.

@@ -208,12 +208,13 @@ func (n *run) newRequest() (*pending, error) {
 	if err != nil {
 		return nil, err
 	}
-	csr, err := mtls.NewCSR(key)
+	now := n.r.now()
+	want := n.t.Certificate
+	// The names stand in it for authorities that take them from there; one that knows better makes sure that they are right.
+	csr, err := mtls.NewNamedCSR(key, want.Identity, want.DNSNames)
 	if err != nil {
 		return nil, err
 	}
-	now := n.r.now()
-	want := n.t.Certificate
 	request := &pending{
 		Format: pendingFormat, Identity: want.Identity.String(), DNSNames: want.DNSNames, KeyType: want.Key,
 		Layout: string(n.t.Shape.Layout()), Created: now.UTC(), CSR: string(csr),
