@@ -99,14 +99,25 @@ func TaskDefinition(spec *mesh.Spec, name string, o Options, given Given) ([]byt
 		return nil, err
 	}
 	out := indentedJSON(definition, g.resolve)
+	g.idle("--image", "image/", given.Images)
+	g.idle("--endpoint", "endpoint/", given.Endpoints)
 	return out, g.err()
+}
+
+// idle refuses what was given and is of no use, such as a name that is mistyped.
+func (g *gathering) idle(flag, kind string, given map[string]string) {
+	for _, name := range slices.Sorted(maps.Keys(given)) {
+		if !g.used[kind+name] {
+			g.refusal.addf("%s %s: nothing of that name is needed", flag, name)
+		}
+	}
 }
 
 // gathering resolves refs by what is given.
 type gathering struct {
 	d       *deployment
 	facts   map[string]string // partition, region, account
-	used    map[string]bool
+	used    map[string]bool // by ref.given
 	missing []string
 	refusal refusal
 }
@@ -133,7 +144,6 @@ func (g *gathering) take(secrets []*storedSecret) {
 			g.refusal.addf("--arn %s=%s: that is not the ARN of the secret: it is arn:aws:secretsmanager:REGION:ACCOUNT:secret:%s-SUFFIX, without a wildcard", s.name, arn, s.name)
 			continue
 		}
-		g.used[s.name] = true
 		for fact, value := range map[string]string{"partition": strings.TrimPrefix(parts[1], "arn:"), "region": parts[2], "account": parts[3]} {
 			if other := g.facts[fact]; other != "" && other != value {
 				g.refusal.addf("--arn %s=%s: its %s is %s, and that of others is %s", s.name, arn, fact, value, other)
@@ -146,7 +156,7 @@ func (g *gathering) take(secrets []*storedSecret) {
 		form := kinds[kind]
 		if _, known := g.known()[name]; !known && kind != "repository" {
 			g.refusal.addf("--arn %s: nothing of that name is needed; there are %s", name, strings.Join(slices.Sorted(maps.Keys(g.known())), ", "))
-		} else if ok && form != nil && !g.used[name] && !g.isSecret(name) && !form.MatchString(g.d.given.ARNs[name]) {
+		} else if ok && form != nil && !g.isSecret(name) && !form.MatchString(g.d.given.ARNs[name]) {
 			g.refusal.addf("--arn %s=%s: that is not the ARN of a %s, or it has a wildcard", name, g.d.given.ARNs[name], kind)
 		}
 	}
@@ -177,6 +187,7 @@ func (g *gathering) isSecret(name string) bool {
 
 // resolve says what a ref stands for, and notes what is missing.
 func (g *gathering) resolve(r ref) string {
+	g.used[r.given] = true
 	kind, rest, _ := strings.Cut(r.given, "/")
 	value, flag := "", ""
 	switch {
