@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -128,5 +127,11 @@ func sorted(all []string) []string {
 	return all
 }
 
-// sortedValues are the values of a map, sorted.
-func sortedValues(m map[string]string) []string { return slices.Sorted(maps.Values(m)) }
+// plainTexts are texts without refs.
+func plainTexts(all []string) []text {
+	out := make([]text, 0, len(all))
+	for _, s := range all {
+		out = append(out, say(s))
+	}
+	return out
+}

