@@ -16,7 +16,7 @@ import (
 const (
 	certificate = "arn:aws:acm:eu-central-1:123456789012:certificate/61f50cd4-45b9-4259-b049-d0a53682fa4b"
 	secretARN   = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:payments/checkout-AbCdEf"
-	token       = "c8a55f1e-6c1e-4a3b-9a37-4b8a8a7d9f10" //nolint:gosec // the id of a version
+	token       = "c8a55f1e-6c1e-4a3b-9a37-4b8a8a7d9f10"
 )
 
 func TestParse(t *testing.T) {
