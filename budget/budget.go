@@ -180,7 +180,7 @@ func (b *Budget) read(ctx context.Context) (record, string, error) {
 	}
 	if errors.Is(err, secret.ErrCorrupt) {
 		return record{}, "", fmt.Errorf("the count of certificates %s cannot be read, and nothing is issued without it: %w; find out how many were issued this month "+
-			`(the bill, or the authority's audit report), and write that down as its value: {"format":%d,"month":%q,"used":NUMBER}`, b.name, err, format, month)
+			`(the bill, or the authority's audit report), and write that down as its value with the tools of the store, such as aws secretsmanager put-secret-value: {"format":%d,"month":%q,"used":NUMBER}`, b.name, err, format, month)
 	}
 	return record{}, "", fmt.Errorf("reading the count of certificates %s, without which nothing is issued: %w", b.name, err)
 }
