@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/aws-sdk-go-v2/service/acmpca"
 
@@ -194,4 +193,12 @@ func refuse(action string, status int, code, message string) func(http.ResponseW
 	}
 }
 
-var _ aws.Retryer = (*tries)(nil)
+// onGet calls a function before each GetCertificate.
+func (w *world) onGet(f func()) func(http.ResponseWriter, *http.Request) bool {
+	return func(_ http.ResponseWriter, r *http.Request) bool {
+		if strings.HasSuffix(r.Header.Get("X-Amz-Target"), ".GetCertificate") {
+			f()
+		}
+		return false
+	}
+}
