@@ -22,7 +22,9 @@ import (
 
 // world is a private CA, and a rotation that asks it.
 type world struct {
-	t        *testing.T
+	t *testing.T
+	// mu is for what the service looks at while a test, or a process that it has started, changes it.
+	mu       sync.Mutex
 	fake     *pcafake.Fake
 	server   *httptest.Server
 	spoil    func(w http.ResponseWriter, r *http.Request) bool // answers in the service's place when it says true
@@ -62,7 +64,11 @@ func newWorld(t *testing.T, o pcafake.Options, ca pcafake.CA) *world {
 		t.Setenv(name, value)
 	}
 	w := &world{t: t, now: time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC), meter: &meter{ids: make(map[string]bool)}}
-	o.Now = func() time.Time { return w.now }
+	o.Now = func() time.Time {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.now
+	}
 	o.Lose = func(action string) bool {
 		if action == "IssueCertificate" && w.lose > 0 {
 			w.lose--
@@ -72,7 +78,10 @@ func newWorld(t *testing.T, o pcafake.Options, ca pcafake.CA) *world {
 	}
 	w.fake = pcafake.New(o)
 	w.server = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		if w.spoil == nil || !w.spoil(rw, r) {
+		w.mu.Lock()
+		spoil := w.spoil
+		w.mu.Unlock()
+		if spoil == nil || !spoil(rw, r) {
 			w.fake.ServeHTTP(rw, r)
 		}
 	}))
@@ -82,6 +91,13 @@ func newWorld(t *testing.T, o pcafake.Options, ca pcafake.CA) *world {
 	}
 	w.arn = w.add(ca)
 	return w
+}
+
+// set changes what the service looks at.
+func (w *world) set(change func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	change()
 }
 
 func (w *world) add(ca pcafake.CA) string {
