@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/aws-sdk-go-v2/service/acmpca"
 
@@ -127,6 +128,9 @@ func (w *world) open(change ...func(*Config)) *Authority {
 	a.poll, a.bucket.tokens = time.Millisecond, 1000
 	return a
 }
+
+// The retryer of a session can be watched.
+var _ aws.RetryerV2 = (*retry.AdaptiveMode)(nil)
 
 // fast is a client that tries as often, and waits for nothing.
 func fast(client *acmpca.Client) *acmpca.Client {
