@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+
+	"countersign.dev/aws/internal/awstest/iam"
 )
 
 // Where everything in the doubles is. Both doubles take this account unless told otherwise.
@@ -38,11 +40,12 @@ type Cloud struct {
 	admin  Credentials
 
 	mu       sync.Mutex
-	handlers map[string]http.Handler // by the name that requests are signed for
-	issued   map[string]*session     // by access key
-	roles    map[string]*role        // by name
-	managed  map[string]string       // managed policies: ARN to document
+	handlers map[string]http.Handler  // by the name that requests are signed for
+	issued   map[string]*session      // by access key
+	roles    map[string]*role         // by name
+	managed  map[string]*iam.Document // managed policies by ARN
 	fault    Fault
+	lost     func(action string) bool
 	calls    []Call
 }
 
@@ -71,7 +74,7 @@ func Start(t testing.TB) *Cloud {
 		handlers: map[string]http.Handler{},
 		issued:   map[string]*session{},
 		roles:    map[string]*role{},
-		managed:  map[string]string{},
+		managed:  map[string]*iam.Document{},
 	}
 	c.admin = newCredentials("AKIA", "")
 	c.issued[c.admin.AccessKeyID] = &session{Credentials: c.admin, root: true}
@@ -121,6 +124,14 @@ func (c *Cloud) Fault(f Fault) {
 	c.fault = f
 }
 
+// Lose lets the service do what is asked, and breaks the connection instead of answering, where lost says so: what a caller
+// cannot tell from a request that never arrived. The SDK sends such a request again. Nil ends that.
+func (c *Cloud) Lose(lost func(action string) bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lost = lost
+}
+
 // Calls returns what was asked of the front so far, in order of decision.
 func (c *Cloud) Calls() []Call {
 	c.mu.Lock()
@@ -157,7 +168,7 @@ func (c *Cloud) Env(role string) []string {
 	if role != "root" {
 		credentials = c.Assume(role)
 	}
-	variables := map[string]string{
+	variables := map[string]string{ //nolint:gosec // no credentials of anything that exists
 		"AWS_ACCESS_KEY_ID":           credentials.AccessKeyID,
 		"AWS_SECRET_ACCESS_KEY":       credentials.SecretAccessKey,
 		"AWS_SESSION_TOKEN":           credentials.SessionToken,

@@ -26,6 +26,8 @@ func code(err error) string {
 	return ""
 }
 
+type ctx = context.Context
+
 const allowAll = `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"*","Resource":"*"}]}`
 
 // TestIdentity shows that callers are who their credentials say, in every protocol.
@@ -77,7 +79,7 @@ func TestCredentials(t *testing.T) {
 				t.Fatal(err)
 			}
 			test.change(&credentials)
-			config.Credentials = aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) { return credentials, nil })
+			config.Credentials = aws.CredentialsProviderFunc(func(ctx) (aws.Credentials, error) { return credentials, nil })
 			if _, err := secretsmanager.NewFromConfig(config).ListSecrets(t.Context(), &secretsmanager.ListSecretsInput{}); code(err) != test.json {
 				t.Errorf("JSON: %v, want %s", err, test.json)
 			}

@@ -59,7 +59,7 @@ func (p *process) start() {
 		p.err = err
 		return
 	}
-	command := exec.Command(interpreter, "-c", launcher, p.name) //nolint:gosec,noctx // our own launcher, until the end
+	command := exec.Command(interpreter, "-c", launcher, p.name) //nolint:noctx // until the end of this process
 	command.ExtraFiles = []*os.File{socket}
 	command.Stdout, command.Stderr = &p.output, &p.output
 	// Nothing of the machine's own AWS settings, and none of ministack's side ports (MQTT on 8883, SFTP).
@@ -156,7 +156,7 @@ var interpreter = sync.OnceValues(func() (string, error) {
 	}
 	sum := sha256.Sum256(pinned)
 	venv := filepath.Join(root, "tools", "bin", "aws-venv")
-	installed, err := os.ReadFile(filepath.Join(venv, "requirements")) //nolint:gosec // below the module's root
+	installed, err := os.ReadFile(filepath.Join(venv, "requirements"))
 	if err != nil || string(bytes.TrimSpace(installed)) != hex.EncodeToString(sum[:]) {
 		return "", fmt.Errorf("%s does not hold moto and ministack as tools/aws/requirements.txt pins them: run `make peers`", venv)
 	}

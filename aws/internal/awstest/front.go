@@ -2,7 +2,6 @@ package awstest
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"io"
 	"maps"
@@ -31,7 +30,7 @@ func (c *Cloud) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.mu.Unlock()
 	if fault != nil {
 		r.Body = io.NopCloser(bytes.NewReader(body))
-		if response := fault(r, q.action()); response != nil {
+		if response := fault(r, q.action()); response != nil { //nolint:bodyclose // copyResponse closes it
 			copyResponse(w, response)
 			return
 		}
@@ -81,22 +80,16 @@ func (c *Cloud) authenticate(r *http.Request, body []byte) (*request, *refusal) 
 	return q, nil
 }
 
-// authorize decides by the policies.
-func (c *Cloud) authorize(_ context.Context, q *request) *refusal {
-	c.record(Call{Role: q.caller.roleName(), Action: q.action(), Resource: "*", Allowed: true})
-	return nil
-}
-
 func (c *Cloud) record(call Call) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.calls = append(c.calls, call)
 }
 
-// serve lets the service answer, and keeps the books of what changed who may do what.
+// serve lets the service answer, and keeps the books of what changed who may do what: before the caller hears of it.
 func (c *Cloud) serve(w http.ResponseWriter, r *http.Request, q *request, handler http.Handler) {
-	if q.service != "iam" && q.service != "sts" {
-		handler.ServeHTTP(w, r)
+	if refused := c.checkPolicies(q); refused != nil {
+		refused.write(w, q.protocol)
 		return
 	}
 	if q.action() == "sts:GetCallerIdentity" && q.caller.root {
@@ -105,27 +98,40 @@ func (c *Cloud) serve(w http.ResponseWriter, r *http.Request, q *request, handle
 			`<Arn>%s</Arn><UserId>%s</UserId><Account>%s</Account></GetCallerIdentityResult></GetCallerIdentityResponse>`, q.caller.arn(), Account, Account)
 		return
 	}
-	if err := c.checkPolicies(q); err != nil {
-		(&refusal{kind: malformed, code: "MalformedPolicyDocument", message: err.Error()}).write(w, q.protocol)
-		return
-	}
 	recorder := httptest.NewRecorder()
 	handler.ServeHTTP(recorder, r)
-	if q.service == "iam" {
+	switch q.service {
+	case "secretsmanager", "kms":
+		forget(q.operation)
+	case "iam":
 		c.observe(q, recorder.Code)
-	} else if q.operation == "AssumeRole" && recorder.Code == http.StatusOK {
-		c.mu.Lock()
-		known := c.roles[nameOf(q.str("RoleArn"))]
-		c.mu.Unlock()
-		if known != nil {
-			if _, err := c.book(known, q.str("RoleSessionName"), recorder.Body.String()); err != nil {
-				c.t.Error(err)
-			}
+	case "sts":
+		if q.operation == "AssumeRole" && recorder.Code == http.StatusOK {
+			c.bookAnswer(q, recorder.Body.String())
 		}
+	}
+	c.mu.Lock()
+	lost := c.lost != nil && c.lost(q.action())
+	c.mu.Unlock()
+	if lost {
+		panic(http.ErrAbortHandler) // net/http's way to break off a connection
 	}
 	maps.Copy(w.Header(), recorder.Header())
 	w.WriteHeader(recorder.Code)
 	_, _ = w.Write(recorder.Body.Bytes())
+}
+
+// bookAnswer remembers the session that a caller got.
+func (c *Cloud) bookAnswer(q *request, answer string) {
+	c.mu.Lock()
+	known := c.roles[nameOf(q.str("RoleArn"))]
+	c.mu.Unlock()
+	if known == nil {
+		return
+	}
+	if _, err := c.book(known, q.str("RoleSessionName"), answer); err != nil {
+		c.t.Error(err)
+	}
 }
 
 // copyResponse writes what a fault answered.

@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"github.com/aws/smithy-go/encoding/cbor"
+
+	"countersign.dev/aws/internal/awstest/iam"
 )
 
 // request is a call of an operation, as its protocol wrote it.
@@ -24,6 +26,7 @@ type request struct {
 	operation string
 	params    map[string]any // strings, lists and maps; those of the query protocol as it flattens them
 	caller    *session
+	policy    *iam.Document // that the request puts somewhere, once it has been checked
 }
 
 // prefixes are the services whose actions begin otherwise than the name that requests are signed for.

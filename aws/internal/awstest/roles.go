@@ -1,8 +1,10 @@
 package awstest
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/xml"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -10,6 +12,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"countersign.dev/aws/internal/awstest/iam"
 )
 
 // Credentials are what a role's session, or the account's root, signs with.
@@ -47,9 +51,9 @@ func (s *session) roleName() string {
 // role is what the front knows of a role.
 type role struct {
 	name, arn string
-	trust     string
-	inline    map[string]string // policies by name
-	attached  map[string]bool   // managed policies by ARN
+	trust     *iam.Document
+	inline    map[string]*iam.Document // policies by name
+	attached  map[string]bool          // managed policies by ARN
 }
 
 // DefaultTrust is the trust policy of roles that PutRole makes: tasks, functions and schedules of this account.
@@ -85,14 +89,14 @@ func (c *Cloud) iam(operation string, form url.Values) error {
 	form.Set("Action", operation)
 	form.Set("Version", "2010-05-08")
 	body := form.Encode()
-	r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader(body))
+	r := httptest.NewRequestWithContext(context.Background(), http.MethodPost, "/", strings.NewReader(body))
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	q, err := parseRequest(r, "iam", []byte(body))
 	if err != nil {
 		return err
 	}
-	if err := c.checkPolicies(q); err != nil {
-		return err
+	if refused := c.checkPolicies(q); refused != nil {
+		return errors.New(refused.message)
 	}
 	status, answer := ask(moto, "iam", r.Header, body)
 	c.observe(q, status)
@@ -105,17 +109,19 @@ func (c *Cloud) iam(operation string, form url.Values) error {
 // ask sends a request to a double past the front, for what the front itself has to know. What is asked for is found by the
 // scope of the signature, which the doubles do not check.
 func ask(p *process, service string, header http.Header, body string) (int, string) {
-	r := httptest.NewRequest(http.MethodPost, "http://"+service+"/", strings.NewReader(body))
+	r := httptest.NewRequestWithContext(context.Background(), http.MethodPost, "http://"+service+"/", strings.NewReader(body))
 	r.Header = header.Clone()
-	r.Header.Set("Authorization", scheme+"Credential=FRONT/20260101/"+Region+"/"+service+"/aws4_request, SignedHeaders=host, Signature=0")
+	r.Header.Set("Authorization", fakeAuthorization(service))
 	w := httptest.NewRecorder()
 	double(p).ServeHTTP(w, r)
 	answer, _ := io.ReadAll(w.Body)
 	return w.Code, string(answer)
 }
 
-// checkPolicies refuses what the front could not evaluate later.
-func (c *Cloud) checkPolicies(*request) error { return nil }
+// fakeAuthorization is what the doubles find a service by.
+func fakeAuthorization(service string) string {
+	return scheme + "Credential=FRONT/20260101/" + Region + "/" + service + "/aws4_request, SignedHeaders=host, Signature=0"
+}
 
 // observe keeps the front's books of IAM by the operations that succeeded.
 func (c *Cloud) observe(q *request, status int) {
@@ -136,7 +142,7 @@ func (c *Cloud) observe(q *request, status int) {
 			}
 			c.roles[name] = &role{
 				name: name, arn: "arn:aws:iam::" + Account + ":role" + path + name,
-				trust: q.str("AssumeRolePolicyDocument"), inline: map[string]string{}, attached: map[string]bool{},
+				trust: q.policy, inline: map[string]*iam.Document{}, attached: map[string]bool{},
 			}
 		}
 	case "DeleteRole":
@@ -146,7 +152,7 @@ func (c *Cloud) observe(q *request, status int) {
 		if path == "" {
 			path = "/"
 		}
-		c.managed["arn:aws:iam::"+Account+":policy"+path+q.str("PolicyName")] = q.str("PolicyDocument")
+		c.managed["arn:aws:iam::"+Account+":policy"+path+q.str("PolicyName")] = q.policy
 	}
 	if known != nil {
 		known.observe(q)
@@ -157,7 +163,7 @@ func (c *Cloud) observe(q *request, status int) {
 func (r *role) observe(q *request) {
 	switch q.operation {
 	case "PutRolePolicy":
-		r.inline[q.str("PolicyName")] = q.str("PolicyDocument")
+		r.inline[q.str("PolicyName")] = q.policy
 	case "DeleteRolePolicy":
 		delete(r.inline, q.str("PolicyName"))
 	case "AttachRolePolicy":
@@ -165,7 +171,7 @@ func (r *role) observe(q *request) {
 	case "DetachRolePolicy":
 		delete(r.attached, q.str("PolicyArn"))
 	case "UpdateAssumeRolePolicy":
-		r.trust = q.str("PolicyDocument")
+		r.trust = q.policy
 	}
 }
 
@@ -178,6 +184,26 @@ func (c *Cloud) Assume(role string) Credentials {
 		c.t.Error(err)
 	}
 	return credentials
+}
+
+// AssumeAs gives a service such as "ecs-tasks.amazonaws.com" credentials of the role, by its name or ARN, when its trust
+// policy lets the service act for this account and the given source: what the double of ECS hands to a task.
+func (c *Cloud) AssumeAs(service, role, session, sourceARN string) (Credentials, error) {
+	c.mu.Lock()
+	known := c.roles[nameOf(role)]
+	var trust *iam.Document
+	if known != nil {
+		trust = known.trust
+	}
+	c.mu.Unlock()
+	if known == nil {
+		return c.assume(role, session) // which says that it is not there
+	}
+	context := map[string][]string{"aws:SourceAccount": {Account}, "aws:SourceArn": optional(sourceARN), "aws:PrincipalIsAWSService": {"true"}, "aws:PrincipalServiceName": {service}}
+	if !iam.Trusts(trust, iam.Caller{Service: service}, context) {
+		return Credentials{}, fmt.Errorf("the trust policy of %s does not let %s take it", known.arn, service)
+	}
+	return c.assume(role, session)
 }
 
 // nameOf is a role's name from its name or ARN.

@@ -175,7 +175,7 @@ func parseStatement(kind Kind, raw json.RawMessage) (statement, error) {
 	case "Deny":
 		s.deny = true
 	default:
-		return s, fmt.Errorf("Effect is %q, want Allow or Deny", in.Effect)
+		return s, fmt.Errorf("the Effect is %q, want Allow or Deny", in.Effect)
 	}
 	var err error
 	if s.actions, s.notAction, err = either("Action", in.Action, in.NotAction); err != nil {
@@ -183,7 +183,7 @@ func parseStatement(kind Kind, raw json.RawMessage) (statement, error) {
 	}
 	for _, action := range s.actions {
 		if !actionForm.MatchString(action) {
-			return s, fmt.Errorf("Action %q is not SERVICE:OPERATION", action)
+			return s, fmt.Errorf("the action %q is not SERVICE:OPERATION", action)
 		}
 	}
 	if err := s.parseResources(kind, in); err != nil {
@@ -228,7 +228,7 @@ func (s *statement) parseResources(kind Kind, in statementJSON) error {
 	}
 	for _, pattern := range s.resources {
 		if err := checkVariables(pattern); err != nil {
-			return fmt.Errorf("Resource: %w", err)
+			return fmt.Errorf("resource: %w", err)
 		}
 		if pattern != "*" && len(strings.SplitN(pattern, ":", arnParts)) != arnParts || pattern != "*" && !strings.HasPrefix(pattern, "arn:") {
 			return fmt.Errorf("Resource %q is neither * nor an ARN of six parts", pattern)
