@@ -254,6 +254,24 @@ func TestTheACMWay(t *testing.T) {
 			t.Fatal(r.Err)
 		}
 	}
+	w.fake.Revoke(arn) // what is revoked is due, and there is no budget for another one
+	before := w.fake.Calls("RequestCertificate")
+	if r := w.rotator.Rotate(t.Context(), w.target, rotate.Options{}); !errors.Is(r.Err, budget.ErrSpent) || w.fake.Calls("RequestCertificate") != before {
+		t.Errorf("%v after %d requests, want ErrSpent", r.Err, w.fake.Calls("RequestCertificate"))
+	}
+	w.wait(31)
+	w.rotate(rotate.Rotated)
+}
+
+// TestTheACMBudget stops renewals at the limit.
+func TestTheACMBudget(t *testing.T) {
+	w := newWay(t)
+	w.rotate(rotate.Rotated)
+	for range 2 {
+		if r := w.rotator.Rotate(t.Context(), w.target, rotate.Options{Force: true}); r.Err != nil {
+			t.Fatal(r.Err)
+		}
+	}
 	before := w.fake.Calls("RenewCertificate")
 	if r := w.rotator.Rotate(t.Context(), w.target, rotate.Options{Force: true}); !errors.Is(r.Err, budget.ErrSpent) || w.fake.Calls("RenewCertificate") != before {
 		t.Errorf("%v after %d renewals, want ErrSpent", r.Err, w.fake.Calls("RenewCertificate"))
