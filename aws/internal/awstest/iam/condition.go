@@ -21,6 +21,7 @@ var Keys = []string{
 	"ecs:cluster", "ecs:task-definition",
 	"iam:AssociatedResourceArn", "iam:PassedToService",
 	"kms:CallerAccount", "kms:EncryptionContext:", "kms:EncryptionContextKeys", "kms:GrantIsForAWSResource", "kms:ViaService",
+	"lambda:SourceFunctionArn",
 	"secretsmanager:BlockPublicPolicy", "secretsmanager:Name", "secretsmanager:SecretId", "secretsmanager:VersionId", "secretsmanager:VersionStage",
 	"sts:RoleSessionName",
 }
