@@ -11,6 +11,7 @@ import (
 	"time"
 
 	sdk "github.com/aws/aws-sdk-go-v2/service/acm"
+	"github.com/aws/aws-sdk-go-v2/service/acm/types"
 
 	"countersign.dev/aws/acm"
 	"countersign.dev/aws/internal/awstest"
@@ -41,13 +42,15 @@ services:
 `
 
 // policy is what a rotation with ACM needs of it and of its CA, and no more: certificates have no names before they exist, so
-// that a tag tells whose they are.
+// that a tag tells whose they are. A tag is given with the request alone, of which the resource is "certificate/*" to the letter: with
+// the last statement nobody makes somebody else's certificate his own.
 const policy = `{"Version":"2012-10-17","Statement":[
  {"Effect":"Allow","Action":"acm:ListCertificates","Resource":"*"},
  {"Effect":"Allow","Action":["acm:RequestCertificate","acm:AddTagsToCertificate"],"Resource":"arn:aws:acm:eu-central-1:123456789012:certificate/*",
   "Condition":{"StringEquals":{"aws:RequestTag/countersign:workload":"spiffe://payments.internal/service/checkout","acm:CertificateAuthority":"%[1]s"}}},
  {"Effect":"Allow","Action":["acm:DescribeCertificate","acm:ExportCertificate","acm:RenewCertificate"],"Resource":"arn:aws:acm:eu-central-1:123456789012:certificate/*",
   "Condition":{"StringEquals":{"aws:ResourceTag/countersign:workload":"spiffe://payments.internal/service/checkout"}}},
+ {"Effect":"Deny","Action":["acm:AddTagsToCertificate","acm:RemoveTagsFromCertificate"],"Resource":"arn:aws:acm:eu-central-1:123456789012:certificate/????????-????-????-????-????????????"},
  {"Effect":"Allow","Action":["acm-pca:DescribeCertificateAuthority","acm-pca:GetCertificateAuthorityCertificate"],"Resource":"%[1]s"},
  {"Effect":"Allow","Action":"secretsmanager:GetRandomPassword","Resource":"*"},
  {"Effect":"Allow","Action":"secretsmanager:*","Resource":"arn:aws:secretsmanager:eu-central-1:123456789012:secret:%[2]s/*"}]}`
@@ -287,7 +290,14 @@ func TestOthersCertificates(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for what, err := range map[string]error{"finding": find(t, w, *other.CertificateArn), "renewing": w.authority.Renew(t.Context(), *other.CertificateArn)} {
+	key, value := "countersign:workload", w.target.Workload.Identity.String()
+	_, retagged := sdk.NewFromConfig(w.cloud.Config("rotation")).AddTagsToCertificate(t.Context(), &sdk.AddTagsToCertificateInput{
+		CertificateArn: other.CertificateArn, Tags: []types.Tag{{Key: &key, Value: &value}},
+	})
+	for what, err := range map[string]error{
+		"finding": find(t, w, *other.CertificateArn), "renewing": w.authority.Renew(t.Context(), *other.CertificateArn),
+		"tagging": session.Explain(retagged, "acm:AddTagsToCertificate", *other.CertificateArn),
+	} {
 		if !errors.Is(err, session.ErrDenied) {
 			t.Errorf("%s: %v, want ErrDenied", what, err)
 		}
