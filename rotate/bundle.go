@@ -317,7 +317,7 @@ func (n *bundleRun) leadsSomewhere(chain []*x509.Certificate) bool {
 func (n *bundleRun) deploy(outer context.Context) error {
 	for _, user := range n.b.Users {
 		if user.Rollout != nil {
-			if err := n.rollOut(outer, user); err != nil { //nolint:contextcheck // the context of the run ends with its lease
+			if err := n.rollOut(outer, user); err != nil {
 				return fmt.Errorf("%s: %w", user.Workload.Name, err)
 			}
 		}
@@ -353,7 +353,7 @@ func (n *bundleRun) deploy(outer context.Context) error {
 // do not start with costs one of them at most.
 func (n *bundleRun) rollOut(outer context.Context, user Target) error {
 	name := user.Workload.Name
-	serial := ReadStatus(n.ctx, user).Serial
+	serial := ReadStatus(n.ctx, user).Serial                       //nolint:contextcheck // the context of the run ends with its lease
 	if slices.Contains(n.record.Restarted, name) || serial == "" { // without a certificate none of them runs
 		return nil
 	}
@@ -365,7 +365,7 @@ func (n *bundleRun) rollOut(outer context.Context, user Target) error {
 	}
 	write := func() error { return n.write(n.ctx, n.b.Store, n.b.Name) }
 	o := &rolling{r: n.r, t: user, outer: outer, ctx: n.ctx, lease: n.lease, record: &n.record, keep: write, say: n.say}
-	if err := o.run(StepDeploy, n.result.Version+"/"+name); err != nil {
+	if err := o.run(StepDeploy, n.result.Version+"/"+name); err != nil { //nolint:contextcheck // the context of the run ends with its lease
 		if errors.Is(err, ErrRolloutFailed) {
 			n.record.Rollout, n.record.RolloutOf = "", "" // the next try is another one
 		}

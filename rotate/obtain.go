@@ -335,7 +335,7 @@ func (n *run) keepReceipt(_ context.Context, receipt string) error {
 	}
 	n.record.Request, n.record.Receipt = n.version, receipt
 	// It was paid for: that is written down also when the one who asks has run out of time.
-	if err := n.write(n.ctx, n.t.Store, n.t.Secret); err != nil {
+	if err := n.write(n.ctx, n.t.Store, n.t.Secret); err != nil { //nolint:contextcheck // see above
 		return fmt.Errorf("keeping the receipt of the request %s: %w", n.version, err)
 	}
 	return nil

@@ -2,6 +2,7 @@ package rotate
 
 import (
 	"fmt"
+	"slices"
 
 	"countersign.dev/credential"
 	"countersign.dev/mesh"
@@ -19,6 +20,11 @@ func TargetOf(plan *mesh.Plan) (Target, error) {
 		Workload: plan.Workload, Certificate: plan.Certificate, Inbound: plan.Inbound,
 		Secret: plan.Delivery.Secret, Bundle: plan.Delivery.Bundle, Shape: shape,
 		Restart: plan.Deploy == mesh.DeployRestart, StoreName: plan.Delivery.StoreName,
+	}
+	for _, upstream := range plan.Upstreams {
+		if !slices.Contains(t.Calls, upstream.Service) {
+			t.Calls = append(t.Calls, upstream.Service)
+		}
 	}
 	if err := t.check(); err != nil {
 		return Target{}, fmt.Errorf("the delivery of %s: %w", plan.Workload.Name, err)

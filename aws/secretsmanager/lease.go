@@ -300,11 +300,18 @@ func (s *Store) carriers(ctx context.Context, name string) error {
 			return err
 		}
 	}
-	if now, err = s.describe(ctx, name); err != nil || now.with(leaseLabel) != "" {
+	if now, err = s.describe(ctx, name); err != nil {
 		return err
 	}
-	// Somebody has taken the labels away by hand.
-	return errors.Join(s.move(ctx, name, otherLabel, otherID, ""), s.move(ctx, name, boardLabel, boardID, ""), s.move(ctx, name, leaseLabel, boardID, ""))
+	// A version that was there before may have lost its labels to somebody's hand.
+	for _, label := range []struct{ label, id string }{{otherLabel, otherID}, {boardLabel, boardID}, {leaseLabel, boardID}} {
+		if now.with(label.label) == "" {
+			if err := s.move(ctx, name, label.label, label.id, ""); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Until is when the lease runs out, unless it is renewed.

@@ -105,7 +105,12 @@ func (s *Store) Versions(ctx context.Context, name string) ([]secret.Version, er
 // maxPages bounds how many pages of an answer are read: AWS has a hundred entries on each.
 const maxPages = 100
 
+// versions takes the labels from one answer and the times from another.
 func (s *Store) versions(ctx context.Context, name string) ([]secret.Version, error) {
+	now, err := s.describe(ctx, name)
+	if err != nil {
+		return nil, err
+	}
 	versions := []secret.Version{}
 	pages := sdk.NewListSecretVersionIdsPaginator(s.client, &sdk.ListSecretVersionIdsInput{SecretId: aws.String(name), MaxResults: aws.Int32(100)}) //nolint:mnd // AWS's most
 	for range maxPages {
@@ -118,10 +123,9 @@ func (s *Store) versions(ctx context.Context, name string) ([]secret.Version, er
 		}
 		for _, entry := range page.Versions {
 			id := aws.ToString(entry.VersionId)
-			if reserved(id) && id != placeholderID || len(entry.VersionStages) == 0 {
-				continue
+			if len(now[id]) > 0 && (!reserved(id) || id == placeholderID) {
+				versions = append(versions, describeVersion(id, now[id], aws.ToTime(entry.CreatedDate)))
 			}
-			versions = append(versions, describeVersion(id, entry.VersionStages, aws.ToTime(entry.CreatedDate)))
 		}
 	}
 	slices.Reverse(versions) // what has the same time keeps the reverse of AWS's order

@@ -96,7 +96,11 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the secret store: %w", err)
 	}
-	return &Store{client: sdk.NewFromConfig(loaded), region: loaded.Region, kmsKey: c.KMSKey, empty: make(map[string]bool)}, nil
+	return newStore(loaded, c.KMSKey), nil
+}
+
+func newStore(c aws.Config, kmsKey string) *Store {
+	return &Store{client: sdk.NewFromConfig(c), region: c.Region, kmsKey: kmsKey, empty: make(map[string]bool)}
 }
 
 var secretARN = regexp.MustCompile(`^arn:(aws[a-z-]*):secretsmanager:([a-z0-9-]{1,40}):([0-9]{12}):secret:([A-Za-z0-9/_+=.@-]{1,512})$`)
@@ -262,7 +266,9 @@ func labelOf(stage string) string {
 }
 
 // isPlaceholder tells whether a value is none.
-func isPlaceholder(value []byte) bool { return bytes.Equal(bytes.TrimSpace(value), []byte(Placeholder)) }
+func isPlaceholder(value []byte) bool {
+	return bytes.Equal(bytes.TrimSpace(value), []byte(Placeholder))
+}
 
 // move attaches a label to a version and takes it from another one, in one step; each may be empty.
 func (s *Store) move(ctx context.Context, name, label, to, from string) error {

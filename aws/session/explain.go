@@ -15,6 +15,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
 )
 
 // Errors of AWS, by what helps. The SDK's own error is behind each of them.
@@ -299,6 +300,7 @@ func (e *Error) unavailable() bool {
 	var network net.Error
 	var name *net.DNSError
 	var unknown *tls.CertificateVerificationError
+	var unsent *smithyhttp.RequestSendError
 	switch {
 	case errors.Is(e.err, context.Canceled):
 		return false
@@ -308,7 +310,7 @@ func (e *Error) unavailable() bool {
 		e.advice = "the endpoint's name cannot be resolved: see the region, and the VPC's DNS and interface endpoint for this service"
 	case status(e.err) >= http.StatusInternalServerError:
 		e.advice = fmt.Sprintf("it was tried up to %d times; try again later, and see https://health.aws.amazon.com for the region", maxTries)
-	case errors.Is(e.err, context.DeadlineExceeded), errors.As(e.err, &network):
+	case errors.Is(e.err, context.DeadlineExceeded), errors.As(e.err, &network), errors.As(e.err, &unsent):
 		e.advice = "see that this network leads to the service: a route to the internet or an interface endpoint (PrivateLink) whose security group lets port 443 in; and try again"
 	default:
 		return false
