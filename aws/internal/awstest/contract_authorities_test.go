@@ -360,7 +360,7 @@ func refusesTemplate(w *world) error {
 	_, err = a.issue(csr, func(input *acmpca.IssueCertificateInput) {
 		input.TemplateArn = aws.String("arn:aws:acm-pca:::template/NoSuchCertificate/V1")
 	})
-	return refuses(err, "ValidationException", "InvalidArgsException")
+	return refuses(err, "ValidationException", "InvalidArgsException", "InvalidArnException")
 }
 
 func refusesCSR(w *world) error {
