@@ -64,7 +64,21 @@ func (w *world) pending(mode types.CertificateAuthorityUsageMode, revocation *ty
 	return a, nil
 }
 
-// authority is one that issues.
+// general is a CA in general-purpose mode that issues and that no check changes.
+func (w *world) general() (*authority, error) {
+	if w.shared.general == nil {
+		made, err := w.authority("", nil)
+		if err != nil {
+			return nil, err
+		}
+		w.shared.general = made
+	}
+	a := *w.shared.general
+	a.world = w
+	return &a, nil
+}
+
+// authority is a new one that issues.
 func (w *world) authority(mode types.CertificateAuthorityUsageMode, revocation *types.RevocationConfiguration) (*authority, error) {
 	a, err := w.pending(mode, revocation, nil)
 	if err != nil {
@@ -179,9 +193,9 @@ func certificates(text string) ([]*x509.Certificate, error) {
 	return found, nil
 }
 
-// leaf is a certificate that a new CA issued.
-func (w *world) leaf(mode types.CertificateAuthorityUsageMode, change func(*x509.CertificateRequest), input func(*acmpca.IssueCertificateInput)) (*authority, *x509.Certificate, []*x509.Certificate, error) {
-	a, err := w.authority(mode, nil)
+// leaf is a new certificate.
+func (w *world) leaf(change func(*x509.CertificateRequest), input func(*acmpca.IssueCertificateInput)) (*authority, *x509.Certificate, []*x509.Certificate, error) {
+	a, err := w.general()
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -255,7 +269,7 @@ func activatesAuthority(w *world) error {
 }
 
 func refusesOtherCertificate(w *world) error {
-	other, err := w.authority("", nil)
+	other, err := w.general()
 	if err != nil {
 		return err
 	}
@@ -271,7 +285,7 @@ func refusesOtherCertificate(w *world) error {
 }
 
 func signsRequest(w *world) error {
-	a, leaf, _, err := w.leaf("", nil, nil)
+	a, leaf, _, err := w.leaf(nil, nil)
 	switch {
 	case err != nil:
 		return err
@@ -285,7 +299,7 @@ func signsRequest(w *world) error {
 
 func keepsValidity(w *world, kind types.ValidityPeriodType) error {
 	end := time.Now().UTC().Add(72 * time.Hour).Truncate(time.Second)
-	_, leaf, _, err := w.leaf("", nil, func(input *acmpca.IssueCertificateInput) {
+	_, leaf, _, err := w.leaf(nil, func(input *acmpca.IssueCertificateInput) {
 		input.Validity = days(3)
 		if kind == types.ValidityPeriodTypeEndDate {
 			var number int64
@@ -302,7 +316,7 @@ func keepsValidity(w *world, kind types.ValidityPeriodType) error {
 }
 
 func keepsNames(w *world) error {
-	_, leaf, _, err := w.leaf("", nil, nil)
+	_, leaf, _, err := w.leaf(nil, nil)
 	if err == nil && (len(leaf.URIs) != 1 || leaf.URIs[0].String() != "spiffe://payments/checkout") {
 		return wrong("loses them")
 	}
@@ -310,7 +324,7 @@ func keepsNames(w *world) error {
 }
 
 func refusesCA(w *world) error {
-	_, leaf, _, err := w.leaf("", func(request *x509.CertificateRequest) {
+	_, leaf, _, err := w.leaf(func(request *x509.CertificateRequest) {
 		// basicConstraints: CA.
 		request.ExtraExtensions = []pkix.Extension{{Id: []int{2, 5, 29, 19}, Critical: true, Value: []byte{0x30, 0x03, 0x01, 0x01, 0xff}}}
 	}, nil)
@@ -321,7 +335,7 @@ func refusesCA(w *world) error {
 }
 
 func repeatsIssuing(w *world) error {
-	a, err := w.authority("", nil)
+	a, err := w.general()
 	if err != nil {
 		return err
 	}
@@ -352,7 +366,7 @@ func limitsShortLived(w *world) error {
 }
 
 func refusesTemplate(w *world) error {
-	a, err := w.authority("", nil)
+	a, err := w.general()
 	if err != nil {
 		return err
 	}
@@ -364,7 +378,7 @@ func refusesTemplate(w *world) error {
 }
 
 func refusesCSR(w *world) error {
-	a, err := w.authority("", nil)
+	a, err := w.general()
 	if err != nil {
 		return err
 	}
@@ -387,7 +401,7 @@ func refusesDisabled(w *world) error {
 }
 
 func waitsForCertificate(w *world) error {
-	a, err := w.authority("", nil)
+	a, err := w.general()
 	if err != nil {
 		return err
 	}
@@ -404,7 +418,7 @@ func waitsForCertificate(w *world) error {
 }
 
 func givesChain(w *world) error {
-	a, _, chain, err := w.leaf("", nil, nil)
+	a, _, chain, err := w.leaf(nil, nil)
 	if err == nil && (len(chain) != 1 || !chain[0].Equal(a.root)) {
 		return wrong("another chain")
 	}
@@ -412,7 +426,7 @@ func givesChain(w *world) error {
 }
 
 func revokes(w *world) error {
-	a, leaf, _, err := w.leaf("", nil, nil)
+	a, leaf, _, err := w.leaf(nil, nil)
 	if err != nil {
 		return err
 	}

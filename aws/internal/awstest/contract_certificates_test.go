@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -56,22 +57,29 @@ var _ http.Handler = (*acmfake.Fake)(nil)
 // requested is a certificate of ACM and the CA that it is from.
 type requested struct {
 	*authority
-	acm  *acm.Client
-	cert *string
-	name string
+	acm   *acm.Client
+	cert  *string
+	name  string
+	token string
 }
 
 func (w *world) request(mode catypes.CertificateAuthorityUsageMode) (*requested, error) {
 	a := &authority{world: w, arn: aws.String("arn:aws:acm-pca:eu-central-1:123456789012:certificate-authority/12345678-1234-1234-1234-123456789012")}
 	if lacking["acm-pca"] != w.double { // which has to do with a name
 		var err error
-		if a, err = w.authority(mode, nil); err != nil {
+		if mode == "" {
+			a, err = w.general()
+		} else {
+			a, err = w.authority(mode, nil)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
 	var err error
 	r := &requested{authority: a, acm: acm.NewFromConfig(w.config), name: "checkout.payments.internal"}
-	r.cert, err = r.again("token1")
+	r.token = strings.ReplaceAll(w.token(), "-", "")[:32]
+	r.cert, err = r.again(r.token)
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +141,7 @@ func requestsCertificate(w *world) error {
 
 func repeatsRequest(w *world) error {
 	return withCertificate(w, func(r *requested) error {
-		again, err := r.again("token1")
+		again, err := r.again(r.token)
 		if err == nil && *again != *r.cert {
 			return wrong("makes another one")
 		}

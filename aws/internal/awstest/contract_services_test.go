@@ -76,6 +76,9 @@ func (c *cluster) register(command ...string) (*ecstypes.TaskDefinition, error) 
 
 func (c *cluster) registerWith(containers ...ecstypes.ContainerDefinition) (*ecstypes.TaskDefinition, error) {
 	role := aws.String("arn:aws:iam::123456789012:role/contract-execution")
+	for i := range containers {
+		containers[i].Memory = aws.Int32(64) // which AWS does not need here, but moto does
+	}
 	made, err := c.client.RegisterTaskDefinition(c.ctx, &ecs.RegisterTaskDefinitionInput{
 		Family: &c.family, ContainerDefinitions: containers, NetworkMode: ecstypes.NetworkModeAwsvpc, Cpu: aws.String("256"), Memory: aws.String("512"),
 		RequiresCompatibilities: []ecstypes.Compatibility{ecstypes.CompatibilityFargate}, ExecutionRoleArn: role,
@@ -93,7 +96,7 @@ func (w *world) network() *ecstypes.NetworkConfiguration {
 	if w.double == "moto" {
 		subnet = motoSubnet(w.ctx)
 	}
-	return &ecstypes.NetworkConfiguration{AwsvpcConfiguration: &ecstypes.AwsVpcConfiguration{Subnets: []string{subnet}}}
+	return &ecstypes.NetworkConfiguration{AwsvpcConfiguration: &ecstypes.AwsVpcConfiguration{Subnets: []string{subnet}, SecurityGroups: []string{"sg-1"}}}
 }
 
 func registersDefinition(w *world) error {

@@ -79,7 +79,11 @@ type world struct {
 	ctx    context.Context //nolint:containedctx // it lives as long as one check
 	config aws.Config
 	double string
+	shared *shared
 }
+
+// shared is what the checks of a double may use together: moto takes long for the key of a CA.
+type shared struct{ general *authority }
 
 var (
 	names      atomic.Int64
@@ -212,12 +216,13 @@ func results(t *testing.T) map[cell]string {
 		}
 		running.Go(func() {
 			for _, c := range contracts {
+				common := &shared{}
 				for _, row := range c.rows {
 					result := "–"
 					if cloud := clouds[c.service]; lacking[c.service] == double {
 						result = "**wrong**: missing"
 					} else if cloud != nil {
-						result = check(t.Context(), cloud, double, row)
+						result = check(t.Context(), cloud, double, common, row)
 					}
 					mu.Lock()
 					found[cell{c.service, row.operation, row.does, double}] = result
@@ -253,10 +258,10 @@ func column(t *testing.T, double, service string) *awstest.Cloud {
 	return cloud
 }
 
-func check(ctx context.Context, cloud *awstest.Cloud, double string, row expectation) string {
+func check(ctx context.Context, cloud *awstest.Cloud, double string, common *shared, row expectation) string {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	return in(row.holds(&world{ctx: ctx, config: cloud.Admin(), double: double}))
+	return in(row.holds(&world{ctx: ctx, config: cloud.Admin(), double: double, shared: common}))
 }
 
 // right counts the rows of a service that a double has right.
