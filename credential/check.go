@@ -19,6 +19,9 @@ type Expect struct {
 	MinRemaining time.Duration
 	// ID is the SPIFFE ID that the leaf has to have; empty for any or none.
 	ID string
+	// DNSIdentity is the DNS name that the leaf has to have instead of a SPIFFE ID: as the only part of its subject, its
+	// common name, and among its alternative names, of which none is a URI. It is empty where a SPIFFE ID counts.
+	DNSIdentity string
 	// DNSNames are names that the leaf has to be valid for (RFC 6125).
 	DNSNames []string
 }
@@ -269,6 +272,11 @@ func (c *Credential) checkNames(want Expect) error {
 			return v.fault("is it another service's certificate?", "the leaf has the SPIFFE ID %.300q, and %s is expected", ids[0], want.ID)
 		}
 	}
+	if want.DNSIdentity != "" {
+		if err := c.checkDNSIdentity(want.DNSIdentity); err != nil {
+			return err
+		}
+	}
 	for _, name := range want.DNSNames {
 		if leaf.VerifyHostname(name) == nil {
 			continue
@@ -277,6 +285,20 @@ func (c *Credential) checkNames(want Expect) error {
 			return v.fault("issue it with the name as a subject alternative name; the subject counts for nobody", "the leaf has no subject alternative name, and %s is expected", name)
 		}
 		return v.fault("is it another service's certificate?", "the leaf is not for %s: it has the DNS names %s", name, quoted(leaf.DNSNames))
+	}
+	return nil
+}
+
+// checkDNSIdentity asks whether the leaf is of somebody who is known by a DNS name. Proxies know them by the subject.
+func (c *Credential) checkDNSIdentity(name string) error {
+	v, leaf := c.names.Certificate, c.Leaf()
+	switch {
+	case len(leaf.URIs) > 0:
+		return v.fault("is it of another authority?", "the leaf has the URI %.300q, and the DNS name %s is to be all that says whose it is", leaf.URIs[0].String(), name)
+	case leaf.Subject.CommonName != name || len(leaf.Subject.Names) != 1:
+		return v.fault("is it another service's certificate?", "the subject of the leaf is %.300q, and CN=%s is expected", leaf.Subject.String(), name)
+	case !slices.Contains(leaf.DNSNames, name):
+		return v.fault("issue it with the name as a subject alternative name", "the leaf has the DNS names %s, and %s is expected among them", quoted(leaf.DNSNames), name)
 	}
 	return nil
 }

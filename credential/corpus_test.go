@@ -227,8 +227,6 @@ var encryptions = map[string]bad{
 	"3DES":          locked(recipe{cipher: asn1.ObjectIdentifier{1, 2, 840, 113549, 3, 7}}, "PBES2 with triple DES"),
 	"RC2":           locked(recipe{cipher: asn1.ObjectIdentifier{1, 2, 840, 113549, 3, 2}}, "PBES2 with RC2"),
 	"DES":           locked(recipe{cipher: asn1.ObjectIdentifier{1, 3, 14, 3, 2, 7}}, "PBES2 with DES"),
-	"HMAC-SHA-1":    locked(recipe{prf: asn1.ObjectIdentifier{1, 2, 840, 113549, 2, 7}}, "PBKDF2 with HMAC-SHA-1"),
-	"no PRF":        locked(recipe{noPRF: true}, "PBKDF2 with HMAC-SHA-1"),
 	"HMAC-MD5":      locked(recipe{prf: asn1.ObjectIdentifier{1, 2, 840, 113549, 2, 6}}, "PBKDF2 with HMAC-MD5"),
 	"CAST5":         locked(recipe{cipher: asn1.ObjectIdentifier{1, 2, 840, 113533, 7, 66, 10}}, "PBES2 with CAST5"),
 	"Blowfish":      locked(recipe{cipher: asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 3029, 1, 2}}, "PBES2 with Blowfish"),
@@ -456,7 +454,6 @@ func TestCorpus(t *testing.T) {
 var sameFault = map[string]bool{
 	"dashes missing": true, "four dashes": true, // a malformed BEGIN line
 	"no beginning": true, "text": true, // a line outside of a block
-	"no PRF": true, "HMAC-SHA-1": true, // to say nothing is to say HMAC-SHA-1
 }
 
 // judge does what the command does before it writes.

@@ -203,8 +203,11 @@ func TestKeyForms(t *testing.T) {
 	der := keyDER(t, w.leafKey)
 	phrase := "correct horse"
 	forms := map[string][]byte{
-		"SHA-256":              encrypted(t, der, phrase, recipe{}),
-		"1 iteration":          encrypted(t, der, phrase, recipe{iterations: 1}),
+		"SHA-256":     encrypted(t, der, phrase, recipe{}),
+		"1 iteration": encrypted(t, der, phrase, recipe{iterations: 1}),
+		"SHA-1":       encrypted(t, der, phrase, recipe{prf: oidHMACSHA1}),
+		// As AWS Certificate Manager exports keys: nothing said is SHA-1, and the salt has 20 bytes.
+		"no PRF":               encrypted(t, der, phrase, recipe{noPRF: true, salt: bytes.Repeat([]byte{7}, 20)}),
 		"PKCS #8":              keyPEM(t, w.leafKey),
 		"SEC 1":                labeled("EC PRIVATE KEY", sec1(t, w)),
 		"encrypted in PEM, LF": append(encrypted(t, der, phrase, recipe{}), '\n'),
@@ -245,7 +248,7 @@ func TestOpenSSL(t *testing.T) {
 		"-v2 aes-192-cbc -v2prf hmacWithSHA384":              "",
 		"-v2 aes-256-cbc -v2prf hmacWithSHA512":              "",
 		"-v2 aes-256-cbc -v2prf hmacWithSHA224 -iter 100000": "",
-		"-v2 aes-256-cbc -v2prf hmacWithSHA1":                "HMAC-SHA-1",
+		"-v2 aes-256-cbc -v2prf hmacWithSHA1":                "",
 		"-v2 des3":                                           "triple DES",
 		"-v2 aes-256-cbc -iter 2000001":                      "2000001 iterations",
 		"-scrypt -scrypt_N 2":                                "scrypt",

@@ -10,6 +10,7 @@ import (
 	"crypto/pbkdf2"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -163,6 +164,8 @@ func longKey(t *testing.T, key crypto.Signer) []byte {
 	return long
 }
 
+var oidHMACSHA1 = asn1.ObjectIdentifier{1, 2, 840, 113549, 2, 7}
+
 // recipe is how a test encrypts a key. Empty identifiers are the good ones.
 type recipe struct {
 	scheme, function, prf, cipher asn1.ObjectIdentifier
@@ -201,7 +204,11 @@ func encrypted(t testing.TB, der []byte, passphrase string, r recipe) []byte {
 		r.iterations = 2048
 	}
 	computed := min(r.iterations, 2048)
-	key, err := pbkdf2.Key(sha256.New, passphrase, r.salt, computed, 32)
+	function := sha256.New
+	if r.noPRF || r.prf.Equal(oidHMACSHA1) {
+		function = sha1.New
+	}
+	key, err := pbkdf2.Key(function, passphrase, r.salt, computed, 32)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"countersign.dev/credential"
@@ -324,7 +325,11 @@ func (w *Watcher) stage(ctx context.Context, v *delivery) error {
 func (w *Watcher) expect(v *delivery) credential.Expect {
 	want := w.cfg.Expect()
 	if want.ID == "" && w.cfg.Render != nil {
-		want.ID = identity(v.plan)
+		if v.plan != nil && v.plan.Certificate.DNSIdentity != "" {
+			want.DNSNames = append(slices.Clone(want.DNSNames), v.plan.Certificate.DNSIdentity)
+		} else {
+			want.ID = identity(v.plan)
+		}
 	}
 	if v.before != 0 && v.want.credential().same(v.have.credential()) {
 		want.MinRemaining = 0

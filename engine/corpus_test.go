@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -106,6 +107,14 @@ gateways:
 // verifying is what stands wherever a chain is verified.
 var verifying = map[string]string{"nginx": "ssl_verify_depth ", "haproxy": " ca-file "}
 
+// asking is what stands wherever clients are asked for certificates, and telling what is told of them there.
+var (
+	asking = map[string]*regexp.Regexp{
+		"nginx": regexp.MustCompile(`(?m)^ *ssl_client_certificate `), "haproxy": regexp.MustCompile(`(?m)^ *bind .* ca-file `),
+	}
+	telling = map[string]string{"nginx": "/callers.sock,nohostname,tag=countersign\" callers if=$cs_", "haproxy": " track-sc0 "}
+)
+
 // TestCorpus asserts that both programs understand what is rendered, for every workload of the corpus.
 func TestCorpus(t *testing.T) {
 	dir := t.TempDir()
@@ -142,13 +151,16 @@ func TestCorpus(t *testing.T) {
 							}
 						}
 					}
-					o.CRL, o.Generation = true, "run-1"
+					o.CRL, o.Callers, o.Generation = true, true, "run-1"
 					config, err := engine.render(plan, o)
 					if err != nil {
 						t.Fatal(err)
 					}
 					if verifies, lists := strings.Count(config.Text, verifying[engine.name]), strings.Count(config.Text, "/current/crl.pem"); verifies != lists {
 						t.Errorf("it verifies %d times, and looks at lists %d times:\n%s", verifies, lists, config.Text)
+					}
+					if asks, tells := len(asking[engine.name].FindAllString(config.Text, -1)), strings.Count(config.Text, telling[engine.name]); asks != tells {
+						t.Errorf("it asks for certificates %d times, and tells of callers %d times:\n%s", asks, tells, config.Text)
 					}
 					file := filepath.Join(dir, engine.name)
 					if err := os.WriteFile(file, []byte(config.Text), 0o600); err != nil {

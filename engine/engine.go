@@ -51,6 +51,9 @@ type Options struct {
 	// CRL says that callers' and callees' chains are looked up in current/crl.pem, which has to hold a list of every
 	// authority in current/ca.pem and of those that they vouch for: both programs refuse everybody when one is missing.
 	CRL bool
+	// Callers lets the program tell whoever watches over it which serial each caller presented: NGINX at
+	// [CallersSocket], HAProxy in [CallersTable]. NGINX complains on its standard error when nobody listens there.
+	Callers bool
 	// Generation is a name that the running program gives back: NGINX at /generation of its status page, HAProxy as
 	// the description in "show info". It tells whoever has told the program of a new configuration that it is in
 	// force. Empty is none.

@@ -3,6 +3,7 @@ package haproxy
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -48,6 +49,14 @@ func (r *renderer) inbound(in mesh.Inbound) {
 	}
 }
 
+// tellCallers notes when a caller whose certificate was proved has connected, once, after its handshake.
+func (r *renderer) tellCallers() {
+	r.line("tcp-request", "session", "set-var(sess.caller)", subject, "if", "proved")
+	r.line("tcp-request", "session", "set-var(sess.serial)", "ssl_c_serial,hex", "if", "proved")
+	r.line("tcp-request", "session", "track-sc0", "var(sess.serial),concat(/,sess.caller)", "table", engine.CallersTable, "if", "proved")
+	r.line("tcp-request", "session", "sc-set-gpt0(0)", word("date(0,ms),mod("+strconv.FormatInt(engine.CallersClock, 10)+")"), "if", "proved")
+}
+
 // sniff takes TLS and plaintext on one port, and hands each to its own inner socket.
 func (r *renderer) sniff(in mesh.Inbound) {
 	r.section("frontend", name("in", in.Port, ""))
@@ -72,6 +81,9 @@ func (r *renderer) frontend(in mesh.Inbound, called word, bind []word) {
 	r.mode(in.Protocol)
 	r.line(append([]word{"bind"}, bind...)...)
 	r.line("acl", "proved", "ssl_c_used")
+	if r.o.Callers && slices.Contains(bind, "ssl") && in.ClientAuth != mesh.None {
+		r.tellCallers()
+	}
 	if in.Protocol == mesh.TCP {
 		r.bytesLog(in.Name, "inbound")
 		r.admitBytes(in)

@@ -63,6 +63,11 @@ func Render(plan *mesh.Plan, o engine.Options) (*engine.Config, error) {
 		r.outbound(out)
 	}
 	r.backends()
+	if r.o.Callers {
+		r.section("backend", engine.CallersTable)
+		r.line("stick-table", "type", "string", "len", "384", "size", word(strconv.Itoa(engine.MostCallers)),
+			"expire", word(strconv.Itoa(int(engine.CallersKept/time.Second))+"s"), "store", "gpt0")
+	}
 	if err := r.refusal.Err(); err != nil {
 		return nil, err
 	}
@@ -81,7 +86,7 @@ func (r *renderer) global() {
 	if r.o.Generation != "" {
 		r.line("description", quote(r.o.Generation))
 	}
-	r.line("stats", "socket", quote(r.o.InRun("haproxy.sock")), "mode", "600", "level", "admin")
+	r.line("stats", "socket", quote(r.o.InRun(engine.StatsSocket)), "mode", "600", "level", "admin")
 	r.line("hard-stop-after", word(strconv.Itoa(max(int(r.o.Drain/time.Second), 1))+"s"))
 	for _, side := range []word{"bind", "server"} {
 		r.line("ssl-default-"+side+"-ciphers", engine.Ciphers)

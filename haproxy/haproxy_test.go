@@ -26,7 +26,7 @@ func plans(t testing.TB) (service, gateway *mesh.Plan) {
 }
 
 func options() engine.Options {
-	return engine.Options{Certificates: "/certs", Run: "/run/x", Address: netip.MustParseAddr("10.0.0.1"), Version: DefaultVersion}
+	return engine.Options{Certificates: "/certs", Run: "/run/x", Address: netip.MustParseAddr("10.0.0.1"), Version: DefaultVersion, Callers: true}
 }
 
 // structure reads a configuration as HAProxy does (parse_line) and gives for each line its first words

@@ -31,10 +31,10 @@ func (b builder) spec(root *value) *Spec {
 		TLSGroups:   groupsOr(root.get("tlsGroups"), DefaultTLSGroups()),
 		Revocation:  revocation(root),
 		Stores:      b.stores(root.get("stores")),
-		Authorities: authorities(root.get("authorities")),
 		Services:    map[string]*Service{},
 		Gateways:    map[string]*Gateway{},
 	}
+	s.Authorities = authorities(s, root.get("authorities"))
 	if root.get("trustDomain") == nil && s.Mesh != "" {
 		s.TrustDomain = s.Mesh + trustDomainSuffix
 	}
@@ -106,7 +106,7 @@ func (b builder) service(s *Spec, name string, v *value) *Service {
 	service := &Service{
 		Name:         name,
 		Identity:     identity(s.TrustDomain, id.Service, name),
-		Certificates: certificates(v.get("certificates"), s.Certificates),
+		Certificates: ofACM(s, v.get("certificates"), certificates(v.get("certificates"), s.Certificates)),
 		Names:        v.get("names").texts(),
 		Instances:    int(numberOr(v.get("instances"), 1)),
 		Run:          b.run(v.get("run")),
@@ -115,6 +115,7 @@ func (b builder) service(s *Spec, name string, v *value) *Service {
 		Delivery:     delivery(s, name, v.get("delivery")),
 	}
 	service.Deploy = deploy(service.Delivery, v.get("deploy"))
+	service.ECS = ecsDeploy(service.Deploy, name, v.get("deploy"))
 	for _, p := range v.get("ports").list() {
 		service.Ports = append(service.Ports, port(s, v, p))
 	}
@@ -180,7 +181,7 @@ func (b builder) gateway(s *Spec, name string, v *value) *Gateway {
 	g := &Gateway{
 		Name:         name,
 		Identity:     identity(s.TrustDomain, id.Gateway, name),
-		Certificates: certificates(v.get("certificates"), s.Certificates),
+		Certificates: ofACM(s, v.get("certificates"), certificates(v.get("certificates"), s.Certificates)),
 		Names:        v.get("names").texts(),
 		Instances:    int(numberOr(v.get("instances"), 1)),
 		Proxy:        proxy(v.get("proxy")),
@@ -188,6 +189,7 @@ func (b builder) gateway(s *Spec, name string, v *value) *Gateway {
 		Delivery:     delivery(s, name, v.get("delivery")),
 	}
 	g.Deploy = deploy(g.Delivery, v.get("deploy"))
+	g.ECS = ecsDeploy(g.Deploy, name, v.get("deploy"))
 	for _, l := range v.get("listen").list() {
 		listener := GatewayListener{
 			Port:      int(l.get("port").int()),

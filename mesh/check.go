@@ -51,10 +51,12 @@ func (c checker) check() {
 	c.workloadNames()
 	c.dnsNames()
 	c.deliveries()
+	c.authorities()
 	c.certificates(c.root.get("certificates"), c.spec.Certificates, c.spec.Certificates)
 	c.checkGroups(c.root, c.spec.TLSGroups, c.spec.MinTLS)
 	for _, m := range members(c.root.get("services")) {
 		service := c.spec.Services[m.name]
+		c.issued(m, service.Certificates, service.Delivery)
 		c.certificates(m.value.get("certificates"), service.Certificates, c.spec.Certificates)
 		c.inbound(m.value, service)
 		c.rules(m.value, service)
@@ -63,6 +65,7 @@ func (c checker) check() {
 	}
 	for _, m := range members(c.root.get("gateways")) {
 		gateway := c.spec.Gateways[m.name]
+		c.issued(m, gateway.Certificates, gateway.Delivery)
 		c.certificates(m.value.get("certificates"), gateway.Certificates, c.spec.Certificates)
 		c.listeners(m.value, gateway)
 		c.routes(m.value, gateway)
@@ -132,6 +135,7 @@ func (c checker) dnsNames() {
 			}
 		}
 	}
+	c.mappedNames(owner)
 }
 
 // certificates checks the authority, and renewAfter where it is written against the ttl that holds there.
@@ -203,16 +207,16 @@ func (c checker) rules(v *value, service *Service) {
 			continue
 		}
 		for _, rule := range own.list() {
-			c.rule(rule, []Port{p})
+			c.rule(rule, service, []Port{p})
 		}
 	}
 	for _, rule := range v.get("allow").list() {
-		c.rule(rule, inherit)
+		c.rule(rule, service, inherit)
 	}
 }
 
 // rule checks one rule for the ports that it stands for.
-func (c checker) rule(v *value, ports []Port) {
+func (c checker) rule(v *value, service *Service, ports []Port) {
 	for _, p := range ports {
 		if p.Protocol != TCP {
 			continue
@@ -230,6 +234,7 @@ func (c checker) rule(v *value, ports []Port) {
 			continue
 		}
 		c.caller(caller)
+		c.listed(caller, service, ports)
 		for _, p := range ports {
 			if caller.text != FromAnonymous && !p.identifies() {
 				because := "tls: off"
@@ -339,6 +344,7 @@ func (c checker) calls(v *value, service *Service) {
 			continue
 		}
 		seen[same] = i
+		c.meets(written.get("service"), service.Name, service.Proxy, c.spec.Services[call.Service], port)
 		if listen := written.get("listen"); listen.isBad() {
 			continue
 		}

@@ -19,6 +19,7 @@ type secretOwner struct {
 
 // deliveries checks the stores, and how each workload's certificate gets to its proxy.
 func (c checker) deliveries() {
+	c.stores()
 	c.storeDirectories()
 	if stale := c.root.get("staleCRL"); stale.isGood() && c.root.get("revocation").str() == revocationNone {
 		c.wrong(stale, "is without effect where revocation is none", "remove it")
@@ -26,9 +27,44 @@ func (c checker) deliveries() {
 	owners := map[string]secretOwner{}
 	for _, m := range members(c.root.get("services")) {
 		c.delivery(m, "service "+m.name, c.spec.Services[m.name].Proxy, c.spec.Services[m.name].Delivery, owners)
+		c.deployment(m.value)
 	}
 	for _, m := range members(c.root.get("gateways")) {
 		c.delivery(m, "gateway "+m.name, c.spec.Gateways[m.name].Proxy, c.spec.Gateways[m.name].Delivery, owners)
+		c.deployment(m.value)
+	}
+}
+
+// stores checks that every store has the keys of its type, and no others.
+func (c checker) stores() {
+	for _, m := range members(c.root.get("stores")) {
+		switch m.value.get("type").str() {
+		case StoreFile:
+			c.needs(m.value, "dir", "name the directory of the store")
+			c.needs(m.value, "identityFile", "name the file of the age identity that the store is encrypted to")
+			c.useless(m.value, "with type: file", "remove it, or write type: secretsmanager", "region", "endpoint", "kmsKey")
+		case StoreSecretsManager:
+			c.useless(m.value, "with type: secretsmanager", "remove it, or write type: file", "dir", "identityFile")
+			if key, region := parseARN(m.value.get("kmsKey").str()), m.value.get("region").str(); key.region != "" && region != "" && key.region != region {
+				c.wrong(m.value.get("kmsKey"), "is a key of "+key.region+", and the store is in "+region, "name a key of the store's region")
+			}
+		}
+	}
+}
+
+// needs reports a key that is not there and that only this mapping has to have.
+func (c checker) needs(v *value, name, right string) {
+	if v.isGood() && v.get(name) == nil && !slices.Contains(v.misspelled, name) {
+		c.missing(v, name, "is missing", right)
+	}
+}
+
+// useless reports keys that mean nothing beside others.
+func (c checker) useless(v *value, because, right string, names ...string) {
+	for _, name := range names {
+		if written := v.get(name); written.isGood() {
+			c.wrong(written, "is without effect "+because, right)
+		}
 	}
 }
 
@@ -87,6 +123,17 @@ func (c checker) delivery(m member, who string, proxy ProxyPlan, d DeliveryPlan,
 	}
 	if c.fields(written, d) {
 		c.secrets(written, who, d, owners)
+	}
+}
+
+// deployment checks that a deployment has the keys of its type, and no others.
+func (c checker) deployment(workload *value) {
+	deploy := workload.get("deploy")
+	switch kind := deploy.get("type").str(); Deploy(kind) {
+	case DeployECS:
+		c.needs(deploy, "cluster", "name the cluster of Amazon ECS in which the service runs")
+	case DeployReload, DeployRestart:
+		c.useless(deploy, "with type: "+kind, "remove it, or write type: ecs", "cluster", "service")
 	}
 }
 
@@ -174,9 +221,18 @@ func (c checker) secrets(delivery *value, who string, d DeliveryPlan, owners map
 	}
 }
 
-// rotationRecord ends the name of the secret in which the rotation of another one keeps how it went. A credential of such
-// a name would be overwritten by it.
-const rotationRecord = ".rotation"
+// rotationRecord ends the name of the secret in which the rotation of another one keeps how it went, budgetRecord
+// that in which an authority's certificates are counted. A credential of such a name would be overwritten by it.
+const (
+	rotationRecord = ".rotation"
+	budgetRecord   = ".budget"
+)
+
+// reservedEnds are the ends of secrets' names that no credential has, and whose they are.
+var reservedEnds = [][2]string{
+	{rotationRecord, "those of what rotations keep about a secret"},
+	{budgetRecord, "those of what authorities count"},
+}
 
 // secret notes that a workload has a secret, and is false when somebody else has it.
 func (c checker) secret(v *value, full string, mine secretOwner, d DeliveryPlan, owners map[string]secretOwner) bool {
@@ -184,11 +240,13 @@ func (c checker) secret(v *value, full string, mine secretOwner, d DeliveryPlan,
 		c.wrong(v, fmt.Sprintf("stands for %s, which has %d characters", quote(full), len(full)), fmt.Sprintf("shorten it: a secret's name has at most %d", secret.MaxName))
 		return false
 	}
-	if strings.HasSuffix(full, rotationRecord) {
-		c.wrong(v, fmt.Sprintf("stands for %s, and names that end in %s are those of what rotations keep about a secret", quote(full), rotationRecord), "choose another name")
-		return false
+	for _, end := range reservedEnds {
+		if strings.HasSuffix(full, end[0]) {
+			c.wrong(v, fmt.Sprintf("stands for %s, and names that end in %s are %s", quote(full), end[0], end[1]), "choose another name")
+			return false
+		}
 	}
-	key := d.Store.Dir + "\x00" + full
+	key := d.Store.place() + "\x00" + full
 	other, taken := owners[key]
 	switch {
 	case !taken:
@@ -209,16 +267,4 @@ func (c checker) secret(v *value, full string, mine secretOwner, d DeliveryPlan,
 	}
 	c.wrong(v, fmt.Sprintf("%s is %s of %s, too, at %s", quote(full), what, other.who, c.place(other.at)), right)
 	return false
-}
-
-// authority checks who is to issue.
-func (c checker) authority(v *value) {
-	authority := v.get("authority")
-	if !authority.isGood() || c.root.get("authorities").isBad() {
-		return
-	}
-	if _, known := c.spec.Authorities[authority.text]; !known {
-		c.wrong(authority, quote(authority.text)+" is no authority",
-			c.nearest.right(authority.text, slices.Sorted(maps.Keys(c.spec.Authorities)), "declare it below authorities, or leave it out for that of the server"))
-	}
 }

@@ -61,7 +61,7 @@ func (c checker) routes(v *value, gateway *Gateway) {
 			}
 		}
 		c.headers(match.get("headers"))
-		c.destinations(written, listener, known)
+		c.destinations(written, gateway, listener, known)
 	}
 	for i, l := range gateway.Listen {
 		if _, ok := routesOf[l.Port]; !ok && l.Protocol == TCP && l.Port != 0 && complete && c.routesUnderstood(v) {
@@ -130,7 +130,7 @@ func (c checker) headers(v *value) {
 }
 
 // destinations checks where a route sends to.
-func (c checker) destinations(route *value, listener GatewayListener, known bool) {
+func (c checker) destinations(route *value, gateway *Gateway, listener GatewayListener, known bool) {
 	to := route.get("to")
 	sum, weighed := int64(0), true
 	for _, d := range to.list() {
@@ -138,6 +138,9 @@ func (c checker) destinations(route *value, listener GatewayListener, known bool
 		sum += numberOr(w, 1)
 		weighed = weighed && !d.bad && (w == nil || !w.bad)
 		port, ok := c.target(d)
+		if ok {
+			c.meets(d.get("service"), gateway.Name, gateway.Proxy, c.spec.Services[d.get("service").text], port)
+		}
 		if !ok || !known || port.Protocol == "" || (port.Protocol == TCP) == (listener.Protocol == TCP) {
 			continue
 		}

@@ -52,12 +52,13 @@ func (s *Spec) plan(workload Workload, c Certificates, names []string) *Plan {
 		TrustDomain: s.TrustDomain,
 		Workload:    workload,
 		Certificate: CertificatePlan{
-			Identity:   workload.Identity,
-			DNSNames:   append([]string{workload.Name, workload.Identity.ServerName()}, names...),
-			TTL:        c.TTL,
-			RenewAfter: c.RenewAfter,
-			Key:        c.Key,
-			Authority:  c.Authority,
+			Identity:    workload.Identity,
+			DNSIdentity: s.dnsIdentity(workload.Name),
+			DNSNames:    s.certificateNames(workload, names),
+			TTL:         c.TTL,
+			RenewAfter:  c.RenewAfter,
+			Key:         c.Key,
+			Authority:   c.Authority,
 		},
 		Revocation: s.Revocation,
 		Inbound:    []Inbound{},
@@ -68,7 +69,7 @@ func (s *Spec) plan(workload Workload, c Certificates, names []string) *Plan {
 
 func (s *Spec) compileService(v *Service) *Plan {
 	plan := s.plan(Workload{v.Name, id.Service, v.Identity}, v.Certificates, v.Names)
-	plan.Proxy, plan.Delivery, plan.Deploy = v.Proxy, v.Delivery, v.Deploy
+	plan.Proxy, plan.Delivery, plan.Deploy, plan.ECS = v.Proxy, v.Delivery, v.Deploy, v.ECS
 	for _, p := range v.Ports {
 		plan.Inbound = append(plan.Inbound, Inbound{
 			Name:       inboundName(p.Port),
@@ -99,7 +100,7 @@ func (s *Spec) compileService(v *Service) *Plan {
 
 func (s *Spec) compileGateway(g *Gateway) *Plan {
 	plan := s.plan(Workload{g.Name, id.Gateway, g.Identity}, g.Certificates, g.Names)
-	plan.Proxy, plan.Delivery, plan.Deploy = g.Proxy, g.Delivery, g.Deploy
+	plan.Proxy, plan.Delivery, plan.Deploy, plan.ECS = g.Proxy, g.Delivery, g.Deploy, g.ECS
 	called := map[string]Upstream{}
 	for _, l := range g.Listen {
 		in := Inbound{
@@ -152,7 +153,7 @@ func (s *Spec) upstream(service string, port int) Upstream {
 		Port:       port,
 		Protocol:   p.Protocol,
 		Identity:   called.Identity,
-		ServerName: called.Identity.ServerName(),
+		ServerName: cmp.Or(s.dnsIdentity(service), called.Identity.ServerName()),
 		TLS:        p.TLS != Off,
 		MinTLS:     p.MinTLS,
 		TLSGroups:  p.TLSGroups,
@@ -197,22 +198,22 @@ func (s *Spec) rules(v *Service, p Port) []Rule {
 	for _, a := range p.Allow {
 		rule := Rule{Methods: a.Methods, Paths: a.Paths}
 		for _, from := range a.From {
-			rule.From = append(rule.From, s.caller(from))
+			rule.From = append(rule.From, s.caller(v, from)...)
 		}
 		rules = append(rules, rule)
 	}
 	return rules
 }
 
-// caller spells an entry of allow.from as a Rule does.
-func (s *Spec) caller(from string) string {
-	if service, ok := s.Services[from]; ok {
-		return service.Identity.String()
+// caller spells an entry of allow.from as a Rule of a service does.
+func (s *Spec) caller(v *Service, from string) []string {
+	if from == FromAny && v.Proxy.Real() {
+		return append([]string{FromAny}, s.dnsPeers()...)
 	}
-	if gateway, ok := s.Gateways[from]; ok {
-		return gateway.Identity.String()
+	if w, ok := s.workloadOf(from); ok {
+		return []string{s.peerName(w)}
 	}
-	return from // any, anonymous or a SPIFFE ID
+	return []string{from} // any or anonymous
 }
 
 // graphRules admit the workloads that declare to call the port, and anonymous callers where they can
@@ -221,7 +222,7 @@ func (s *Spec) graphRules(v *Service, p Port) []Rule {
 	var from []string
 	if p.identifies() {
 		for _, w := range s.callers(v.Name, p.Port) {
-			from = append(from, w.Identity.String())
+			from = append(from, s.peerName(w))
 		}
 	}
 	if p.admitsAnonymous() {

@@ -84,14 +84,28 @@ func (d DeliveryPlan) Shape() (secret.Shape, error) {
 
 // The types of stores.
 const (
-	StoreFile = "file" // a directory encrypted with age
+	StoreFile           = "file"           // a directory encrypted with age
+	StoreSecretsManager = "secretsmanager" // AWS Secrets Manager
 )
 
-// Store is a secret store. Its paths are absolute when the document's directory is.
+// Store is a secret store. It is comparable.
 type Store struct {
-	Type         string `json:"type"`
-	Dir          string `json:"dir"`
-	IdentityFile string `json:"identityFile"`
+	Type string `json:"type"`
+	// Dir and IdentityFile are of a [StoreFile]; absolute when the document's directory is.
+	Dir          string `json:"dir,omitzero"`
+	IdentityFile string `json:"identityFile,omitzero"`
+	// Region, Endpoint and KMSKey are of a [StoreSecretsManager], each empty where nothing is said.
+	Region   string `json:"region,omitzero"`
+	Endpoint string `json:"endpoint,omitzero"`
+	KMSKey   string `json:"kmsKey,omitzero"`
+}
+
+// place is where a store's secrets lie: two of one place have the same secrets.
+func (s Store) place() string {
+	if s.Type == StoreFile {
+		return s.Dir
+	}
+	return s.Type + "\x00" + s.Region + "\x00" + s.Endpoint
 }
 
 // DeclaredStore is a store of a specification, with its paths as they are written, too: specifications are
@@ -101,16 +115,6 @@ type DeclaredStore struct {
 	DirText, IdentityFileText string
 }
 
-// The types of authorities.
-const (
-	AuthorityEmbedded = "embedded" // that of the server
-)
-
-// Authority is who issues certificates.
-type Authority struct {
-	Type string
-}
-
 // Deploy says how a rotated certificate gets to work.
 type Deploy string
 
@@ -118,7 +122,22 @@ type Deploy string
 const (
 	DeployReload  Deploy = "reload"  // init --watch reloads the proxy
 	DeployRestart Deploy = "restart" // the instances are started anew, one after the other
+	DeployECS     Deploy = "ecs"     // a service of Amazon ECS replaces its tasks
 )
+
+// ECSDeploy says which service of Amazon ECS runs a workload.
+type ECSDeploy struct {
+	Cluster string `json:"cluster"`
+	Service string `json:"service"`
+}
+
+// text is the service of ECS in one line, empty for none.
+func (e *ECSDeploy) text() string {
+	if e == nil {
+		return ""
+	}
+	return e.Cluster + "/" + e.Service
+}
 
 // StaleCRL says what a proxy does with a revocation list that is older than it may be.
 type StaleCRL string
@@ -150,20 +169,14 @@ func (b builder) stores(v *value) map[string]DeclaredStore {
 		directory := b.documents[m.at.file].Directory
 		dir, identity := m.value.get("dir").str(), m.value.get("identityFile").str()
 		stores[m.name] = DeclaredStore{
-			Store:   Store{Type: m.value.get("type").str(), Dir: resolve(directory, dir), IdentityFile: resolve(directory, identity)},
+			Store: Store{
+				Type: m.value.get("type").str(), Dir: resolve(directory, dir), IdentityFile: resolve(directory, identity),
+				Region: m.value.get("region").str(), Endpoint: m.value.get("endpoint").str(), KMSKey: m.value.get("kmsKey").str(),
+			},
 			DirText: dir, IdentityFileText: identity,
 		}
 	}
 	return stores
-}
-
-// authorities are the declared authorities by name.
-func authorities(v *value) map[string]Authority {
-	all := map[string]Authority{}
-	for _, m := range members(v) {
-		all[m.name] = Authority{Type: m.value.get("type").str()}
-	}
-	return all
 }
 
 // revocation reads the two keys of the mesh about it.
@@ -211,6 +224,14 @@ func deploy(d DeliveryPlan, v *value) Deploy {
 	return Deploy(textOr(v.get("type"), string(DeployReload)))
 }
 
+// ecsDeploy reads which service of ECS runs the workload of a name; nil where none does.
+func ecsDeploy(d Deploy, name string, v *value) *ECSDeploy {
+	if d != DeployECS {
+		return nil
+	}
+	return &ECSDeploy{Cluster: v.get("cluster").str(), Service: textOr(v.get("service"), name)}
+}
+
 // String is where the certificate comes from, in one line.
 func (d DeliveryPlan) String() string {
 	if !d.FromStore() {
@@ -234,13 +255,19 @@ func (r RevocationPlan) text() string {
 	return revocationCheck + ", stale lists: " + string(r.Stale)
 }
 
-// text is an authority in one line.
-func (a Authority) text() string { return a.Type }
-
 // String is the proxy in one line.
 func (p ProxyPlan) String() string { return strings.TrimSpace(string(p.Engine) + " " + p.Version) }
 
 // text is a store in one line.
 func (s DeclaredStore) text() string {
-	return s.Type + " " + s.DirText + " by " + s.IdentityFileText
+	if s.Type == StoreFile {
+		return s.Type + " " + s.DirText + " by " + s.IdentityFileText
+	}
+	text := s.Type
+	for _, part := range [][2]string{{"region", s.Region}, {"endpoint", s.Endpoint}, {"kmsKey", s.KMSKey}} {
+		if part[1] != "" {
+			text += " " + part[0] + "=" + part[1]
+		}
+	}
+	return text
 }

@@ -66,7 +66,7 @@ func topology(s *Spec) *Spec {
 		}
 	}
 	for name, v := range s.Services {
-		service := &Service{Name: v.Name, Instances: v.Instances, Run: v.Run, Proxy: ProxyPlan{Engine: v.Proxy.Engine}, Delivery: v.Delivery, Deploy: v.Deploy}
+		service := &Service{Name: v.Name, Instances: v.Instances, Run: v.Run, Proxy: ProxyPlan{Engine: v.Proxy.Engine}, Delivery: v.Delivery, Deploy: v.Deploy, ECS: v.ECS}
 		for _, p := range v.Ports {
 			service.Ports = append(service.Ports, Port{Port: p.Port, Protocol: p.Protocol, App: p.App})
 		}
@@ -74,7 +74,7 @@ func topology(s *Spec) *Spec {
 		t.Services[name] = service
 	}
 	for name, g := range s.Gateways {
-		gateway := &Gateway{Name: g.Name, Instances: g.Instances, Proxy: ProxyPlan{Engine: g.Proxy.Engine}, Delivery: g.Delivery, Deploy: g.Deploy}
+		gateway := &Gateway{Name: g.Name, Instances: g.Instances, Proxy: ProxyPlan{Engine: g.Proxy.Engine}, Delivery: g.Delivery, Deploy: g.Deploy, ECS: g.ECS}
 		for _, l := range g.Listen {
 			gateway.Listen = append(gateway.Listen, GatewayListener{Port: l.Port, Protocol: l.Protocol})
 		}
@@ -203,6 +203,7 @@ func (d *difference) service(before, after *Service) {
 	d.change("instances", before.Instances, after.Instances)
 	d.proxy(before.Proxy, after.Proxy, before.Delivery, after.Delivery)
 	d.change("deploy", before.Deploy, after.Deploy)
+	d.change("deploy.ecs", before.ECS.text(), after.ECS.text())
 	d.ports(before, after)
 	d.set("call", texts(before.Calls, Call.text), texts(after.Calls, Call.text))
 	switch {
@@ -263,6 +264,7 @@ func (d *difference) gateway(before, after *Gateway) {
 	d.change("instances", before.Instances, after.Instances)
 	d.proxy(before.Proxy, after.Proxy, before.Delivery, after.Delivery)
 	d.change("deploy", before.Deploy, after.Deploy)
+	d.change("deploy.ecs", before.ECS.text(), after.ECS.text())
 	d.set("listener", texts(before.Listen, GatewayListener.text), texts(after.Listen, GatewayListener.text))
 	d.ordered("route", texts(before.Routes, GatewayRoute.text), texts(after.Routes, GatewayRoute.text))
 }

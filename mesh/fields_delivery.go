@@ -4,31 +4,28 @@ package mesh
 
 var storeShape = &shape{
 	kind: mappingKind, name: "store",
-	doc: "A secret store. Its directory is made when it is first written to; its identity file is made by " +
-		"`countersign secret` or `countersign up`, and whoever has it can read every secret of the store.",
+	doc: "A secret store. With `type: file` its directory is made when it is first written to; its identity file is made by " +
+		"`countersign secret` or `countersign up`, and whoever has it can read every secret of the store. With `type: secretsmanager` " +
+		"credentials come from where AWS's own tools have them: the environment, a task's or a function's role.",
 	fields: []field{
 		{
-			name: "type", shape: enum("type of store", StoreFile), required: true, missing: "write file",
-			doc: "`file` is a directory whose files are encrypted with age.",
+			name: "type", shape: enum("type of store", StoreFile, StoreSecretsManager), required: true, missing: "write file or secretsmanager",
+			doc: "`file` is a directory whose files are encrypted with age, `secretsmanager` is AWS Secrets Manager.",
 		},
 		{
-			name: "dir", shape: fileName, required: true, missing: "name the directory of the store",
+			name: "dir", shape: fileName, otherwise: "**required** with `type: file`",
 			doc: "The directory; relative to the directory of this file. Each store has one of its own.",
 		},
 		{
-			name: "identityFile", shape: fileName, required: true, missing: "name the file of the age identity that the store is encrypted to",
+			name: "identityFile", shape: fileName, otherwise: "**required** with `type: file`",
 			doc: "The file with the age identity that the store is encrypted to; relative to the directory of this file. Keep it " +
 				"where the store's backups are not.",
 		},
-	},
-}
-
-var authorityShape = &shape{
-	kind: mappingKind, name: "authority",
-	fields: []field{
+		{name: "region", shape: awsRegion, otherwise: "that of the environment", doc: "With `type: secretsmanager`: the AWS region."},
+		{name: "endpoint", shape: awsEndpoint, otherwise: "that of AWS", doc: "With `type: secretsmanager`: the URL of the service, where it is not the usual one."},
 		{
-			name: "type", shape: enum("type of authority", AuthorityEmbedded), required: true, missing: "write embedded",
-			doc: "`embedded` is the certificate authority of the server.",
+			name: "kmsKey", shape: kmsKey, otherwise: "`aws/secretsmanager`, that of Secrets Manager",
+			doc: "With `type: secretsmanager`: the key of AWS KMS by which secrets are encrypted that a rotation makes.",
 		},
 	},
 }
@@ -98,11 +95,13 @@ var deployShape = &shape{
 	doc: "How what a rotation wrote gets to work; only with `delivery: {type: store}`.",
 	fields: []field{
 		{
-			name: "type", shape: enum("type of deployment", string(DeployReload), string(DeployRestart)), required: true,
-			missing: "write reload or restart",
+			name: "type", shape: enum("type of deployment", string(DeployReload), string(DeployRestart), string(DeployECS)), required: true,
+			missing: "write reload, restart or ecs",
 			doc: "`reload`: `countersign init --watch` beside the proxy takes the new version and reloads the proxy. `restart`: " +
-				"the instances are drained and started anew, one after the other.",
+				"the instances are drained and started anew, one after the other. `ecs`: a service of Amazon ECS replaces its tasks.",
 		},
+		{name: "cluster", shape: ecsName, otherwise: "**required** with `type: ecs`", doc: "With `type: ecs`: the cluster's name."},
+		{name: "service", shape: ecsName, otherwise: "the workload's name", doc: "With `type: ecs`: the name of the service in the cluster."},
 	},
 }
 

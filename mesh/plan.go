@@ -37,6 +37,8 @@ type Plan struct {
 	Proxy    ProxyPlan    `json:"proxy,omitzero"`
 	Delivery DeliveryPlan `json:"delivery,omitzero"`
 	Deploy   Deploy       `json:"deploy,omitzero"`
+	// ECS says which service of Amazon ECS runs the workload; nil unless Deploy is [DeployECS].
+	ECS *ECSDeploy `json:"ecs,omitempty"`
 	// Revocation says whether callers' and callees' certificates are looked up in revocation lists.
 	Revocation RevocationPlan `json:"revocation,omitzero"`
 	// Inbound are the listeners for peers (a service) or for the outside (a gateway).
@@ -57,7 +59,11 @@ type Workload struct {
 // CertificatePlan says what a workload's leaf has to hold.
 type CertificatePlan struct {
 	Identity id.ID `json:"identity"`
-	// DNSNames are NAME, NAME.TRUST-DOMAIN and the declared further names.
+	// DNSIdentity is set where ACM issues, whose certificates have no SPIFFE ID: the DNS name that has to be the common
+	// name of the leaf's Subject and one of its names, by which peers know the workload instead of by Identity.
+	DNSIdentity string `json:"dnsIdentity,omitzero"`
+	// DNSNames are NAME, NAME.TRUST-DOMAIN and the declared further names; where DNSIdentity is set, that
+	// instead of the first two.
 	DNSNames []string `json:"dnsNames"`
 	TTL      Duration `json:"ttl"`
 	// RenewAfter is the age at which the leaf is replaced; always below TTL.
@@ -98,7 +104,8 @@ type CertificateFiles struct {
 
 // Rule admits callers. An empty list of methods or of paths restricts nothing.
 type Rule struct {
-	// From are SPIFFE IDs in their URI form, [FromAny] or [FromAnonymous].
+	// From are SPIFFE IDs in their URI form, [FromAny] or [FromAnonymous]; for NGINX and HAProxy also DNS names behind
+	// [FromDNS].
 	From    []string `json:"from"`
 	Methods []string `json:"methods,omitempty"`
 	// Paths are exact ("/a") or a prefix with all below it ("/a/*": "/a/b", but neither "/a" nor
@@ -157,7 +164,8 @@ type Upstream struct {
 	Service  string   `json:"service"`
 	Port     int      `json:"port"`
 	Protocol Protocol `json:"protocol"`
-	// Identity is what the far end has to prove; ServerName is sent as SNI.
+	// Identity is what the far end has to prove; ServerName is sent as SNI. Where ACM issues for the far end, its
+	// certificate has no SPIFFE ID, and ServerName, the DNS name that is declared for it, is what it has to prove.
 	Identity   id.ID  `json:"identity"`
 	ServerName string `json:"serverName"`
 	// TLS is false when the service declares its port off: the connection is plaintext then.

@@ -25,6 +25,7 @@ var referenceTitles = map[string]string{
 	"certificates":  "`certificates`",
 	"store":         "`stores.NAME`",
 	"authority":     "`authorities.NAME`",
+	"budget":        "`authorities.NAME.budget`",
 	"proxy":         "`proxy`",
 	"delivery":      "`delivery`",
 	"fields":        "`delivery.fields`",
@@ -202,7 +203,12 @@ const referenceTail = `
 - The weights of a route do not sum to 0.
 - ` + "`delivery: {type: store}`" + ` is for the engines nginx and haproxy; ` + "`deploy`" + ` is for ` + "`delivery: {type: store}`" + `, and ` + "`staleCRL`" + ` for
   ` + "`revocation: check`" + `. A store and an authority are named only where they are declared.
-- Each store has a directory of its own, and each workload a secret of its own; only trust bundles are shared.
+- Each store has a directory of its own, and each workload a secret of its own; only trust bundles are shared. No name of a
+  secret ends in ` + "`.rotation` or `.budget`" + `: Countersign keeps what it did under such names.
+- Authorities of the types ` + "`acmpca` and `acm`" + ` are for ` + "`delivery: {type: store}`" + `, and ` + "`acm` for `layout: exported`" + `. Where the CA is in
+  short-lived mode, ` + "`ttl`" + ` is at most 168h. ACM's certificates are valid for 395 days, whatever ` + "`ttl`" + ` says, and ` + "`renewAfter`" + ` is 350 days.
+- A workload that ACM issues for has a DNS name instead of a SPIFFE ID. Who calls it, or is called by it with ` + "`clientAuth: require`" + ` or
+  ` + "`optional`" + `, has NGINX or HAProxy beside it: the built-in proxy takes SPIFFE IDs only.
 
 ## Callers without identity
 
@@ -225,6 +231,31 @@ certificates: {ttl: 24h, key: ecdsa-p384}    # renewed after 17h8m34.285s
 services:
   vault:
     certificates: {ttl: 1h, renewAfter: 20m} # the key is the mesh's
+`,
+	"authority": `
+mesh: shop
+stores:
+  vault: {type: secretsmanager, region: eu-central-1, kmsKey: alias/shop}
+authorities:
+  pca: {type: acmpca, mode: short-lived}       # the templates create it
+  acm:
+    type: acm
+    arn: arn:aws:acm-pca:eu-central-1:111122223333:certificate-authority/11111111-2222-3333-4444-555555555555
+    names: {front: front.shop.internal}
+    budget: {certificates: 20}
+services:
+  front:
+    calls: [{service: catalog}]
+    certificates: {authority: acm}
+    proxy: {engine: nginx}
+    delivery: {type: store, store: vault, secret: "{mesh}/{service}", layout: exported, bundle: "{mesh}/bundle"}
+    deploy: {type: ecs, cluster: shop}
+  catalog:
+    ports: [{port: 9000, protocol: http}]
+    certificates: {authority: pca}
+    proxy: {engine: haproxy}
+    delivery: {type: store, store: vault, secret: "{mesh}/{service}", bundle: "{mesh}/bundle"}
+    deploy: {type: ecs, cluster: shop, service: shop-catalog}
 `,
 	"delivery": `
 mesh: shop

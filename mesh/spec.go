@@ -52,7 +52,8 @@ type Service struct {
 	Proxy        ProxyPlan
 	ProxySaid    bool // Proxy stands in the document, and is not the default
 	Delivery     DeliveryPlan
-	Deploy       Deploy // empty unless Delivery is from a store
+	Deploy       Deploy     // empty unless Delivery is from a store
+	ECS          *ECSDeploy // nil unless Deploy is [DeployECS]
 }
 
 // Port is where peers connect to a service. What stands on the service as a default is filled in.
@@ -106,7 +107,8 @@ type Gateway struct {
 	Proxy        ProxyPlan
 	ProxySaid    bool // as a service's
 	Delivery     DeliveryPlan
-	Deploy       Deploy // as a service's
+	Deploy       Deploy     // as a service's
+	ECS          *ECSDeploy // as a service's
 }
 
 // GatewayListener is a port that the outside connects to.

@@ -138,6 +138,43 @@ func (b *Bundle) Verify(chain []*x509.Certificate, usage x509.ExtKeyUsage, now t
 	return b.verify(nil, nil, "", chain, usage, now)
 }
 
+// VerifyNamed is [Bundle.Verify] for a peer without SPIFFE ID: its leaf has to be of somebody who is known by a DNS name,
+// as [Named] says. Errors are the same.
+func (b *Bundle) VerifyNamed(name string, chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) error {
+	return b.verifyNamed(nil, name, chain, usage, now)
+}
+
+func (b *Bundle) verifyNamed(rev *Revocation, name string, chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) error {
+	if len(chain) == 0 {
+		return ErrNoCertificate
+	}
+	err := b.verifyChain(nil, rev, "", chain, usage, now)
+	if err == nil {
+		err = errors.Join(leafOnly(chain[0]), Named(chain[0], name))
+	}
+	if err != nil {
+		return fmt.Errorf("%w (%s): %w", ErrUntrusted, describe(chain[0]), err)
+	}
+	return nil
+}
+
+// Named tells whether a certificate is of somebody who is known by a DNS name and not by a SPIFFE ID: the name is all of
+// its subject, as the common name, and one of its alternative names, of which none is a URI. The certificate itself is not
+// verified.
+func Named(leaf *x509.Certificate, name string) error {
+	switch {
+	case name == "":
+		return errors.New("no name is expected of it")
+	case len(leaf.URIs) > 0:
+		return fmt.Errorf("it has the URI %q, and is to be known by the DNS name %s alone", shortened(leaf.URIs[0].String()), name)
+	case leaf.Subject.CommonName != name || len(leaf.Subject.Names) != 1:
+		return fmt.Errorf("its subject is %q, and CN=%s is expected", shortened(leaf.Subject.String()), name)
+	case !slices.Contains(leaf.DNSNames, name):
+		return fmt.Errorf("it is not for the DNS name %s", name)
+	}
+	return nil
+}
+
 // verifyAgain is Verify for handshakes: the signatures of a chain that was presented before in the same
 // epoch are not verified anew.
 func (b *Bundle) verifyAgain(epoch string, chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) (id.ID, error) {
@@ -211,15 +248,13 @@ func (b *Bundle) verifyChain(known *chains, rev *Revocation, epoch string, chain
 // member reads the identity of a certificate whose chain was verified, and checks that it is a leaf
 // of the trust domain.
 func (b *Bundle) member(leaf *x509.Certificate) (id.ID, error) {
-	switch {
-	case leaf.IsCA:
-		return id.ID{}, errors.New("it is the certificate of a CA, not of a member")
-	case leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0:
-		return id.ID{}, errors.New("its key may sign certificates or CRLs, which no member's may")
-	case leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0:
-		return id.ID{}, errors.New("its key usage does not include digitalSignature")
+	if err := leafOnly(leaf); err != nil {
+		return id.ID{}, err
 	}
 	peer, err := id.FromCertificate(leaf)
+	if err != nil && len(leaf.URIs) == 0 {
+		return id.ID{}, fmt.Errorf("%w: a port of the built-in proxy knows members by nothing else; who has a certificate of AWS Certificate Manager, which has DNS names only, can call ports of NGINX and HAProxy", err)
+	}
 	if err != nil {
 		return id.ID{}, err
 	}
@@ -227,6 +262,19 @@ func (b *Bundle) member(leaf *x509.Certificate) (id.ID, error) {
 		return id.ID{}, fmt.Errorf("it is of the trust domain %q, and only members of %q are known here", peer.TrustDomain(), b.trustDomain)
 	}
 	return peer, nil
+}
+
+// leafOnly refuses certificates that are no leaf of a member.
+func leafOnly(leaf *x509.Certificate) error {
+	switch {
+	case leaf.IsCA:
+		return errors.New("it is the certificate of a CA, not of a member")
+	case leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0:
+		return errors.New("its key may sign certificates or CRLs, which no member's may")
+	case leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0:
+		return errors.New("its key usage does not include digitalSignature")
+	}
+	return nil
 }
 
 // Pin is the name of a root that a person hands over: "sha256:" and the hex SHA-256 of its DER.

@@ -292,6 +292,11 @@ func (i *Identity) Verify(chain []*x509.Certificate, usage x509.ExtKeyUsage, now
 	return i.Bundle.verify(i.Bundle.known, i.Revocation, "", chain, usage, now)
 }
 
+// VerifyNamed is [Bundle.VerifyNamed] with the identity's revocation lists.
+func (i *Identity) VerifyNamed(name string, chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) error {
+	return i.Bundle.verifyNamed(i.Revocation, name, chain, usage, now)
+}
+
 // verifyAgain is Verify for handshakes, in the caller's epoch.
 func (i *Identity) verifyAgain(epoch string, chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) (id.ID, error) {
 	return i.Bundle.verify(i.Bundle.known, i.Revocation, epoch, chain, usage, now)

@@ -35,6 +35,11 @@ func (r *renderer) http() {
 		r.line("ignore_invalid_headers", "on")
 		r.line("underscores_in_headers", "off")
 		r.callers()
+		if r.o.Callers {
+			r.comment("Who calls with which certificate is told once for each connection.")
+			r.switchOn("$connection_requests", "$cs_first", `""`, choice{"1", "$cs_caller"})
+			r.line("log_format", callersLog, "escape=json", callersFormat)
+		}
 		r.requests()
 		r.upstreams(false)
 		for _, in := range r.plan.Inbound {
@@ -138,6 +143,9 @@ func (r *renderer) server(in mesh.Inbound, address word, tls, http2, behind bool
 	r.block(func() {
 		r.listen(address, tls, http2, behind)
 		r.line("access_log", "/dev/stdout", logName("in", in.Port))
+		if tls {
+			r.tellCallers(in, "$cs_first")
+		}
 		if behind {
 			r.line("set_real_ip_from", "unix:")
 			r.line("real_ip_header", "proxy_protocol")
@@ -333,6 +341,20 @@ func (r *renderer) logFormat(name word, listener, direction string, caller, seri
 			`"caller":"%s","peerSerial":"%s","tls":"%s","method":"$request_method","path":"$cs_path","status":$status,`+
 			`"bytesOut":$body_bytes_sent,"seconds":$request_time,"upstream":"$upstream_addr","upstreamStatus":"$upstream_status"%s}`,
 		r.listenerName(listener), direction, bare(caller), bare(serial), bare(tls), further.String())))
+}
+
+// What is told of a caller whose certificate was proved, and under which name.
+const (
+	callersLog    word = "callers"
+	callersFormat word = `"$ssl_client_serial $ssl_client_s_dn"`
+)
+
+// tellCallers sends what is told of a caller to whoever watches, when a variable is not empty. NGINX does not wait for him:
+// a datagram that finds no place is lost.
+func (r *renderer) tellCallers(in mesh.Inbound, when word) {
+	if r.o.Callers && in.ClientAuth != mesh.None {
+		r.line("access_log", quote("syslog:server=unix:"+r.o.InRun(engine.CallersSocket)+",nohostname,tag="+engine.CallersTag), callersLog, "if="+when)
+	}
 }
 
 // bare takes the quotation marks of a word away that is to stand inside of another.

@@ -59,6 +59,10 @@ func Render(plan *mesh.Plan, o engine.Options) (*engine.Config, error) {
 	if err := r.refusal.Err(); err != nil {
 		return nil, err
 	}
+	if r.o.Callers && strings.Contains(r.o.Run, ",") { // which ends the name of a socket in its place
+		r.o.Callers = false
+		r.note("nobody is told who calls: there is a comma in the run directory's name %s", r.o.Run)
+	}
 	r.comment("NGINX as the sidecar of the %s %s in the mesh %s. Written by `countersign generate nginx`; do not edit.",
 		plan.Workload.Kind, plan.Workload.Name, plan.Mesh)
 	r.main()

@@ -14,7 +14,7 @@ import (
 )
 
 func options() engine.Options {
-	return engine.Options{Certificates: "/certs", Run: "/run/x", Address: netip.MustParseAddr("10.0.0.1"), StreamModule: DefaultStreamModule}
+	return engine.Options{Certificates: "/certs", Run: "/run/x", Address: netip.MustParseAddr("10.0.0.1"), StreamModule: DefaultStreamModule, Callers: true}
 }
 
 // structure reads a configuration as NGINX does (ngx_conf_read_token) and gives for each directive its name,

@@ -20,6 +20,10 @@ func (r *renderer) stream() {
 		r.line("ssl_handshake_timeout", handshakeTimeout)
 		r.switchOn("$ssl_client_verify", "$cs_who", "refused",
 			choice{"SUCCESS", "$ssl_client_s_dn"}, choice{"NONE", "anonymous"}, choice{`""`, "anonymous"})
+		if r.o.Callers {
+			r.switchOn("$ssl_client_verify", "$cs_proved", `""`, choice{"SUCCESS", "$ssl_client_serial"})
+			r.line("log_format", callersLog, "escape=json", callersFormat)
+		}
 		r.upstreams(true)
 		for _, in := range r.plan.Inbound {
 			if in.TLS == mesh.Permissive {
@@ -98,6 +102,7 @@ func (r *renderer) bytesServer(in mesh.Inbound, address word, tls, behind bool) 
 		}
 		if tls {
 			r.serverTLS(in)
+			r.tellCallers(in, "$cs_proved")
 		}
 		// A gateway's upstream says by itself how it is met, and only one kind of it can stand behind a name.
 		if in.App == 0 {

@@ -113,11 +113,18 @@ func parseMaster(answer string) (masterState, error) {
 
 // ask sends one command and reads the answer to its end.
 func (m Master) ask(ctx context.Context, command string) (string, error) {
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", m.Socket)
+	answer, err := Ask(ctx, m.Socket, command, mostAnswer)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return "", fmt.Errorf("%w: nobody answers on the master socket %s (haproxy -W -S %s)", ErrNotRunning, m.Socket, m.Socket)
+	}
+	return answer, err
+}
+
+// Ask sends one command to a UNIX socket of HAProxy's, its master's or its statistics', and reads the answer to its end, at
+// most that many bytes of it.
+func Ask(ctx context.Context, socket, command string, most int64) (string, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
 	if err != nil {
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
-			return "", fmt.Errorf("%w: nobody answers on the master socket %s (haproxy -W -S %s)", ErrNotRunning, m.Socket, m.Socket)
-		}
 		return "", fmt.Errorf("asking HAProxy: %w", err)
 	}
 	defer conn.Close()
@@ -130,7 +137,7 @@ func (m Master) ask(ctx context.Context, command string) (string, error) {
 			return "", fmt.Errorf("asking HAProxy: %w", err)
 		}
 	}
-	answer, err := io.ReadAll(io.LimitReader(conn, mostAnswer))
+	answer, err := io.ReadAll(io.LimitReader(conn, most))
 	if err != nil {
 		return "", fmt.Errorf("asking HAProxy: %w", err)
 	}

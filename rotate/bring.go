@@ -60,10 +60,10 @@ func (n *run) bring() error {
 // there are the instances that are there before anything is changed. Without them the rotation goes on: a certificate ends
 // also while nobody can look.
 func (n *run) there() []string {
-	if n.o.NoDeploy {
+	if n.o.NoDeploy || n.t.Rollout != nil { // those that are there now are all replaced
 		return nil
 	}
-	sightings, err := n.r.config.Observer.Look(n.ctx, n.t)
+	sightings, err := n.sight()
 	if err != nil {
 		n.say(n.step, "who is there now is not known: %v", err)
 		return nil
@@ -144,11 +144,23 @@ func (n *run) tidy() {
 
 // deploy has a serial put to work, and observes it.
 func (n *run) deploy(serial string) error {
-	if err := n.begin(StepDeploy, "%s", map[bool]string{true: "restarting the instances, one after the other", false: "the instances read the store themselves"}[n.t.Restart]); err != nil {
+	how := "the instances read the store themselves"
+	switch {
+	case n.t.Rollout != nil:
+		how = "replacing the instances by new ones"
+	case n.t.Restart:
+		how = "restarting the instances, one after the other"
+	}
+	if err := n.begin(StepDeploy, "%s", how); err != nil {
 		return err
 	}
 	if n.t.Restart {
 		if err := n.restart(serial); err != nil {
+			return err
+		}
+	}
+	if n.t.Rollout != nil {
+		if err := n.rollOut(n.version); err != nil {
 			return err
 		}
 	}
@@ -160,7 +172,7 @@ func (n *run) deploy(serial string) error {
 
 // restart restarts the instances that do not serve a serial yet, and goes on to the next one when it was seen.
 func (n *run) restart(serial string) error {
-	sightings, err := n.r.config.Observer.Look(n.ctx, n.t)
+	sightings, err := n.sight()
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrNotObserved, err)
 	}
@@ -200,7 +212,7 @@ func (n *run) observe(serial, instance string) error {
 	told := ""
 	var first time.Time // the first look: a slow one is no reason to believe somebody sooner
 	for {
-		sightings, err := n.r.config.Observer.Look(n.ctx, n.t)
+		sightings, err := n.sight()
 		var passed time.Duration
 		switch {
 		case !first.IsZero():
@@ -252,9 +264,9 @@ func (n *run) noteUnseen(sightings []Sighting) {
 	}
 }
 
-// wait ends when the process is to end, but on the way back.
+// wait ends when the process is to end, but on the way back where that is short.
 func (n *run) wait() <-chan struct{} {
-	if n.step == StepRollback {
+	if n.step == StepRollback && n.t.Rollout == nil {
 		return nil
 	}
 	return n.outer.Done()
@@ -374,8 +386,8 @@ func (n *run) back(why error) error {
 	seen := "was seen everywhere"
 	if n.o.NoDeploy || n.record.NoDeploy {
 		seen = "nobody was looked at"
-	} else if err := n.redeploy(before.serial); err != nil {
-		if errors.Is(err, secret.ErrLeaseLost) || n.ctx.Err() != nil {
+	} else if err := n.redeploy(previous, before.serial); err != nil {
+		if errors.Is(err, secret.ErrLeaseLost) || n.ctx.Err() != nil || n.resumable(err) {
 			return failed(err)
 		}
 		// It is current all the same; to look for it for ever would only keep the next rotation from its work.
@@ -397,9 +409,14 @@ func (n *run) end() {
 }
 
 // redeploy is deploy on the way back.
-func (n *run) redeploy(serial string) error {
+func (n *run) redeploy(version, serial string) error {
 	if n.t.Restart {
 		if err := n.restart(serial); err != nil {
+			return err
+		}
+	}
+	if n.t.Rollout != nil {
+		if err := n.rollBack(version, serial); err != nil {
 			return err
 		}
 	}

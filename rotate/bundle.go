@@ -54,6 +54,7 @@ type bundleRun struct {
 	step  Step
 	notes
 	now    string // which version is current; empty when none is
+	roots  []byte // of the authority, and those that were current
 	stored bool   // what is current are the roots of the authority
 	result *Result
 }
@@ -65,7 +66,7 @@ type bundleRun struct {
 func (r *Rotator) RotateBundle(ctx context.Context, b SharedBundle, o Options) Result {
 	result := Result{Secret: b.Name, Store: b.StoreName, Outcome: Nothing}
 	n := &bundleRun{r: r, b: b, o: o, ctx: ctx, step: StepLook, result: &result}
-	if err := secret.CheckName(b.Name + stateSuffix); err != nil {
+	if err := r.checkBundle(b); err != nil {
 		result.fail(StepLook, err)
 		return result
 	}
@@ -92,6 +93,16 @@ func (r *Rotator) RotateBundle(ctx context.Context, b SharedBundle, o Options) R
 		result.Notes = append(result.Notes, "the lease was not given back, and runs out by itself: "+err.Error())
 	}
 	return result
+}
+
+// checkBundle says what cannot be rotated.
+func (r *Rotator) checkBundle(b SharedBundle) error {
+	for _, user := range b.Users {
+		if err := r.check(user); err != nil {
+			return err
+		}
+	}
+	return secret.CheckName(b.Name + stateSuffix)
 }
 
 func (n *bundleRun) say(step Step, format string, args ...any) {
@@ -132,14 +143,12 @@ func (n *bundleRun) look() (bundle []byte, fresh bool, err error) {
 	if n.now, err = currentVersion(n.ctx, n.b.Store, n.b.Name); err != nil && !errors.Is(err, secret.ErrCorrupt) {
 		return nil, false, err
 	}
-	ask, cancel := context.WithTimeout(n.ctx, askTimeout)
-	defer cancel()
-	trust, err := n.r.config.Authority.Trust(ask)
+	bundle, err = n.trusted()
 	if err != nil {
 		return nil, false, fmt.Errorf("asking for the trust bundle: %w", err)
 	}
 	now, version, err := n.b.Store.Read(n.ctx, n.b.Name, "")
-	n.stored = err == nil && sameCertificates(now, trust.Bundle)
+	n.stored = err == nil && sameCertificates(now, bundle)
 	switch {
 	case errors.Is(err, secret.ErrNotFound):
 		n.result.Reason, fresh = "there is none yet", true
@@ -157,10 +166,33 @@ func (n *bundleRun) look() (bundle []byte, fresh bool, err error) {
 	case n.record.Step != "" && !n.o.NoDeploy:
 		n.result.Reason = "its deployment was begun and has not ended"
 	}
-	n.result.Version = version
+	n.result.Version, n.roots = version, joinPEM(bundle, now)
 	failed := n.record
 	n.result.failing = n.result.Reason == "" && n.record.Step == "" && failed.clearFailure()
-	return trust.Bundle, fresh, nil
+	return bundle, fresh, nil
+}
+
+// trusted is what all authorities of the users say that is to be trusted.
+func (n *bundleRun) trusted() ([]byte, error) {
+	ask, cancel := context.WithTimeout(n.ctx, askTimeout)
+	defer cancel()
+	var bundles [][]byte
+	asked := make(map[string]bool)
+	for _, user := range n.b.Users {
+		if asked[user.Certificate.Authority] {
+			continue
+		}
+		asked[user.Certificate.Authority] = true
+		trust, err := n.r.authority(user).Trust(ask)
+		if err != nil {
+			return nil, err
+		}
+		bundles = append(bundles, trust.Bundle)
+	}
+	if len(bundles) == 1 {
+		return bundles[0], nil
+	}
+	return joinPEM(bundles...), nil
 }
 
 func (n *bundleRun) rotate(outer context.Context) error {
@@ -196,7 +228,7 @@ func (n *bundleRun) rotate(outer context.Context) error {
 		}
 	}
 	n.step = StepDeploy
-	if !n.o.NoDeploy || fresh || !slices.ContainsFunc(n.b.Users, func(user Target) bool { return user.Restart }) {
+	if !n.o.NoDeploy || fresh || !slices.ContainsFunc(n.b.Users, Target.deployed) {
 		n.record.succeeded("", n.r.now())
 	} // else somebody still runs with the bundle of before
 	if err := n.write(n.ctx, n.b.Store, n.b.Name); err != nil { //nolint:contextcheck // the context of the run ends with its lease
@@ -281,16 +313,21 @@ func (n *bundleRun) leadsSomewhere(chain []*x509.Certificate) bool {
 	return err == nil && leadsTo(chain, roots, n.r.now()) != nil
 }
 
-// deploy restarts the users that are restarted at all.
+// deploy restarts the users that are restarted at all, and has the instances of those replaced that are rolled out.
 func (n *bundleRun) deploy(outer context.Context) error {
 	for _, user := range n.b.Users {
+		if user.Rollout != nil {
+			if err := n.rollOut(outer, user); err != nil {
+				return fmt.Errorf("%s: %w", user.Workload.Name, err)
+			}
+		}
 		if !user.Restart {
 			continue
 		}
 		if err := n.enter(StepDeploy, "restarting the instances of %s, one after the other", user.Workload.Name); err != nil {
 			return err
 		}
-		sightings, err := n.r.config.Observer.Look(n.ctx, user) //nolint:contextcheck // the context of the run ends with its lease
+		sightings, err := n.r.observer(user).Look(n.ctx, user) //nolint:contextcheck // the context of the run ends with its lease
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrNotObserved, err)
 		}
@@ -310,6 +347,38 @@ func (n *bundleRun) deploy(outer context.Context) error {
 		}
 	}
 	return nil
+}
+
+// rollOut has the instances of a user replaced, and writes down that it was: one after the other, so that a root that they
+// do not start with costs one of them at most.
+func (n *bundleRun) rollOut(outer context.Context, user Target) error {
+	name := user.Workload.Name
+	serial := ReadStatus(n.ctx, user).Serial                       //nolint:contextcheck // the context of the run ends with its lease
+	if slices.Contains(n.record.Restarted, name) || serial == "" { // without a certificate none of them runs
+		return nil
+	}
+	if outer.Err() != nil {
+		return ErrStopped
+	}
+	if err := n.enter(StepDeploy, "replacing the instances of %s by new ones", name); err != nil {
+		return err
+	}
+	write := func() error { return n.write(n.ctx, n.b.Store, n.b.Name) }
+	o := &rolling{r: n.r, t: user, outer: outer, ctx: n.ctx, lease: n.lease, record: &n.record, keep: write, say: n.say}
+	if err := o.run(StepDeploy, n.result.Version+"/"+name); err != nil { //nolint:contextcheck // the context of the run ends with its lease
+		if errors.Is(err, ErrRolloutFailed) {
+			n.record.Rollout, n.record.RolloutOf = "", "" // the next try is another one
+		}
+		return err
+	}
+	one := &run{r: n.r, t: user, outer: outer, ctx: n.ctx, lease: n.lease, step: StepDeploy, result: &Result{Serial: serial}}
+	one.record, one.bundle = n.record, n.roots
+	if err := one.observe("", ""); err != nil {
+		return err
+	}
+	n.record.Restarted = append(n.record.Restarted, name)
+	n.record.Rollout, n.record.RolloutOf = "", ""
+	return write()
 }
 
 // restart restarts an instance, and writes down that it was seen to serve again: when another one fails, this one is not

@@ -77,8 +77,12 @@ func (d *Daemon) round(ctx context.Context, retries map[string]*retry) time.Dura
 	for _, bundle := range SharedBundles(targets) {
 		next = earlier(next, d.turn(ctx, retries, "bundle "+bundle.StoreName+" "+bundle.Name, asked, func(o Options) Result { return d.Rotator.RotateBundle(ctx, bundle, o) }))
 	}
-	for _, target := range targets {
-		next = earlier(next, d.turn(ctx, retries, "service "+target.Workload.Name, asked, func(o Options) Result { return d.Rotator.Rotate(ctx, target, o) }))
+	turns := make([]time.Time, len(targets))
+	inWaves(targets, func(i int) {
+		turns[i] = d.turn(ctx, retries, "service "+targets[i].Workload.Name, asked, func(o Options) Result { return d.Rotator.Rotate(ctx, targets[i], o) })
+	})
+	for _, at := range turns {
+		next = earlier(next, at)
 	}
 	return max(minIdle, time.Until(next))
 }
@@ -109,7 +113,7 @@ func earlier(a, b time.Time) time.Time {
 // of the time there is nothing to do. When the server could not be asked in this round, that look would only fail, perhaps
 // after a while, and would count for nothing.
 func (d *Daemon) turn(ctx context.Context, retries map[string]*retry, name string, asked bool, rotate func(Options) Result) time.Time {
-	again := retries[name]
+	again := d.again(retries, name)
 	if again != nil && time.Now().Before(again.next) {
 		return again.next
 	}
@@ -129,7 +133,9 @@ func (d *Daemon) turn(ctx context.Context, retries map[string]*retry, name strin
 	}
 	switch {
 	case result.Err == nil:
+		d.mu.Lock()
 		delete(retries, name)
+		d.mu.Unlock()
 		if result.Outcome != Nothing {
 			log.With(result.leaf()...).InfoContext(ctx, "rotated", "outcome", string(result.Outcome), "reason", result.Reason, "version", result.Version)
 		}
@@ -146,7 +152,9 @@ func (d *Daemon) turn(ctx context.Context, retries map[string]*retry, name strin
 	}
 	if again == nil {
 		again = &retry{}
+		d.mu.Lock()
 		retries[name] = again
+		d.mu.Unlock()
 	}
 	pause := min(lastRetry, firstRetry<<min(again.failures, 10))
 	if left := time.Until(result.NotAfter); left > 0 {
@@ -157,6 +165,13 @@ func (d *Daemon) turn(ctx context.Context, retries map[string]*retry, name strin
 	log.With(result.leaf()...).ErrorContext(ctx, "the rotation failed", "step", string(result.Step), "outcome", string(result.Outcome), "error", result.Error,
 		"again", pause.String())
 	return again.next
+}
+
+// again is when a secret is to be tried again whose rotation failed; nil when it did not.
+func (d *Daemon) again(retries map[string]*retry, name string) *retry {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return retries[name]
 }
 
 // leaf is what a log says of the certificate that is current; nothing when there is none, as for a trust bundle.

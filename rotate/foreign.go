@@ -40,7 +40,7 @@ func (n *run) notForeign(m *secret.Material) error {
 	if root == nil {
 		return nil
 	}
-	if books, ok := n.r.config.Authority.(Books); ok {
+	if books, ok := n.r.authority(n.t).(Books); ok {
 		ask, cancel := context.WithTimeout(n.ctx, askTimeout)
 		defer cancel()
 		issued, err := books.Issued(ask, mtls.Serial(parsed.Leaf()))

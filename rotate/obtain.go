@@ -1,9 +1,11 @@
 package rotate
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -94,6 +96,9 @@ func (n *run) requests() ([]string, error) {
 
 // obtain brings a new version as far as pending, and checks it.
 func (n *run) obtain() error {
+	if exporter, ok := n.r.authority(n.t).(Exporter); ok {
+		return n.obtainExport(exporter)
+	}
 	for {
 		request, found, err := n.request()
 		if err != nil {
@@ -166,12 +171,42 @@ func (n *run) believed() error {
 	if err != nil {
 		return fmt.Errorf("the trust bundle %s: %w", n.t.Bundle, err)
 	}
-	for _, root := range roots {
-		if n.trust.Issuer.CheckSignatureFrom(root) == nil {
-			return nil
-		}
+	if signedUnder(roots, n.trust.Issuer) {
+		return n.distributed()
 	}
 	return fmt.Errorf("%w: the trust bundle %s does not have the root that the authority issues under; it has to be brought up to date first", ErrUnfit, n.t.Bundle)
+}
+
+// signedUnder tells whether one of some roots has signed an issuing CA.
+func signedUnder(roots []*x509.Certificate, issuer *x509.Certificate) bool {
+	return slices.ContainsFunc(roots, func(root *x509.Certificate) bool { return issuer.CheckSignatureFrom(root) == nil })
+}
+
+// distributed makes sure that nobody presents a certificate under a root that some of those who share the bundle have not
+// started with yet: its deployment has ended, or the bundle of before had the root as well.
+func (n *run) distributed() error {
+	if n.o.NoDeploy {
+		return nil
+	}
+	record, err := readRecord(n.ctx, n.t.Store, n.t.Bundle)
+	if errors.Is(err, secret.ErrCorrupt) && n.o.Force {
+		return nil // nothing is known of it
+	}
+	if err != nil || record.Step == "" {
+		return err
+	}
+	before, _, err := n.t.Store.Read(n.ctx, n.t.Bundle, string(secret.Previous))
+	if errors.Is(err, secret.ErrNotFound) {
+		return nil // nobody runs with another one
+	}
+	if err != nil {
+		return fmt.Errorf("the trust bundle of before: %w", err)
+	}
+	if roots, err := mtls.ParseCertificates(before); err == nil && signedUnder(roots, n.trust.Issuer) {
+		return nil
+	}
+	return fmt.Errorf("%w: the root that the authority issues under is new in the trust bundle %s, and not everybody who shares it was seen to run with it yet (%s); its deployment has to end first",
+		ErrUnfit, n.t.Bundle, cmp.Or(record.LastError, "it was begun at "+record.Began.Format(time.RFC3339)))
 }
 
 // readRequest reads a pending request; nil when it is damaged, or was made for what the workload is no more.
@@ -208,12 +243,13 @@ func (n *run) newRequest() (*pending, error) {
 	if err != nil {
 		return nil, err
 	}
-	csr, err := mtls.NewCSR(key)
+	now := n.r.now()
+	want := n.t.Certificate
+	// The names stand in it for authorities that take them from there; one that knows better makes sure that they are right.
+	csr, err := mtls.NewNamedCSR(key, want.Identity, want.DNSNames)
 	if err != nil {
 		return nil, err
 	}
-	now := n.r.now()
-	want := n.t.Certificate
 	request := &pending{
 		Format: pendingFormat, Identity: want.Identity.String(), DNSNames: want.DNSNames, KeyType: want.Key,
 		Layout: string(n.t.Shape.Layout()), Created: now.UTC(), CSR: string(csr),
@@ -256,13 +292,13 @@ func (n *run) complete(request *pending) (due bool, err error) {
 	if err := n.begin(StepIssue, "asking the authority under the id %s", n.version); err != nil {
 		return false, err
 	}
-	ask, cancel := context.WithTimeout(n.ctx, askTimeout)
+	ask, cancel := n.asking()
 	defer cancel()
-	chain, err := n.r.config.Authority.Issue(ask, Request{
-		ID: n.version, Workload: n.t.Workload, DNSNames: n.t.Certificate.DNSNames,
-		CSR: []byte(request.CSR), TTL: time.Duration(n.t.Certificate.TTL),
-	})
-	if err != nil {
+	chain, err := n.r.authority(n.t).Issue(ask, n.ask([]byte(request.CSR)))
+	switch {
+	case err != nil && n.outer.Err() != nil && n.ctx.Err() == nil:
+		return false, fmt.Errorf("%w: %w", ErrStopped, err)
+	case err != nil:
 		return false, fmt.Errorf("asking for a certificate: %w", err)
 	}
 	durable.Step("rotate.issued")
@@ -277,6 +313,45 @@ func (n *run) complete(request *pending) (due bool, err error) {
 	return n.verify()
 }
 
+// ask is the request under the version's id, with what the authority has kept for it.
+func (n *run) ask(csr []byte) Request {
+	request := Request{
+		ID: n.version, Workload: n.t.Workload, DNSNames: n.t.Certificate.DNSNames,
+		CSR: csr, TTL: time.Duration(n.t.Certificate.TTL), Keep: n.keepReceipt,
+	}
+	if n.record.Request == n.version {
+		request.Receipt = n.record.Receipt
+	}
+	return request
+}
+
+// keepReceipt stores what an authority wants to know again when it is asked under the same id.
+func (n *run) keepReceipt(_ context.Context, receipt string) error {
+	if len(receipt) > MaxReceipt {
+		return fmt.Errorf("%w: the receipt has %d bytes, and at most %d are kept", secret.ErrInvalid, len(receipt), MaxReceipt)
+	}
+	if n.record.Request == n.version && n.record.Receipt == receipt {
+		return nil
+	}
+	n.record.Request, n.record.Receipt = n.version, receipt
+	// It was paid for: that is written down also when the one who asks has run out of time.
+	if err := n.write(n.ctx, n.t.Store, n.t.Secret); err != nil { //nolint:contextcheck // see above
+		return fmt.Errorf("keeping the receipt of the request %s: %w", n.version, err)
+	}
+	return nil
+}
+
+// asking bounds a question to the authority. One that the workload has for itself may have to be waited for; it knows by
+// the receipt what it was asked before, and is left in the middle when the process is to end.
+func (n *run) asking() (context.Context, context.CancelFunc) {
+	if n.t.Authority == nil {
+		return context.WithTimeout(n.ctx, askTimeout)
+	}
+	ask, cancel := context.WithTimeout(n.ctx, issueTimeout)
+	stop := context.AfterFunc(n.outer, cancel)
+	return ask, func() { stop(); cancel() }
+}
+
 // material puts the parts together as the layout wants them.
 func (n *run) material(request *pending, chain []byte) (*secret.Material, error) {
 	certificates, err := mtls.ParseCertificates(chain)
@@ -285,7 +360,7 @@ func (n *run) material(request *pending, chain []byte) (*secret.Material, error)
 	}
 	var leaf, others []byte
 	for i, certificate := range certificates {
-		block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate.Raw})
+		block := encode(certificate)
 		if i == 0 {
 			leaf = block
 		} else {
@@ -303,6 +378,11 @@ func (n *run) material(request *pending, chain []byte) (*secret.Material, error)
 		n.bundle = n.trust.Bundle
 	}
 	return m, nil
+}
+
+// encode is a certificate in PEM.
+func encode(certificate *x509.Certificate) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate.Raw})
 }
 
 // stage stores all parts under one id. What a rotation before has stored differently under the same id, because the

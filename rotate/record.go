@@ -41,6 +41,14 @@ type Record struct {
 	// Restarted are the instances, as WORKLOAD/INSTANCE, that have been restarted with Version, which is a trust bundle, and
 	// were seen to serve again.
 	Restarted []string `json:"restarted,omitempty"`
+	// Request is the id that an authority was asked under that gave Receipt to be kept.
+	Request string `json:"request,omitempty"`
+	Receipt string `json:"receipt,omitempty"`
+	// Rollout is the roll-out that was begun last for Version or, on the way back, for Previous, which RolloutOf says: the
+	// version, or VERSION/WORKLOAD where Version is a trust bundle. RolloutBegan is when that was asked for.
+	Rollout      string    `json:"rollout,omitempty"`
+	RolloutOf    string    `json:"rolloutOf,omitempty"`
+	RolloutBegan time.Time `json:"rolloutBegan,omitzero"`
 
 	// LastSuccess is when a rotation last came to its end, and LastSerial what it brought.
 	LastSuccess time.Time `json:"lastSuccess,omitzero"`
@@ -205,4 +213,5 @@ func (r *Record) succeeded(serial string, now time.Time) {
 // ended forgets the version that was being brought in.
 func (r *Record) ended() {
 	r.Step, r.Version, r.Previous, r.Problem, r.FailedStep, r.NoDeploy, r.Began, r.There = "", "", "", "", "", false, time.Time{}, nil
+	r.Request, r.Receipt, r.Rollout, r.RolloutOf, r.RolloutBegan = "", "", "", "", time.Time{}
 }

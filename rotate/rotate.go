@@ -8,7 +8,7 @@
 //	stage     the whole credential is stored as the version ID, pending
 //	verify    it is read back and checked as `countersign init` checks it
 //	promote   it is made current; what was current is previous
-//	deploy    instances are restarted one after the other, where nobody reloads them
+//	deploy    instances are restarted one after the other, or all are replaced, where nobody reloads them
 //	observe   every endpoint is looked at until it serves the new serial
 //
 // Whatever fails from promote on is undone: previous becomes current again, is deployed and observed, and the new
@@ -27,6 +27,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"countersign.dev/mesh"
@@ -74,16 +75,38 @@ type Authority interface {
 	Trust(ctx context.Context) (Trust, error)
 }
 
+// Exporter is an [Authority] that makes keys itself: it is asked for a whole credential, and never to Issue.
+type Exporter interface {
+	// Export gives a credential: its certificate, the certificates between it and the root, and the key, encrypted with the
+	// passphrase. The same id gives the same certificate.
+	Export(ctx context.Context, request Request) (*secret.Material, error)
+	// Newest is what the authority has now for a workload; an empty serial when it has none. What the store holds is due when
+	// that is another one.
+	Newest(ctx context.Context, workload mesh.Workload) (serial string, notAfter time.Time, err error)
+}
+
 // Request is what an [Authority] is asked for. The names are the workload's, and the authority's to know.
 type Request struct {
 	ID       string
 	Workload mesh.Workload
 	DNSNames []string
-	// CSR is PEM.
-	CSR []byte
+	// CSR is PEM. An [Exporter] gets none, but Key and Replaces: the kind of key it is to make, empty for any, and the serial of
+	// the certificate that is to be replaced by another one, empty when any will do.
+	CSR      []byte
+	Key      mesh.KeyType
+	Replaces string
 	// TTL is how long the certificate is to be valid.
 	TTL time.Duration
+	// Receipt is what the authority gave to Keep at an earlier try of this ID; empty when there was none.
+	Receipt string
+	// Keep stores a receipt with the request, before the authority goes on: by it a later try finds the certificate that this
+	// one has paid for. Another one replaces it. It is never nil, and called by one goroutine at a time before the authority
+	// answers; its error is the authority's to return. It takes at most [MaxReceipt] bytes.
+	Keep func(ctx context.Context, receipt string) error
 }
+
+// MaxReceipt bounds a receipt, in bytes.
+const MaxReceipt = 2 << 10
 
 // Trust is what an authority says of itself.
 type Trust struct {
@@ -96,6 +119,18 @@ type Trust struct {
 	CRL []byte
 	// Issuer is what signs leaves now; nil when that is not known. A leaf of another one is due.
 	Issuer *x509.Certificate
+}
+
+// Rollout replaces the instances of a workload by new ones, which take what is current when they start.
+type Rollout interface {
+	// Begin has all instances replaced, and gives the roll-out's id without waiting. An error that is [ErrRolloutFailed] says
+	// that there will be none, any other one that it is not known whether it has begun.
+	Begin(ctx context.Context, target Target) (id string, err error)
+	// Wait waits until a roll-out has ended and no instance of before is left; one that somebody else has begun after it
+	// counts as well. Say is told what is waited for, for people. [ErrRolloutFailed] says that it was rolled back, or that
+	// instances do not become healthy, also when that is so at the deadline of ctx; any other error that it is not known how
+	// it stands.
+	Wait(ctx context.Context, target Target, id string, say func(text string)) error
 }
 
 // Deployer makes instances take what is current, where nobody watches the store for them.
@@ -150,13 +185,32 @@ type Target struct {
 	Shape          secret.Shape
 	// Restart is set when instances take a new version only by being restarted.
 	Restart bool
+	// Rollout is set when instances take a new version by being replaced, all together; nil when they are not.
+	Rollout Rollout
+	// Authority issues for the workload, and Observer looks at it; nil means those of [Config].
+	Authority Authority
+	Observer  Observer
+	// Calls names the workloads that it calls. [Rotator.RotateAll] gives them their turn first.
+	Calls []string
+	// Now is set by a rotation before it looks.
+	Now Now
 	// StoreName is what the specification calls the store.
 	StoreName string
 	Store     Store
 	Keeper    Keeper
 }
 
-// Config is what a [Rotator] works with.
+// Now is what a rotation knows when it has its [Observer] look; it is empty outside of one.
+type Now struct {
+	// Serial is of what is current in the store; empty when that does not matter.
+	Serial string
+	// Rollout is the id of the roll-out that brought it to the instances; empty when there was none.
+	Rollout string
+	// Roots are what an instance's certificate leads to, PEM: also those of the version before.
+	Roots []byte
+}
+
+// Config is what a [Rotator] works with. Authority, Deployer and Observer may be nil when no target needs them.
 type Config struct {
 	Authority Authority
 	Deployer  Deployer
@@ -166,6 +220,8 @@ type Config struct {
 	// Timeout is how long all endpoints may take to serve a new serial, for each service, and for each instance that is
 	// restarted; 0 is [DefaultTimeout].
 	Timeout time.Duration
+	// RolloutTimeout is how long a roll-out may take; 0 is [DefaultRolloutTimeout].
+	RolloutTimeout time.Duration
 	// Progress is told about each step, for people; nil tells nobody. It is called by one goroutine at a time.
 	Progress func(workload string, step Step, text string)
 	// Now is the clock; nil is time.Now.
@@ -177,6 +233,9 @@ type Config struct {
 
 // DefaultTimeout is for a watcher that looks at the store every ten seconds and a proxy that reloads slowly.
 const DefaultTimeout = 2 * time.Minute
+
+// DefaultRolloutTimeout is for images that are pulled slowly, and tasks that drain for minutes.
+const DefaultRolloutTimeout = 30 * time.Minute
 
 // Times of a rotation.
 const (
@@ -190,6 +249,8 @@ const (
 	away = 30 * time.Second
 	// askTimeout bounds one question to the authority.
 	askTimeout = 30 * time.Second
+	// issueTimeout bounds one request to an authority that is slow to issue, or makes everybody wait that asks too often.
+	issueTimeout = 3 * time.Minute
 )
 
 // Step is a step of a rotation.
@@ -221,6 +282,10 @@ var (
 	ErrNotServed = errors.New("not every endpoint serves the new certificate")
 	// ErrNotObserved says that nobody could look. Nothing is known to be wrong, and nothing was undone.
 	ErrNotObserved = errors.New("the endpoints could not be observed; the new version stays current, and the next rotation looks again")
+	// ErrRolloutFailed says that a roll-out was refused or rolled back, or that its instances never became healthy.
+	ErrRolloutFailed = errors.New("the roll-out of new instances failed")
+	// ErrUnreachable says that no instance can be looked at from here. Nothing was changed.
+	ErrUnreachable = errors.New("no instance can be reached from here")
 	// ErrForeign says that a current version is of another authority, and in use as far as can be seen. It is not replaced
 	// unless somebody wants it.
 	ErrForeign = errors.New("what is current is of an authority that this one knows nothing of")
@@ -236,15 +301,16 @@ type Rotator struct {
 
 // New makes a Rotator.
 func New(config Config) (*Rotator, error) {
-	if config.Authority == nil || config.Deployer == nil || config.Observer == nil || config.Holder == "" {
-		return nil, errors.New("a rotation needs an authority, a deployer, an observer and a name for its lease")
+	if config.Holder == "" {
+		return nil, errors.New("a rotation needs a name for its lease")
 	}
 	if config.Timeout <= 0 {
 		config.Timeout = DefaultTimeout
 	}
-	if config.Progress == nil {
-		config.Progress = func(string, Step, string) {}
+	if config.RolloutTimeout <= 0 {
+		config.RolloutTimeout = DefaultRolloutTimeout
 	}
+	config.Progress = inTurn(config.Progress)
 	if config.leaseTTL == 0 {
 		config.leaseTTL = leaseTTL
 	}
@@ -262,6 +328,19 @@ func New(config Config) (*Rotator, error) {
 		r.now = time.Now
 	}
 	return r, nil
+}
+
+// inTurn lets one goroutine at a time tell of its progress.
+func inTurn(progress func(string, Step, string)) func(string, Step, string) {
+	if progress == nil {
+		return func(string, Step, string) {}
+	}
+	var mu sync.Mutex
+	return func(workload string, step Step, text string) {
+		mu.Lock()
+		defer mu.Unlock()
+		progress(workload, step, text)
+	}
 }
 
 // Options say how far a rotation goes.

@@ -58,7 +58,7 @@ type current struct {
 func (r *Rotator) Rotate(ctx context.Context, t Target, o Options) Result {
 	result := Result{Service: t.Workload.Name, Secret: t.Secret, Store: t.StoreName, Outcome: Nothing}
 	n := &run{r: r, t: t, o: o, outer: ctx, ctx: ctx, step: StepLease, result: &result}
-	if err := t.check(); err != nil {
+	if err := r.check(t); err != nil {
 		result.fail(StepLook, err)
 		return result
 	}
@@ -183,6 +183,9 @@ func (n *run) rotate() error {
 		}
 		return n.clearFailure()
 	}
+	if err := n.reachable(); err != nil {
+		return err
+	}
 	if err := n.obtain(); err != nil {
 		return err
 	}
@@ -232,7 +235,7 @@ func (n *run) look() (err error) {
 	}
 	ask, cancel := context.WithTimeout(n.ctx, askTimeout)
 	defer cancel()
-	if n.trust, err = n.r.config.Authority.Trust(ask); err != nil {
+	if n.trust, err = n.r.authority(n.t).Trust(ask); err != nil {
 		return fmt.Errorf("asking for the trust bundle: %w", err)
 	}
 	if n.crls, err = readCRLs(n.trust); err != nil {
@@ -353,7 +356,7 @@ func (n *run) reason() (string, error) {
 	case !n.r.now().Before(n.due(leaf)):
 		return "it was due at " + n.due(leaf).UTC().Format(time.RFC3339), nil
 	default:
-		return "", nil
+		return n.newer()
 	}
 }
 
@@ -380,7 +383,11 @@ func (n *run) unrevoked(c *credential.Credential) error {
 		return err
 	}
 	peer := &mtls.Identity{Bundle: roots, Revocation: &mtls.Revocation{CRLs: n.crls, Stale: mesh.StaleServe}}
-	_, err = peer.Verify(c.Chain, x509.ExtKeyUsageAny, n.r.now())
+	if name := n.t.Certificate.DNSIdentity; name != "" {
+		err = peer.VerifyNamed(name, c.Chain, x509.ExtKeyUsageAny, n.r.now())
+	} else {
+		_, err = peer.Verify(c.Chain, x509.ExtKeyUsageAny, n.r.now())
+	}
 	if errors.Is(err, mtls.ErrRevoked) {
 		return fmt.Errorf("the certificate with the serial %s was revoked (%w)", mtls.Serial(c.Leaf()), err)
 	}
@@ -419,7 +426,7 @@ func (n *run) fit(m *secret.Material, bundle []byte) (*x509.Certificate, error) 
 	}
 	leaf := parsed.Leaf()
 	want := n.t.Certificate
-	if err := parsed.Check(credential.Expect{Now: n.r.now(), ID: want.Identity.String(), DNSNames: want.DNSNames}); err != nil {
+	if err := parsed.Check(n.expected()); err != nil {
 		return leaf, err
 	}
 	if len(leaf.DNSNames) != len(want.DNSNames) || len(leaf.IPAddresses)+len(leaf.EmailAddresses) > 0 {

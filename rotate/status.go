@@ -13,9 +13,11 @@ import (
 	"countersign.dev/secret"
 )
 
-// RotateAll brings everything up to date: the shared trust bundles first, then the workloads, one after the other. What
-// fails for one does not keep the others from their turn; when ctx ends, the rest has none. Targets are always all that
-// there are, also when the options name one service: a bundle is brought up to date for all its users or for none.
+// RotateAll brings everything up to date: the shared trust bundles first, then the workloads, in waves: whoever is called
+// before those who call him. They have their turns one after the other; of those that are rolled out, some at the same time.
+// What fails for one does not keep the others from their turn; when ctx ends, the rest has none. Results are in the order of
+// the targets. Targets are always all that there are, also when the options name one service: a bundle is brought up to date
+// for all its users or for none.
 func (r *Rotator) RotateAll(ctx context.Context, targets []Target, o Options) []Result {
 	results := []Result{}
 	for _, bundle := range SharedBundles(targets) {
@@ -23,9 +25,16 @@ func (r *Rotator) RotateAll(ctx context.Context, targets []Target, o Options) []
 			results = append(results, r.RotateBundle(ctx, bundle, o))
 		}
 	}
-	for _, target := range targets {
-		if ctx.Err() == nil && o.chooses(target) {
-			results = append(results, r.Rotate(ctx, target, o))
+	rotated := make([]*Result, len(targets))
+	inWaves(targets, func(i int) {
+		if ctx.Err() == nil && o.chooses(targets[i]) {
+			result := r.Rotate(ctx, targets[i], o)
+			rotated[i] = &result
+		}
+	})
+	for _, result := range rotated {
+		if result != nil {
+			results = append(results, *result)
 		}
 	}
 	return results

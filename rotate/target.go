@@ -2,6 +2,7 @@ package rotate
 
 import (
 	"fmt"
+	"slices"
 
 	"countersign.dev/credential"
 	"countersign.dev/mesh"
@@ -20,6 +21,11 @@ func TargetOf(plan *mesh.Plan) (Target, error) {
 		Secret: plan.Delivery.Secret, Bundle: plan.Delivery.Bundle, Shape: shape,
 		Restart: plan.Deploy == mesh.DeployRestart, StoreName: plan.Delivery.StoreName,
 	}
+	for _, upstream := range plan.Upstreams {
+		if !slices.Contains(t.Calls, upstream.Service) {
+			t.Calls = append(t.Calls, upstream.Service)
+		}
+	}
 	if err := t.check(); err != nil {
 		return Target{}, fmt.Errorf("the delivery of %s: %w", plan.Workload.Name, err)
 	}
@@ -31,6 +37,40 @@ const stateSuffix = ".rotation"
 
 // requestSuffix is what the version of a key and a request ends with that wait for a certificate.
 const requestSuffix = "-req"
+
+// authority is who issues for a target.
+func (r *Rotator) authority(t Target) Authority {
+	if t.Authority != nil {
+		return t.Authority
+	}
+	return r.config.Authority
+}
+
+// observer is who looks at a target.
+func (r *Rotator) observer(t Target) Observer {
+	if t.Observer != nil {
+		return t.Observer
+	}
+	return r.config.Observer
+}
+
+// deployed tells whether instances take a new version only when somebody restarts or replaces them.
+func (t Target) deployed() bool { return t.Restart || t.Rollout != nil }
+
+// check says what a target lacks to be rotated by this Rotator.
+func (r *Rotator) check(t Target) error {
+	switch {
+	case r.authority(t) == nil:
+		return fmt.Errorf("%w: nobody is known who issues for %s", secret.ErrInvalid, t.Workload.Name)
+	case r.observer(t) == nil:
+		return fmt.Errorf("%w: nobody is known who could look at %s", secret.ErrInvalid, t.Workload.Name)
+	case t.Restart && t.Rollout != nil:
+		return fmt.Errorf("%w: the instances of %s are either restarted or replaced", secret.ErrInvalid, t.Workload.Name)
+	case t.Restart && r.config.Deployer == nil:
+		return fmt.Errorf("%w: nobody is known who could restart %s", secret.ErrInvalid, t.Workload.Name)
+	}
+	return t.check()
+}
 
 // check says what cannot be rotated.
 func (t Target) check() error {

@@ -89,6 +89,9 @@ func (s *Server) judge(running *mesh.Spec, documents []mesh.Document) (*mesh.Spe
 	if err != nil {
 		return nil, nil, invalidSpec(err)
 	}
+	if err := spec.ServerCan(); err != nil {
+		return nil, nil, fmt.Errorf("%w here: %w", errInvalidSpec, err)
+	}
 	if spec.TrustDomain != running.TrustDomain {
 		return nil, nil, detailed{
 			fmt.Errorf("%w here: its trust domain is %q, and this mesh is %q for as long as it lives; start another server with another --state",

@@ -61,6 +61,19 @@ func TestApply(t *testing.T) {
 	}
 }
 
+// elsewhere is a mesh whose certificates come from AWS.
+const elsewhere = `
+mesh: colorapp
+stores: {vault: {type: secretsmanager}}
+authorities: {pca: {type: acmpca}}
+services:
+  colorteller:
+    ports: [{port: 9080, protocol: http}]
+    certificates: {authority: pca}
+    proxy: {engine: nginx}
+    delivery: {type: store, store: vault, secret: colorteller}
+`
+
 func TestApplyRefusals(t *testing.T) {
 	f := newFixture(t, colorapp)
 	f.cfg.FixedTopology = true
@@ -75,6 +88,10 @@ func TestApplyRefusals(t *testing.T) {
 	if message := wantCode(t, err, api.CodeInvalidSpec); !strings.Contains(message, "colorapp.internal") {
 		t.Errorf("the message %q does not say of which trust domain the mesh is", message)
 	}
+	_, err = r.tryApply(elsewhere, false)
+	if message := wantCode(t, err, api.CodeInvalidSpec); !strings.Contains(message, "service colorteller from pca (acmpca)") {
+		t.Errorf("the message %q does not say whose certificates come from elsewhere", message)
+	}
 	_, err = r.tryApply(strings.Replace(colorapp, "9080", "9081", 1), false)
 	wantCode(t, err, api.CodeFixedTopology)
 	refusal, _ = errors.AsType[*api.Error](err)
@@ -83,8 +100,8 @@ func TestApplyRefusals(t *testing.T) {
 	}
 	_, err = r.tryApply(strings.Replace(colorapp, "9080", "9081", 1), true)
 	wantCode(t, err, api.CodeFixedTopology)
-	if got := f.count(journal.ApplyRefused); got != 3 {
-		t.Errorf("the journal has %d refused applies, want 3", got)
+	if got := f.count(journal.ApplyRefused); got != 4 {
+		t.Errorf("the journal has %d refused applies, want 4", got)
 	}
 	r.apply(t, permissive) // what does not touch the topology is taken
 }

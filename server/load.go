@@ -56,6 +56,9 @@ func (s *Server) openMesh(ctx context.Context) error {
 		}
 		return err
 	}
+	if err := spec.ServerCan(); err != nil {
+		return err
+	}
 	if err := s.bind(spec.TrustDomain); err != nil {
 		return err
 	}

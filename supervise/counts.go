@@ -2,18 +2,16 @@ package supervise
 
 import (
 	"bytes"
-	"encoding/hex"
 	"maps"
 	"net"
 	"net/netip"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"countersign.dev/api"
-	"countersign.dev/id"
+	"countersign.dev/engine"
 	"countersign.dev/mesh"
 	"countersign.dev/stat"
 )
@@ -184,8 +182,8 @@ func (c *counts) take(e *entry, now time.Time) bool {
 	if p.stranger(e) {
 		return true
 	}
-	if peer := c.caller(e.caller); peer != "" && len(e.serial) > 0 {
-		c.presented(peer, serial(e.serial), now)
+	if peer := engine.Caller(c.domain, string(e.caller)); peer != "" && len(e.serial) > 0 {
+		c.presented(peer, engine.Serial(string(e.serial)), now)
 	}
 	if p.plaintext != nil && len(e.tls) == 0 {
 		c.spokePlaintext(p, e.remote)
@@ -269,47 +267,6 @@ func (p *port) refused(e *entry) bool {
 		return len(e.end) == 0 && len(e.upstream) == 0 || string(e.end) == "PR"
 	}
 	return e.admitted != nil && (len(e.admitted) == 0 || string(e.admitted) == "0")
-}
-
-// caller is the SPIFFE ID of who proved himself, empty for everybody else. Lines have it, or the subject.
-func (c *counts) caller(text []byte) string {
-	s := string(text)
-	if strings.HasPrefix(s, "spiffe://") {
-		return s
-	}
-	var name, kind string
-	for part := range strings.SplitSeq(s, ",") {
-		key, value, _ := strings.Cut(part, "=")
-		switch {
-		case key == "CN" && name == "":
-			name = value
-		case key == "OU" && kind == "":
-			kind = value
-		case key == "O" && value == c.domain:
-		default:
-			return ""
-		}
-	}
-	if peer, err := id.New(c.domain, id.Kind(kind), name); err == nil {
-		return peer.String()
-	}
-	return ""
-}
-
-// serial is a certificate's number as this mesh writes it: lower case, two digits a byte, without the zero that
-// keeps DER's numbers positive.
-func serial(text []byte) string {
-	s := strings.ToLower(string(text))
-	if len(s)%2 == 1 {
-		s = "0" + s
-	}
-	if _, err := hex.DecodeString(s); err != nil {
-		return ""
-	}
-	for len(s) > 2 && strings.HasPrefix(s, "00") {
-		s = s[2:]
-	}
-	return s
 }
 
 // presented remembers the serial of a caller. The caller holds mu.

@@ -3,14 +3,13 @@ package supervise
 import (
 	"context"
 	"fmt"
-	"io"
-	"net"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
 	"time"
 
+	"countersign.dev/engine"
 	"countersign.dev/reload"
 )
 
@@ -67,31 +66,14 @@ const mostSaid = 16 << 20
 func ask(ctx context.Context, socket, command string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
-	if err != nil {
-		return "", err
-	}
-	defer conn.Close()
-	deadline, _ := ctx.Deadline()
-	conn.SetDeadline(deadline)
-	if _, err := io.WriteString(conn, command+"\n"); err != nil {
-		return "", err
-	}
-	// The master's socket stays open for more until it hears that there is none.
-	if half, ok := conn.(*net.UnixConn); ok {
-		if err := half.CloseWrite(); err != nil {
-			return "", err
-		}
-	}
-	text, err := io.ReadAll(io.LimitReader(conn, mostSaid))
-	return string(text), err
+	return reload.Ask(ctx, socket, command, mostSaid)
 }
 
 var haproxyDescription = regexp.MustCompile(`(?m)^description: (.*)$`)
 
 // haproxyInForce asks the newest worker.
 func haproxyInForce(ctx context.Context, run string) (string, error) {
-	text, err := ask(ctx, filepath.Join(run, "haproxy.sock"), "show info")
+	text, err := ask(ctx, filepath.Join(run, engine.StatsSocket), "show info")
 	if err != nil {
 		return "", err
 	}

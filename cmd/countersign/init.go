@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -23,7 +24,7 @@ import (
 )
 
 type initCmd struct {
-	From       string `required:"" placeholder:"SOURCE" help:"Where certificate and key come from: env, the environment, as ECS injects secrets, or file:DIR, an encrypted store."`
+	From       string `placeholder:"SOURCE" help:"Where certificate and key come from: env, the environment, as ECS injects secrets; file:DIR, an encrypted store; or secretsmanager:NAME-OR-ARN, a secret of AWS Secrets Manager. Needed, but on ECS the default is secretsmanager: and what COUNTERSIGN_SECRET names."`
 	BundleFrom string `placeholder:"SOURCE" help:"Takes the roots from elsewhere: env:NAME, a variable, pem:FILE, a file, or secret:NAME, a secret of the store. Default: from where the certificate comes from."`
 	To         string `required:"" placeholder:"DIR" help:"The directory, best on a memory disk, whose link DIR/current leads to the files."`
 
@@ -59,6 +60,9 @@ force. No message holds a value.
 The environment of a process can be read for as long as it lives; therefore with --from env this one starts
 itself anew with an empty one before it does anything else, and gets the values through a pipe.
 
+With --from secretsmanager:NAME the secret is read by the credentials of the process, on ECS those of the
+task role. The values of ECS 'secrets' (--from env) are read by the execution role, before this starts.
+
 With --watch it stays, as the sidecar of NGINX or HAProxy: it sees each new version in the store, checks and
 writes it, lets the proxy test it, reloads the proxy, and makes full handshakes until the new serial is
 served. What the proxy does not take is undone. --conf writes the proxy's configuration as well.
@@ -69,6 +73,8 @@ Examples:
   countersign init --from env --to /run/tls
   countersign init --from env --bundle-from pem:/etc/roots.pem --expect-id spiffe://shop.internal/service/orders --to /run/tls
   countersign init --from file:/secrets --identity-file /run/keys/secrets.age --secret shop/orders --layout json --to /run/tls
+  countersign init --from secretsmanager:shop/orders --region eu-central-1 --to /run/tls
+  countersign init --to /run/tls --engine nginx --conf /run/conf --plan env:COUNTERSIGN_PLAN --endpoint catalog:9000=catalog.internal:9000
   countersign init --from file:/secrets --identity-file /run/keys/secrets.age --secret shop/orders --layout json --to /run/tls \
     --engine nginx --conf /run/conf --plan plan.json --crl crl.pem
   countersign init --from file:/secrets --identity-file /run/keys/secrets.age --secret shop/orders --layout json --to /run/tls \
@@ -82,6 +88,10 @@ type initInputs struct {
 
 // Run does the whole.
 func (c initCmd) Run(p *process) error {
+	c, err := c.settled()
+	if err != nil {
+		return err
+	}
 	out, err := c.output()
 	if err != nil {
 		return err
@@ -91,6 +101,11 @@ func (c initCmd) Run(p *process) error {
 	}
 	if err := c.checkExpected(); err != nil {
 		return err
+	}
+	if c.HandedOver != 0 {
+		if c.variables, err = receive(c.HandedOver); err != nil {
+			return err
+		}
 	}
 	if err := c.checkWatch(); err != nil {
 		return err
@@ -106,7 +121,10 @@ func (c initCmd) Run(p *process) error {
 		if err := deliver.CheckPlan(conf.plan, c.ExpectID); err != nil {
 			return err
 		}
-		if c.ExpectID == "" {
+		switch dns := conf.plan.Certificate.DNSIdentity; {
+		case dns != "":
+			c.ExpectName = append(slices.Clone(c.ExpectName), dns)
+		case c.ExpectID == "":
 			c.ExpectID = conf.plan.Workload.Identity.String()
 		}
 	}
@@ -116,11 +134,16 @@ func (c initCmd) Run(p *process) error {
 	}
 	offer, err := source.Offer(p.ctx)
 	if err != nil {
-		return err
+		return c.hinted(err)
 	}
 	cred, err := offer.Check(c.expect())
 	if err != nil {
-		return err
+		return c.hinted(err)
+	}
+	if conf != nil {
+		if err := conf.place(p.ctx); err != nil {
+			return err
+		}
 	}
 	if err := p.ctx.Err(); err != nil {
 		return fmt.Errorf("ended before anything was written: %w", err)
@@ -145,7 +168,7 @@ func (c initCmd) write(p *process, out credential.Output, conf *writer, offer *d
 	if lists != nil {
 		out.Further = append(out.Further, durable.File{Name: deliver.RevocationFile, Data: lists, Perm: 0o644})
 	}
-	var link place
+	var link confLink
 	if conf != nil {
 		if configuration, err = conf.text(conf.plan, lists != nil); err != nil {
 			return err
@@ -174,13 +197,12 @@ func (c initCmd) expect() credential.Expect {
 }
 
 // open finds the environment, or what was handed over of it, and what it calls the values.
-func (c initCmd) open() (secretSource, initInputs, error) {
+func (c initCmd) open() (secretSource, initInputs) {
 	inputs := initInputs{cert: c.CertEnv, chain: c.ChainEnv, key: c.KeyEnv, passphrase: c.PassphraseEnv, bundle: c.BundleEnv}
-	if c.HandedOver == 0 {
-		return environment{}, inputs, nil
+	if c.variables == nil {
+		return environment{}, inputs
 	}
-	source, err := receive(c.HandedOver)
-	return source, inputs, err
+	return c.variables, inputs
 }
 
 // read asks the sources for all values.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -28,7 +27,8 @@ import (
 type initEngineFlags struct {
 	Engine        string        `default:"" enum:",nginx,haproxy" placeholder:"PROXY" help:"Which proxy gets the files: nginx or haproxy."`
 	Conf          string        `placeholder:"DIR" help:"Also write the proxy's configuration: DIR/nginx.conf or DIR/haproxy.cfg leads to the one of the generation in force. Needs --engine, and --plan or --server."`
-	Plan          string        `placeholder:"FILE" help:"With --conf: the Plan, as 'countersign mesh plan --workload NAME --output json' prints it."`
+	Plan          string        `placeholder:"FILE" help:"With --conf: the Plan, as 'countersign mesh plan --workload NAME --output json' prints it; env:NAME takes it from a variable."`
+	Endpoint      []string      `sep:"none" placeholder:"SERVICE:PORT=HOST:PORT" help:"With --plan: where a called port is reached, such as the balancer before its instances. A name is looked up when the Plan is read, and all its addresses are taken. May be repeated."`
 	RunDir        string        `default:"/run/countersign/proxy" placeholder:"DIR" help:"With --conf: the proxy's directory for sockets, its pid and scratch files; made with the mode 0700. Default: ${default}."`
 	Address       string        `default:"0.0.0.0" placeholder:"IP" help:"With --conf: the address that peers connect to. Default: ${default}."`
 	AppAddress    string        `default:"127.0.0.1" placeholder:"IP" help:"With --conf: the loopback address where the application is and dials. Default: ${default}."`
@@ -39,7 +39,11 @@ type initEngineFlags struct {
 	User          string        `placeholder:"NAME" help:"With --conf: whom the workers of an NGINX that starts as root become. Default: NGINX's own default."`
 	CRL           string        `name:"crl" placeholder:"FILE" help:"A file with revocation lists (PEM), of every authority whose certificates are accepted; it becomes crl.pem, and with --conf callers and callees are looked up in it. Default: none, or with --server those of the control plane."`
 	AcceptRevoked bool          `help:"With --conf: serve although the Plan wants revoked callers refused and there are no revocation lists, so that nobody is looked up. Without it that is an error."`
+	Callers       bool          `help:"With --conf: let the proxy tell which certificate each caller presents, for a watcher with --server, which writes it so by itself. Without a watcher NGINX complains on its standard error at each connection."`
 	DrainTimeout  time.Duration `default:"30s" help:"With --conf: how long connections live on after a reload, at least 1s. Default: ${default}."`
+
+	// variables are those of the environment; set when they were handed over.
+	variables secretSource
 }
 
 // writer writes a proxy's configuration.
@@ -50,12 +54,19 @@ type writer struct {
 	options engine.Options
 	render  func(*mesh.Plan, engine.Options) (*engine.Config, error)
 	plan    *mesh.Plan // from --plan; nil when it comes from elsewhere
-	notes   func(notes []string)
+	// read is the Plan as it was read, before it was given endpoints: where the called ports are, from --endpoint.
+	read      *mesh.Plan
+	endpoints []endpoint
+	notes     func(notes []string)
 }
 
 // writer reads the flags; it is nil when there is no configuration to write.
 func (c initEngineFlags) writer(to string, fromServer bool, notes func([]string)) (*writer, error) {
 	switch {
+	case len(c.Endpoint) > 0 && fromServer:
+		return nil, usagef("--endpoint: with --server the control plane says where instances are; leave one of the two out")
+	case len(c.Endpoint) > 0 && c.Conf == "":
+		return nil, usagef("--endpoint belongs to --conf")
 	case c.Conf == "" && c.Plan == "":
 		return nil, nil
 	case c.Conf == "" && !fromServer:
@@ -71,14 +82,18 @@ func (c initEngineFlags) writer(to string, fromServer bool, notes func([]string)
 	if err := c.options(to, &w.options); err != nil {
 		return nil, err
 	}
+	w.options.Callers = c.Callers || fromServer
 	if err := w.checkOptions(); err != nil {
 		return nil, err
 	}
-	if c.Plan == "" {
-		return w, nil
-	}
 	var err error
-	w.plan, err = readPlan(c.Plan)
+	if c.Plan != "" {
+		if w.read, err = c.readPlan(); err != nil {
+			return nil, err
+		}
+		w.plan = w.read
+	}
+	w.endpoints, err = c.endpoints(w.plan)
 	return w, err
 }
 
@@ -143,25 +158,6 @@ func (w *writer) optionsOr(flags initEngineFlags) engine.Options {
 	var o engine.Options
 	_ = flags.options("/", &o) // what is wrong with an address of a listener is found when it is probed
 	return o.WithDefaults("")
-}
-
-// mostPlan is the greatest size of a Plan in bytes.
-const mostPlan = 16 << 20
-
-// readPlan reads a Plan that a deployment has put there.
-func readPlan(path string) (*mesh.Plan, error) {
-	text, err := readOrdinary("--plan", path, mostPlan)
-	if err != nil {
-		return nil, err
-	}
-	var plan mesh.Plan
-	if err := json.Unmarshal(text, &plan); err != nil {
-		return nil, fmt.Errorf("--plan %s does not hold one Plan; write one with `countersign mesh plan --workload NAME --output json`", path)
-	}
-	if plan.Version != mesh.PlanVersion {
-		return nil, fmt.Errorf("--plan %s: it has version %d, and this binary knows version %d", path, plan.Version, mesh.PlanVersion)
-	}
-	return &plan, nil
 }
 
 // text is the configuration of a Plan.
@@ -267,39 +263,39 @@ func (w *writer) file(text []byte) durable.File {
 	return durable.File{Name: w.name, Data: text, Perm: 0o644}
 }
 
-// place is the link in --conf, made beside its place: what stands there is not replaced before there is something to lead to.
-type place struct{ temp, path string }
+// confLink is the link in --conf, made beside its place: what stands there is not replaced before there is something to lead to.
+type confLink struct{ temp, path string }
 
 // prepare makes the directories, and the link in --conf, which stays the same: it leads through the link to the generation in
 // force, so that certificates and configuration change in one step. Its caller puts it in place, or drops it.
-func (w *writer) prepare() (place, error) {
+func (w *writer) prepare() (confLink, error) {
 	if err := durable.MkdirAll(w.options.Run, 0o700); err != nil {
-		return place{}, fmt.Errorf("--run-dir: %w; name a directory on a volume that this user may write to and that the proxy has, too", err)
+		return confLink{}, fmt.Errorf("--run-dir: %w; name a directory on a volume that this user may write to and that the proxy has, too", err)
 	}
 	if info, err := os.Stat(w.options.Run); err == nil && info.Mode().Perm()&0o077 != 0 {
 		w.notes([]string{fmt.Sprintf("--run-dir %s has the mode %#o: others reach the proxy's sockets in it, past its listeners; run: chmod 700 %s", w.options.Run, info.Mode().Perm(), w.options.Run)})
 	}
 	if w.flags.Conf == "" {
-		return place{}, nil
+		return confLink{}, nil
 	}
 	if err := durable.MkdirAll(w.flags.Conf, 0o755); err != nil {
-		return place{}, fmt.Errorf("--conf: %w", err)
+		return confLink{}, fmt.Errorf("--conf: %w", err)
 	}
 	path, target := filepath.Join(w.flags.Conf, w.name), filepath.Join(w.options.Certificates, "current", w.name)
 	if there, err := os.Readlink(path); err == nil && there == target {
-		return place{}, nil
+		return confLink{}, nil
 	} else if err != nil && !errors.Is(err, fs.ErrNotExist) && !isFile(path) {
-		return place{}, fmt.Errorf("--conf: %w", err)
+		return confLink{}, fmt.Errorf("--conf: %w", err)
 	}
-	l := place{temp: filepath.Join(w.flags.Conf, "."+w.name+".new"), path: path}
+	l := confLink{temp: filepath.Join(w.flags.Conf, "."+w.name+".new"), path: path}
 	if err := durable.Symlink(target, l.temp); err != nil {
-		return place{}, fmt.Errorf("--conf: %w", err)
+		return confLink{}, fmt.Errorf("--conf: %w", err)
 	}
 	return l, nil
 }
 
 // put puts the link in place, in one step.
-func (l place) put() error {
+func (l confLink) put() error {
 	if l.temp == "" {
 		return nil
 	}
@@ -310,7 +306,7 @@ func (l place) put() error {
 }
 
 // drop removes the link that was not put.
-func (l place) drop() {
+func (l confLink) drop() {
 	if l.temp != "" {
 		_ = os.Remove(l.temp) // it is only litter
 	}

@@ -22,8 +22,8 @@ import (
 const maxHandOver = 1<<20 - 64<<10
 
 // passedOn are the variables that the new process gets: how it logs, and what the Go runtime was told. Without GODEBUG an
-// administrator's fips140=only would be forgotten without a word.
-var passedOn = []string{"COUNTERSIGN_LOG_FORMAT", "COUNTERSIGN_LOG_LEVEL", "GODEBUG", "GOMEMLIMIT"}
+// administrator's fips140=only would be forgotten without a word. That it is a task of ECS changes what a message advises.
+var passedOn = []string{"COUNTERSIGN_LOG_FORMAT", "COUNTERSIGN_LOG_LEVEL", "GODEBUG", "GOMEMLIMIT", metadataVariable}
 
 // handedOver is what came through the pipe: values by the names of their variables.
 type handedOver map[string][]byte

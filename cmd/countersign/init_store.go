@@ -7,35 +7,41 @@ import (
 	"slices"
 	"strings"
 
+	"countersign.dev/aws/secretsmanager"
 	"countersign.dev/credential"
 	"countersign.dev/deliver"
+	"countersign.dev/mesh"
 	"countersign.dev/secret"
-	"countersign.dev/secret/filestore"
 )
 
 // initStoreFlags say which secret of which store.
 type initStoreFlags struct {
 	IdentityFile string   `placeholder:"FILE" env:"COUNTERSIGN_IDENTITY_FILE" help:"With --from file: the age identity of the store. Nobody but its owner may read the file."`
 	Secret       string   `placeholder:"NAME" help:"With --from file: the secret with certificate and key."`
-	Layout       string   `placeholder:"LAYOUT" help:"With --from file: how the secret is split: json, separate or exported; see docs/secrets.md."`
-	Field        []string `sep:"none" placeholder:"ROLE=NAME" help:"With --from file: what a part is called, where it is not the layout's default; ROLE is certificate, chain, key, passphrase or bundle. May be repeated."`
-	Version      string   `placeholder:"VERSION" help:"With --from file: which version: its id, or current, pending or previous. Default: current."`
+	Layout       string   `placeholder:"LAYOUT" help:"With --from file or secretsmanager: how the secret is split: json, separate or exported; see docs/secrets.md. Default: with secretsmanager json."`
+	Field        []string `sep:"none" placeholder:"ROLE=NAME" help:"With --from file or secretsmanager: what a part is called, where it is not the layout's default; ROLE is certificate, chain, key, passphrase or bundle. May be repeated."`
+	Version      string   `placeholder:"VERSION" help:"With --from file or secretsmanager: which version: its id, or current, pending or previous. Default: current."`
+	Region       string   `placeholder:"REGION" help:"With --from secretsmanager: the AWS region. Default: that of the ARN, or of the environment."`
+	EndpointURL  string   `name:"endpoint-url" placeholder:"URL" help:"With --from secretsmanager: the URL of the service, where it is not the usual one."`
 }
 
 // fromStore tells whether the certificate comes from a store.
 func (c initCmd) fromStore() bool {
 	kind, _, ok := strings.Cut(c.From, ":")
-	return ok && kind == "file"
+	return ok && (kind == mesh.StoreFile || kind == mesh.StoreSecretsManager)
 }
 
 // checkSource refuses flags that do not belong to the source, and those that it lacks.
 func (c initCmd) checkSource() error {
+	if err := c.onlyAWS(); err != nil {
+		return err
+	}
 	kind, _, _ := strings.Cut(c.BundleFrom, ":")
 	if c.fromStore() {
 		return c.checkStore()
 	}
 	if c.From != "env" {
-		return usagef("--from %q is not known; write --from env or --from file:DIR", c.From)
+		return usagef("--from %q is not known; write --from env, file:DIR or secretsmanager:NAME", c.From)
 	}
 	for _, flag := range []struct{ name, value string }{
 		{"--secret", c.Secret}, {"--layout", c.Layout}, {"--field", strings.Join(c.Field, " ")}, {"--version", c.Version},
@@ -55,7 +61,7 @@ func (c initCmd) checkStore() error {
 	switch {
 	case c.From == "file:":
 		return usagef("--from file: which directory? Write file:DIR")
-	case c.IdentityFile == "":
+	case !c.fromAWS() && c.IdentityFile == "":
 		return usagef("which identity? Give --identity-file FILE, or set COUNTERSIGN_IDENTITY_FILE to it")
 	case c.Secret == "":
 		return usagef("which secret? Give --secret NAME; `countersign secret list` shows what is there")
@@ -66,14 +72,23 @@ func (c initCmd) checkStore() error {
 	case c.Layout == string(secret.LayoutBundle):
 		return usagef("--layout bundle holds no certificate; write --bundle-from secret:NAME for it")
 	}
-	for _, name := range []struct{ flag, name string }{{"--secret", c.Secret}, {"--bundle-from", c.bundleSecret()}} {
-		if name.name == "" {
-			continue
-		}
-		if err := secret.CheckName(name.name); err != nil {
-			return usagef("%s: %w", name.flag, err)
+	flag := "--secret"
+	if c.fromAWS() {
+		flag = "--from"
+	}
+	if err := c.checkSecret(flag, c.Secret); err != nil {
+		return err
+	}
+	if bundle := c.bundleSecret(); bundle != "" {
+		if err := c.checkSecret("--bundle-from", bundle); err != nil {
+			return err
 		}
 	}
+	return c.checkShape()
+}
+
+// checkShape reads the flags about what the secret holds.
+func (c initCmd) checkShape() error {
 	if c.Version != "" && !secret.IsStage(c.Version) {
 		if err := secret.CheckVersion(c.Version); err != nil {
 			return usagef("--version: %w", err)
@@ -124,13 +139,14 @@ func (c initCmd) bundleSecret() string {
 
 // storeSource is a credential in a store. It is a [deliver.Source].
 type storeSource struct {
-	store         *filestore.Store
+	store         secret.Reader
 	shape, bundle secret.Shape
 	cmd           initCmd
+	close         func() error // of store; nil when there is nothing to close
 }
 
 // openStore opens the store that --from names.
-func (c initCmd) openStore() (*storeSource, error) {
+func (c initCmd) openStore(ctx context.Context) (*storeSource, error) {
 	shape, err := c.shape()
 	if err != nil {
 		return nil, err
@@ -139,15 +155,25 @@ func (c initCmd) openStore() (*storeSource, error) {
 	if err != nil {
 		return nil, err
 	}
-	identity, err := filestore.LoadIdentity(c.IdentityFile)
+	store, err := openStore(ctx, c.declared())
 	if err != nil {
 		return nil, err
 	}
-	store, err := filestore.Open(strings.TrimPrefix(c.From, "file:"), identity)
-	if err != nil {
-		return nil, err
+	source := &storeSource{store: store, shape: shape, bundle: bundle, cmd: c}
+	if cloud, ok := store.Store.(*secretsmanager.Store); ok && c.Watch {
+		// A value is asked for, and paid, when there is another one.
+		reader := cloud.Reader()
+		source.store, source.close = reader, reader.Close
 	}
-	return &storeSource{store: store, shape: shape, bundle: bundle, cmd: c}, nil
+	return source, nil
+}
+
+// Close forgets the values that are kept.
+func (s *storeSource) Close() error {
+	if s.close == nil {
+		return nil
+	}
+	return s.close()
 }
 
 // Offer reads the secret, and the roots from where they are.
@@ -221,14 +247,15 @@ func (s envSource) Offer(ctx context.Context) (*deliver.Offer, error) {
 // openSource opens what --from names. Where that is the environment, this process is replaced by one without it.
 func (c initCmd) openSource(ctx context.Context) (deliver.Source, error) {
 	if c.fromStore() {
-		return c.openStore()
+		return c.openStore(ctx)
 	}
-	source, inputs, err := c.open()
-	if err != nil {
-		return nil, err
-	}
+	source, inputs := c.open()
 	if c.HandedOver == 0 {
-		return nil, handOver(ctx, source, []string{inputs.cert, inputs.chain, inputs.key, inputs.passphrase, c.bundleVariable()})
+		values := []string{inputs.cert, inputs.chain, inputs.key, inputs.passphrase, c.bundleVariable()}
+		if plan := c.planVariable(); plan != "" {
+			values = append(values, plan)
+		}
+		return nil, handOver(ctx, source, values)
 	}
 	return envSource{source: source, names: inputs, cmd: c}, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,7 +11,6 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -55,6 +55,9 @@ type watching struct {
 
 // checkWatch refuses flags of a watcher for one who does not stay.
 func (c initCmd) checkWatch() error {
+	if c.Callers && c.Conf == "" {
+		return usagef("--callers belongs to --conf")
+	}
 	if c.Watch {
 		return nil
 	}
@@ -77,7 +80,7 @@ func (c initCmd) checkWatch() error {
 		}
 	}
 	for _, flag := range []struct{ name, value string }{
-		{"--bind", strings.Join(c.Bind, " ")}, {"--proxy-version", c.ProxyVersion}, {"--user", c.User},
+		{"--bind", strings.Join(c.Bind, " ")}, {"--endpoint", strings.Join(c.Endpoint, " ")}, {"--proxy-version", c.ProxyVersion}, {"--user", c.User},
 	} {
 		if flag.value != "" && c.Conf == "" {
 			return usagef("%s belongs to --conf", flag.name)
@@ -98,7 +101,7 @@ func other(given, byDefault time.Duration) string {
 func (c initCmd) watching(p *process) (*watching, error) {
 	s := &watching{cmd: c}
 	if !c.fromStore() {
-		return nil, usagef("--watch follows a store: the environment of a process never changes; write --from file:DIR")
+		return nil, usagef("--watch follows a store: the environment of a process never changes; write --from file:DIR or secretsmanager:NAME")
 	}
 	switch {
 	case c.Version != "":
@@ -256,14 +259,14 @@ func (s *watching) listeners(plan *mesh.Plan) []deliver.Listener {
 		}
 		all = append(all, deliver.Listener{
 			Port: in.Port, Address: address.String(), TLS: in.TLS != mesh.Off, Own: in.Certificate == nil,
-			Client: in.ClientAuth != mesh.None, Bytes: in.Protocol == mesh.TCP, ServerName: plan.Workload.Identity.ServerName(),
+			Client: in.ClientAuth != mesh.None, Bytes: in.Protocol == mesh.TCP, ServerName: cmp.Or(plan.Certificate.DNSIdentity, plan.Workload.Identity.ServerName()),
 		})
 	}
 	return all
 }
 
 // watch stays until a signal.
-func (c initCmd) watch(p *process, out credential.Output) error {
+func (c initCmd) watch(p *process, out credential.Output) (err error) {
 	s, err := c.watching(p)
 	if err != nil {
 		return err
@@ -276,9 +279,15 @@ func (c initCmd) watch(p *process, out credential.Output) error {
 			return err
 		}
 	}
-	source, err := c.openStore()
+	source, err := c.openStore(p.ctx)
 	if err != nil {
 		return err
+	}
+	defer func() { err = errors.Join(err, source.Close()) }()
+	if s.conf != nil {
+		if err := s.conf.place(p.ctx); err != nil {
+			return err
+		}
 	}
 	cfg := deliver.Config{
 		Output: out, Source: source, Proxy: foreignProxy{s.method, s.test}, Prober: deliver.Handshakes{}, Expect: c.expect,
@@ -306,6 +315,7 @@ func (c initCmd) watch(p *process, out credential.Output) error {
 		cfg.Plan, cfg.File, cfg.Render = s.conf.plan, s.conf.name, s.conf.text
 	}
 	w := &watchdog{log: p.log, ended: make(chan error, 3)}
+	w.callers = s.callers(p.ctx, w, out.UID)
 	switch {
 	case s.server != nil && c.CRL != "":
 		return usagef("--crl: the control plane gives the revocation lists; leave --crl or --server out")
@@ -319,11 +329,7 @@ func (c initCmd) watch(p *process, out credential.Output) error {
 			return deliver.KeptLists(c.To)
 		}
 	}
-	cfg.Changed = func() {
-		if w.link != nil {
-			w.link.ReportSoon()
-		}
-	}
+	cfg.Changed = w.changed
 	return w.run(p, s, cfg)
 }
 
@@ -331,8 +337,9 @@ func (c initCmd) watch(p *process, out credential.Output) error {
 type watchdog struct {
 	log     *slog.Logger
 	watcher *deliver.Watcher
-	link    *agent.Agent // nil: there is no server
-	admin   *http.Server // nil: none
+	callers *deliver.Callers // nil: the proxy does not tell who calls
+	link    *agent.Agent     // nil: there is no server
+	admin   *http.Server     // nil: none
 	ended   chan error
 }
 
@@ -346,7 +353,7 @@ func (w *watchdog) run(p *process, s *watching, cfg deliver.Config) (err error) 
 			Server: s.server, Pin: c.CAPin, TokenFile: c.TokenFile, StateDir: c.State, Instance: c.Instance, Log: p.log, Foreign: true,
 			OnPlan:     func(plan *mesh.Plan) error { return w.watcher.Take(plan) },
 			OnIdentity: func() { w.watcher.Wake() },
-			Report:     func() api.Report { return watchReport(w.watcher.Status(), address) },
+			Report:     func() api.Report { return w.report(address) },
 		})
 		if errors.Is(err, agent.ErrConfig) {
 			return usageError{err}
@@ -370,7 +377,7 @@ func (w *watchdog) run(p *process, s *watching, cfg deliver.Config) (err error) 
 	watchCtx, stopWatcher := context.WithCancel(p.ctx)
 	defer stopWatcher()
 	parts := 1
-	done := make(chan struct{}, 2)
+	done := make(chan struct{}, 3)
 	go func() { w.ended <- w.watcher.Run(watchCtx); done <- struct{}{} }()
 	if w.link != nil {
 		parts++
@@ -380,6 +387,10 @@ func (w *watchdog) run(p *process, s *watching, cfg deliver.Config) (err error) 
 			}
 			done <- struct{}{}
 		}()
+	}
+	if w.callers != nil {
+		parts++
+		go func() { w.callers.Run(watchCtx); done <- struct{}{} }()
 	}
 	if s.conf != nil && s.conf.plan != nil && s.server == nil {
 		go s.followPlan(watchCtx, w)
@@ -462,33 +473,6 @@ func (w *watchdog) serveAdmin(ctx context.Context, address netip.AddrPort) (stri
 	server, at, err := listenAdmin(ctx, address, w.watcher.Admin(further), w.log, w.ended)
 	w.admin = server
 	return at, err
-}
-
-// followPlan reads --plan again when it changes.
-func (s *watching) followPlan(ctx context.Context, w *watchdog) {
-	ticker := time.NewTicker(s.cmd.Interval)
-	defer ticker.Stop()
-	plan := s.conf.plan
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
-		fresh, err := readPlan(s.cmd.Plan)
-		if err != nil {
-			w.log.WarnContext(ctx, "the plan cannot be read; the one before stays", "error", err)
-			continue
-		}
-		if reflect.DeepEqual(plan, fresh) {
-			continue
-		}
-		if err := w.watcher.Take(fresh); err != nil {
-			w.log.WarnContext(ctx, "the new plan is not in force", "error", err)
-			continue
-		}
-		plan = fresh
-	}
 }
 
 // watchReport is what the server is told: the serial is the one that was seen on the wire.

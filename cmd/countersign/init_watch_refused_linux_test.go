@@ -223,6 +223,9 @@ func TestWatchServer(t *testing.T) {
 			serial = l.put("v2", mesh.ECDSAP256)
 			l.eventually("the server knows what is served now", func() bool { s := l.row(socket); return s.Serial == serial && s.Error == "" })
 			l.says("/plan", `"revision": `)
+			if text, err := os.ReadFile(conf); err != nil || !strings.Contains(string(text), "callers") {
+				t.Errorf("the proxy is not to tell who calls (%v):\n%s", err, text)
+			}
 			l.revocation(conf)
 
 			// A version that is not fit is known to the server, and what is served too.

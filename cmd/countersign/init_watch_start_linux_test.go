@@ -5,7 +5,9 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -40,6 +42,59 @@ func TestWatchStart(t *testing.T) {
 				t.Errorf("it says %q, want %q", said, test.log)
 			}
 		})
+	}
+}
+
+// TestSender expects to know as whom NGINX's workers send, or that it is not known.
+func TestSender(t *testing.T) {
+	account, err := user.Lookup("nobody")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody, err := strconv.Atoi(account.Uid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := t.TempDir()
+	if err := os.Chmod(closed, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		proxy, user string
+		owner, euid int
+		want        int
+		refused     string
+		run         string
+	}{
+		"the same user":               {"nginx", "", -1, 101, -1, "", ""},
+		"the same user, a name":       {"nginx", "nobody", -1, 101, -1, "", ""},
+		"root, and workers of root":   {"nginx", "root", -1, 0, 0, "", ""},
+		"root, and other workers":     {"nginx", "", -1, 0, 0, "name it with --user", ""},
+		"root, and a name of nobody":  {"nginx", "nosuchuser", -1, 0, 0, "--user: ", ""},
+		"root, and the files another": {"nginx", "", 101, 0, 101, "", ""},
+		"root, and others who can":    {"nginx", "nobody", -1, 0, nobody, "", "/"},
+		"root, and others who cannot": {"nginx", "nobody", -1, 0, 0, "keeps nobody out", closed},
+		"HAProxy is asked":            {"haproxy", "", -1, 0, -1, "", ""},
+	} {
+		proxy, _ := reload.Known(test.proxy)
+		w := &writer{proxy: proxy}
+		w.options.User, w.options.Run = test.user, test.run
+		got, err := w.sender(test.owner, test.euid)
+		if got != test.want || (err != nil) != (test.refused != "") || err != nil && !strings.Contains(err.Error(), test.refused) {
+			t.Errorf("%s: %d, %v; want %d, %q", name, got, err, test.want, test.refused)
+		}
+	}
+	if os.Geteuid() != 0 {
+		return
+	}
+	// What nobody can send is not asked for.
+	var log bytes.Buffer
+	proxy, _ := reload.Known("nginx")
+	s := watching{conf: &writer{proxy: proxy}}
+	s.conf.options.Callers = true
+	w := &watchdog{log: newLogger(&log, "text", "info")}
+	if callers := s.callers(t.Context(), w, -1); callers != nil || s.conf.options.Callers || !strings.Contains(log.String(), "name it with --user") {
+		t.Errorf("%v, %t, %s", callers, s.conf.options.Callers, log.String())
 	}
 }
 

@@ -25,7 +25,6 @@ import (
 	"countersign.dev/observe"
 	"countersign.dev/rotate"
 	"countersign.dev/secret"
-	"countersign.dev/secret/filestore"
 	"countersign.dev/up"
 )
 
@@ -35,7 +34,7 @@ type rotation struct {
 	admin *api.Admin
 
 	mu     sync.Mutex
-	stores map[mesh.Store]*filestore.Store
+	stores map[mesh.Store]*anyStore
 }
 
 func newRotation(_ *process, flags adminFlags) (*rotation, error) {
@@ -43,7 +42,7 @@ func newRotation(_ *process, flags adminFlags) (*rotation, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &rotation{admin: admin, stores: make(map[mesh.Store]*filestore.Store)}, nil
+	return &rotation{admin: admin, stores: make(map[mesh.Store]*anyStore)}, nil
 }
 
 // rotator wires the parts.
@@ -78,8 +77,8 @@ func (w *rotation) targets(ctx context.Context, service string) ([]rotate.Target
 		if err != nil {
 			return nil, usageError{err}
 		}
-		if store, err := w.store(plan.Delivery.Store); err == nil {
-			target.Store, target.Keeper = store, rotationKeeper{store}
+		if store, err := w.store(ctx, plan.Delivery.Store); err == nil {
+			target.Store, target.Keeper = store, store
 		} else {
 			broken := brokenStore{fmt.Errorf("the store %s: %w", plan.Delivery.StoreName, err)}
 			target.Store, target.Keeper = broken, broken
@@ -90,37 +89,18 @@ func (w *rotation) targets(ctx context.Context, service string) ([]rotate.Target
 }
 
 // store opens a store, once.
-func (w *rotation) store(declared mesh.Store) (*filestore.Store, error) {
+func (w *rotation) store(ctx context.Context, declared mesh.Store) (*anyStore, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if store := w.stores[declared]; store != nil {
 		return store, nil
 	}
-	if declared.Type != mesh.StoreFile {
-		return nil, fmt.Errorf("stores of the type %q are not known to this version of countersign", declared.Type)
-	}
-	identity, err := filestore.LoadIdentity(declared.IdentityFile)
-	if err != nil {
-		return nil, err
-	}
-	store, err := filestore.Open(declared.Dir, identity)
+	store, err := openStore(ctx, declared)
 	if err != nil {
 		return nil, err
 	}
 	w.stores[declared] = store
 	return store, nil
-}
-
-// rotationKeeper gives leases as package rotate declares them.
-type rotationKeeper struct{ *filestore.Store }
-
-// Lease implements [rotate.Keeper].
-func (k rotationKeeper) Lease(ctx context.Context, name, holder string, ttl time.Duration) (rotate.Lease, error) {
-	lease, err := k.Store.Lease(ctx, name, holder, ttl)
-	if err != nil {
-		return nil, err // an interface that holds a nil lease is not nil
-	}
-	return lease, nil
 }
 
 // brokenStore is a store that could not be opened: those who use it fail, and the others do not.

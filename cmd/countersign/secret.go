@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"countersign.dev/aws/session"
+	"countersign.dev/mesh"
 	"countersign.dev/secret"
 	"countersign.dev/secret/filestore"
 )
@@ -23,37 +25,39 @@ type secretCmd struct {
 
 // storeFlags say which store, and how it is opened.
 type storeFlags struct {
-	Store        string `required:"" placeholder:"file:DIR" env:"COUNTERSIGN_STORE" help:"The store: file:DIR is a directory, encrypted with age."`
-	IdentityFile string `required:"" placeholder:"FILE" env:"COUNTERSIGN_IDENTITY_FILE" help:"The age identity of the store, as age-keygen writes it. Nobody but its owner may read the file."`
+	Store        string `required:"" placeholder:"STORE" env:"COUNTERSIGN_STORE" help:"The store: file:DIR is a directory, encrypted with age; secretsmanager:REGION is AWS Secrets Manager, where REGION may be left out for that of the environment."`
+	IdentityFile string `placeholder:"FILE" env:"COUNTERSIGN_IDENTITY_FILE" help:"With file:DIR: the age identity of the store, as age-keygen writes it. Nobody but its owner may read the file."`
+	EndpointURL  string `name:"endpoint-url" placeholder:"URL" help:"With secretsmanager: the URL of the service, where it is not the usual one."`
+	KMSKey       string `name:"kms-key" placeholder:"KEY" help:"With secretsmanager: the key of AWS KMS for a secret that 'put' makes: its id, its alias, or the ARN of either. Default: that of Secrets Manager."`
 }
 
-// directory is the directory that --store names.
-func (f storeFlags) directory() (string, error) {
-	kind, dir, ok := strings.Cut(f.Store, ":")
+// declared is the store as a specification would declare it.
+func (f storeFlags) declared() (mesh.Store, error) {
+	kind, rest, ok := strings.Cut(f.Store, ":")
 	switch {
 	case f.Store == "": // a variable that is set to nothing counts as given
-		return "", usagef("which store? Give --store file:DIR, or set COUNTERSIGN_STORE to it")
+		return mesh.Store{}, usagef("which store? Give --store file:DIR or secretsmanager:REGION, or set COUNTERSIGN_STORE to it")
+	case kind == mesh.StoreSecretsManager:
+		return mesh.Store{Type: kind, Region: rest, Endpoint: f.EndpointURL, KMSKey: f.KMSKey}, nil
+	case !ok || kind != mesh.StoreFile:
+		return mesh.Store{}, usagef("--store %s: write file:DIR or secretsmanager:REGION; other kinds of stores are not known", f.Store)
+	case f.EndpointURL != "" || f.KMSKey != "":
+		return mesh.Store{}, usagef("--endpoint-url and --kms-key are of secretsmanager; the store is %s", f.Store)
 	case f.IdentityFile == "":
-		return "", usagef("which identity? Give --identity-file FILE, or set COUNTERSIGN_IDENTITY_FILE to it")
-	case !ok || kind != "file":
-		return "", usagef("--store %s: write file:DIR; other kinds of stores are not known", f.Store)
-	case dir == "":
-		return "", usagef("--store %s: which directory? Write file:DIR", f.Store)
+		return mesh.Store{}, usagef("which identity? Give --identity-file FILE, or set COUNTERSIGN_IDENTITY_FILE to it")
+	case rest == "":
+		return mesh.Store{}, usagef("--store %s: which directory? Write file:DIR", f.Store)
 	}
-	return dir, nil
+	return mesh.Store{Type: kind, Dir: rest, IdentityFile: f.IdentityFile}, nil
 }
 
 // open opens the store.
-func (f storeFlags) open() (*filestore.Store, error) {
-	dir, err := f.directory()
+func (f storeFlags) open(p *process) (*anyStore, error) {
+	declared, err := f.declared()
 	if err != nil {
 		return nil, err
 	}
-	identity, err := filestore.LoadIdentity(f.IdentityFile)
-	if err != nil {
-		return nil, usageError{err}
-	}
-	store, err := filestore.Open(dir, identity)
+	store, err := openStore(p.ctx, declared)
 	if err != nil {
 		return nil, secretError(err)
 	}
@@ -62,7 +66,7 @@ func (f storeFlags) open() (*filestore.Store, error) {
 
 // secretError tells mistakes of the user, which he finds in what he wrote, from failures.
 func secretError(err error) error {
-	if errors.Is(err, secret.ErrInvalid) || errors.Is(err, filestore.ErrIdentity) {
+	if errors.Is(err, secret.ErrInvalid) || errors.Is(err, session.ErrConfig) || errors.Is(err, filestore.ErrIdentity) {
 		return usageError{err}
 	}
 	return err
@@ -92,10 +96,14 @@ type createdStore struct {
 
 // Run makes the store.
 func (c secretInitCmd) Run(p *process) error {
-	dir, err := c.directory()
+	declared, err := c.declared()
 	if err != nil {
 		return err
 	}
+	if declared.Type != mesh.StoreFile {
+		return usagef("--store %s: that store is there already, and is not made here; `secret put` makes a secret in it", c.Store)
+	}
+	dir := declared.Dir
 	made, err := c.makeIdentity(p, dir)
 	if err != nil {
 		return err
@@ -213,8 +221,11 @@ Examples:
   countersign secret get payments/api --version previous --private-key | countersign secret put payments/api`
 }
 
-// rotationNotes is how the names of secrets end in which rotations keep where they are.
-const rotationNotes = ".rotation"
+// How the names of secrets end in which rotations keep where they are, and what they have spent.
+const (
+	rotationNotes = ".rotation"
+	budgetNotes   = ".budget"
+)
 
 // writtenSecret is the answer of `secret put`.
 type writtenSecret struct {
@@ -227,15 +238,17 @@ func (c secretPutCmd) Run(p *process) error {
 	if err := secret.CheckName(c.Name); err != nil {
 		return usageError{err}
 	}
-	if strings.HasSuffix(c.Name, rotationNotes) {
-		return usagef("a name that ends in %s is for what a rotation notes of itself; choose another one", rotationNotes)
+	for _, notes := range []string{rotationNotes, budgetNotes} {
+		if strings.HasSuffix(c.Name, notes) {
+			return usagef("a name that ends in %s is for what a rotation notes of itself; choose another one", notes)
+		}
 	}
 	if c.VersionID != "" {
 		if err := secret.CheckVersion(c.VersionID); err != nil {
 			return usagef("--version-id: %w", err)
 		}
 	}
-	if _, err := c.directory(); err != nil {
+	if _, err := c.declared(); err != nil {
 		return err
 	}
 	file, err := c.source(p)
@@ -243,7 +256,7 @@ func (c secretPutCmd) Run(p *process) error {
 		return usageError{err}
 	}
 	defer file.Close()
-	store, err := c.open()
+	store, err := c.open(p)
 	if err != nil {
 		return err
 	}
@@ -287,7 +300,7 @@ func (c secretPutCmd) source(p *process) (io.ReadCloser, error) {
 }
 
 // currentOf is the id of the version that is current; empty when none is.
-func currentOf(p *process, store *filestore.Store, name string) (string, error) {
+func currentOf(p *process, store *anyStore, name string) (string, error) {
 	versions, err := store.Versions(p.ctx, name)
 	if errors.Is(err, secret.ErrNotFound) {
 		return "", nil
@@ -316,7 +329,7 @@ func readValue(in io.Reader, name string) ([]byte, error) {
 }
 
 // describeVersion finds a version that was just read or written.
-func describeVersion(p *process, store *filestore.Store, name, id string) (secret.Version, error) {
+func describeVersion(p *process, store *anyStore, name, id string) (secret.Version, error) {
 	versions, err := store.Versions(p.ctx, name)
 	if err != nil {
 		return secret.Version{}, err

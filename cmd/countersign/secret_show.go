@@ -44,7 +44,7 @@ type shownSecret struct {
 
 // Run prints the value.
 func (c secretGetCmd) Run(p *process) error {
-	store, err := c.open()
+	store, err := c.open(p)
 	if err != nil {
 		return err
 	}
@@ -138,7 +138,7 @@ Examples:
 
 // Run lists the secrets.
 func (c secretListCmd) Run(p *process) error {
-	store, err := c.open()
+	store, err := c.open(p)
 	if err != nil {
 		return err
 	}
@@ -181,7 +181,7 @@ Examples:
 
 // Run lists the versions.
 func (c secretVersionsCmd) Run(p *process) error {
-	store, err := c.open()
+	store, err := c.open(p)
 	if err != nil {
 		return err
 	}

@@ -79,7 +79,7 @@ func startError(p *process, err error) error {
 		}
 		return exitError{status: exitUsage}
 	}
-	if errors.Is(err, server.ErrNoMesh) || errors.Is(err, server.ErrReadMesh) {
+	if errors.Is(err, server.ErrNoMesh) || errors.Is(err, server.ErrReadMesh) || errors.Is(err, mesh.ErrForeignAuthority) {
 		return usageError{err}
 	}
 	return err

@@ -67,6 +67,9 @@ func (c *upCmd) Run(p *process, cli *root, parsed *kong.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := c.here(spec); err != nil {
+		return err
+	}
 	executable, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("finding this program: %w", err)
@@ -104,6 +107,26 @@ func (c *upCmd) Run(p *process, cli *root, parsed *kong.Context) error {
 	default:
 		return nil
 	}
+}
+
+// here refuses a specification that cannot run on one machine: what is AWS's to do is done by nobody there.
+func (c *upCmd) here(spec *mesh.Spec) error {
+	if err := spec.ServerCan(); err != nil {
+		return usageError{err}
+	}
+	for _, w := range spec.Workloads() {
+		plan, err := spec.Compile(w.Name)
+		switch {
+		case err != nil:
+			return err
+		case plan.Deploy == mesh.DeployECS:
+			return usagef("the tasks of %s %s are replaced by Amazon ECS (deploy: {type: ecs}), which is not here; to try it on this machine write deploy: {type: restart}", w.Kind, w.Name)
+		case plan.Delivery.FromStore() && plan.Delivery.Store.Type != mesh.StoreFile:
+			return usagef("the certificate of %s %s comes from the store %s of type %s, and only stores of type file are made here; to try it on this machine declare one",
+				w.Kind, w.Name, plan.Delivery.StoreName, plan.Delivery.Store.Type)
+		}
+	}
+	return nil
 }
 
 // check finds what the flags' declarations cannot say.

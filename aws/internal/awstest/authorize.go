@@ -1,0 +1,145 @@
+package awstest
+
+import (
+	"context"
+	"fmt"
+	"maps"
+
+	"countersign.dev/aws/internal/awstest/iam"
+)
+
+// need is one thing that the caller must be allowed to do for a request to pass.
+type need struct {
+	action   string
+	resource string
+	context  map[string][]string // beyond what every request carries
+	policy   *iam.Document       // of the resource; nil: none
+	decisive bool                // see iam.Policies
+	refused  *refusal            // what the caller is told in place of AWS's usual words
+}
+
+// authorize decides by the policies on everything that the request needs, as AWS does before the service sees it.
+func (c *Cloud) authorize(ctx context.Context, q *request) *refusal {
+	if q.action() == "sts:GetCallerIdentity" { // which no policy can deny
+		c.record(Call{Role: q.caller.roleName(), Action: q.action(), Resource: "*", Allowed: true})
+		return nil
+	}
+	needs, refused := c.needs(ctx, q)
+	if refused != nil {
+		return refused
+	}
+	var documents []*iam.Document
+	if !q.caller.root {
+		documents = c.identityPolicies(q.caller.role)
+	}
+	for _, n := range needs {
+		if refused := c.decide(q, n, documents); refused != nil {
+			return refused
+		}
+	}
+	return nil
+}
+
+// decide evaluates one need and writes it down. The root of the account is above policies here: tests prepare and look at
+// everything with it.
+func (c *Cloud) decide(q *request, n need, documents []*iam.Document) *refusal {
+	call := Call{Role: q.caller.roleName(), Action: n.action, Resource: n.resource, Allowed: true}
+	if q.caller.root {
+		c.record(call)
+		return nil
+	}
+	decision := iam.Decide(iam.Request{
+		Caller:   iam.Caller{Account: Account, Role: q.caller.role.arn, Session: q.caller.arn()},
+		Action:   n.action,
+		Resource: n.resource,
+		Context:  mergedContext(q, n.context),
+	}, iam.Policies{Identity: documents, Resource: n.policy, Decisive: n.decisive})
+	call.Allowed, call.Why = decision.Allowed, decision.Why
+	c.record(call)
+	if decision.Allowed {
+		return nil
+	}
+	if n.refused != nil {
+		return n.refused
+	}
+	return &refusal{kind: denied, message: fmt.Sprintf("User: %s is not authorized to perform: %s on resource: %s %s",
+		q.caller.arn(), n.action, n.resource, decision.Why)}
+}
+
+// mergedContext is what every request carries, and what this one does. The front's own address is plain HTTP where AWS's are
+// not, and stands for those.
+func mergedContext(q *request, extra map[string][]string) map[string][]string {
+	context := map[string][]string{
+		"aws:PrincipalAccount":        {Account},
+		"aws:PrincipalArn":            {q.caller.role.arn},
+		"aws:PrincipalIsAWSService":   {"false"},
+		"aws:PrincipalType":           {"AssumedRole"},
+		"aws:RequestedRegion":         {Region},
+		"aws:SecureTransport":         {"true"},
+		"aws:ViaAWSService":           {"false"},
+		"kms:CallerAccount":           {Account},
+		"kms:GrantIsForAWSResource":   {"false"},
+		"secretsmanager:VersionStage": optional(q.str("VersionStage")),
+		"secretsmanager:VersionId":    optional(q.str("VersionId")),
+	}
+	maps.Copy(context, extra)
+	return context
+}
+
+// optional is the value, or none.
+func optional(value string) []string {
+	if value == "" {
+		return nil
+	}
+	return []string{value}
+}
+
+// identityPolicies are the role's own and attached ones. A managed policy that is not known allows nothing.
+func (c *Cloud) identityPolicies(r *role) []*iam.Document {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var documents []*iam.Document
+	for _, document := range r.inline {
+		documents = append(documents, document)
+	}
+	for arn := range r.attached {
+		if document := c.managed[arn]; document != nil {
+			documents = append(documents, document)
+		}
+	}
+	return documents
+}
+
+// policyIn are the parameters that hold a policy, and its kind.
+var policyIn = map[string]struct {
+	parameter string
+	kind      iam.Kind
+}{
+	"iam:CreateRole":                   {"AssumeRolePolicyDocument", iam.Trust},
+	"iam:UpdateAssumeRolePolicy":       {"PolicyDocument", iam.Trust},
+	"iam:PutRolePolicy":                {"PolicyDocument", iam.Identity},
+	"iam:CreatePolicy":                 {"PolicyDocument", iam.Identity},
+	"secretsmanager:PutResourcePolicy": {"ResourcePolicy", iam.Resource},
+	"kms:CreateKey":                    {"Policy", iam.Resource},
+	"kms:PutKeyPolicy":                 {"Policy", iam.Resource},
+}
+
+// checkPolicies refuses a policy that the front could not evaluate later. A key may be made without one.
+func (c *Cloud) checkPolicies(q *request) *refusal {
+	in := policyIn[q.action()]
+	text := q.str(in.parameter)
+	if in.parameter == "" || text == "" && q.action() == "kms:CreateKey" {
+		return nil
+	}
+	document, err := iam.Parse(in.kind, []byte(text))
+	if err != nil {
+		c.t.Logf("%s: the front refuses a policy: %v", q.action(), err)
+		code := "MalformedPolicyDocumentException"
+		if q.protocol == queryProtocol {
+			code = "MalformedPolicyDocument"
+		}
+		return &refusal{kind: malformed, code: code, message: err.Error()}
+	}
+	q.policy = document
+	return nil
+}

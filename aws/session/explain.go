@@ -1,0 +1,320 @@
+package session
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"regexp"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
+	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+)
+
+// Errors of AWS, by what helps. The SDK's own error is behind each of them.
+var (
+	// ErrDenied says that the caller may not do it. The message names action, resource and the line that a policy lacks.
+	ErrDenied = errors.New("AWS denies it")
+	// ErrThrottled says that there were too many calls, and that the tries did not help.
+	ErrThrottled = errors.New("AWS throttles it")
+	// ErrCredentials says that there are no credentials, or that they do not hold any more.
+	ErrCredentials = errors.New("the AWS credentials do not hold")
+	// ErrUnavailable says that AWS could not be reached, or failed itself; nobody knows whether the call was carried out.
+	ErrUnavailable = errors.New("AWS does not answer as it should")
+	// ErrKey says that the KMS key of what was asked for is disabled, gone or out of the caller's reach.
+	ErrKey = errors.New("the KMS key cannot be used")
+)
+
+// Error is an error of AWS with what to do about it. errors.Is finds the sentinel of this package that it belongs to,
+// when there is one, and errors.As the SDK's own error. What AWS wrote is shown in one line and cut, and not at all
+// when it quotes a key.
+type Error struct {
+	// Action is such as secretsmanager:GetSecretValue, and Resource what it was to be done to. They are AWS's words
+	// where its message has some.
+	Action, Resource string
+	// Caller is the ARN of who was denied; empty when AWS does not say.
+	Caller string
+	// Code is AWS's name of the error; empty when the call did not get that far.
+	Code string
+
+	kind   error
+	advice string
+	err    error
+}
+
+func (e *Error) Error() string {
+	text := e.Action
+	if e.Resource != "" {
+		text += " on " + e.Resource
+	}
+	if e.kind != nil {
+		text += ": " + e.kind.Error()
+	}
+	text += ": " + said(e.err)
+	if e.advice != "" {
+		text += "; " + e.advice
+	}
+	return text
+}
+
+// Unwrap gives the sentinel and the SDK's error.
+func (e *Error) Unwrap() []error {
+	if e.kind == nil {
+		return []error{e.err}
+	}
+	if errors.Is(e.kind, ErrKey) && deniedCodes[e.Code] {
+		return []error{e.kind, ErrDenied, e.err}
+	}
+	return []error{e.kind, e.err}
+}
+
+// Explain says what an error of the SDK means, and what to do. action is such as secretsmanager:GetSecretValue, resource
+// an ARN where one is known; its account may be *, which is filled in when AWS names the caller. Nil is nil, and an error that is
+// explained already is left as it is.
+func Explain(err error, action, resource string) error {
+	if err == nil {
+		return nil
+	}
+	if _, done := errors.AsType[*Error](err); done {
+		return err
+	}
+	e := &Error{Action: action, Resource: resource, Code: Code(err), err: err}
+	for _, judge := range []func(*Error) bool{(*Error).key, (*Error).denied, (*Error).throttled, (*Error).credentials, (*Error).unavailable} {
+		if judge(e) {
+			break
+		}
+	}
+	return e
+}
+
+// Code is AWS's name of an error, such as ResourceNotFoundException; empty for one that is not AWS's.
+func Code(err error) string {
+	if api, ok := errors.AsType[smithy.APIError](err); ok {
+		return api.ErrorCode()
+	}
+	return ""
+}
+
+// message is what AWS wrote to an error.
+func message(err error) string {
+	if api, ok := errors.AsType[smithy.APIError](err); ok {
+		return api.ErrorMessage()
+	}
+	return ""
+}
+
+// maxSaid bounds what is shown of AWS's own words, in bytes.
+const maxSaid = 600
+
+// said is what is shown of an error: AWS's words, or the SDK's.
+func said(err error) string {
+	text := err.Error()
+	if code := Code(err); code != "" {
+		text = code
+		if m := message(err); m != "" {
+			text += ": " + m
+		}
+	}
+	if strings.Contains(text, "-----BEGIN") || strings.Contains(text, "PRIVATE KEY") {
+		return Code(err) + " (its message quotes what was sent, and is not shown)"
+	}
+	text = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, text)
+	if len(text) > maxSaid {
+		end := maxSaid
+		for !utf8.RuneStart(text[end]) {
+			end--
+		}
+		text = text[:end] + " ..."
+	}
+	return text
+}
+
+var deniedCodes = map[string]bool{
+	"AccessDeniedException": true, "AccessDenied": true, "UnauthorizedOperation": true, "UnauthorizedException": true,
+	"NotAuthorized": true, "AuthorizationError": true, "AuthorizationErrorException": true, "Forbidden": true,
+}
+
+var keyCodes = map[string]bool{
+	"DecryptionFailure": true, "EncryptionFailure": true, "DisabledException": true, "KMSInvalidStateException": true,
+	"KeyUnavailableException": true, "KMSAccessDeniedException": true, "KMSDisabledException": true, "KMSNotFoundException": true,
+	"InvalidKeyUsageException": true, "IncorrectKeyException": true,
+}
+
+var (
+	callerIs   = regexp.MustCompile(`(arn:[a-z0-9-]+:(?:sts|iam)::[0-9]{12}:[^\s,;"']{1,300}) is not authorized`)
+	actionIs   = regexp.MustCompile(`perform:? ([a-z0-9-]{2,60}:[A-Za-z0-9]{2,80})`)
+	resourceIs = regexp.MustCompile(`on (?:the )?resource:? (arn:[a-z0-9-]+:[^\s,;"']{1,300}|[A-Za-z0-9/_+=.@-]{1,512})`)
+	denyIs     = regexp.MustCompile(`with an explicit deny in (?:a |an |the )?([a-z -]{1,60}polic(?:y|ies))`)
+	kmsARN     = regexp.MustCompile(`arn:[a-z0-9-]+:kms:[a-z0-9-]*:[0-9]{12}:(?:key|alias)/[A-Za-z0-9/_-]{1,256}`)
+	ofKMS      = regexp.MustCompile(`(?i)perform:? kms:|arn:[a-z0-9-]+:kms:|access to kms|kms (?:customer )?key|key.{0,60} kms`)
+)
+
+// key judges errors of the KMS key behind what was asked for.
+func (e *Error) key() bool {
+	text := message(e.err)
+	switch {
+	case keyCodes[e.Code]:
+	case !ofKMS.MatchString(text) && !strings.HasPrefix(e.Action, "kms:"):
+		return false
+	case deniedCodes[e.Code]:
+		e.read(text)
+		e.kind = ErrKey
+		action := "kms:Decrypt"
+		if strings.HasPrefix(e.Action, "kms:") {
+			action = e.Action
+		}
+		e.advice = e.policy(action, e.keyARN(text)) + ", and see that the key's own policy (its resource policy) lets the role use it through the service"
+		return true
+	case strings.Contains(text, "disabled"), strings.Contains(text, "pending deletion"), strings.Contains(text, "invalid state"), strings.Contains(text, "does not exist"):
+	default:
+		return false
+	}
+	e.kind = ErrKey
+	e.advice = fmt.Sprintf("see in what state the key %s is (`aws kms describe-key`), enable it again (`aws kms enable-key`) or cancel its deletion (`aws kms cancel-key-deletion`), and see that its policy and the role's allow kms:Decrypt and kms:GenerateDataKey; what is encrypted with it is not lost as long as it exists", e.keyARN(text))
+	return true
+}
+
+// keyARN is the key that a message names.
+func (e *Error) keyARN(text string) string {
+	if arn := kmsARN.FindString(text); arn != "" {
+		return arn
+	}
+	return "KEY-ARN (of the secret: `aws secretsmanager describe-secret` shows its KmsKeyId)"
+}
+
+// denied judges refusals by IAM.
+func (e *Error) denied() bool {
+	if !deniedCodes[e.Code] {
+		return false
+	}
+	text := message(e.err)
+	e.read(text)
+	e.kind = ErrDenied
+	if deny := denyIs.FindStringSubmatch(text); deny != nil {
+		e.advice = fmt.Sprintf("an explicit deny in a %s forbids it, and no allowing line helps: if the caller is to do this, take it out of that deny's condition or name it there; else see who runs under this role", strings.TrimSpace(deny[1]))
+		return true
+	}
+	e.advice = e.policy(e.Action, e.Resource)
+	return true
+}
+
+// read takes caller, action and resource out of a message, where it has them.
+func (e *Error) read(text string) {
+	if found := callerIs.FindStringSubmatch(text); found != nil {
+		e.Caller = found[1]
+		if parts := strings.SplitN(e.Caller, ":", 6); len(parts) == 6 {
+			resource := strings.SplitN(e.Resource, ":", 6)
+			if len(resource) == 6 && resource[4] == "*" {
+				resource[1], resource[4] = parts[1], parts[4]
+				e.Resource = strings.Join(resource, ":")
+			}
+		}
+	}
+	if found := actionIs.FindStringSubmatch(text); found != nil {
+		e.Action = found[1]
+	}
+	if found := resourceIs.FindStringSubmatch(text); found != nil && (strings.HasPrefix(found[1], "arn:") || e.Resource == "") {
+		e.Resource = strings.TrimRight(found[1], ".")
+	}
+}
+
+// policy says which line is missing from which policy.
+func (e *Error) policy(action, resource string) string {
+	statement, err := json.Marshal(struct {
+		Effect, Action, Resource string
+	}{"Allow", action, resource})
+	if err != nil {
+		return ""
+	}
+	who := "the caller"
+	if e.Caller != "" {
+		who = e.Caller
+	}
+	return fmt.Sprintf("add to the policy of the role of %s: %s", who, statement)
+}
+
+// throttled judges too many calls. A quota (LimitExceededException) is none: waiting does not help there.
+func (e *Error) throttled() bool {
+	_, throttle := retry.DefaultThrottleErrorCodes[e.Code]
+	if (!throttle && status(e.err) != http.StatusTooManyRequests) || e.Code == "LimitExceededException" {
+		return false
+	}
+	e.kind = ErrThrottled
+	e.advice = fmt.Sprintf("it was tried up to %d times; wait a minute and try again, see what else calls this service in the account and region, and let fewer instances ask at one time", maxTries)
+	return true
+}
+
+var credentialCodes = map[string]string{
+	"ExpiredTokenException": "", "ExpiredToken": "", "TokenRefreshRequired": "", "InvalidToken": "",
+	"UnrecognizedClientException": "", "InvalidClientTokenId": "", "InvalidAccessKeyId": "", "AuthFailure": "",
+	"MissingAuthenticationToken": "", "MissingAuthenticationTokenException": "", "NotSignedUp": "", "OptInRequired": "",
+	"RequestExpired": "clock", "RequestTimeTooSkewed": "clock", "RequestInTheFuture": "clock",
+	"InvalidSignatureException": "clock", "SignatureDoesNotMatch": "clock", "IncompleteSignature": "", "IncompleteSignatureException": "",
+}
+
+// credentials judges credentials that are missing or do not hold.
+func (e *Error) credentials() bool {
+	hint, known := credentialCodes[e.Code]
+	text := e.err.Error()
+	none := e.Code == "" && (strings.Contains(text, "get credentials") || strings.Contains(text, "failed to refresh cached credentials") || strings.Contains(text, "static credentials are empty"))
+	if !known && !none {
+		return false
+	}
+	e.kind = ErrCredentials
+	switch {
+	case none:
+		e.advice = "on ECS, give the task definition a taskRoleArn and do not set AWS_ACCESS_KEY_ID; on Lambda, the function's role is used; elsewhere sign in (`aws sso login`) or set AWS_PROFILE"
+	case hint == "clock":
+		e.advice = "see that this machine's clock is right (AWS allows five minutes), and that AWS_SECRET_ACCESS_KEY belongs to AWS_ACCESS_KEY_ID"
+	default:
+		e.advice = "they have ended, or are of another account: where they stand in the environment or a file, renew them (`aws sso login`) or take them out, so that the role's are used, which renew themselves"
+	}
+	return true
+}
+
+// status is the status of an answer over HTTP; 0 when there was none.
+func status(err error) int {
+	if answered, ok := errors.AsType[interface {
+		error
+		HTTPStatusCode() int
+	}](err); ok {
+		return answered.HTTPStatusCode()
+	}
+	return 0
+}
+
+// unavailable judges failures of AWS itself, and of the way there.
+func (e *Error) unavailable() bool {
+	var network net.Error
+	var name *net.DNSError
+	var unknown *tls.CertificateVerificationError
+	var unsent *smithyhttp.RequestSendError
+	switch {
+	case errors.Is(e.err, context.Canceled):
+		return false
+	case errors.As(e.err, &unknown):
+		e.advice = "this machine does not believe the certificate of the endpoint: see whether a proxy opens TLS on the way, and AWS_CA_BUNDLE"
+	case errors.As(e.err, &name):
+		e.advice = "the endpoint's name cannot be resolved: see the region, and the VPC's DNS and interface endpoint for this service"
+	case status(e.err) >= http.StatusInternalServerError:
+		e.advice = fmt.Sprintf("it was tried up to %d times; try again later, and see https://health.aws.amazon.com for the region", maxTries)
+	case errors.Is(e.err, context.DeadlineExceeded), errors.As(e.err, &network), errors.As(e.err, &unsent):
+		e.advice = "see that this network leads to the service: a route to the internet or an interface endpoint (PrivateLink) whose security group lets port 443 in; and try again"
+	default:
+		return false
+	}
+	e.kind = ErrUnavailable
+	return true
+}

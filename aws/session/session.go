@@ -1,0 +1,133 @@
+// Package session knows how the program becomes a client of AWS: where its credentials come from, how often a call is
+// tried, which endpoints are fit to be asked, and what an error of AWS means for people and how they mend it.
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"os"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/aws-sdk-go-v2/config"
+)
+
+// Bounds of one call.
+const (
+	maxTries   = 5                // of one call, the first among them
+	maxBackoff = 4 * time.Second  // between two tries; the pause is by chance up to 1 s, 2 s, 4 s ...
+	tryTimeout = 10 * time.Second // of one try, with its connection
+)
+
+// endpointVariable is where AWS's own tools and SDKs take an endpoint for all services from.
+const endpointVariable = "AWS_ENDPOINT_URL"
+
+// application is what CloudTrail shows behind app/ in the user agent of each call.
+const application = "countersign"
+
+// ErrConfig says that a region or an endpoint cannot be used.
+var ErrConfig = errors.New("the configuration for AWS cannot be used")
+
+// Config says where AWS is asked. The zero value is right on AWS.
+type Config struct {
+	// Region is such as eu-central-1; empty is that of the environment (AWS_REGION) or of the shared configuration file.
+	Region string
+	// Endpoint is a URL that takes the place of the service's own; empty is AWS's, or that of AWS_ENDPOINT_URL. It
+	// is https, unless it is on this machine or the one of AWS_ENDPOINT_URL.
+	Endpoint string
+}
+
+// Load gives the configuration that clients of the SDK are made with. Credentials come from the default chain:
+// the environment, the shared files, the container (the task role on ECS, by AWS_CONTAINER_CREDENTIALS_RELATIVE_URI or _FULL_URI) and the
+// instance; they are asked for with the first call, and renewed before they end. A call is tried up to five times when
+// AWS throttles it or fails for a moment, with pauses by chance, the SDK's token bucket for retries and its
+// adaptive rate; one try takes at most ten seconds. AWS_USE_FIPS_ENDPOINT is obeyed. The error is [ErrConfig],
+// or one of the shared configuration files.
+func Load(ctx context.Context, c Config) (aws.Config, error) {
+	if err := c.check(); err != nil {
+		return aws.Config{}, fmt.Errorf("making a client of AWS: %w", err)
+	}
+	options := []func(*config.LoadOptions) error{
+		config.WithRetryer(retryer),
+		config.WithHTTPClient(awshttp.NewBuildableClient().WithTimeout(tryTimeout)),
+	}
+	if os.Getenv("AWS_SDK_UA_APP_ID") == "" {
+		options = append(options, config.WithAppID(application))
+	}
+	if c.Region != "" {
+		options = append(options, config.WithRegion(c.Region))
+	}
+	loaded, err := config.LoadDefaultConfig(ctx, options...)
+	if err != nil {
+		return aws.Config{}, fmt.Errorf("making a client of AWS: reading the environment and the shared configuration files: %w", err)
+	}
+	if loaded.Region == "" {
+		return aws.Config{}, fmt.Errorf("making a client of AWS: %w: it has no region; name one in the specification (region:), or set AWS_REGION", ErrConfig)
+	}
+	if err := checkRegion(loaded.Region); err != nil {
+		return aws.Config{}, fmt.Errorf("making a client of AWS: %w", err)
+	}
+	if c.Endpoint != "" {
+		// Not before: the chain has clients of its own, of other services.
+		loaded.BaseEndpoint = aws.String(c.Endpoint)
+	}
+	return loaded, nil
+}
+
+func retryer() aws.Retryer {
+	return retry.NewAdaptiveMode(func(o *retry.AdaptiveModeOptions) {
+		o.StandardOptions = append(o.StandardOptions, func(o *retry.StandardOptions) {
+			o.MaxAttempts = maxTries
+			o.MaxBackoff = maxBackoff
+		})
+	})
+}
+
+var region = regexp.MustCompile(`^[a-z][a-z0-9]*(-[a-z0-9]+){1,5}$`)
+
+// checkRegion keeps what is no region out of names of hosts.
+func checkRegion(name string) error {
+	if len(name) > 40 || !region.MatchString(name) {
+		return fmt.Errorf("%w: %.60q is no region; write one such as eu-central-1", ErrConfig, name)
+	}
+	return nil
+}
+
+func (c Config) check() error {
+	if c.Region != "" {
+		if err := checkRegion(c.Region); err != nil {
+			return err
+		}
+	}
+	if c.Endpoint == "" {
+		return nil
+	}
+	endpoint, err := url.Parse(c.Endpoint)
+	if err != nil || endpoint.Host == "" || endpoint.User != nil || endpoint.RawQuery != "" || endpoint.Fragment != "" {
+		return fmt.Errorf("%w: the endpoint is no URL of a service; write one such as https://secretsmanager.eu-central-1.amazonaws.com", ErrConfig)
+	}
+	switch {
+	case endpoint.Scheme == "https":
+	case endpoint.Scheme != "http":
+		return fmt.Errorf("%w: the endpoint %.200s is neither https nor http", ErrConfig, c.Endpoint)
+	case !loopback(endpoint.Hostname()) && strings.TrimSuffix(c.Endpoint, "/") != strings.TrimSuffix(os.Getenv(endpointVariable), "/"):
+		return fmt.Errorf("%w: the endpoint %.200s is on another machine and not https, so that secrets would cross the network in the clear; write https, or set %s to it where that is meant", ErrConfig, c.Endpoint, endpointVariable)
+	}
+	return nil
+}
+
+// loopback tells whether a host is this machine. Names are not resolved, but localhost, which RFC 6761 keeps for that.
+func loopback(host string) bool {
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	address, err := netip.ParseAddr(host)
+	return err == nil && address.Unmap().IsLoopback()
+}

@@ -1,0 +1,100 @@
+package session_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
+
+	"countersign.dev/aws/session"
+)
+
+// bare takes everything out of the environment that the default chain would find.
+func bare(t *testing.T) {
+	t.Helper()
+	for _, name := range []string{
+		"AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
+		"AWS_SESSION_TOKEN", "AWS_SDK_UA_APP_ID", "AWS_USE_FIPS_ENDPOINT",
+	} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("AWS_CONFIG_FILE", t.TempDir()+"/none")
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", t.TempDir()+"/none")
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+}
+
+func TestLoad(t *testing.T) {
+	bare(t)
+	t.Setenv("AWS_REGION", "eu-west-1")
+	loaded, err := session.Load(t.Context(), session.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if loaded.Region != "eu-west-1" || loaded.BaseEndpoint != nil || loaded.AppID != "countersign" {
+		t.Errorf("region %q, endpoint %v, application %q", loaded.Region, loaded.BaseEndpoint, loaded.AppID)
+	}
+	if tries := loaded.Retryer().MaxAttempts(); tries != 5 {
+		t.Errorf("a call is tried %d times, want 5", tries)
+	}
+	if kind, ok := loaded.Retryer().(*retry.AdaptiveMode); !ok {
+		t.Errorf("the retryer is a %T", kind)
+	}
+	loaded, err = session.Load(t.Context(), session.Config{Region: "eu-central-1", Endpoint: "http://127.0.0.1:5000"})
+	if err != nil || loaded.Region != "eu-central-1" || *loaded.BaseEndpoint != "http://127.0.0.1:5000" {
+		t.Errorf("region %q, endpoint %v, %v", loaded.Region, loaded.BaseEndpoint, err)
+	}
+}
+
+func TestLoadRefuses(t *testing.T) {
+	tests := map[string]struct {
+		config session.Config
+		want   string
+	}{
+		"no region":             {session.Config{}, "it has no region"},
+		"a host for a region":   {session.Config{Region: "x.example.com/"}, "is no region"},
+		"a long region":         {session.Config{Region: "eu" + strings.Repeat("-a", 30)}, "is no region"},
+		"plain, elsewhere":      {session.Config{Region: "eu-central-1", Endpoint: "http://10.0.0.1:5000"}, "not https"},
+		"plain, by name":        {session.Config{Region: "eu-central-1", Endpoint: "http://localhost.example.com"}, "not https"},
+		"no URL":                {session.Config{Region: "eu-central-1", Endpoint: "secretsmanager"}, "is no URL"},
+		"a password":            {session.Config{Region: "eu-central-1", Endpoint: "https://a:b@example.com"}, "is no URL"},
+		"a query":               {session.Config{Region: "eu-central-1", Endpoint: "https://example.com/?x"}, "is no URL"},
+		"another scheme":        {session.Config{Region: "eu-central-1", Endpoint: "ftp://example.com"}, "neither https nor http"},
+		"what is no URL at all": {session.Config{Region: "eu-central-1", Endpoint: "http://[::1"}, "is no URL"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			bare(t)
+			_, err := session.Load(t.Context(), test.config)
+			if !errors.Is(err, session.ErrConfig) || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("the error is %v, want one with %q", err, test.want)
+			}
+			if err != nil && strings.Contains(err.Error(), "a:b") {
+				t.Errorf("the error shows a password: %v", err)
+			}
+		})
+	}
+}
+
+func TestLoadTakesPlainEndpoints(t *testing.T) {
+	for _, endpoint := range []string{"http://127.0.0.1:1", "http://[::1]:1", "http://LOCALHOST:1/", "https://vpce-1.example.com"} {
+		bare(t)
+		if _, err := session.Load(t.Context(), session.Config{Region: "eu-central-1", Endpoint: endpoint}); err != nil {
+			t.Errorf("%s: %v", endpoint, err)
+		}
+	}
+	bare(t)
+	t.Setenv("AWS_ENDPOINT_URL", "http://10.0.0.1:5000/")
+	if _, err := session.Load(t.Context(), session.Config{Region: "eu-central-1", Endpoint: "http://10.0.0.1:5000"}); err != nil {
+		t.Errorf("the endpoint of the environment: %v", err)
+	}
+}
+
+func TestLoadKeepsTheApplicationOfTheEnvironment(t *testing.T) {
+	bare(t)
+	t.Setenv("AWS_SDK_UA_APP_ID", "payments")
+	loaded, err := session.Load(t.Context(), session.Config{Region: "eu-central-1"})
+	if err != nil || loaded.AppID != "payments" {
+		t.Errorf("the application is %q, %v", loaded.AppID, err)
+	}
+}

@@ -1,0 +1,101 @@
+package mesh
+
+import (
+	"net/netip"
+	"net/url"
+	"strings"
+)
+
+// The patterns of what AWS names, as the schema repeats them.
+const (
+	partitionPattern   = `arn:aws(-cn|-us-gov)?`
+	regionPart         = `[a-z]{2}(-[a-z]+)+-[0-9]{1,2}`
+	uuidPart           = `[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`
+	regionPattern      = `^` + regionPart + `$`
+	authorityPattern   = `^` + partitionPattern + `:acm-pca:` + regionPart + `:[0-9]{12}:certificate-authority/` + uuidPart + `$`
+	caTemplatePattern  = `^` + partitionPattern + `:acm-pca:::template/[A-Za-z]+Certificate(_[A-Za-z0-9]+)*/V1$`
+	endpointPattern    = `^https?://[^/?#@\s]+/?$`
+	kmsAliasPart       = `alias/[A-Za-z0-9/_-]{1,250}`
+	kmsKeyPart         = `(mrk-[0-9a-f]{32}|` + uuidPart + `)`
+	kmsPattern         = `^(` + kmsAliasPart + `|` + kmsKeyPart + `|` + partitionPattern + `:kms:` + regionPart + `:[0-9]{12}:(` + kmsAliasPart + `|key/` + kmsKeyPart + `))$`
+	ecsNamePattern     = `^[A-Za-z0-9_-]+$`
+	leafTemplatePrefix = "EndEntityCertificate"
+)
+
+// The shapes of what AWS names.
+var (
+	awsRegion = &shape{
+		kind: textKind, name: "region of AWS", pattern: regionPattern, maxLen: 40,
+		check: func(s string) (string, string) {
+			return checkPattern(s, regionPattern, "region of AWS", "write one such as eu-central-1")
+		},
+	}
+	authorityARN = &shape{
+		kind: textKind, name: "private CA's ARN", pattern: authorityPattern, maxLen: 200,
+		check: checkAuthorityARN,
+	}
+	certificateTemplate = &shape{kind: textKind, name: "template's ARN", pattern: caTemplatePattern, maxLen: 200, check: checkTemplate}
+	awsEndpoint         = &shape{kind: textKind, name: "URL", pattern: endpointPattern, maxLen: 300, check: checkEndpoint}
+	kmsKey              = &shape{
+		kind: textKind, name: "key of KMS", pattern: kmsPattern, maxLen: 400,
+		check: func(s string) (string, string) {
+			if strings.HasPrefix(s, "alias/aws/") {
+				return quote(s) + " is a key of AWS, whose policy nobody can write", "name a key of your own, or leave it out for that of Secrets Manager"
+			}
+			return checkPattern(s, kmsPattern, "key of KMS", "write an alias such as alias/payments, a key's id, or the ARN of either")
+		},
+	}
+	ecsName = &shape{
+		kind: textKind, name: "name in ECS", pattern: ecsNamePattern, maxLen: 255,
+		check: func(s string) (string, string) {
+			return checkPattern(s, ecsNamePattern, "name in ECS", "write letters, digits, - and _; it is the name, not the ARN")
+		},
+	}
+)
+
+// inPartition finds an ARN of one partition with a region of another.
+func inPartition(s string) (string, string) {
+	arn := parseARN(s)
+	if want := partitionOf(arn.region); arn.partition != want {
+		return quote(s) + " names a region that is not in the partition " + arn.partition, "write arn:" + want
+	}
+	return "", ""
+}
+
+func checkAuthorityARN(s string) (string, string) {
+	if wrong, right := checkPattern(s, authorityPattern, "private CA's ARN", "write arn:aws:acm-pca:REGION:ACCOUNT:certificate-authority/ID"); wrong != "" {
+		return wrong, right
+	}
+	return inPartition(s)
+}
+
+// checkTemplate lets those templates pass whose certificates serve both ends of mTLS and sign no others.
+func checkTemplate(s string) (string, string) {
+	const write = "write arn:aws:acm-pca:::template/EndEntityCertificate/V1, or leave it out"
+	if wrong, right := checkPattern(s, caTemplatePattern, "template's ARN", write); wrong != "" {
+		return wrong, right
+	}
+	name := strings.TrimPrefix(parseARN(s).resource, "template/")
+	if !strings.HasPrefix(strings.TrimPrefix(name, "Blank"), leafTemplatePrefix) {
+		return quote(s) + " makes certificates that are not for both sides of a connection", write
+	}
+	return "", ""
+}
+
+// checkEndpoint lets credentials and secrets leave the machine over TLS only.
+func checkEndpoint(s string) (string, string) {
+	const write = "write a URL such as https://vpce-1234.secretsmanager.eu-central-1.vpce.amazonaws.com, with nothing behind the host and port"
+	u, err := url.Parse(s)
+	if err != nil || !compiled(endpointPattern).MatchString(s) || u.Hostname() == "" {
+		return quote(s) + " is not a URL of a service", write
+	}
+	if u.Scheme == "http" && !isLoopback(u.Hostname()) {
+		return quote(s) + " is plain HTTP to another machine, which would see the secrets", "write https, or the address of this machine"
+	}
+	return "", ""
+}
+
+func isLoopback(host string) bool {
+	address, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && address.IsLoopback()
+}

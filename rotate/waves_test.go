@@ -1,0 +1,131 @@
+package rotate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"countersign.dev/mesh"
+	"countersign.dev/secret"
+)
+
+// TestWaves gives callees their turn before their callers.
+func TestWaves(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                               "[]",
+		"a b c":                          "[[a b c]]",
+		"web>shop shop>db db":            "[[db] [shop] [web]]",
+		"web>shop,db shop>db db":         "[[db] [shop] [web]]",
+		"a>b b>a c":                      "[[a b c]]",
+		"a>b b>a,d c>a d":                "[[d] [a b] [c]]",
+		"a>b b>c c>a,x d>d,gone x":       "[[d x] [a b c]]",
+		"z>a a>b b>a,c c>d d>c e>z e2>e": "[[c d] [a b] [z] [e] [e2]]",
+	} {
+		var targets []Target
+		for word := range strings.FieldsSeq(text) {
+			name, calls, found := strings.Cut(word, ">")
+			target := Target{Workload: mesh.Workload{Name: name}}
+			if found {
+				target.Calls = strings.Split(calls, ",")
+			}
+			targets = append(targets, target)
+		}
+		var got [][]string
+		for _, wave := range waves(targets) {
+			var names []string
+			for _, i := range wave {
+				names = append(names, targets[i].Workload.Name)
+			}
+			got = append(got, names)
+		}
+		if fmt.Sprint(got) != want {
+			t.Errorf("%s: %v, want %s", text, got, want)
+		}
+	}
+}
+
+// TestRotateInWaves rolls out several services at the same time, not too many, callees first, and gives the results in the
+// order of the targets.
+func TestRotateInWaves(t *testing.T) {
+	w := newWorld(t, secret.LayoutJSON)
+	var now, most atomic.Int32
+	var mu sync.Mutex
+	var order []string
+	together := make(chan struct{})
+	var targets []Target
+	for _, name := range []string{"web", "s1", "s2", "s3", "s4", "s5", "s6"} {
+		target := w.target
+		target.Workload.Name, target.Secret = name, "shop/"+name
+		c := newCluster(&world{t: t, files: w.files, target: target})
+		c.waits = func(context.Context, string) error {
+			most.Store(max(most.Load(), now.Add(1)))
+			if now.Load() == maxRollouts {
+				close(together)
+			}
+			if name != "web" {
+				<-together
+			}
+			defer now.Add(-1)
+			mu.Lock()
+			defer mu.Unlock()
+			order = append(order, name)
+			return nil
+		}
+		target.Rollout, target.Observer = c, c
+		if name == "web" {
+			target.Calls = []string{"s1", "s6"}
+		}
+		targets = append(targets, target)
+	}
+	var names []string
+	for _, result := range w.rotator().RotateAll(t.Context(), targets, Options{}) {
+		if result.Outcome != Rotated {
+			t.Errorf("%+v", result)
+		}
+		names = append(names, result.Service)
+	}
+	if got := fmt.Sprint(names); got != "[web s1 s2 s3 s4 s5 s6]" || order[len(order)-1] != "web" || most.Load() != maxRollouts {
+		t.Errorf("results of %s; in the order %s, at most %d at a time", got, order, most.Load())
+	}
+}
+
+// TestSingleFlight issues one certificate, and rolls out once, for fifty triggers at the same time.
+func TestSingleFlight(t *testing.T) {
+	w := newWorld(t, secret.LayoutJSON)
+	c := newCluster(w)
+	w.first()
+	w.authority.bundle = append(w.authority.bundle, newHierarchy(t, "second")) // it is due until it is rotated
+	var group sync.WaitGroup
+	start := make(chan struct{})
+	results := make([]Result, 50)
+	for i := range results {
+		config := w.config
+		config.Holder = fmt.Sprintf("countersign rotate on machine%d, pid 1, user nobody", i)
+		config.Progress = nil
+		r, err := New(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		group.Go(func() {
+			<-start
+			results[i] = r.Rotate(t.Context(), w.target, Options{})
+		})
+	}
+	close(start)
+	group.Wait()
+	outcomes := map[Outcome]int{}
+	for _, result := range results {
+		if result.Err != nil && !errors.Is(result.Err, secret.ErrHeld) {
+			t.Errorf("%v", result.Err)
+		}
+		outcomes[result.Outcome]++
+	}
+	if outcomes[Rotated] != 1 || w.authority.issued() != 2 || len(c.begun) != 2 {
+		t.Errorf("%v; %d issued, %d rolled out", outcomes, w.authority.issued(), len(c.begun))
+	}
+	w.check()
+}
