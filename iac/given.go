@@ -127,7 +127,7 @@ func (g *gathering) idle(flag, kind string, given map[string]string) {
 type gathering struct {
 	d       *deployment
 	facts   map[string]string // partition, region, account
-	used    map[string]bool // by ref.given
+	used    map[string]bool   // by ref.given
 	missing []string
 	refusal refusal
 }
