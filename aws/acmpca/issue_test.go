@@ -179,6 +179,28 @@ func TestCutOff(t *testing.T) {
 	}
 }
 
+// TestWatched has the client of a session, which waits between its tries, find that nothing was issued.
+func TestWatched(t *testing.T) {
+	w := newWorld(t, pcafake.Options{}, pcafake.CA{})
+	a, err := Open(t.Context(), Config{ARN: w.arn, Endpoint: w.server.URL, Meter: w.meter, Now: func() time.Time { return w.now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := w.request("20261120T120000Z-0123456789abcdef")
+	w.spoil = refuse("IssueCertificate", 400, "AccessDeniedException", "no")
+	_, err = a.Issue(t.Context(), r)
+	says(t, err, session.ErrDenied)
+	if got := a.readReceipt(w.again(r).Receipt); got != (receipt{Authority: w.arn}) {
+		t.Errorf("it is kept as if something may have been issued: %+v", got)
+	}
+	w.spoil = nil
+	w.now = w.now.Add(time.Hour)
+	if _, err := a.Issue(t.Context(), w.again(r)); err != nil {
+		t.Error(err)
+	}
+	w.issued(1, 1)
+}
+
 // TestNotAsked finds what is wrong before anything is paid.
 func TestNotAsked(t *testing.T) {
 	spent := errors.New("the budget is spent")

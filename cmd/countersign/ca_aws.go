@@ -348,6 +348,7 @@ func (f pcaFlags) agree(p *process, cost string) error {
 	case err := <-answer:
 		return err
 	case <-p.ctx.Done(): // nobody answers any more
+		fmt.Fprintln(p.stderr)
 		return exitError{exitFailure, "nothing was made"}
 	}
 }
