@@ -86,7 +86,7 @@ func (f *function) ready(ctx context.Context) error {
 		return err
 	}
 	targets, err := f.world.targetsOf(ctx, spec, "")
-	if err == nil {
+	if err = cmp.Or(err, unknown(targets)); err == nil {
 		err = f.world.unseen(targets, "")
 	}
 	if err != nil {
