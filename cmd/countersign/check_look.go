@@ -96,7 +96,9 @@ func (s *seen) askServer(ctx context.Context) error {
 		all += ", what the specification declares, and with it the stores"
 	}
 	if s.admin == nil {
-		s.unreached(s.noServer, all)
+		if s.spec == nil || s.spec.ServerCan() == nil { // else there is none to be asked
+			s.unreached(s.noServer, all)
+		}
 		return nil
 	}
 	if s.spec == nil {
