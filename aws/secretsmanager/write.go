@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -27,6 +28,9 @@ import (
 // Writing is idempotent: a version that is there with the same value is kept, and it becomes pending unless it is
 // current. With another value it is [secret.ErrConflict], and nothing changes; that is so also of a version that was
 // removed, as long as AWS has not deleted it. An id has 32 to 64 characters: [secret.ErrInvalid].
+//
+// A version whose id ends in -req is the request of a rotation: it is kept, and never pending. While Secrets Manager's own
+// rotation runs, AWSPENDING has to stay on the version that it is for.
 func (s *Store) Stage(ctx context.Context, name, id string, value []byte) (versionID string, err error) {
 	err = errors.Join(CheckName(name), secret.CheckValue(value))
 	if err == nil && isPlaceholder(value) {
@@ -71,7 +75,11 @@ func (s *Store) stage(ctx context.Context, name, id string, value []byte, labels
 		}
 	}
 	if !written {
-		if now[id], err = s.put(ctx, name, id, value, append([]string{labelPending}, labels...)); err != nil {
+		attached := labels
+		if !isRequest(id) {
+			attached = append([]string{labelPending}, labels...)
+		}
+		if now[id], err = s.put(ctx, name, id, value, attached); err != nil {
 			return err
 		}
 		durable.Step("secretsmanager.put")
@@ -90,11 +98,13 @@ func (s *Store) stage(ctx context.Context, name, id string, value []byte, labels
 			}
 		}
 	}
-	if now.has(id, labelPending) || now.has(id, labelCurrent) {
+	if isRequest(id) || now.has(id, labelPending) || now.has(id, labelCurrent) {
 		return nil
 	}
 	return s.move(ctx, name, labelPending, id, now.with(labelPending))
 }
+
+func isRequest(id string) bool { return strings.HasSuffix(id, "-req") }
 
 // same tells whether a version has a value, and is [secret.ErrConflict] when it is another one.
 func (s *Store) same(ctx context.Context, name, id string, value []byte) (bool, error) {
