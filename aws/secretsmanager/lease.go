@@ -161,21 +161,21 @@ func (s *Store) Lease(ctx context.Context, name, holder string, ttl time.Duratio
 func (l *Lease) secret() string { return l.name + leaseSuffix }
 
 func (l *Lease) take(ctx context.Context) error {
-	if err := l.store.carriers(ctx, l.secret()); err != nil {
-		return err
-	}
-	var last error
+	now, err := l.store.carriers(ctx, l.secret())
 	for range attempts {
-		err := l.tryTake(ctx)
-		if err == nil || !errors.Is(err, errContended) {
+		if err != nil {
 			return err
 		}
-		last = err
+		taken := l.tryTake(ctx, now)
+		if taken == nil || !errors.Is(taken, errContended) {
+			return taken
+		}
 		if err := pause(ctx); err != nil {
 			return err
 		}
+		now, err = l.store.describe(ctx, l.secret())
 	}
-	return last
+	return errContended
 }
 
 // errContended says that others want the lease at this moment, and that trying again is right.
@@ -192,12 +192,8 @@ func pause(ctx context.Context) error {
 	}
 }
 
-// tryTake is one attempt. Whatever fails, the own name is taken away again.
-func (l *Lease) tryTake(ctx context.Context) (err error) {
-	now, err := l.store.describe(ctx, l.secret())
-	if err != nil {
-		return err
-	}
+// tryTake is one attempt, after a look. Whatever fails, the own name is taken away again.
+func (l *Lease) tryTake(ctx context.Context, now described) (err error) {
 	if others := now.board(time.Now()); len(others) > 0 {
 		return l.heldBy(others[0])
 	}
@@ -282,36 +278,38 @@ func (l *Lease) heldBy(h held) error {
 	return &secret.HeldError{Name: l.name, Holder: h.holder, Until: h.until.Add(clockSkew)}
 }
 
-// carriers sees to it that there are the versions that a lease needs. The one with the label is written last: where
+// carriers sees to it that there are the versions that a lease needs, and looks. The one with the label is written last: where
 // it is, the others are. Writing one twice is ignored by AWS, wherever its labels are by then.
-func (s *Store) carriers(ctx context.Context, name string) error {
+func (s *Store) carriers(ctx context.Context, name string) (described, error) {
 	now, err := s.ensure(ctx, name)
-	if err != nil {
-		return err
-	}
-	if len(now[boardID]) > 0 && len(now[otherID]) > 0 && now.with(leaseLabel) != "" {
-		return nil
+	if err != nil || (len(now[boardID]) > 0 && len(now[otherID]) > 0 && now.with(leaseLabel) != "") {
+		return now, err
 	}
 	for _, carrier := range []struct {
 		id     string
 		labels []string
 	}{{otherID, []string{otherLabel}}, {boardID, []string{boardLabel, leaseLabel}}} {
-		if _, err := s.put(ctx, name, carrier.id, []byte(noLease), carrier.labels); err != nil {
-			return err
+		if err := s.put(ctx, name, carrier.id, []byte(noLease), carrier.labels); err != nil {
+			return nil, err
 		}
 	}
 	if now, err = s.describe(ctx, name); err != nil {
-		return err
+		return nil, err
 	}
 	// A version that was there before may have lost its labels to somebody's hand.
+	mended := false
 	for _, label := range []struct{ label, id string }{{otherLabel, otherID}, {boardLabel, boardID}, {leaseLabel, boardID}} {
 		if now.with(label.label) == "" {
+			mended = true
 			if err := s.move(ctx, name, label.label, label.id, ""); err != nil {
-				return err
+				return nil, err
 			}
 		}
 	}
-	return nil
+	if mended {
+		return s.describe(ctx, name)
+	}
+	return now, nil
 }
 
 // Until is when the lease runs out, unless it is renewed.
@@ -370,7 +368,9 @@ func (l *Lease) renew(ctx context.Context) error {
 	former := l.label
 	l.label = label
 	l.setUntil(until)
-	return l.store.detach(ctx, l.secret(), former, boardID)
+	// The former end counts no more, and goes at the latest when the lease is given back.
+	_ = l.store.detach(ctx, l.secret(), former, boardID)
+	return nil
 }
 
 func (l *Lease) expired() error {

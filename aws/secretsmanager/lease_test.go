@@ -149,7 +149,7 @@ func TestLeaseIsExclusive(t *testing.T) {
 	var inside, taken atomic.Int32
 	var group sync.WaitGroup
 	deadline := time.Now().Add(20 * time.Second)
-	const want, racers = 8, 12
+	const want, racers = 6, 10
 	for i := range racers {
 		group.Go(func() {
 			for taken.Load() < want && time.Now().Before(deadline) {

@@ -249,7 +249,7 @@ func (d described) find(name, version string) (string, error) {
 		}
 		return "", fmt.Errorf("%w: no version of it is %s; `countersign secret versions %s` shows what is", secret.ErrNotFound, version, name)
 	}
-	if len(d[version]) == 0 || reserved(version) {
+	if len(d[version]) == 0 || (reserved(version) && version != placeholderID) {
 		return "", fmt.Errorf("%w: it has no version %.80q; `countersign secret versions %s` shows which it has", secret.ErrNotFound, version, name)
 	}
 	return version, nil
