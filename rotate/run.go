@@ -76,7 +76,7 @@ func (r *Rotator) Rotate(ctx context.Context, t Target, o Options) Result {
 
 // leased does a work with the lease of the run's secret, and puts into the result what went wrong.
 func (r *Rotator) leased(ctx context.Context, n *run, work func(*run) error) {
-	within, lease, err := r.take(ctx, n.t.Keeper, n.t.Secret, func(other *secret.HeldError) {
+	within, lease, err := r.take(ctx, n.t.Keeper, n.t.Secret, r.leaseFor(n.t), func(other *secret.HeldError) {
 		n.say(StepLease, "the lease of %s seems to be a dead one's; waiting until it ends at %s", other.Holder, other.Until.UTC().Format(time.RFC3339))
 	})
 	if err != nil {
