@@ -336,3 +336,23 @@ func TestOwnRotationRefuses(t *testing.T) {
 const id33 = "somebody-has-put-this-by-hand-0001"
 
 var _ lambda.Versions = (*Store)(nil)
+
+// However many are told to rotate at one time, one certificate is asked for.
+func TestManyTriggersIssueOnce(t *testing.T) {
+	w := newWorld(t)
+	const triggers = 50
+	var group sync.WaitGroup
+	for range triggers {
+		group.Go(func() {
+			result := w.rotator().Rotate(t.Context(), w.target, rotate.Options{})
+			if result.Err != nil && !errors.Is(result.Err, secret.ErrHeld) && !errors.Is(result.Err, errContended) {
+				t.Errorf("%s: %v", result.Outcome, result.Err)
+			}
+		})
+	}
+	group.Wait()
+	w.rotate(rotate.Options{}, rotate.Nothing)
+	if len(w.answers) != 1 {
+		t.Errorf("%d certificates were issued", len(w.answers))
+	}
+}

@@ -140,6 +140,9 @@ func checkVersion(id string) error {
 
 func reserved(id string) bool { return id == placeholderID || id == boardID || id == otherID }
 
+// FewWrites tells package rotate to write seldom: AWS keeps each version for a day, and about a hundred of a secret.
+func (s *Store) FewWrites() bool { return true }
+
 // at asks the region of an ARN.
 func at(name string) func(*sdk.Options) {
 	return func(o *sdk.Options) {
