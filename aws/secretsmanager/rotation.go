@@ -12,7 +12,7 @@ import (
 )
 
 // ErrNoRotation says that Secrets Manager's own rotation is not at work on a secret, or not on the version that a step names.
-var ErrNoRotation = errors.New("Secrets Manager rotates no such version") //nolint:staticcheck,revive // a name
+var ErrNoRotation = errors.New("Secrets Manager rotates no such version") //nolint:staticcheck // a name
 
 // Rotates makes sure that Secrets Manager's own rotation of a secret is enabled and has begun for a version: that is the pending one. done
 // tells that it is current already. It is what AWS's templates for rotation functions ask before each step. Else

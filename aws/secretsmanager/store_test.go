@@ -20,8 +20,9 @@ import (
 )
 
 var (
-	_ rotate.Store = (*Store)(nil)
-	_ rotate.Lease = (*Lease)(nil)
+	_ rotate.Store   = (*Store)(nil)
+	_ rotate.Lease   = (*Lease)(nil)
+	_ rotate.Thrifty = (*Store)(nil)
 )
 
 // start gives a store of the account's root, on doubles of its own front, and a name that nobody else has.
