@@ -102,8 +102,8 @@ tidy: ## See that go.mod lists what is used
 	@$(GO) mod verify
 
 .PHONY: generate
-generate: ## Write the generated files again: the JSON Schema and the references in docs/
-	$(GO) test -count=1 ./mesh ./cmd/countersign -run 'Generated' -update
+generate: ## Write the generated files again: the JSON Schema, the references in docs/, what doubles of AWS do
+	$(GO) test -count=1 ./mesh ./cmd/countersign ./aws/internal/awstest -run 'Generated' -update
 
 .PHONY: soak
 soak: ## The long forms: minutes of load, thousands of rotations

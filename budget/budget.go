@@ -179,8 +179,7 @@ func (b *Budget) read(ctx context.Context) (record, string, error) {
 		}
 	}
 	if errors.Is(err, secret.ErrCorrupt) {
-		return record{}, "", fmt.Errorf("the count of certificates %s cannot be read, and nothing is issued without it: %w; find out how many were issued this month "+
-			`(the bill, or the authority's audit report), and write that down as its value: {"format":%d,"month":%q,"used":NUMBER}`, b.name, err, format, month)
+		return record{}, "", fmt.Errorf("the count of certificates %s cannot be read, and nothing is issued without it: %w; %s", b.name, err, mend(month))
 	}
 	return record{}, "", fmt.Errorf("reading the count of certificates %s, without which nothing is issued: %w", b.name, err)
 }
@@ -207,8 +206,18 @@ func (b *Budget) spent(state record) error {
 	if at, err := time.Parse(monthForm, state.Month); err == nil {
 		again = at.AddDate(0, 1, 0).Format(time.RFC3339)
 	}
-	return fmt.Errorf("%w: %d of %d certificates of %s (UTC) were counted in %s, and no further one is asked for before %s; "+
-		"find out what issues so many, or raise budget.certificates of the authority in the specification", ErrSpent, state.Used, b.limit, state.Month, b.name, again)
+	advice := "find out what issues so many, or raise budget.certificates of the authority in the specification"
+	if now := b.now().UTC().Format(monthForm); state.Month > now {
+		advice = "it is " + now + " by this machine's clock: if another one was ahead when it counted, " + mend(now)
+	}
+	return fmt.Errorf("%w: %d of %d certificates of %s (UTC) were counted in %s, and no further one is asked for before %s; %s",
+		ErrSpent, state.Used, b.limit, state.Month, b.name, again, advice)
+}
+
+// mend says how a count is put right by hand.
+func mend(month string) string {
+	return fmt.Sprintf("find out how many were issued this month (the bill, or the authority's audit report), and write that down as its value with the tools of the store, "+
+		`such as aws secretsmanager put-secret-value: {"format":%d,"month":%q,"used":NUMBER}`, format, month)
 }
 
 // digest spells an id in 12 characters: 72 bits, so that two requests are never taken for one.

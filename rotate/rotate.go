@@ -368,6 +368,7 @@ const (
 	WouldRotate Outcome = "would rotate" // with DryRun
 	Rotated     Outcome = "rotated"      // every endpoint was seen with the new certificate
 	Promoted    Outcome = "promoted"     // with NoDeploy: it is current, and nobody was looked at
+	Staged      Outcome = "staged"       // of Obtain: it is pending, and was checked
 	RolledBack  Outcome = "rolled back"  // it failed, and the version of before is current again
 	Lost        Outcome = "lost"         // somebody else was faster, and what he has made current was left so
 	Failed      Outcome = "failed"

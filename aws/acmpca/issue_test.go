@@ -384,11 +384,16 @@ func TestOpen(t *testing.T) {
 		"another region":     {ARN: arn, Region: "us-east-1"},
 		"a CA's template":    {ARN: arn, Template: "arn:aws:acm-pca:::template/SubordinateCACertificate_PathLen0/V1"},
 		"for servers only":   {ARN: arn, Template: "arn:aws:acm-pca:::template/EndEntityServerAuthCertificate/V1"},
+		"another partition":  {ARN: arn, Template: "arn:aws-cn:acm-pca:::template/EndEntityCertificate/V1"},
 		"no template at all": {ARN: arn, Template: "EndEntityCertificate/V1"},
 	} {
 		if _, err := Open(t.Context(), c); !errors.Is(err, ErrConfig) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	china, err := Open(t.Context(), Config{ARN: strings.NewReplacer("arn:aws:", "arn:aws-cn:", "eu-central-1", "cn-north-1").Replace(arn)})
+	if err != nil || china.config.Template != "arn:aws-cn:acm-pca:::template/EndEntityCertificate/V1" {
+		t.Errorf("in China: %+v, %v", china, err)
 	}
 	if _, err := Open(t.Context(), Config{ARN: arn, Endpoint: "http://192.0.2.1"}); !errors.Is(err, session.ErrConfig) {
 		t.Errorf("an endpoint in the clear: %v", err)
