@@ -294,13 +294,32 @@ func TestOthersCertificates(t *testing.T) {
 	_, retagged := sdk.NewFromConfig(w.cloud.Config("rotation")).AddTagsToCertificate(t.Context(), &sdk.AddTagsToCertificateInput{
 		CertificateArn: other.CertificateArn, Tags: []types.Tag{{Key: &key, Value: &value}},
 	})
-	for what, err := range map[string]error{
-		"finding": find(t, w, *other.CertificateArn), "renewing": w.authority.Renew(t.Context(), *other.CertificateArn),
-		"tagging": session.Explain(retagged, "acm:AddTagsToCertificate", *other.CertificateArn),
-	} {
-		if !errors.Is(err, session.ErrDenied) {
-			t.Errorf("%s: %v, want ErrDenied", what, err)
+	if err := session.Explain(retagged, "acm:AddTagsToCertificate", *other.CertificateArn); !errors.Is(err, session.ErrDenied) {
+		t.Errorf("tagging: %v, want ErrDenied", err)
+	}
+	for what, err := range map[string]error{"finding": find(t, w, *other.CertificateArn), "renewing": w.authority.Renew(t.Context(), *other.CertificateArn)} {
+		if !errors.Is(err, acm.ErrUnknown) {
+			t.Errorf("%s: %v, want ErrUnknown", what, err)
 		}
+	}
+	// Somebody else's of the workload's own name: who it is of is not for the rotation to decide.
+	mine := "checkout.payments.example"
+	taken, err := sdk.NewFromConfig(w.cloud.Admin()).RequestCertificate(t.Context(), &sdk.RequestCertificateInput{
+		DomainName: &mine, CertificateAuthorityArn: &w.arn, KeyAlgorithm: types.KeyAlgorithmEcPrime256v1,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // ACM issues it meanwhile
+		if _, err := sdk.NewFromConfig(w.cloud.Admin()).DescribeCertificate(t.Context(), &sdk.DescribeCertificateInput{CertificateArn: taken.CertificateArn}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := find(t, w, *taken.CertificateArn); !errors.Is(err, session.ErrDenied) {
+		t.Errorf("finding it: %v, want ErrDenied", err)
+	}
+	if r := w.rotator.Rotate(t.Context(), w.target, rotate.Options{}); !errors.Is(r.Err, session.ErrDenied) {
+		t.Errorf("rotating beside it: %v, want ErrDenied", r.Err)
 	}
 }
 

@@ -311,7 +311,7 @@ func targetOf(t *testing.T, ca *testCA, port int) rotate.Target {
 		t.Fatal(err)
 	}
 	target := rotate.Target{
-		Workload: mesh.Workload{Name: "checkout", Kind: id.Service, Identity: who},
+		Workload: mesh.Workload{Name: "checkout", Kind: id.Service, Identity: who}, Certificate: mesh.CertificatePlan{Identity: who},
 		Inbound: []mesh.Inbound{
 			{Name: "0.0.0.0_9443", Port: port, Protocol: mesh.HTTP, TLS: mesh.Strict},
 			{Name: "0.0.0.0_9080", Port: 9080, Protocol: mesh.HTTP, TLS: mesh.Off},
