@@ -89,6 +89,36 @@ func TestWait(t *testing.T) {
 			nil, rotate.ErrRolloutFailed, nil,
 			[]string{"returned to the deployment ecs-svc/6"},
 		},
+		"not shown at once": {
+			[]object{
+				serviceOf(2, because(deployed(4, "PRIMARY", "COMPLETED", 2, 2), breaker)),
+				serviceOf(2, deployed(5, "PRIMARY", "IN_PROGRESS", 2, 0), deployed(4, "ACTIVE", "COMPLETED", 2, 2)),
+				serviceOf(2, deployed(4, "PRIMARY", "COMPLETED", 2, 2)), // of another part of ECS
+				serviceOf(2, completed(5)),
+			},
+			nil, nil,
+			[]string{"does not show the new deployment yet"},
+			nil,
+		},
+		"rolled back a while ago": {
+			[]object{serviceOf(2, because(completed(4), "ECS deployment ecs-svc/4 completed."))},
+			[]object{init},
+			rotate.ErrRolloutFailed,
+			[]string{"does not show the new deployment yet"},
+			[]string{"returned to the deployment ecs-svc/4", "the container init has ended with 1"},
+		},
+		"rolled back, as an event says": {
+			[]object{func() object {
+				s := serviceOf(2, completed(4))
+				s["events"] = []object{
+					{"id": "3", "createdAt": at(500), "message": "(service checkout) rolling back to deployment ecs-svc/4."},
+					{"id": "2", "createdAt": at(400), "message": "(service checkout) (deployment ecs-svc/5) deployment failed: tasks failed to start."},
+				}
+				return s
+			}()},
+			nil, rotate.ErrRolloutFailed, nil,
+			[]string{"ECS said at 2026-11-23T08:06:40Z: (service checkout) (deployment ecs-svc/5) deployment failed"},
+		},
 		"given up without a way back": {
 			[]object{serviceOf(2, because(deployed(5, "PRIMARY", "FAILED", 2, 0), "tasks failed to start"), deployed(4, "ACTIVE", "COMPLETED", 2, 2))},
 			[]object{init},

@@ -199,7 +199,7 @@ func open(t *testing.T, f *fake) *Service {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.first, s.last = time.Millisecond, 4*time.Millisecond
+	s.first, s.last, s.settle = time.Millisecond, 4*time.Millisecond, 30*time.Millisecond
 	return s
 }
 
