@@ -171,7 +171,9 @@ func TestNeverHealthy(t *testing.T) {
 	}
 	says(t, err.Error(), "it has not ended in its time: 1 of 2 new tasks run, 3 have failed", "Capacity is unavailable")
 
-	f.service["deploymentConfiguration"] = object{"deploymentCircuitBreaker": object{"enable": false, "rollback": false}}
+	f.set(func() {
+		f.service["deploymentConfiguration"] = object{"deploymentCircuitBreaker": object{"enable": false, "rollback": false}}
+	})
 	_, err = wait(t.Context(), s, fifth)
 	if !errors.Is(err, rotate.ErrRolloutFailed) {
 		t.Fatalf("%v, want ErrRolloutFailed", err)
@@ -182,17 +184,19 @@ func TestNeverHealthy(t *testing.T) {
 	defer cancel()
 	cancelled, cancel2 := context.WithCancel(t.Context())
 	cancel2()
-	primary["failedTasks"] = 0
-	f.answer = func(string, object) (int, object) {
-		f.mu.Unlock()
-		defer f.mu.Lock()
-		<-late.Done()
-		return 0, nil
-	}
+	f.set(func() {
+		primary["failedTasks"] = 0
+		f.answer = func(string, object) (int, object) {
+			f.mu.Unlock()
+			defer f.mu.Lock()
+			<-late.Done()
+			return 0, nil
+		}
+	})
 	if _, err := wait(late, s, fifth); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, rotate.ErrRolloutFailed) {
 		t.Errorf("%v, want one that says nothing of the roll-out", err)
 	}
-	f.answer = nil
+	f.set(func() { f.answer = nil })
 	if _, err := wait(cancelled, s, fifth); !errors.Is(err, context.Canceled) || errors.Is(err, rotate.ErrRolloutFailed) {
 		t.Errorf("%v, want the end of the context", err)
 	}

@@ -129,6 +129,13 @@ func (f *fake) list(in object) object {
 	return out
 }
 
+// set changes the fake while somebody may still be asking it.
+func (f *fake) set(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
 // called counts calls.
 func (f *fake) called(action string) int {
 	f.mu.Lock()
