@@ -134,17 +134,18 @@ type whole struct {
 	t      *testing.T
 	cloud  *awstest.Cloud
 	admin  *awsecs.Client
+	name   string // of its secret
 	only   string // the file that says which certificate is wanted
 	target rotate.Target
 }
 
 const (
-	executionPolicy = `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"secretsmanager:GetSecretValue","Resource":"arn:aws:secretsmanager:eu-central-1:123456789012:secret:payments/whole-??????"}]}`
+	executionPolicy = `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"secretsmanager:GetSecretValue","Resource":"arn:aws:secretsmanager:eu-central-1:123456789012:secret:NAME-??????"}]}`
 	rotationPolicy  = `{"Version":"2012-10-17","Statement":[
 	{"Effect":"Allow","Action":["ecs:UpdateService","ecs:DescribeServices"],"Resource":"arn:aws:ecs:eu-central-1:123456789012:service/payments/checkout"},
 	{"Effect":"Allow","Action":"ecs:DescribeTasks","Resource":"arn:aws:ecs:eu-central-1:123456789012:task/payments/*"},
 	{"Effect":"Allow","Action":"ecs:ListTasks","Resource":"*","Condition":{"ArnEquals":{"ecs:cluster":"arn:aws:ecs:eu-central-1:123456789012:cluster/payments"}}},
-	{"Effect":"Allow","Action":"secretsmanager:*","Resource":"arn:aws:secretsmanager:eu-central-1:123456789012:secret:payments/whole*"}
+	{"Effect":"Allow","Action":"secretsmanager:*","Resource":"arn:aws:secretsmanager:eu-central-1:123456789012:secret:NAME*"}
 ]}`
 )
 
@@ -156,7 +157,7 @@ func newWhole(t *testing.T) *whole {
 		}
 		t.Skip("SKIPPED: the double of ECS needs root")
 	}
-	w := &whole{t: t, cloud: awstest.Start(t), only: filepath.Join(t.TempDir(), "only")}
+	w := &whole{t: t, cloud: awstest.Start(t), name: "payments/whole-" + strings.ToLower(rand.Text()[:8]), only: filepath.Join(t.TempDir(), "only")}
 	w.want("")
 	binary, err := os.Executable()
 	if err != nil {
@@ -182,8 +183,8 @@ func newWhole(t *testing.T) *whole {
 	}
 	t.Cleanup(fake.Close)
 	w.cloud.Mount("ecs", fake)
-	w.cloud.PutRole("whole-execution", []byte(executionPolicy))
-	w.cloud.PutRole("whole-rotation", []byte(rotationPolicy))
+	w.cloud.PutRole("whole-execution", w.policy(executionPolicy))
+	w.cloud.PutRole("whole-rotation", w.policy(rotationPolicy))
 	w.service(w.secret())
 	w.open()
 	return w
@@ -197,12 +198,15 @@ func (w *whole) want(serial string) {
 	}
 }
 
+// policy is a policy with the secret's name.
+func (w *whole) policy(text string) []byte { return []byte(strings.ReplaceAll(text, "NAME", w.name)) }
+
 // secret makes the service's secrets, as a template does, and gives the ARN of the first.
 func (w *whole) secret() string {
 	w.t.Helper()
 	client := awssecrets.NewFromConfig(w.cloud.Admin())
 	var arns []string
-	for _, name := range []string{"payments/whole", "payments/whole.rotation"} {
+	for _, name := range []string{w.name, w.name + ".rotation"} {
 		out, err := client.CreateSecret(w.t.Context(), &awssecrets.CreateSecretInput{Name: &name, SecretString: aws.String("PLACEHOLDER")})
 		if err != nil {
 			w.t.Fatal(err)
@@ -274,7 +278,7 @@ func (w *whole) open() {
 			Identity: who, DNSNames: []string{"checkout", "checkout.payments.internal"}, TTL: mesh.Duration(time.Hour), RenewAfter: mesh.Duration(40 * time.Minute), Key: mesh.ECDSAP256,
 		},
 		Inbound: []mesh.Inbound{{Name: "0.0.0.0_9443", Port: 9443, Protocol: mesh.HTTP, TLS: mesh.Strict}},
-		Secret:  "payments/whole", Shape: shape, StoreName: "vault", Store: store, Keeper: store.Keeper(),
+		Secret:  w.name, Shape: shape, StoreName: "vault", Store: store, Keeper: store.Keeper(),
 		Rollout: service, Observer: service, Authority: newCA(w.t),
 	}
 }
@@ -370,7 +374,7 @@ func TestWhole(t *testing.T) {
 	}
 
 	// What may not be deployed is taken back, and nobody is replaced.
-	w.cloud.PutRole("whole-rotation", []byte(strings.Replace(rotationPolicy, `"ecs:UpdateService",`, "", 1)))
+	w.cloud.PutRole("whole-rotation", w.policy(strings.Replace(rotationPolicy, `"ecs:UpdateService",`, "", 1)))
 	fifth := w.rotate(rotate.RolledBack)
 	says(t, fifth.Error, "at the step deploy", `{"Effect":"Allow","Action":"ecs:UpdateService","Resource":"arn:aws:ecs:eu-central-1:123456789012:service/payments/checkout"}`, "is current again and was seen everywhere")
 	if now := w.serving(fourth.Serial); !slices.Equal(now, tasks) || fifth.Serial != fourth.Serial {

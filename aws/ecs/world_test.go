@@ -129,6 +129,13 @@ func (f *fake) list(in object) object {
 	return out
 }
 
+// set changes the fake while somebody may still be asking it.
+func (f *fake) set(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
 // called counts calls.
 func (f *fake) called(action string) int {
 	f.mu.Lock()
@@ -199,7 +206,7 @@ func open(t *testing.T, f *fake) *Service {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.first, s.last = time.Millisecond, 4*time.Millisecond
+	s.first, s.last, s.settle = time.Millisecond, 4*time.Millisecond, 30*time.Millisecond
 	return s
 }
 
