@@ -101,7 +101,7 @@ func (c *Cloud) serve(w http.ResponseWriter, r *http.Request, q *request, handle
 	if q.action() == "sts:GetCallerIdentity" && q.caller.root {
 		w.Header().Set("Content-Type", "text/xml")
 		_, _ = fmt.Fprintf(w, `<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><GetCallerIdentityResult>`+
-			`<Arn>%s</Arn><UserId>%s</UserId><Account>%s</Account></GetCallerIdentityResult></GetCallerIdentityResponse>`, q.caller.arn(), Account, Account)
+			`<Arn>%s</Arn><UserId>%s</UserId><Account>%s</Account></GetCallerIdentityResult></GetCallerIdentityResponse>`, q.caller.arn(), Account, Account) //nolint:gosec // constants
 		return
 	}
 	recorder := httptest.NewRecorder()

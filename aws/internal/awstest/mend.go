@@ -55,6 +55,8 @@ func (m *mended) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			invalidParameter("You can't remove the staging label AWSCURRENT without attaching it to another version.").write(w, jsonProtocol)
 			return
 		}
+		m.mu.Lock() // moto compares and writes without a lock
+		defer m.mu.Unlock()
 	case "RotateSecret":
 		described := m.ask(r, "DescribeSecret", map[string]any{"SecretId": in["SecretId"]})
 		if described != nil && text(described, "RotationLambdaARN") == "" && text(in, "RotationLambdaARN") == "" {
