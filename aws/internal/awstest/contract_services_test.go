@@ -37,7 +37,7 @@ func (w *world) patience() time.Time {
 	if w.double == "ours" {
 		return time.Now().Add(20 * time.Second)
 	}
-	return time.Now().Add(3 * time.Second)
+	return time.Now().Add(2 * time.Second)
 }
 
 // until asks again until the answer is yes, or an error, or patience ends.

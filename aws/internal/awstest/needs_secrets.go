@@ -46,8 +46,15 @@ func forget(operation string) {
 	}
 }
 
-// recall is what is remembered under the name, or what look finds, which is kept when nothing changed meanwhile.
-func recall(name string, look func() (facts, error)) (facts, error) {
+// recall is what is remembered under the name, or what look finds, which is kept when nothing changed meanwhile. Of a service
+// that a test has mounted nothing is remembered: another test may have mounted another one.
+func (c *Cloud) recall(service, name string, look func() (facts, error)) (facts, error) {
+	c.mu.Lock()
+	mounted := c.mounted[service]
+	c.mu.Unlock()
+	if mounted {
+		return look()
+	}
 	remembered.mu.Lock()
 	f, found := remembered.facts[name]
 	generation := remembered.generation
@@ -118,7 +125,7 @@ func (c *Cloud) policyOf(of, policy string) *iam.Document {
 
 // secret looks a secret up by name or ARN, whole or without its random end.
 func (c *Cloud) secret(ctx context.Context, id string) (facts, error) {
-	return recall("secret "+id, func() (facts, error) {
+	return c.recall("secretsmanager", "secret "+id, func() (facts, error) {
 		described, err := c.inside(ctx, "secretsmanager", "secretsmanager.DescribeSecret", map[string]any{"SecretId": id})
 		if err != nil || described == nil {
 			return facts{}, err
@@ -134,7 +141,7 @@ func (c *Cloud) secret(ctx context.Context, id string) (facts, error) {
 
 // key looks a key up by id, ARN or alias.
 func (c *Cloud) key(ctx context.Context, id string) (facts, error) {
-	return recall("key "+id, func() (facts, error) {
+	return c.recall("kms", "key "+id, func() (facts, error) {
 		described, err := c.inside(ctx, "kms", "TrentService.DescribeKey", map[string]any{"KeyId": id})
 		if err != nil || described == nil {
 			return facts{}, err
@@ -181,6 +188,7 @@ func (c *Cloud) secretNeeds(ctx context.Context, q *request) ([]need, *refusal) 
 			}
 		}
 		extra := map[string][]string{"secretsmanager:SecretId": {f.arn}}
+		// AWS leaves out of a batch what may not be read; here the whole is refused, because nobody should ask for it.
 		actions := []string{q.action()}
 		if q.operation == "BatchGetSecretValue" {
 			actions = append(actions, "secretsmanager:GetSecretValue")
