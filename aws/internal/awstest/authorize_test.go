@@ -157,6 +157,35 @@ func TestKeys(t *testing.T) {
 	}
 }
 
+// TestKeyOfNewSecret: who makes a secret with a key has to be able to use it, on a sample, and need not be able to decrypt any secret.
+func TestKeyOfNewSecret(t *testing.T) {
+	t.Parallel()
+	cloud := awstest.Start(t)
+	made, err := kms.NewFromConfig(cloud.Admin()).CreateKey(t.Context(), &kms.CreateKeyInput{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := aws.ToString(made.KeyMetadata.Arn)
+	sample := `{"Effect":"Allow","Action":"kms:Decrypt","Resource":"` + key + `","Condition":{"StringEquals":{"kms:EncryptionContext:SecretVersionId":"RequestToValidateKeyAccess"}}}`
+	cloud.PutRole("deployer", []byte(policy(allow("*", "secretsmanager:CreateSecret", "secretsmanager:GetSecretValue"), allow(key, "kms:GenerateDataKey"), sample)))
+	cloud.PutRole("deployer-without", []byte(policy(allow("*", "secretsmanager:CreateSecret"), allow(key, "kms:GenerateDataKey"))))
+	create := func(role string) error {
+		_, err := secretsmanager.NewFromConfig(cloud.Config(role)).CreateSecret(t.Context(), &secretsmanager.CreateSecretInput{
+			Name: aws.String("key-of-" + role), SecretString: aws.String("PLACEHOLDER"), KmsKeyId: &key,
+		})
+		return err
+	}
+	if err := create("deployer"); err != nil {
+		t.Errorf("with the sample: %v", err)
+	}
+	if err := read(t, cloud, "deployer", "key-of-deployer"); code(err) != "AccessDeniedException" {
+		t.Errorf("what it has made: %v", err)
+	}
+	if err := create("deployer-without"); code(err) != "AccessDeniedException" {
+		t.Errorf("without the sample: %v", err)
+	}
+}
+
 // TestRoles: who takes a role, by whose word, and what changes when IAM is told.
 func TestRoles(t *testing.T) {
 	t.Parallel()

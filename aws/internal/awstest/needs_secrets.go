@@ -214,6 +214,9 @@ func (c *Cloud) newSecretNeeds(ctx context.Context, q *request) ([]need, *refusa
 	return append([]need{{action: q.action(), resource: f.arn, context: map[string][]string{"secretsmanager:Name": {q.str("Name")}}}}, more...), refused
 }
 
+// validates is the context in which Secrets Manager tries a key that a secret is to get: on a sample, and no secret.
+const validates = "RequestToValidateKeyAccess"
+
 // secretKeyNeeds is what Secrets Manager asks of the secret's own key for the caller, which neither double does:
 // https://docs.aws.amazon.com/secretsmanager/latest/userguide/security-encryption.html.
 func (c *Cloud) secretKeyNeeds(ctx context.Context, q *request, secret facts) ([]need, *refusal) {
@@ -249,12 +252,16 @@ func (c *Cloud) secretKeyNeeds(ctx context.Context, q *request, secret facts) ([
 	}
 	var needs []need
 	for _, action := range actions {
+		arn, version := secret.arn, q.str("ClientRequestToken")
+		if action == "kms:Decrypt" && (q.operation == "CreateSecret" || q.str("KmsKeyId") != "") {
+			arn, version = validates, validates
+		}
 		needs = append(needs, need{
 			action: action, resource: key.arn, policy: key.policy, decisive: true,
 			context: map[string][]string{
 				"kms:ViaService":                        {"secretsmanager." + Region + ".amazonaws.com"},
-				"kms:EncryptionContext:SecretARN":       {secret.arn},
-				"kms:EncryptionContext:SecretVersionId": optional(q.str("ClientRequestToken")),
+				"kms:EncryptionContext:SecretARN":       {arn},
+				"kms:EncryptionContext:SecretVersionId": optional(version),
 				"kms:EncryptionContextKeys":             {"SecretARN", "SecretVersionId"},
 				"aws:ViaAWSService":                     {"true"},
 				"aws:CalledVia":                         {"secretsmanager.amazonaws.com"},

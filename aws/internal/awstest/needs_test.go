@@ -73,8 +73,8 @@ func TestNeeds(t *testing.T) {
 			_, _ = acm.NewFromConfig(config).RenewCertificate(t.Context(), &acm.RenewCertificateInput{CertificateArn: aws.String(cert)})
 		}, []string{"acm:RenewCertificate " + cert}},
 		"a new certificate of ACM": {func() {
-			_, _ = acm.NewFromConfig(config).RequestCertificate(t.Context(), &acm.RequestCertificateInput{DomainName: aws.String("d")})
-		}, []string{"acm:RequestCertificate arn:aws:acm:eu-central-1:123456789012:certificate/*"}},
+			_, _ = acm.NewFromConfig(config).RequestCertificate(t.Context(), &acm.RequestCertificateInput{DomainName: aws.String("d"), CertificateAuthorityArn: aws.String(ca)})
+		}, []string{"acm:RequestCertificate arn:aws:acm:eu-central-1:123456789012:certificate/*", "acm-pca:IssueCertificate " + ca}},
 		"a rule's targets and their role": {func() {
 			_, _ = events.PutTargets(t.Context(), &eventbridge.PutTargetsInput{Rule: aws.String("r"), Targets: []evtypes.Target{{Id: aws.String("1"), Arn: aws.String("a"), RoleArn: aws.String(role + "e")}}})
 		}, []string{"events:PutTargets arn:aws:events:eu-central-1:123456789012:rule/r", "iam:PassRole " + role + "e"}},
@@ -122,7 +122,9 @@ func TestConditions(t *testing.T) {
 	t.Parallel()
 	cloud := awstest.Start(t)
 	cloud.Mount("acm-pca", &recorder{})
+	cloud.Mount("acm", &recorder{})
 	cloud.PutRole("conditions", []byte(policy(
+		`{"Effect":"Allow","Action":"acm:RequestCertificate","Resource":"*","Condition":{"ForAllValues:StringEquals":{"acm:DomainNames":["a","b"]},"ArnEquals":{"acm:CertificateAuthority":"arn:aws:acm-pca:eu-central-1:123456789012:certificate-authority/1"}}}`,
 		`{"Effect":"Allow","Action":"acm-pca:IssueCertificate","Resource":"*","Condition":{"StringEquals":{"acm-pca:TemplateArn":"arn:aws:acm-pca:::template/EndEntityCertificate/V1"}}}`,
 		`{"Effect":"Allow","Action":"cloudwatch:PutMetricData","Resource":"*","Condition":{"StringEquals":{"cloudwatch:namespace":"Countersign"}}}`,
 		`{"Effect":"Allow","Action":"secretsmanager:GetSecretValue","Resource":"*","Condition":{"StringEquals":{"secretsmanager:VersionStage":"AWSCURRENT"}}}`)))
@@ -132,6 +134,12 @@ func TestConditions(t *testing.T) {
 		_, err := acmpca.NewFromConfig(config).IssueCertificate(t.Context(), &acmpca.IssueCertificateInput{
 			CertificateAuthorityArn: aws.String("arn:aws:acm-pca:eu-central-1:123456789012:certificate-authority/1"), Csr: []byte("x"),
 			SigningAlgorithm: catypes.SigningAlgorithmSha256withecdsa, Validity: days(1), TemplateArn: template,
+		})
+		return err
+	}
+	request := func(authority string, names ...string) error {
+		_, err := acm.NewFromConfig(config).RequestCertificate(t.Context(), &acm.RequestCertificateInput{
+			DomainName: &names[0], SubjectAlternativeNames: names, CertificateAuthorityArn: aws.String("arn:aws:acm-pca:eu-central-1:123456789012:certificate-authority/" + authority),
 		})
 		return err
 	}
@@ -151,6 +159,9 @@ func TestConditions(t *testing.T) {
 		{"the default template", issue(nil), true},
 		{"the template that is allowed", issue(aws.String("arn:aws:acm-pca:::template/EndEntityCertificate/V1")), true},
 		{"another template", issue(aws.String("arn:aws:acm-pca:::template/RootCACertificate/V1")), false},
+		{"names of ACM", request("1", "a", "b"), true},
+		{"another name of ACM", request("1", "a", "c"), false},
+		{"another CA of ACM", request("2", "a"), false},
 		{"the namespace", put("Countersign"), true},
 		{"another namespace", put("AWS/ECS"), false},
 		{"the stage", get("AWSCURRENT"), true},
