@@ -247,12 +247,9 @@ func TestTaskWithInit(t *testing.T) {
 		t.Errorf("containers: %s", got)
 	}
 	r.eventually("the app to have begun", func() bool { return r.fake.Logs(arn, "app") == "begun\n" })
-	if got := r.fake.Logs(arn, "init"); got != "101\n1\n" {
-		t.Errorf("init said %q", got)
-	}
-	if got := r.fake.Logs(arn, "proxy"); got != "pem\ntouch: cannot touch '/certs/x': Read-only file system\nKEY=\n" {
-		t.Errorf("the proxy said %q", got)
-	}
+	r.eventually("what init said", func() bool { return r.fake.Logs(arn, "init") == "101\n1\n" })
+	const want = "pem\ntouch: cannot touch '/certs/x': Read-only file system\nKEY=\n"
+	r.eventually("what the proxy said", func() bool { return r.fake.Logs(arn, "proxy") == want })
 	code, output, err := r.fake.Exec(t.Context(), arn, "proxy", "sh", "-c", "id -u; ls /work /root 2>&1 | wc -l")
 	if err != nil || code != 0 || string(output) != "101\n2\n" {
 		t.Errorf("exec: code %d, output %q, error %v", code, output, err)
