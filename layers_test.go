@@ -68,6 +68,7 @@ var layer = map[string]int{
 	"server":  3,
 	"up":      3,
 	"example": 3,
+	"iac":     3, // how a mesh is deployed; the templates themselves
 	// The program, which wires them, and the tests of the whole.
 	"cmd/countersign": 4,
 	"integration":     4,

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"countersign.dev/credential"
@@ -326,7 +325,7 @@ func (w *Watcher) expect(v *delivery) credential.Expect {
 	want := w.cfg.Expect()
 	if want.ID == "" && w.cfg.Render != nil {
 		if v.plan != nil && v.plan.Certificate.DNSIdentity != "" {
-			want.DNSNames = append(slices.Clone(want.DNSNames), v.plan.Certificate.DNSIdentity)
+			want.DNSIdentity = v.plan.Certificate.DNSIdentity
 		} else {
 			want.ID = identity(v.plan)
 		}

@@ -3,7 +3,8 @@
 // neither can carry out, and how that is refused.
 //
 // Neither program shows a certificate's URI SAN to its configuration in the versions that are rendered. So
-// a caller is known by the subject that this mesh's authority issues, CN=NAME,OU=KIND,O=TRUST-DOMAIN.
+// a caller is known by the subject that this mesh's authority issues, CN=NAME,OU=KIND,O=TRUST-DOMAIN. Where AWS Certificate
+// Manager issues, which knows no SPIFFE ID, that is CN=DNS-NAME, and callees are verified by the same name.
 package engine
 
 import (
@@ -288,8 +289,8 @@ func checkUpstream(u mesh.Upstream, r *Refusal) {
 	}
 	checkProtocol(u.Protocol, where, r)
 	if u.TLS {
-		if !dnsForm.MatchString(u.ServerName) || u.ServerName != u.Identity.ServerName() {
-			r.Addf("%s: the server name %q is not NAME.TRUST-DOMAIN of the identity %q", where, u.ServerName, u.Identity)
+		if u.ServerName != u.Identity.ServerName() && !isDNSIdentity(u.ServerName) || !dnsForm.MatchString(u.ServerName) {
+			r.Addf("%s: the server name %q is not NAME.TRUST-DOMAIN of the identity %q, and no DNS name by which a callee can be known instead", where, u.ServerName, u.Identity)
 		}
 		checkMinTLS(u.MinTLS, where, r)
 	}

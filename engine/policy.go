@@ -36,7 +36,33 @@ func escapeDN(text string) string {
 	return b.String()
 }
 
-// Callers are who one rule admits, as regular expressions on the whole subject.
+// NamedDN is the subject of a certificate that has no SPIFFE ID, as [DN] spells one: the DNS name alone. A member's has
+// three parts, so that the two are never alike.
+func NamedDN(name string) string { return "CN=" + escapeDN(name) }
+
+// isDNSIdentity tells whether a text can be the DNS name that a workload is known by: ACM issues for no other.
+func isDNSIdentity(name string) bool {
+	const maxCommonName = 64 // RFC 5280, appendix A.1
+	return strings.Contains(name, ".") && len(name) <= maxCommonName && id.CheckDNSName(name) == nil
+}
+
+// NamedCallers are the DNS names of a Plan's rules, sorted: callers that have no SPIFFE ID.
+func NamedCallers(plan *mesh.Plan) []string {
+	var names []string
+	for _, in := range plan.Inbound {
+		for _, rule := range in.Rules {
+			for _, from := range rule.From {
+				if name, named := strings.CutPrefix(from, mesh.FromDNS); named && isDNSIdentity(name) {
+					names = append(names, name)
+				}
+			}
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// callers are who one rule admits, as regular expressions on the whole subject.
 func callers(trustDomain string, from []string, where string, r *Refusal) (subjects []string, anonymous bool) {
 	for _, text := range from {
 		switch text {
@@ -45,6 +71,14 @@ func callers(trustDomain string, from []string, where string, r *Refusal) (subje
 		case mesh.FromAny:
 			subjects = append(subjects, `CN=[a-z0-9-]+,OU=(?:service|gateway),O=`+regexp.QuoteMeta(escapeDN(trustDomain)))
 		default:
+			if name, named := strings.CutPrefix(text, mesh.FromDNS); named {
+				if !isDNSIdentity(name) {
+					r.Addf("%s: %q is no DNS name that a rule can name", where, text)
+					continue
+				}
+				subjects = append(subjects, regexp.QuoteMeta(NamedDN(name)))
+				continue
+			}
 			caller, err := id.Parse(text)
 			switch {
 			case err != nil:

@@ -228,8 +228,13 @@ func ofACM(s *Spec, v *value, c Certificates) Certificates {
 func (a Authority) text() string {
 	text := a.Type
 	for _, part := range [][2]string{
-		{"arn", a.ARN}, {"region", a.Region}, {"endpoint", a.Endpoint}, {"mode", a.Mode}, {"template", a.Template},
-		{"create", a.Create}, {"parent", a.Parent},
+		{"arn", a.ARN},
+		{"region", a.Region},
+		{"endpoint", a.Endpoint},
+		{"mode", a.Mode},
+		{"template", a.Template},
+		{"create", a.Create},
+		{"parent", a.Parent},
 	} {
 		if part[1] != "" {
 			text += " " + part[0] + "=" + part[1]
@@ -264,4 +269,19 @@ func partitionOf(region string) string {
 		return "aws-us-gov"
 	}
 	return "aws"
+}
+
+// At is an authority whose private CA is known by now: its ARN is checked as a specification's is.
+func (a Authority) At(arn string) (Authority, error) {
+	if wrong, right := checkAuthorityARN(arn); wrong != "" {
+		return a, fmt.Errorf("%s; %s", wrong, right)
+	}
+	if in := parseARN(arn).region; a.Region != "" && a.Region != in {
+		return a, fmt.Errorf("%s is a private CA of the region %s, and the specification says %s", quote(arn), in, a.Region)
+	}
+	a.ARN, a.Region = arn, parseARN(arn).region
+	if template := parseARN(a.Template); template.resource != "" {
+		a.Template = "arn:" + parseARN(arn).partition + ":acm-pca:::" + template.resource
+	}
+	return a, nil
 }

@@ -100,6 +100,26 @@ func TestNamedByDNS(t *testing.T) {
 	}
 }
 
+// TestAt proves that an ARN that is learned later is checked as one that is written, and decides region and partition.
+func TestAt(t *testing.T) {
+	const china = "arn:aws-cn:acm-pca:cn-north-1:111122223333:certificate-authority/11111111-2222-3333-4444-555555555555"
+	got, err := parse(t, onAWS).Authorities["pca"].At(china)
+	if err != nil || got.ARN != china || got.Region != "cn-north-1" || got.Template != "arn:aws-cn:acm-pca:::template/EndEntityCertificate/V1" {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if got, err := parse(t, onAWS).Authorities["acm"].At(china); err != nil || got.Template != "" {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	for _, arn := range []string{"", "x", strings.Replace(china, "aws-cn", "aws", 1), strings.Replace(china, "1111", "*", 1)} {
+		if _, err := parse(t, onAWS).Authorities["pca"].At(arn); err == nil {
+			t.Errorf("%q is taken", arn)
+		}
+	}
+	if _, err := (mesh.Authority{Type: mesh.AuthorityACMPCA, Region: "eu-central-1"}).At(china); err == nil || !strings.Contains(err.Error(), "the specification says eu-central-1") {
+		t.Errorf("a CA of another region: %v", err)
+	}
+}
+
 // TestServerCan proves that a server is told of no workload whose certificates it does not issue.
 func TestServerCan(t *testing.T) {
 	err := parse(t, onAWS).ServerCan()

@@ -8,18 +8,17 @@ import (
 
 // The patterns of what AWS names, as the schema repeats them.
 const (
-	partitionPattern   = `arn:aws(-cn|-us-gov)?`
-	regionPart         = `[a-z]{2}(-[a-z]+)+-[0-9]{1,2}`
-	uuidPart           = `[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`
-	regionPattern      = `^` + regionPart + `$`
-	authorityPattern   = `^` + partitionPattern + `:acm-pca:` + regionPart + `:[0-9]{12}:certificate-authority/` + uuidPart + `$`
-	caTemplatePattern  = `^` + partitionPattern + `:acm-pca:::template/[A-Za-z]+Certificate(_[A-Za-z0-9]+)*/V1$`
-	endpointPattern    = `^https?://[^/?#@\s]+/?$`
-	kmsAliasPart       = `alias/[A-Za-z0-9/_-]{1,250}`
-	kmsKeyPart         = `(mrk-[0-9a-f]{32}|` + uuidPart + `)`
-	kmsPattern         = `^(` + kmsAliasPart + `|` + kmsKeyPart + `|` + partitionPattern + `:kms:` + regionPart + `:[0-9]{12}:(` + kmsAliasPart + `|key/` + kmsKeyPart + `))$`
-	ecsNamePattern     = `^[A-Za-z0-9_-]+$`
-	leafTemplatePrefix = "EndEntityCertificate"
+	partitionPattern  = `arn:aws(-cn|-us-gov)?`
+	regionPart        = `[a-z]{2}(-[a-z]+)+-[0-9]{1,2}`
+	uuidPart          = `[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`
+	regionPattern     = `^` + regionPart + `$`
+	authorityPattern  = `^` + partitionPattern + `:acm-pca:` + regionPart + `:[0-9]{12}:certificate-authority/` + uuidPart + `$`
+	caTemplatePattern = `^` + partitionPattern + `:acm-pca:::template/[A-Za-z]+Certificate(_[A-Za-z0-9]+)*/V1$`
+	endpointPattern   = `^https?://[^/?#@\s]+/?$`
+	kmsAliasPart      = `alias/[A-Za-z0-9/_-]{1,250}`
+	kmsKeyPart        = `(mrk-[0-9a-f]{32}|` + uuidPart + `)`
+	kmsPattern        = `^(` + kmsAliasPart + `|` + kmsKeyPart + `|` + partitionPattern + `:kms:` + regionPart + `:[0-9]{12}:(` + kmsAliasPart + `|key/` + kmsKeyPart + `))$`
+	ecsNamePattern    = `^[A-Za-z0-9_-]+$`
 )
 
 // The shapes of what AWS names.
@@ -75,11 +74,12 @@ func checkTemplate(s string) (string, string) {
 	if wrong, right := checkPattern(s, caTemplatePattern, "template's ARN", write); wrong != "" {
 		return wrong, right
 	}
-	name := strings.TrimPrefix(parseARN(s).resource, "template/")
-	if !strings.HasPrefix(strings.TrimPrefix(name, "Blank"), leafTemplatePrefix) {
+	switch strings.TrimSuffix(strings.TrimPrefix(parseARN(s).resource, "template/EndEntityCertificate"), "/V1") {
+	case "", "_CSRPassthrough", "_APIPassthrough", "_APICSRPassthrough":
+		return "", ""
+	default:
 		return quote(s) + " makes certificates that are not for both sides of a connection", write
 	}
-	return "", ""
 }
 
 // checkEndpoint lets credentials and secrets leave the machine over TLS only.

@@ -73,10 +73,14 @@ func (r *renderer) callers() {
 	r.switchOn("$ssl_client_verify", "$cs_forwarded_client_cert", `""`, choice{"SUCCESS", r.forwardedClientCert()})
 	r.switchOn("$ssl_client_verify", "$cs_forwarded_for", "$remote_addr", choice{"SUCCESS", "$proxy_add_x_forwarded_for"})
 	domain := r.plan.TrustDomain
-	r.switchOn("$cs_who", "$cs_caller", `""`, choice{
+	known := []choice{{
 		matches("^CN=(?<cs_name>[a-z0-9-]+),OU=(?<cs_kind>service|gateway),O=" + regexp.QuoteMeta(domain) + "$"),
 		quote("spiffe://" + domain + "/$cs_kind/$cs_name"),
-	})
+	}}
+	for _, name := range engine.NamedCallers(r.plan) {
+		known = append(known, choice{matches("^" + regexp.QuoteMeta(engine.NamedDN(name)) + "$"), quote(mesh.FromDNS + name)})
+	}
+	r.switchOn("$cs_who", "$cs_caller", `""`, known...)
 }
 
 // forwardedClientCert is what is told of a caller whose certificate was proved.

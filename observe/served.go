@@ -32,11 +32,34 @@ func Served(ctx context.Context, address string, identity id.ID, protocol mesh.P
 	return chain[0], trusted(chain, identity, roots, address)
 }
 
+// ServedBy is [Served] by what a Plan says of a workload's certificate: who has no SPIFFE ID is asked for by the DNS name
+// that stands for it, and has to prove that name.
+func ServedBy(ctx context.Context, address string, workload mesh.CertificatePlan, protocol mesh.Protocol, roots []*x509.Certificate) (*x509.Certificate, error) {
+	if workload.DNSIdentity == "" {
+		return Served(ctx, address, workload.Identity, protocol, roots)
+	}
+	chain, err := presented(ctx, address, workload.DNSIdentity, protocol)
+	if err != nil {
+		return nil, err
+	}
+	if err := leadsTo(chain, roots, address); err != nil {
+		return chain[0], err
+	}
+	if err := mtls.Named(chain[0], workload.DNSIdentity); err != nil {
+		return chain[0], fmt.Errorf("%w: at %s the certificate %s is not of %s: %w", ErrNotTrusted, address, mtls.Serial(chain[0]), workload.DNSIdentity, err)
+	}
+	return chain[0], nil
+}
+
 // Presented is the chain that an endpoint presents at this moment to who asks for an identity, the leaf first, by one full
 // handshake with the newest TLS version that both speak: no session is ever resumed, and the endpoint has proved that it
 // has the leaf's key. No client certificate is shown, so that the endpoint may end the connection after that, and nothing
 // is said in it. Nothing in the chain is judged. The error is [ErrNotServed]. At most DefaultTimeout is waited.
 func Presented(ctx context.Context, address string, identity id.ID, protocol mesh.Protocol) ([]*x509.Certificate, error) {
+	return presented(ctx, address, identity.ServerName(), protocol)
+}
+
+func presented(ctx context.Context, address, serverName string, protocol mesh.Protocol) ([]*x509.Certificate, error) {
 	ctx, cancel := context.WithTimeout(ctx, DefaultTimeout)
 	defer cancel()
 	var dialer net.Dialer
@@ -49,7 +72,7 @@ func Presented(ctx context.Context, address string, identity id.ID, protocol mes
 	var chain []*x509.Certificate
 	proved := false
 	conn := tls.Client(raw, &tls.Config{
-		ServerName: identity.ServerName(),
+		ServerName: serverName,
 		MinVersion: tls.VersionTLS12,
 		NextProtos: protocols(protocol),
 		// What is presented is for the caller to judge: names in a certificate of a mesh are for others.
@@ -74,6 +97,18 @@ func Presented(ctx context.Context, address string, identity id.ID, protocol mes
 
 // trusted judges what was presented.
 func trusted(chain []*x509.Certificate, identity id.ID, roots []*x509.Certificate, address string) error {
+	if err := leadsTo(chain, roots, address); err != nil {
+		return err
+	}
+	leaf := chain[0]
+	if len(leaf.URIs) != 1 || leaf.URIs[0].String() != identity.String() {
+		return fmt.Errorf("%w: at %s the certificate %s is not of %s", ErrNotTrusted, address, mtls.Serial(leaf), identity)
+	}
+	return nil
+}
+
+// leadsTo verifies a chain now.
+func leadsTo(chain, roots []*x509.Certificate, address string) error {
 	pool, between := x509.NewCertPool(), x509.NewCertPool()
 	for _, root := range roots {
 		pool.AddCert(root)
@@ -87,9 +122,6 @@ func trusted(chain []*x509.Certificate, identity id.ID, roots []*x509.Certificat
 	})
 	if err != nil {
 		return fmt.Errorf("%w: at %s the certificate %s: %w", ErrNotTrusted, address, mtls.Serial(leaf), err)
-	}
-	if len(leaf.URIs) != 1 || leaf.URIs[0].String() != identity.String() {
-		return fmt.Errorf("%w: at %s the certificate %s is not of %s", ErrNotTrusted, address, mtls.Serial(leaf), identity)
 	}
 	return nil
 }

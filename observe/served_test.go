@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"math/big"
 	"net"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -76,6 +78,47 @@ func TestServed(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestServedBy sees endpoints of workloads that are known by a DNS name, and of one that has a SPIFFE ID.
+func TestServedBy(t *testing.T) {
+	const name = "a.payments.example"
+	ca, stranger := newTestCA(t), newTestCA(t)
+	who := mustID(t, id.Service, "a")
+	named := func(change func(*x509.Certificate)) func(*x509.Certificate) {
+		return func(c *x509.Certificate) {
+			c.URIs, c.Subject, c.DNSNames = nil, pkix.Name{CommonName: name}, []string{name}
+			if change != nil {
+				change(c)
+			}
+		}
+	}
+	for title, c := range map[string]struct {
+		leaf tls.Certificate
+		dns  string
+		want error
+	}{
+		"by its DNS name":                   {ca.leaf(who, named(nil)), name, nil},
+		"another's":                         {ca.leaf(who, named(func(c *x509.Certificate) { c.Subject.CommonName = "b.payments.example" })), name, ErrNotTrusted},
+		"for another name":                  {ca.leaf(who, named(func(c *x509.Certificate) { c.DNSNames = []string{"b.payments.example"} })), name, ErrNotTrusted},
+		"another CA's":                      {stranger.leaf(who, named(nil)), name, ErrNotTrusted},
+		"expired":                           {ca.leaf(who, named(func(c *x509.Certificate) { c.NotAfter = c.NotBefore })), name, ErrNotTrusted},
+		"a SPIFFE ID for a DNS name":        {ca.leaf(who, nil), name, ErrNotTrusted},
+		"by its SPIFFE ID":                  {ca.leaf(who, nil), "", nil},
+		"a DNS name for its SPIFFE ID":      {ca.leaf(who, named(nil)), "", ErrNotTrusted},
+		"a DNS name and the SPIFFE ID both": {ca.leaf(who, named(func(c *x509.Certificate) { c.URIs = []*url.URL{who.URL()} })), name, ErrNotTrusted},
+	} {
+		t.Run(title, func(t *testing.T) {
+			address := endpoint(t, &tls.Config{Certificates: []tls.Certificate{c.leaf}, ClientAuth: tls.RequireAnyClientCert})
+			_, err := ServedBy(t.Context(), address, mesh.CertificatePlan{Identity: who, DNSIdentity: c.dns}, mesh.HTTP, []*x509.Certificate{ca.cert})
+			if !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
+				t.Errorf("%v, want %v", err, c.want)
+			}
+		})
+	}
+	if _, err := ServedBy(t.Context(), "127.0.0.1:1", mesh.CertificatePlan{Identity: who, DNSIdentity: name}, mesh.HTTP, nil); !errors.Is(err, ErrNotServed) {
+		t.Errorf("nobody there: %v", err)
 	}
 }
 

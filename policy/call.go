@@ -68,6 +68,9 @@ func compileRule(r mesh.Rule) (rule, error) {
 		case mesh.FromAnonymous:
 			compiled.anonymous = true
 		default:
+			if strings.HasPrefix(from, mesh.FromDNS) {
+				return rule{}, fmt.Errorf("%.100q has no SPIFFE ID, and the built-in proxy knows callers by nothing else: let NGINX or HAProxy stand before this port (proxy: engine), or give the caller an authority of the type acmpca", from)
+			}
 			caller, err := id.Parse(from)
 			if err != nil {
 				return rule{}, err

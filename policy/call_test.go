@@ -144,6 +144,7 @@ func TestCompileRefuses(t *testing.T) {
 	for _, r := range []mesh.Rule{
 		{From: []string{"a"}},
 		{From: []string{"spiffe://shop.internal/service/"}},
+		{From: []string{mesh.FromDNS + "checkout.payments.internal"}},
 		{From: []string{mesh.FromAny}, Paths: []string{"color"}},
 		{From: []string{mesh.FromAny}, Paths: []string{"/a/../b"}},
 		{From: []string{mesh.FromAny}, Paths: []string{"*"}},

@@ -78,7 +78,7 @@ func (r *Rotator) RotateBundle(ctx context.Context, b SharedBundle, o Options) R
 		}
 		return result
 	}
-	within, lease, err := r.take(ctx, b.Keeper, b.Name, func(other *secret.HeldError) {
+	within, lease, err := r.take(ctx, b.Keeper, b.Name, r.leaseFor(b.Users...), func(other *secret.HeldError) {
 		n.say(StepLease, "the lease of %s seems to be a dead one's; waiting until it ends", other.Holder)
 	})
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/user"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -113,12 +114,12 @@ type held struct {
 // take takes the lease of a name. One that a dead process of this machine has left is ended; one of which that is not
 // known is waited for: it runs out. One whose holder lives, or that is renewed meanwhile, is an error: [secret.HeldError]. The context that it gives ends with the
 // lease, and not with the given one: steps are not cut in the middle.
-func (r *Rotator) take(ctx context.Context, keeper Keeper, name string, waiting func(*secret.HeldError)) (context.Context, *held, error) {
+func (r *Rotator) take(ctx context.Context, keeper Keeper, name string, ttl time.Duration, waiting func(*secret.HeldError)) (context.Context, *held, error) {
 	var until time.Time
 	for {
-		lease, err := keeper.Lease(ctx, name, r.config.Holder, r.config.leaseTTL)
+		lease, err := keeper.Lease(ctx, name, r.config.Holder, ttl)
 		if err == nil {
-			return r.keep(ctx, lease)
+			return r.keep(ctx, lease, ttl)
 		}
 		other, ok := errors.AsType[*secret.HeldError](err)
 		if !ok {
@@ -130,7 +131,7 @@ func (r *Rotator) take(ctx context.Context, keeper Keeper, name string, waiting 
 				return nil, nil, err
 			}
 			continue
-		case life == lives, time.Until(other.Until) > r.config.leaseTTL+time.Minute:
+		case life == lives, time.Until(other.Until) > ttl+time.Minute:
 			return nil, nil, err
 		case !until.IsZero() && !other.Until.Equal(until):
 			return nil, nil, err // somebody renews it
@@ -141,15 +142,25 @@ func (r *Rotator) take(ctx context.Context, keeper Keeper, name string, waiting 
 		select {
 		case <-ctx.Done():
 			return nil, nil, fmt.Errorf("%w: %w", ErrStopped, err)
-		case <-time.After(min(200*time.Millisecond, r.config.leaseTTL/10)):
+		case <-time.After(min(200*time.Millisecond, ttl/10)):
 		}
 	}
 }
 
-func (r *Rotator) keep(ctx context.Context, lease Lease) (context.Context, *held, error) {
+// leaseFor is how long a dead rotation of some targets keeps others from its secret: longer where a rotation lasts for minutes,
+// in a store that is asked over a network and may make everybody wait.
+func (r *Rotator) leaseFor(targets ...Target) time.Duration {
+	if slices.ContainsFunc(targets, func(t Target) bool { return t.Rollout != nil }) {
+		return max(r.config.leaseTTL, rolloutLease)
+	}
+	return r.config.leaseTTL
+}
+
+// keep renews a lease in the background.
+func (r *Rotator) keep(ctx context.Context, lease Lease, ttl time.Duration) (context.Context, *held, error) {
 	within, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	h := &held{lease: lease, cancel: cancel, done: make(chan struct{}), stop: make(chan struct{})}
-	go h.renew(within, r.config.leaseTTL/3)
+	go h.renew(within, ttl/3)
 	return within, h, nil
 }
 

@@ -280,6 +280,9 @@ func TestRolloutStopped(t *testing.T) {
 			if holder, _, err := w.files.Holder(t.Context(), w.target.Secret); holder != "" || err != nil {
 				t.Errorf("%q has the lease, %v", holder, err)
 			}
+			if s := ReadStatus(t.Context(), w.target); s.Rollout != stopAt {
+				t.Errorf("the status is %+v", s)
+			}
 			c.waits = nil
 			want := Rotated
 			if back {

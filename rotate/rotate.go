@@ -34,7 +34,8 @@ import (
 	"countersign.dev/secret"
 )
 
-// Store is what holds the credentials; errors are those of package secret.
+// Store is what holds the credentials; errors are those of package secret. Like all that a rotation works with, it is
+// used by several goroutines at a time where several targets are rolled out.
 type Store interface {
 	// Read gives the value of a version: an id, a stage, or empty for the current one.
 	Read(ctx context.Context, name, version string) (value []byte, versionID string, err error)
@@ -241,6 +242,8 @@ const DefaultRolloutTimeout = 30 * time.Minute
 const (
 	// leaseTTL is how long a dead rotation keeps others from its secret.
 	leaseTTL = 15 * time.Second
+	// rolloutLease is leaseTTL for those that are rolled out.
+	rolloutLease = time.Minute
 	// poll is the time between two looks at the endpoints.
 	poll = 500 * time.Millisecond
 	// unseen is how long a workload without a TLS listener is given to be seen by its peers, before its own word counts.

@@ -70,7 +70,7 @@ func (r *Rotator) Rotate(ctx context.Context, t Target, o Options) Result {
 		}
 		return result
 	}
-	within, lease, err := r.take(ctx, t.Keeper, t.Secret, func(other *secret.HeldError) {
+	within, lease, err := r.take(ctx, t.Keeper, t.Secret, r.leaseFor(t), func(other *secret.HeldError) {
 		n.say(StepLease, "the lease of %s seems to be a dead one's; waiting until it ends at %s", other.Holder, other.Until.UTC().Format(time.RFC3339))
 	})
 	if err != nil {

@@ -59,6 +59,8 @@ type Status struct {
 	Step      Step      `json:"step,omitempty"`
 	Bringing  string    `json:"bringing,omitempty"`
 	Requested time.Time `json:"requested,omitzero"`
+	// Rollout is the roll-out that the rotation in progress waits for; empty when it has begun none.
+	Rollout string `json:"rollout,omitempty"`
 	// LastSuccess, LastError and Failures are as in [Record].
 	LastSuccess   time.Time `json:"lastSuccess,omitzero"`
 	LastError     string    `json:"lastError,omitempty"`
@@ -89,6 +91,9 @@ func ReadStatus(ctx context.Context, t Target) Status {
 	record, err := readRecord(ctx, t.Store, t.Secret)
 	problems = append(problems, err)
 	s.Step, s.Bringing = record.Step, record.Version
+	if record.Step != "" {
+		s.Rollout = record.Rollout
+	}
 	s.LastSuccess, s.Failures, s.FailuresTotal = record.LastSuccess, record.Failures, record.FailuresTotal
 	s.LastError, s.LastErrorStep, s.LastErrorTime = record.LastError, record.LastErrorStep, record.LastErrorTime
 	if s.Step == "" {

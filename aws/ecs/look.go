@@ -52,9 +52,11 @@ func (s *Service) Look(ctx context.Context, target rotate.Target) ([]rotate.Sigh
 	if len(all) == 0 {
 		return s.none(ctx, starting)
 	}
-	roots, err := rootsOf(ctx, target)
-	if err != nil {
-		return nil, err
+	var roots []*x509.Certificate
+	if len(listeners(target)) > 0 {
+		if roots, err = rootsOf(ctx, target); err != nil {
+			return nil, err
+		}
 	}
 	found := make([][]rotate.Sighting, len(all))
 	var group errgroup.Group

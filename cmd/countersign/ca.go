@@ -24,6 +24,7 @@ type caCmd struct {
 	CRL    caCRLCmd    `cmd:"" name:"crl" help:"Print the lists of revoked certificates (CRLs)."`
 
 	Rotate caRotateCmd `cmd:"" help:"Replace the root, or the issuing CA, without breaking trust."`
+	AWS    caAWSCmd    `cmd:"" name:"aws" help:"CAs in AWS Private CA: create, activate."`
 }
 
 // sealFlags say how the CA's private keys are stored. Commands that open them embed it.

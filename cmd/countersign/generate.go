@@ -21,6 +21,11 @@ import (
 type generateCmd struct {
 	Nginx   generateNginxCmd   `cmd:"" name:"nginx" help:"Write the NGINX configuration of one workload."`
 	Haproxy generateHaproxyCmd `cmd:"" name:"haproxy" help:"Write the HAProxy configuration of one workload."`
+
+	CloudFormation generateCloudFormationCmd `cmd:"" name:"cloudformation" help:"Write the CloudFormation template that runs a mesh on ECS."`
+	Terraform      generateTerraformCmd      `cmd:"" name:"terraform" help:"Write the Terraform configuration that runs a mesh on ECS."`
+	IAM            generateIAMCmd            `cmd:"" name:"iam" help:"Write the policies of the roles, secrets and keys of a mesh on ECS."`
+	TaskDefinition generateTaskDefinitionCmd `cmd:"" name:"task-definition" help:"Write the ECS task definition of one workload."`
 }
 
 // generateFlags are what both have.

@@ -10,7 +10,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -45,6 +44,9 @@ type initCmd struct {
 	Mode   string `default:"0600" placeholder:"MODE" help:"The mode of the files with the private key: 0600, or 0640 for a group. Default: ${default}."`
 	Owner  string `placeholder:"UID[:GID]" help:"Gives the files to this user and group, in numbers. That needs a privilege: better run init as the proxy's user. Default: as they are made."`
 	PKCS12 bool   `name:"pkcs12" help:"Also write identity.p12, for Java, and its passphrase, which is made anew each time."`
+
+	// dnsIdentity is the DNS name that the leaf has to have instead of a SPIFFE ID.
+	dnsIdentity string
 
 	HandedOver int `hidden:"" default:"0" help:"The descriptor from which a process that has cleaned its environment gets the values."`
 }
@@ -123,7 +125,7 @@ func (c initCmd) Run(p *process) error {
 		}
 		switch dns := conf.plan.Certificate.DNSIdentity; {
 		case dns != "":
-			c.ExpectName = append(slices.Clone(c.ExpectName), dns)
+			c.dnsIdentity = dns
 		case c.ExpectID == "":
 			c.ExpectID = conf.plan.Workload.Identity.String()
 		}
@@ -193,7 +195,7 @@ func (c initCmd) write(p *process, out credential.Output, conf *writer, offer *d
 
 // expect is what the flags ask of the credential.
 func (c initCmd) expect() credential.Expect {
-	return credential.Expect{Now: time.Now(), MinRemaining: c.MinRemaining, ID: c.ExpectID, DNSNames: c.ExpectName}
+	return credential.Expect{Now: time.Now(), MinRemaining: c.MinRemaining, ID: c.ExpectID, DNSNames: c.ExpectName, DNSIdentity: c.dnsIdentity}
 }
 
 // open finds the environment, or what was handed over of it, and what it calls the values.

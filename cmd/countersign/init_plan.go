@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"os"
 	"reflect"
 	"strings"
 	"time"
@@ -49,12 +50,15 @@ func (c initEngineFlags) planText() ([]byte, error) {
 	case name == "" || strings.Contains(name, "="):
 		return nil, usagef("--plan %q: which variable? Write env:NAME", c.Plan)
 	}
-	variables := c.variables
-	if variables == nil {
-		variables = environment{}
+	text, set := []byte(nil), false
+	if values, ok := c.variables.(handedOver); ok {
+		text, set = values[name]
+	} else {
+		var value string
+		value, set = os.LookupEnv(name)
+		text = []byte(value)
 	}
-	text, _, err := variables.Read(context.Background(), name, "")
-	if err != nil {
+	if !set {
 		return nil, fmt.Errorf("--plan %s: the variable is not set; put the Plan into it, as `countersign mesh plan --workload NAME --output json` prints it", c.Plan)
 	}
 	return text, nil

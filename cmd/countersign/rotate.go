@@ -23,14 +23,34 @@ type rotateCmd struct {
 }
 
 type rotateOnceCmd struct {
-	Service  string        `arg:"" optional:"" help:"The service or gateway. Default: all whose certificate comes from a store."`
-	DryRun   bool          `help:"Say what would be done, and why. Nothing is written and no lease is taken."`
-	Force    bool          `help:"Rotate although nothing is due, and replace a current version that is damaged."`
-	NoDeploy bool          `help:"Make the new version current, and go no further: nothing is restarted and nobody is looked at."`
-	Timeout  time.Duration `default:"2m" help:"How long the endpoints of a service may take to serve the new certificate before the old one is brought back."`
-	adminFlags
+	Service  string `arg:"" optional:"" help:"The service or gateway. Default: all whose certificate comes from a store."`
+	DryRun   bool   `help:"Say what would be done, and why. Nothing is written and no lease is taken."`
+	Force    bool   `help:"Rotate although nothing is due, and replace a current version that is damaged."`
+	NoDeploy bool   `help:"Make the new version current, and go no further: nothing is restarted and nobody is looked at."`
+	rotationTimes
+	worldFlags
 	outputFlag
 }
+
+// rotationTimes say how long a rotation may take.
+type rotationTimes struct {
+	Timeout        time.Duration `default:"2m" help:"How long the endpoints of a service may take to serve the new certificate before the old one is brought back. Default: ${default}."`
+	RolloutTimeout time.Duration `default:"30m" help:"With deploy: {type: ecs}: how long the tasks of a service may take to be replaced before the old certificate is brought back. Default: ${default}."`
+}
+
+// check refuses times that cannot be meant.
+func (t rotationTimes) check() error {
+	switch {
+	case t.Timeout <= 0 || t.Timeout > time.Hour:
+		return usagef("--timeout %s is out of range; give one above 0 and at most 1h", t.Timeout)
+	case t.RolloutTimeout <= 0 || t.RolloutTimeout > maxRollout:
+		return usagef("--rollout-timeout %s is out of range; give one above 0 and at most %s", t.RolloutTimeout, maxRollout)
+	}
+	return nil
+}
+
+// maxRollout is for tasks that drain for as long as ECS lets them.
+const maxRollout = 3 * time.Hour
 
 // Help is what --help adds.
 func (rotateOnceCmd) Help() string {
@@ -45,29 +65,40 @@ when one service is named.
 
 A lease in the store keeps two from working on one service; the second one says who has it.
 
+Certificates of AWS Private CA and of ACM (authorities of the type acmpca and acm) need no server: --mesh names
+the specification. Where Amazon ECS replaces the tasks (deploy: {type: ecs}), the roll-out is watched, every new
+task is looked at until it serves the new serial, and no old one is left; services come before their callers.
+Such certificates cost money: each is counted before it is asked for, in the secret MESH/AUTHORITY.budget, and
+none is asked for beyond the budget of the month. --dry-run says how many would be issued, and what they cost.
+
 Exit status: 0 when nothing was due or all went well, 1 when something failed, 2 for a mistake in what was
 asked for. Progress goes to standard error.
 
 Examples:
   countersign rotate once --dry-run
+  countersign rotate once --mesh mesh.yaml --dry-run
+  countersign rotate once --mesh mesh.yaml
   countersign rotate once payments --force
   countersign up mesh.yaml -- countersign rotate once --output json`
 }
 
 // Run rotates.
 func (c *rotateOnceCmd) Run(p *process) error {
-	if c.Timeout <= 0 || c.Timeout > time.Hour {
-		return usagef("--timeout %s is out of range; give one above 0 and at most 1h", c.Timeout)
+	if err := c.check(); err != nil {
+		return err
 	}
-	world, err := newRotation(p, c.adminFlags)
+	world, err := newRotation(p, c.worldFlags)
 	if err != nil {
 		return err
 	}
 	targets, err := world.targets(p.ctx, c.Service)
-	if err != nil {
-		return answered(p, err)
+	if err == nil && !c.NoDeploy {
+		err = world.unseen(targets, c.Service)
 	}
-	rotator, err := world.rotator(c.Timeout, func(workload string, step rotate.Step, text string) {
+	if err != nil {
+		return world.refused(p, err)
+	}
+	rotator, err := world.rotator(c.rotationTimes, func(workload string, step rotate.Step, text string) {
 		fmt.Fprintf(p.stderr, "%s: %s: %s\n", workload, step, text)
 	})
 	if err != nil {
@@ -78,6 +109,9 @@ func (c *rotateOnceCmd) Run(p *process) error {
 		err = writeJSON(p, results)
 	} else {
 		err = printResults(p, results)
+	}
+	if c.DryRun && err == nil {
+		err = c.costs(p, world, targets, results)
 	}
 	return cmp.Or(err, c.verdict(p, results))
 }
@@ -163,9 +197,9 @@ func seenAt(sightings []rotate.Sighting) string {
 }
 
 type rotateDaemonCmd struct {
-	Metrics string        `placeholder:"ADDR" help:"Serve /metrics for Prometheus on this address, host:port. There is no access control: choose a loopback address."`
-	Timeout time.Duration `default:"2m" help:"How long the endpoints of a service may take to serve a new certificate before the old one is brought back."`
-	adminFlags
+	Metrics string `placeholder:"ADDR" help:"Serve /metrics for Prometheus on this address, host:port. There is no access control: choose a loopback address."`
+	rotationTimes
+	worldFlags
 }
 
 // Help is what --help adds.
@@ -182,25 +216,35 @@ nothing is given up after fifteen seconds for each question. What fails for that
 service that the daemon knows, and is tried again as soon as the server answers.
 
 Examples:
+  countersign rotate daemon --mesh mesh.yaml
   countersign rotate daemon --socket /var/lib/countersign/server.sock --metrics 127.0.0.1:9464`
 }
 
 // Run rotates until it is told to end.
 func (c *rotateDaemonCmd) Run(p *process) error {
-	if c.Timeout <= 0 || c.Timeout > time.Hour {
-		return usagef("--timeout %s is out of range; give one above 0 and at most 1h", c.Timeout)
+	if err := c.check(); err != nil {
+		return err
 	}
-	world, err := newRotation(p, c.adminFlags)
+	world, err := newRotation(p, c.worldFlags)
 	if err != nil {
 		return err
 	}
-	rotator, err := world.rotator(c.Timeout, func(workload string, step rotate.Step, text string) {
+	targets := func(ctx context.Context) ([]rotate.Target, error) {
+		targets, err := world.targets(ctx, "")
+		return targets, cmp.Or(err, world.unseen(targets, ""))
+	}
+	if world.admin == nil { // a mistake in the file is better said now than in each round
+		if _, err := targets(p.ctx); err != nil {
+			return world.refused(p, err)
+		}
+	}
+	rotator, err := world.rotator(c.rotationTimes, func(workload string, step rotate.Step, text string) {
 		p.log.InfoContext(p.ctx, "rotating", "workload", workload, "step", string(step), "text", text)
 	})
 	if err != nil {
 		return err
 	}
-	daemon := &rotate.Daemon{Rotator: rotator, Log: p.log, Targets: func(ctx context.Context) ([]rotate.Target, error) { return world.targets(ctx, "") }}
+	daemon := &rotate.Daemon{Rotator: rotator, Log: p.log, Targets: targets}
 	stop, err := c.serve(p, daemon)
 	if err != nil {
 		return err
@@ -237,7 +281,7 @@ func (c *rotateDaemonCmd) serve(p *process, daemon *rotate.Daemon) (stop func() 
 
 type rotateStatusCmd struct {
 	Service string `arg:"" optional:"" help:"The service or gateway. Default: all whose certificate comes from a store."`
-	adminFlags
+	worldFlags
 	outputFlag
 }
 
@@ -251,18 +295,19 @@ Exit status: 0, or 1 when a store, or something in it, could not be read.
 
 Examples:
   countersign rotate status
+  countersign rotate status --mesh mesh.yaml
   countersign rotate status payments --output json`
 }
 
 // Run shows the status.
 func (c *rotateStatusCmd) Run(p *process) error {
-	world, err := newRotation(p, c.adminFlags)
+	world, err := newRotation(p, c.worldFlags)
 	if err != nil {
 		return err
 	}
 	targets, err := world.targets(p.ctx, c.Service)
 	if err != nil {
-		return answered(p, err)
+		return world.refused(p, err)
 	}
 	if c.Service != "" {
 		targets = slices.DeleteFunc(targets, func(t rotate.Target) bool { return t.Workload.Name != c.Service })
@@ -368,8 +413,8 @@ func targetNames(spec *mesh.Spec, service string) ([]string, error) {
 	case known:
 		return nil, usagef("the certificate of %s does not come from a store: its agent renews it by itself", service)
 	case len(names) == 0:
-		return nil, usagef("the running specification does not declare %q", service)
+		return nil, usagef("the specification does not declare %q", service)
 	default:
-		return nil, usagef("the running specification does not declare %q; from a store come the certificates of %s", service, strings.Join(names, ", "))
+		return nil, usagef("the specification does not declare %q; from a store come the certificates of %s", service, strings.Join(names, ", "))
 	}
 }

@@ -28,38 +28,88 @@ import (
 	"countersign.dev/up"
 )
 
-// rotation is what a rotation works with: the server is authority and knows the instances, the stores are those of the
-// running specification.
+// rotation is what a rotation works with. With a server, that is authority and knows the instances, and the stores are those
+// of the running specification. Without one, the specification is a file, and authorities and instances are AWS's.
 type rotation struct {
-	admin *api.Admin
+	admin *api.Admin // nil without a server
+	path  string     // of the specification; empty with a server
+	cloud *cloud
 
 	mu     sync.Mutex
 	stores map[mesh.Store]*anyStore
 }
 
-func newRotation(_ *process, flags adminFlags) (*rotation, error) {
-	admin, err := flags.admin()
-	if err != nil {
-		return nil, err
+// worldFlags say which mesh is rotated.
+type worldFlags struct {
+	Mesh string `placeholder:"PATH" env:"COUNTERSIGN_MESH" help:"The specification, a file or a directory, of a mesh whose certificates come from AWS (authorities of the type acmpca or acm): no server is asked. Default: the mesh of the running server."`
+	adminFlags
+}
+
+func newRotation(p *process, flags worldFlags) (*rotation, error) {
+	w := &rotation{stores: make(map[mesh.Store]*anyStore)}
+	w.cloud = newCloud(func(text string) { p.log.WarnContext(p.ctx, "an authority has something to say", "text", text) })
+	if flags.Mesh != "" {
+		if flags.Socket != "" {
+			return nil, usagef("--mesh (or COUNTERSIGN_MESH) is for a mesh without a server, and --socket names one; leave one of the two out")
+		}
+		w.path = flags.Mesh
+		return w, nil
 	}
-	return &rotation{admin: admin, stores: make(map[mesh.Store]*anyStore)}, nil
+	admin, err := flags.admin()
+	w.admin = admin
+	return w, err
 }
 
-// rotator wires the parts.
-func (w *rotation) rotator(timeout time.Duration, progress func(string, rotate.Step, string)) (*rotate.Rotator, error) {
-	return rotate.New(rotate.Config{
-		Authority: serverAuthority{w.admin}, Deployer: upDeployer{}, Observer: meshObserver{w.admin},
-		Holder: rotate.Holder(), Timeout: timeout, Progress: progress,
-	})
+// rotator wires the parts. What is of AWS, the targets bring along.
+func (w *rotation) rotator(o rotationTimes, progress func(string, rotate.Step, string)) (*rotate.Rotator, error) {
+	config := rotate.Config{
+		Deployer: upDeployer{}, Holder: rotate.Holder(), Timeout: o.Timeout, RolloutTimeout: o.RolloutTimeout, Progress: progress,
+	}
+	if w.admin != nil {
+		config.Authority, config.Observer = serverAuthority{w.admin}, meshObserver{w.admin}
+	} else {
+		config.Observer = brokenService{errors.New("without a server nobody knows where its instances are")}
+	}
+	return rotate.New(config)
 }
 
-// targets are the workloads of the running specification whose certificate comes from a store: all of them, also when a
+// spec is the specification that is rotated by.
+func (w *rotation) spec(ctx context.Context) (*mesh.Spec, error) {
+	if w.admin != nil {
+		return runningSpec(ctx, w.admin)
+	}
+	spec, err := mesh.Load(w.path)
+	if err != nil {
+		return nil, badSpec{err}
+	}
+	return spec, nil
+}
+
+// badSpec is a specification that could not be loaded from a file.
+type badSpec struct{ error }
+
+// Unwrap gives the reason.
+func (b badSpec) Unwrap() error { return b.error }
+
+// refused gives an error about what was asked for the exit status that it deserves.
+func (w *rotation) refused(p *process, err error) error {
+	if bad, ok := errors.AsType[badSpec](err); ok {
+		return invalidSpecification(p, bad.error)
+	}
+	return answered(p, err)
+}
+
+// targets are the workloads of the specification whose certificate comes from a store: all of them, also when a
 // service is named, which has to be one of them.
 func (w *rotation) targets(ctx context.Context, service string) ([]rotate.Target, error) {
-	spec, err := runningSpec(ctx, w.admin)
+	spec, err := w.spec(ctx)
 	if err != nil {
 		return nil, err
 	}
+	return w.targetsOf(ctx, spec, service)
+}
+
+func (w *rotation) targetsOf(ctx context.Context, spec *mesh.Spec, service string) ([]rotate.Target, error) {
 	if _, err := targetNames(spec, service); err != nil {
 		return nil, err
 	}
@@ -73,19 +123,69 @@ func (w *rotation) targets(ctx context.Context, service string) ([]rotate.Target
 		if err != nil {
 			return nil, fmt.Errorf("compiling the plan of %s: %w", name, err)
 		}
-		target, err := rotate.TargetOf(plan)
+		target, err := w.target(ctx, spec, plan)
 		if err != nil {
-			return nil, usageError{err}
-		}
-		if store, err := w.store(ctx, plan.Delivery.Store); err == nil {
-			target.Store, target.Keeper = store, store
-		} else {
-			broken := brokenStore{fmt.Errorf("the store %s: %w", plan.Delivery.StoreName, err)}
-			target.Store, target.Keeper = broken, broken
+			return nil, err
 		}
 		targets = append(targets, target)
 	}
 	return targets, nil
+}
+
+// target is what is rotated of one workload. What of it cannot be opened fails when its turn comes, and keeps nobody else
+// from his; what can never be is an error.
+func (w *rotation) target(ctx context.Context, spec *mesh.Spec, plan *mesh.Plan) (rotate.Target, error) {
+	target, err := rotate.TargetOf(plan)
+	if err != nil {
+		return target, usageError{err}
+	}
+	target.Calls = calls(plan)
+	if store, err := w.store(ctx, plan.Delivery.Store); err == nil {
+		target.Store, target.Keeper = store, store
+	} else {
+		broken := brokenStore{fmt.Errorf("the store %s: %w", plan.Delivery.StoreName, err)}
+		target.Store, target.Keeper = broken, broken
+	}
+	name, authority := spec.AuthorityOf(plan.Workload.Name)
+	switch {
+	case authority.Foreign():
+		opened, err := w.cloud.issuer(ctx, spec, name, func(declared mesh.Store) (*anyStore, error) { return w.store(ctx, declared) })
+		if errors.Is(err, errNoARN) {
+			return target, usagef("the authority %s: %w", name, err)
+		}
+		if err != nil {
+			target.Authority = brokenAuthority{fmt.Errorf("the authority %s: %w", name, err)}
+		} else {
+			target.Authority = opened.Authority
+		}
+	case w.admin == nil:
+		return target, usagef("the certificate of %s comes from the authority of a server, and with --mesh none is asked: leave --mesh and COUNTERSIGN_MESH out and give --socket, or choose an authority of the type acmpca or acm",
+			plan.Workload.Name)
+	}
+	if plan.Deploy == mesh.DeployECS {
+		service, err := w.cloud.service(ctx, plan, authority)
+		if err != nil {
+			broken := brokenService{fmt.Errorf("the service %s/%s of ECS: %w", plan.ECS.Cluster, plan.ECS.Service, err)}
+			target.Rollout, target.Observer = broken, broken
+		} else {
+			target.Rollout, target.Observer = service, service
+		}
+	}
+	return target, nil
+}
+
+// unseen refuses to rotate instances that nobody could restart or look at.
+func (w *rotation) unseen(targets []rotate.Target, service string) error {
+	if w.admin != nil {
+		return nil
+	}
+	for _, t := range targets {
+		if t.Rollout == nil && (service == "" || service == t.Workload.Name) {
+			return usagef("without a server nobody knows where the instances of %s are, to see them serve the new certificate: say that Amazon ECS replaces them (deploy: {type: ecs, ...}), or give --no-deploy to 'rotate once'",
+				t.Workload.Name)
+		}
+	}
+	return nil
 }
 
 // store opens a store, once.

@@ -4,6 +4,7 @@ package enginetest
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	"countersign.dev/engine"
@@ -157,7 +158,7 @@ func put(plan *mesh.Plan, text string, where int) {
 		places = append(places, &plan.Outbound[i].Name)
 	}
 	place := places[int(uint(where)%uint(len(places)))]
-	if text == "" || text == mesh.FromAny || text == mesh.FromAnonymous || (*place == "/x" || *place == "/y") && text == "/" { // no condition, or another kind of caller, is another structure
+	if text == "" || text == mesh.FromAny || text == mesh.FromAnonymous || strings.HasPrefix(text, mesh.FromDNS) || (*place == "/x" || *place == "/y") && text == "/" { // no condition, or another kind of caller, is another structure
 		return
 	}
 	*place = text

@@ -39,8 +39,14 @@ func (c *Cloud) needs(ctx context.Context, q *request) ([]need, *refusal) {
 
 // contextOf are the condition keys of the services without a rule of their own.
 func contextOf(q *request) map[string][]string {
-	if q.service == "monitoring" {
+	switch {
+	case q.service == "monitoring":
 		return map[string][]string{"cloudwatch:namespace": optional(q.str("Namespace"))}
+	case q.service == "acm" && q.operation == "RequestCertificate":
+		return map[string][]string{
+			"acm:CertificateAuthority": optional(q.str("CertificateAuthorityArn")),
+			"acm:DomainNames":          append(q.list("SubjectAlternativeNames"), q.str("DomainName")),
+		}
 	}
 	return nil
 }

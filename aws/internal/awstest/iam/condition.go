@@ -14,11 +14,13 @@ import (
 var Keys = []string{
 	"aws:CalledVia", "aws:PrincipalAccount", "aws:PrincipalArn", "aws:PrincipalIsAWSService", "aws:PrincipalServiceName",
 	"aws:PrincipalType", "aws:RequestedRegion", "aws:SecureTransport", "aws:SourceAccount", "aws:SourceArn", "aws:ViaAWSService",
+	"acm:CertificateAuthority", "acm:DomainNames",
 	"acm-pca:TemplateArn",
 	"cloudwatch:namespace",
 	"ecs:cluster", "ecs:task-definition",
 	"iam:AssociatedResourceArn", "iam:PassedToService",
 	"kms:CallerAccount", "kms:EncryptionContext:", "kms:EncryptionContextKeys", "kms:GrantIsForAWSResource", "kms:ViaService",
+	"lambda:SourceFunctionArn",
 	"secretsmanager:BlockPublicPolicy", "secretsmanager:Name", "secretsmanager:SecretId", "secretsmanager:VersionId", "secretsmanager:VersionStage",
 	"sts:RoleSessionName",
 }

@@ -1,0 +1,229 @@
+// Package lambda knows how the program is a Lambda function on provided.al2023: which work each event means, when it has to stop so
+// that what it has begun is left whole, and what it answers. What it rotates, and how, is told by its caller.
+//
+// An invocation fails, and counts in Lambda's metric Errors, only when something failed that will not mend itself by being
+// left alone: work that the time did not suffice for, or that another run is at, is continued by the next one.
+package lambda
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	runtime "github.com/aws/aws-lambda-go/lambda"
+	"github.com/aws/aws-lambda-go/lambdacontext"
+
+	"countersign.dev/aws/lambda/event"
+)
+
+// How much of an invocation's time is left for what must not be cut off: a step in progress, the lease, the answer.
+const (
+	maxMargin   = 20 * time.Second
+	marginShare = 4 // a quarter of a short time
+)
+
+// ErrFailed says that at least one service failed. The answer of the invocation names them.
+var ErrFailed = errors.New("the rotation failed")
+
+// ErrNotSet says that a function is told about an event that it was not set up for.
+var ErrNotSet = errors.New("the function was not set up for this event")
+
+// Work is what the function is for. Each ends when its context does, with what is left as unfinished, and gives an error only when
+// nothing could be begun; what went wrong with a service stands in its report. All may be called again for what was done.
+type Work interface {
+	// RotateDue rotates all that is due.
+	RotateDue(ctx context.Context) (Report, error)
+	// ApproachingExpiration renews a certificate of ACM, exports and stores it, and lets it be taken.
+	ApproachingExpiration(ctx context.Context, certificate string) (Report, error)
+	// Renewed exports, stores and deploys a certificate that ACM has renewed by itself.
+	Renewed(ctx context.Context, certificate string) (Report, error)
+}
+
+// Steps are those of Secrets Manager's own rotation, on a secret by its ARN and for a version by its id. A step that was done is
+// no error.
+type Steps interface {
+	// Begun makes sure, before each step, that the secret's rotation is enabled and that the version is its pending one. done
+	// tells that it is current already.
+	Begun(ctx context.Context, secret, version string) (done bool, err error)
+	// Create obtains a certificate and stages it under the id, pending.
+	Create(ctx context.Context, secret, version string) error
+	// Test reads the pending version and checks it.
+	Test(ctx context.Context, secret, version string) error
+	// Finish makes it current in place of what was, and lets it be taken.
+	Finish(ctx context.Context, secret, version string) error
+}
+
+// Report is what became of each service, by name, and the answer of an invocation.
+type Report struct {
+	Rotated []string `json:"rotated"`
+	Nothing []string `json:"nothing"`
+	// Unfinished is what the next invocation goes on with, or another run is at.
+	Unfinished []string  `json:"unfinished"`
+	Failed     []Failure `json:"failed"`
+}
+
+// Failure is why a service failed.
+type Failure struct {
+	Service string `json:"service"`
+	Error   string `json:"error"`
+}
+
+// Handler answers events. Its fields do not change any more when it serves.
+type Handler struct {
+	Work Work
+	// Steps is nil where Secrets Manager's own rotation is not used.
+	Steps Steps
+	// Measure publishes metrics after each event that was understood, also when the work failed. Nil publishes none. Its
+	// error is logged.
+	Measure func(ctx context.Context) error
+	// Log gets a line for each event and each service that failed; nil is slog's default.
+	Log *slog.Logger
+}
+
+// Wanted tells whether this process is started by Lambda as a function: the program is called bootstrap, and the Runtime API is named.
+func Wanted(program string) bool {
+	return filepath.Base(program) == "bootstrap" && os.Getenv("AWS_LAMBDA_RUNTIME_API") != ""
+}
+
+// Serve asks the Runtime API of AWS_LAMBDA_RUNTIME_API for events and answers them, one at a time. It does not return: when the
+// Runtime API is gone, the process ends with status 1, which is how Lambda wants it.
+func Serve(ctx context.Context, h *Handler) {
+	runtime.StartWithOptions(h.Handle, runtime.WithContext(ctx))
+}
+
+// Handle answers one event. The error is [ErrFailed], [event.ErrEvent], [ErrNotSet], or why nothing could be begun.
+func (h *Handler) Handle(ctx context.Context, data json.RawMessage) (*Report, error) {
+	log := h.Log
+	if log == nil {
+		log = slog.Default()
+	}
+	if invocation, ok := lambdacontext.FromContext(ctx); ok {
+		log = log.With("request", invocation.AwsRequestID)
+	}
+	e, err := event.Parse(data)
+	if err != nil {
+		log.ErrorContext(ctx, "event refused", "error", err)
+		return nil, err
+	}
+	log = log.With("event", e.String())
+	within, cancel := until(ctx)
+	defer cancel()
+	report, err := h.do(within, e)
+	report = report.full()
+	for _, failure := range report.Failed {
+		log.ErrorContext(ctx, "service failed", "service", failure.Service, "error", failure.Error)
+	}
+	switch {
+	case err != nil:
+		log.ErrorContext(ctx, "event failed", "error", err)
+	default:
+		log.InfoContext(ctx, "event done", "rotated", report.Rotated, "nothing", report.Nothing, "unfinished", report.Unfinished, "failed", len(report.Failed))
+	}
+	if h.Measure != nil {
+		if err := h.Measure(ctx); err != nil {
+			log.WarnContext(ctx, "metrics not published", "error", err)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &report, report.err()
+}
+
+// until ends a margin before the invocation does.
+func until(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return context.WithCancel(ctx)
+	}
+	margin := min(maxMargin, time.Until(deadline)/marginShare)
+	return context.WithDeadline(ctx, deadline.Add(-margin))
+}
+
+// do does what an event means.
+func (h *Handler) do(ctx context.Context, e event.Event) (Report, error) {
+	switch e.Kind {
+	case event.Schedule:
+		return h.Work.RotateDue(ctx)
+	case event.Approaching:
+		return h.Work.ApproachingExpiration(ctx, e.Certificate)
+	case event.Renewed:
+		return h.Work.Renewed(ctx, e.Certificate)
+	case event.Available:
+		return Report{Nothing: []string{e.CommonName}}, nil
+	case event.Rotation:
+		return h.step(ctx, e)
+	}
+	return Report{}, fmt.Errorf("%w: the kind %q", event.ErrEvent, e.Kind)
+}
+
+// step does a step of Secrets Manager's own rotation.
+func (h *Handler) step(ctx context.Context, e event.Event) (Report, error) {
+	if h.Steps == nil {
+		return Report{}, fmt.Errorf("%w: %s; the schedule rotates this secret, so take the rotation of Secrets Manager away (`aws secretsmanager cancel-rotate-secret`)", ErrNotSet, e)
+	}
+	done, err := h.Steps.Begun(ctx, e.Secret, e.Token)
+	if err != nil {
+		return Report{}, fmt.Errorf("%s: %w", e, err)
+	}
+	if done {
+		return Report{Nothing: []string{e.Secret}}, nil
+	}
+	switch e.Step {
+	case event.Create:
+		err = h.Steps.Create(ctx, e.Secret, e.Token)
+	case event.Set:
+		// Nobody has to be told a certificate: who trusts its authority believes it.
+		return Report{Nothing: []string{e.Secret}}, nil
+	case event.Test:
+		err = h.Steps.Test(ctx, e.Secret, e.Token)
+	case event.Finish:
+		err = h.Steps.Finish(ctx, e.Secret, e.Token)
+	}
+	if err != nil {
+		return Report{}, fmt.Errorf("%s: %w", e, err)
+	}
+	return Report{Rotated: []string{e.Secret}}, nil
+}
+
+// full is a report whose lists are all there: JSON has [] then, and not null.
+func (r Report) full() Report {
+	for _, list := range []*[]string{&r.Rotated, &r.Nothing, &r.Unfinished} {
+		if *list == nil {
+			*list = []string{}
+		}
+	}
+	if r.Failed == nil {
+		r.Failed = []Failure{}
+	}
+	return r
+}
+
+// maxError bounds the error of an invocation, in bytes.
+const maxError = 4 << 10
+
+// err is the error of an invocation: Lambda shows it in place of the answer.
+func (r Report) err() error {
+	if len(r.Failed) == 0 {
+		return nil
+	}
+	var text strings.Builder
+	for i, failure := range r.Failed {
+		line := fmt.Sprintf("%s: %s", failure.Service, failure.Error)
+		if text.Len()+len(line) > maxError {
+			fmt.Fprintf(&text, "; and %d more", len(r.Failed)-i)
+			break
+		}
+		if i > 0 {
+			text.WriteString("; ")
+		}
+		text.WriteString(line)
+	}
+	return fmt.Errorf("%w: %s (rotated: %d, unfinished: %d)", ErrFailed, text.String(), len(r.Rotated), len(r.Unfinished))
+}

@@ -1,0 +1,122 @@
+package iac
+
+import (
+	"errors"
+	"strings"
+	"time"
+
+	"countersign.dev/engine"
+	"countersign.dev/haproxy"
+	"countersign.dev/mesh"
+	"countersign.dev/nginx"
+)
+
+// mostPorts is how many target groups a service of ECS has at most.
+const mostPorts = 5
+
+// firstPort is the first one that needs no privilege.
+const firstPort = 1024
+
+// check finds what these templates cannot deploy.
+func check(spec *mesh.Spec, r *refusal) {
+	if len(spec.Services)+len(spec.Gateways) == 0 {
+		r.addf("it declares no service and no gateway")
+	}
+	regions := map[string]string{}
+	for _, member := range spec.Workloads() {
+		plan, err := spec.Compile(member.Name)
+		if err != nil {
+			r.addf("%v", err)
+			continue
+		}
+		checkDelivery(spec, plan, r)
+		if plan.Delivery.Store.Region != "" {
+			regions[plan.Delivery.Store.Region] = "the store " + plan.Delivery.StoreName
+		}
+		if name, a := spec.AuthorityOf(member.Name); a.Foreign() && a.ARN == "" && a.Region != "" {
+			regions[a.Region] = "the authority " + name
+		}
+		checkPorts(plan, r)
+		checkRendering(plan, r)
+	}
+	if len(regions) > 1 {
+		var said []string
+		for region, who := range regions {
+			said = append(said, who+" is in "+region)
+		}
+		r.addf("one stack is in one region, and %s", strings.Join(sorted(said), ", "))
+	}
+}
+
+// checkDelivery finds workloads that get their certificates in another way.
+func checkDelivery(spec *mesh.Spec, plan *mesh.Plan, r *refusal) {
+	who := string(plan.Workload.Kind) + " " + plan.Workload.Name
+	if !plan.Proxy.Real() {
+		r.addf("%s: its proxy is the built-in one, which needs a server: write proxy: {engine: nginx} or {engine: haproxy}", who)
+	}
+	if plan.Delivery.Store.Type != mesh.StoreSecretsManager {
+		r.addf("%s: its certificate does not come from Secrets Manager: write delivery: {type: store, store: NAME, ...} with a store of the type %s", who, mesh.StoreSecretsManager)
+	}
+	if key := plan.Delivery.Store.KMSKey; strings.Contains(key, ":alias/") {
+		r.addf("the store %s: a policy cannot name a key by the ARN of an alias: write the key's own ARN as kmsKey, or alias/NAME for a key that the template makes", plan.Delivery.StoreName)
+	}
+	if plan.Deploy != mesh.DeployECS || plan.ECS == nil {
+		r.addf("%s: it is not deployed by ECS: write deploy: {type: ecs, cluster: NAME}", who)
+	}
+	if _, a := spec.AuthorityOf(plan.Workload.Name); !a.Foreign() {
+		r.addf("%s: its certificates come from the server's own authority, which these templates do not have: write certificates: {authority: NAME} of an authority of the type acmpca or acm", who)
+	}
+	if plan.Revocation.Check {
+		r.addf("%s: it wants revoked callers refused, and a task of ECS gets no revocation lists: write revocation: none, and let certificates live for hours or days", who)
+	}
+}
+
+// checkPorts finds what cannot be listened on.
+func checkPorts(plan *mesh.Plan, r *refusal) {
+	who := string(plan.Workload.Kind) + " " + plan.Workload.Name
+	if len(plan.Inbound) > mostPorts {
+		r.addf("%s has %d ports, and a service of ECS has at most %d target groups", who, len(plan.Inbound), mostPorts)
+	}
+	for _, in := range plan.Inbound {
+		if in.Port < firstPort {
+			r.addf("%s: port %d needs a privilege, and no container has one: write one from %d on", who, in.Port, firstPort)
+		}
+		if in.Certificate != nil {
+			r.addf("%s: the certificate of port %d is a file of a machine, and a task has none: leave it out, and let a load balancer in front show it", who, in.Port)
+		}
+	}
+}
+
+// checkRendering finds what the proxy cannot carry out: init would say so in every task.
+func checkRendering(plan *mesh.Plan, r *refusal) {
+	o := engine.Options{Certificates: certificatesDir, Run: runDir, Drain: drain, Version: plan.Proxy.Version}
+	var err error
+	switch plan.Proxy.Engine {
+	case mesh.EngineNGINX:
+		_, err = nginx.Render(plan, o)
+	case mesh.EngineHAProxy:
+		_, err = haproxy.Render(plan, o)
+	case mesh.EngineBuiltin:
+	}
+	if err == nil {
+		return
+	}
+	who := string(plan.Workload.Kind) + " " + plan.Workload.Name
+	if errors.Is(err, engine.ErrRefused) {
+		_, reasons, _ := strings.Cut(err.Error(), ":\n  - ")
+		for reason := range strings.SplitSeq(reasons, "\n  - ") {
+			r.addf("%s: %s: %s", who, plan.Proxy.Engine, reason)
+		}
+		return
+	}
+	r.addf("%s: %v", who, err)
+}
+
+// How long what ends is given. The load balancer waits for connections first, then the application ends, and then
+// the proxy.
+const (
+	deregistration = 60 * time.Second
+	appStop        = 30 * time.Second
+	proxyStop      = 60 * time.Second
+	drain          = 30 * time.Second
+)

@@ -1,0 +1,211 @@
+package iac
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// expression is one of Terraform's language, written as it is.
+type expression string
+
+// encoded is a value that Terraform has to give as a text of JSON.
+type encoded struct{ value any }
+
+// argument is a name with its value, and block what has a body of its own.
+type argument struct {
+	name  string
+	value any
+	note  string
+}
+
+type block struct {
+	kind   string
+	labels []string
+	note   string
+	body   []any // argument or block
+}
+
+// hclWriter writes Terraform's language. Its output is to be formatted.
+type hclWriter struct{ b strings.Builder }
+
+func (w *hclWriter) comment(note string) {
+	for line := range strings.Lines(note) {
+		if line = strings.TrimRight(line, "\n"); line != "" {
+			line = "# " + line
+		}
+		w.b.WriteString(line + "\n")
+	}
+}
+
+func (w *hclWriter) block(b block) {
+	w.comment(b.note)
+	w.b.WriteString(b.kind)
+	for _, l := range b.labels {
+		w.b.WriteString(" " + hclQuote(l))
+	}
+	w.b.WriteString(" {\n")
+	for _, item := range b.body {
+		switch i := item.(type) {
+		case argument:
+			w.comment(i.note)
+			w.b.WriteString(i.name + " = ")
+			w.value(i.value)
+			w.b.WriteString("\n")
+		case block:
+			w.block(i)
+		default:
+			panic(fmt.Sprintf("iac: a block of Terraform holds %T", item)) // a mistake of this package, which every test finds
+		}
+	}
+	w.b.WriteString("}\n")
+}
+
+// value writes an expression.
+func (w *hclWriter) value(value any) {
+	if scalar, ok := hclScalar(value); ok {
+		w.b.WriteString(scalar)
+		return
+	}
+	switch v := value.(type) {
+	case encoded:
+		w.b.WriteString("jsonencode(")
+		w.value(v.value)
+		w.b.WriteString(")")
+	case noted:
+		w.comment(v.note)
+		w.value(v.value)
+	case list:
+		w.list(v)
+	case object:
+		w.object(v)
+	default:
+		panic(fmt.Sprintf("iac: %T cannot be written for Terraform", value)) // a mistake of this package, which every test finds
+	}
+}
+
+func (w *hclWriter) list(v list) {
+	parts := make([]string, 0, len(v))
+	size := 0
+	for _, item := range v {
+		scalar, ok := hclScalar(item)
+		if !ok {
+			break
+		}
+		parts = append(parts, scalar)
+		size += len(scalar) + 2
+	}
+	if len(parts) == len(v) && size <= wide {
+		w.b.WriteString("[" + strings.Join(parts, ", ") + "]")
+		return
+	}
+	w.b.WriteString("[\n")
+	for _, item := range v {
+		w.value(item)
+		w.b.WriteString(",\n")
+	}
+	w.b.WriteString("]")
+}
+
+func (w *hclWriter) object(v object) {
+	parts := make([]string, 0, len(v))
+	size := 0
+	for _, f := range v {
+		scalar, ok := hclScalar(f.value)
+		if !ok || f.note != "" {
+			break
+		}
+		parts = append(parts, hclKey(f.key)+" = "+scalar)
+		size += len(parts[len(parts)-1]) + 2
+	}
+	if len(parts) == len(v) && size <= wide {
+		w.b.WriteString("{ " + strings.Join(parts, ", ") + " }")
+		return
+	}
+	w.b.WriteString("{\n")
+	for _, f := range v {
+		w.comment(f.note)
+		w.b.WriteString(hclKey(f.key) + " = ")
+		w.value(f.value)
+		w.b.WriteString("\n")
+	}
+	w.b.WriteString("}")
+}
+
+// hclScalar is a value that is no list and no object.
+func hclScalar(value any) (string, bool) {
+	switch v := value.(type) {
+	case expression:
+		return string(v), true
+	case string:
+		return hclQuote(v), true
+	case text:
+		return hclText(v), true
+	case ref:
+		return v.tf, true
+	case bool:
+		return strconv.FormatBool(v), true
+	case int:
+		return strconv.Itoa(v), true
+	case number:
+		return string(v), true
+	}
+	return "", false
+}
+
+// hclText writes a text with its refs.
+func hclText(t text) string {
+	if r, ok := t.alone(); ok {
+		return r.tf
+	}
+	var b strings.Builder
+	for _, part := range t {
+		switch p := part.(type) {
+		case string:
+			quoted := hclQuote(p)
+			b.WriteString(quoted[1 : len(quoted)-1])
+		case ref:
+			b.WriteString("${" + p.tf + "}")
+		}
+	}
+	return `"` + b.String() + `"`
+}
+
+// hclQuote writes a text as a literal, in which nothing is replaced.
+func hclQuote(s string) string {
+	var b strings.Builder
+	b.WriteByte('"')
+	for i, r := range s {
+		switch {
+		case r == '"' || r == '\\':
+			b.WriteByte('\\')
+			b.WriteRune(r)
+		case (r == '$' || r == '%') && strings.HasPrefix(s[i+1:], "{"):
+			b.WriteRune(r)
+			b.WriteRune(r)
+		case r == '\n':
+			b.WriteString(`\n`)
+		case r == '\r':
+			b.WriteString(`\r`)
+		case r == '\t':
+			b.WriteString(`\t`)
+		case r < 0x20 || r == 0x7f:
+			fmt.Fprintf(&b, `\u%04x`, r)
+		default:
+			b.WriteRune(r)
+		}
+	}
+	b.WriteByte('"')
+	return b.String()
+}
+
+var identifierHCL = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_-]*$`)
+
+// hclKey writes the name of a member.
+func hclKey(key string) string {
+	if identifierHCL.MatchString(key) {
+		return key
+	}
+	return hclQuote(key)
+}

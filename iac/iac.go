@@ -1,0 +1,81 @@
+// Package iac knows how a specification is deployed on AWS: which secrets, keys, roles, task definitions, services,
+// schedules and alarms it takes, and what each of them may do. It writes them as a CloudFormation template, as
+// Terraform, or, where somebody else makes the templates, as the policies and the task definitions alone. It calls
+// nobody: text in, text out.
+//
+// Everything is first said once, in a model whose ARNs are references ([Given] or the template's own resources), so
+// that no output can be wider than another. Resources are named one by one; the few wildcards that AWS leaves no way
+// around are made by one function, with their reason, which is written beside them.
+package iac
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"countersign.dev/mesh"
+)
+
+// Errors.
+var (
+	// ErrRefused says that a specification cannot be deployed by these templates. The error holds every reason.
+	ErrRefused = errors.New("the specification cannot be deployed on ECS by these templates")
+	// ErrMissing says what was not given; see [Given].
+	ErrMissing = errors.New("nothing is guessed, and this is not given")
+	// ErrTooLarge says that something is larger than AWS takes.
+	ErrTooLarge = errors.New("larger than AWS takes")
+)
+
+// Init says who reads the secrets when a task starts.
+type Init string
+
+// The ways.
+const (
+	// InitTaskRole is init reading the store by the task role. The execution role can read no secret.
+	InitTaskRole Init = "task-role"
+	// InitEnvironment is ECS reading the secrets by the execution role and putting them into the environment of the
+	// init container, which starts itself anew without it. The task role can read no secret.
+	InitEnvironment Init = "environment"
+)
+
+// Options say how a specification is deployed. The zero value is good.
+type Options struct {
+	// Init is [InitTaskRole] when it is empty.
+	Init Init
+}
+
+// refusal collects reasons.
+type refusal struct{ reasons []string }
+
+func (r *refusal) addf(format string, args ...any) {
+	if reason := fmt.Sprintf(format, args...); !slices.Contains(r.reasons, reason) {
+		r.reasons = append(r.reasons, reason)
+	}
+}
+
+func (r *refusal) err() error {
+	if len(r.reasons) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w:\n  - %s", ErrRefused, strings.Join(r.reasons, "\n  - "))
+}
+
+// Where a container finds its files. The image of countersign declares both volumes, so that they belong to its user.
+const (
+	certificatesDir = "/tls"
+	runDir          = "/proxy"
+	// proxyUser runs init and the proxy: the files with the key belong to it alone. It is the user of NGINX's image.
+	proxyUser = "101:101"
+	// appUser runs the application, which shares no volume with the two.
+	appUser = "10001:10001"
+)
+
+// planVariable is the environment variable of the init container with the Plan.
+const planVariable = "COUNTERSIGN_PLAN"
+
+// placeholder is what a secret holds until the first rotation; readers take it for nothing.
+const placeholder = "PLACEHOLDER"
+
+// endpointName is how a port of a called service is named.
+func endpointName(u mesh.Upstream) string { return fmt.Sprintf("%s:%d", u.Service, u.Port) }
