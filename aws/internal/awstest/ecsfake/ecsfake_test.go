@@ -518,7 +518,10 @@ func TestDefinitionsAndErrors(t *testing.T) {
 			_, err := r.ecs.ListAttributes(ctx, &ecs.ListAttributesInput{TargetType: types.TargetTypeContainerInstance})
 			return err
 		}, "does not do ecs:ListAttributes"},
-		"unknown query": {func() error { _, err := r.elb.DescribeSSLPolicies(ctx, &elbv2.DescribeSSLPoliciesInput{}); return err }, "DescribeSSLPolicies"},
+		"unknown query": {func() error {
+			_, err := r.elb.DescribeAccountLimits(ctx, &elbv2.DescribeAccountLimitsInput{})
+			return err
+		}, "DescribeAccountLimits"},
 	} {
 		if err := c.call(); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %v, want %q", name, err, c.want)

@@ -392,6 +392,35 @@ func TestServiceRefused(t *testing.T) {
 	}
 }
 
+// A listener that ends TLS is recorded, with what its policy allows.
+func TestListenerPolicy(t *testing.T) {
+	r := start(t)
+	_, group := r.balance("0")
+	balancers, err := r.elb.DescribeLoadBalancers(t.Context(), &elbv2.DescribeLoadBalancersInput{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := &elbv2.CreateListenerInput{
+		LoadBalancerArn: balancers.LoadBalancers[0].LoadBalancerArn, Port: aws.Int32(8443), Protocol: elb.ProtocolEnumTls, SslPolicy: aws.String("ELBSecurityPolicy-TLS-1-2-2017-01"),
+		DefaultActions: []elb.Action{{Type: elb.ActionTypeEnumForward, TargetGroupArn: &group}},
+	}
+	if _, err := r.elb.CreateListener(t.Context(), in); err != nil {
+		t.Fatal(err)
+	}
+	listeners, err := r.elb.DescribeListeners(t.Context(), &elbv2.DescribeListenersInput{LoadBalancerArn: in.LoadBalancerArn})
+	if err != nil || len(listeners.Listeners) != 2 {
+		t.Fatalf("listeners: %v, %v", listeners, err)
+	}
+	shown, err := r.elb.DescribeSSLPolicies(t.Context(), &elbv2.DescribeSSLPoliciesInput{Names: []string{*listeners.Listeners[1].SslPolicy}})
+	if err != nil || !slices.Equal(shown.SslPolicies[0].SslProtocols, []string{"TLSv1.2"}) {
+		t.Errorf("policy: %v, %v", shown, err)
+	}
+	in.Port, in.SslPolicy = aws.Int32(9443), aws.String("no-such")
+	if _, err := r.elb.CreateListener(t.Context(), in); err == nil || !strings.Contains(err.Error(), "SSLPolicyNotFound") {
+		t.Errorf("an unknown policy: %v", err)
+	}
+}
+
 // Registered by hand, addresses are balanced like a service's.
 func TestTargets(t *testing.T) {
 	r := start(t)

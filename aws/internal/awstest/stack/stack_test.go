@@ -261,6 +261,28 @@ func said(t *testing.T, fake *ecsfake.Fake, task, want string) {
 	t.Errorf("task %s says %q, want %q", task, fake.Logs(task, "app"), want)
 }
 
+// The example's generated template creates a stack as it is.
+func TestExample(t *testing.T) {
+	cloud, _ := start(t)
+	text, err := os.ReadFile("../../../../examples/payments-ecs/cloudformation.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	s, err := stack.Create(ctx, stack.Options{Config: cloud.Admin(), Account: cloud.Account, Name: "example"}, text, map[string]string{
+		"VpcId": "vpc-1", "SubnetIds": "subnet-1,subnet-2", "CountersignImage": "countersign", "NginxImage": "nginx", "HaproxyImage": "haproxy",
+		"CheckoutImage": "app", "LedgerImage": "app", "TerminalImage": "app", "ImageRepositories": "arn:aws:ecr:eu-central-1:123456789012:repository/app",
+		"FunctionBucket": "bucket", "FunctionKey": "function.zip", "AlarmTopic": "arn:aws:sns:eu-central-1:123456789012:alarms",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if services := s.Resources("AWS::ECS::Service"); len(services) != 4 || s.Outputs["PcaAuthorityArn"] == "" {
+		t.Errorf("%d services, outputs %v", len(services), s.Outputs)
+	}
+}
+
 func TestRefuses(t *testing.T) {
 	cloud, _ := start(t)
 	for name, c := range map[string]struct{ resource, want string }{

@@ -63,6 +63,8 @@ type Spec struct {
 	// Drop are numbers of capabilities that are taken away besides those that containers never have; All takes all.
 	Drop    []int
 	DropAll bool
+	// Limits are resource limits, soft and hard, by the numbers of getrlimit(2).
+	Limits map[int][2]uint64
 	// Init puts a small first process before the program, which hands signals on and collects orphans.
 	Init        bool
 	Directory   string
