@@ -15,6 +15,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
+	"golang.org/x/sys/unix"
 
 	"countersign.dev/aws/internal/awstest/ecsfake/jail"
 )
@@ -159,6 +160,12 @@ func (f *Fake) spec(c *container) (jail.Spec, error) {
 			spec.Tmpfs = append(spec.Tmpfs, jail.Tmpfs{Path: aws.ToString(disk.ContainerPath), Size: int64(disk.Size) << 20})
 		}
 	}
+	for _, limit := range d.Ulimits {
+		if spec.Limits == nil {
+			spec.Limits = map[int][2]uint64{}
+		}
+		spec.Limits[limits[limit.Name]] = [2]uint64{uint64(limit.SoftLimit), uint64(limit.HardLimit)}
+	}
 	for _, mount := range d.MountPoints {
 		path := aws.ToString(mount.ContainerPath)
 		if err := f.own(c, aws.ToString(mount.SourceVolume), path); err != nil {
@@ -251,6 +258,9 @@ var capabilities = map[string]int{
 	"CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "FSETID": 4, "KILL": 5, "SETGID": 6, "SETUID": 7, "SETPCAP": 8, "NET_BIND_SERVICE": 10,
 	"NET_RAW": 13, "SYS_CHROOT": 18, "MKNOD": 27, "AUDIT_WRITE": 29, "SETFCAP": 31,
 }
+
+// limits are the numbers of those that Fargate lets a definition set.
+var limits = map[types.UlimitName]int{types.UlimitNameNofile: unix.RLIMIT_NOFILE, types.UlimitNameCore: unix.RLIMIT_CORE, types.UlimitNameNproc: unix.RLIMIT_NPROC}
 
 // dropped reads the names of capabilities to drop.
 func dropped(names []string) (numbers []int, all bool, err error) {

@@ -183,6 +183,11 @@ func checkSupport(c *types.ContainerDefinition) error {
 			return unsupported(what + " of the container " + name)
 		}
 	}
+	for _, limit := range c.Ulimits {
+		if _, known := limits[limit.Name]; !known {
+			return unsupported("the limit " + string(limit.Name) + " of the container " + name)
+		}
+	}
 	for _, port := range c.PortMappings {
 		if port.HostPort != nil && aws.ToInt32(port.HostPort) != aws.ToInt32(port.ContainerPort) {
 			return invalid("When networkMode=awsvpc, the host ports and container ports in port mappings must match.")

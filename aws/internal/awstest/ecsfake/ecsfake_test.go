@@ -247,12 +247,9 @@ func TestTaskWithInit(t *testing.T) {
 		t.Errorf("containers: %s", got)
 	}
 	r.eventually("the app to have begun", func() bool { return r.fake.Logs(arn, "app") == "begun\n" })
-	if got := r.fake.Logs(arn, "init"); got != "101\n1\n" {
-		t.Errorf("init said %q", got)
-	}
-	if got := r.fake.Logs(arn, "proxy"); got != "pem\ntouch: cannot touch '/certs/x': Read-only file system\nKEY=\n" {
-		t.Errorf("the proxy said %q", got)
-	}
+	r.eventually("what init said", func() bool { return r.fake.Logs(arn, "init") == "101\n1\n" })
+	const want = "pem\ntouch: cannot touch '/certs/x': Read-only file system\nKEY=\n"
+	r.eventually("what the proxy said", func() bool { return r.fake.Logs(arn, "proxy") == want })
 	code, output, err := r.fake.Exec(t.Context(), arn, "proxy", "sh", "-c", "id -u; ls /work /root 2>&1 | wc -l")
 	if err != nil || code != 0 || string(output) != "101\n2\n" {
 		t.Errorf("exec: code %d, output %q, error %v", code, output, err)
@@ -521,7 +518,10 @@ func TestDefinitionsAndErrors(t *testing.T) {
 			_, err := r.ecs.ListAttributes(ctx, &ecs.ListAttributesInput{TargetType: types.TargetTypeContainerInstance})
 			return err
 		}, "does not do ecs:ListAttributes"},
-		"unknown query": {func() error { _, err := r.elb.DescribeSSLPolicies(ctx, &elbv2.DescribeSSLPoliciesInput{}); return err }, "DescribeSSLPolicies"},
+		"unknown query": {func() error {
+			_, err := r.elb.DescribeAccountLimits(ctx, &elbv2.DescribeAccountLimitsInput{})
+			return err
+		}, "DescribeAccountLimits"},
 	} {
 		if err := c.call(); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %v, want %q", name, err, c.want)

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -62,6 +63,8 @@ type Spec struct {
 	// Drop are numbers of capabilities that are taken away besides those that containers never have; All takes all.
 	Drop    []int
 	DropAll bool
+	// Limits are resource limits, soft and hard, by the numbers of getrlimit(2).
+	Limits map[int][2]uint64
 	// Init puts a small first process before the program, which hands signals on and collects orphans.
 	Init        bool
 	Directory   string
@@ -76,6 +79,7 @@ type Container struct {
 	done chan struct{}
 	code int
 	// namespaces are kept open: entering them by process id could meet another process.
+	mu         sync.RWMutex // held for reading while somebody enters
 	namespaces []*os.File
 }
 
@@ -190,9 +194,12 @@ func (c *Container) Signal(signal syscall.Signal) {
 
 // Close forgets the namespaces. Exec is over then.
 func (c *Container) Close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for _, file := range c.namespaces {
 		file.Close()
 	}
+	c.namespaces = nil
 }
 
 // Exec runs another program in the container, as its user, and returns its exit code and output. A program
@@ -203,18 +210,12 @@ func (c *Container) Exec(ctx context.Context, arguments []string) (code int, out
 		return 0, nil, errors.New("the container has ended")
 	default:
 	}
-	if len(arguments) == 0 || len(c.namespaces) == 0 {
-		return 0, nil, errors.New("no program, or a container that has ended")
+	if len(arguments) == 0 {
+		return 0, nil, errors.New("no program")
 	}
 	err = onThread(nil, func() error {
-		// A thread may take another mount namespace only when it shares its root with no other thread.
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			return fmt.Errorf("unshare the thread's root: %w", err)
-		}
-		for _, namespace := range c.namespaces {
-			if err := unix.Setns(int(namespace.Fd()), 0); err != nil {
-				return fmt.Errorf("enter the container's %s: %w", filepath.Base(namespace.Name()), err)
-			}
+		if err := c.enter(); err != nil {
+			return err
 		}
 		if err := c.spec.dropBounding(); err != nil {
 			return err
@@ -223,6 +224,25 @@ func (c *Container) Exec(ctx context.Context, arguments []string) (code int, out
 		return err
 	})
 	return code, output, err
+}
+
+// enter takes the calling thread into the container.
+func (c *Container) enter() error {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if len(c.namespaces) == 0 {
+		return errors.New("the container has ended")
+	}
+	// A thread may take another mount namespace only when it shares its root with no other thread.
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("unshare the thread's root: %w", err)
+	}
+	for _, namespace := range c.namespaces {
+		if err := unix.Setns(int(namespace.Fd()), 0); err != nil {
+			return fmt.Errorf("enter the container's %s: %w", filepath.Base(namespace.Name()), err)
+		}
+	}
+	return nil
 }
 
 // run runs a program on the calling thread, which stands in the container.

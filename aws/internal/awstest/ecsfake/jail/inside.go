@@ -307,6 +307,11 @@ func (s *Spec) bind(bind Bind) error {
 
 // drop gives up what root may beyond a container, then becomes the user.
 func (s *Spec) drop() error {
+	for resource, limit := range s.Limits {
+		if err := syscall.Setrlimit(resource, &syscall.Rlimit{Cur: limit[0], Max: limit[1]}); err != nil {
+			return fmt.Errorf("set the resource limit %d to %v: %w", resource, limit, err)
+		}
+	}
 	for _, file := range []*os.File{os.Stdout, os.Stderr} {
 		// Whoever opens /dev/stdout opens the pipe by its owner.
 		if err := file.Chown(s.UID, s.GID); err != nil {
