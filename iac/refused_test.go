@@ -107,6 +107,15 @@ gateways:
 	}
 }
 
+// TestTwoStores asserts that one secret in two stores is refused: a stack is in one region, and they are one there.
+func TestTwoStores(t *testing.T) {
+	second := strings.NewReplacer("  one:", "  two:", "store: vault", "store: safe", `{service}"}`, `{service}", bundle: "{mesh}/bundle"}`).Replace(good[strings.Index(good, "  one:"):])
+	text := strings.NewReplacer("disk: {type: file, dir: d, identityFile: i}", "safe: {type: secretsmanager, region: eu-central-1}", `{service}"}`, `{service}", bundle: "{mesh}/bundle"}`).Replace(good) + second
+	if _, err := iac.CloudFormation(parse(t, text), iac.Options{}); !errors.Is(err, iac.ErrRefused) || !strings.Contains(fmt.Sprint(err), "the secret small/bundle would lie in the stores vault and safe") {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestInitUnknown asserts that another way than the two is refused.
 func TestInitUnknown(t *testing.T) {
 	if _, err := iac.CloudFormation(parse(t, good), iac.Options{Init: "magic"}); !errors.Is(err, iac.ErrRefused) {

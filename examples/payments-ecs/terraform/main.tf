@@ -1706,6 +1706,7 @@ resource "aws_lb_target_group" "checkout_8081" {
   health_check {
     protocol            = "TCP"
     interval            = 10
+    timeout             = 5
     healthy_threshold   = 2
     unhealthy_threshold = 2
   }
@@ -1915,6 +1916,7 @@ resource "aws_lb_target_group" "ledger_9000" {
   health_check {
     protocol            = "TCP"
     interval            = 10
+    timeout             = 5
     healthy_threshold   = 2
     unhealthy_threshold = 2
   }
@@ -2112,6 +2114,7 @@ resource "aws_lb_target_group" "paygate_8080" {
   health_check {
     protocol            = "TCP"
     interval            = 10
+    timeout             = 5
     healthy_threshold   = 2
     unhealthy_threshold = 2
   }
@@ -2136,6 +2139,7 @@ resource "aws_lb_target_group" "paygate_8090" {
   health_check {
     protocol            = "TCP"
     interval            = 10
+    timeout             = 5
     healthy_threshold   = 2
     unhealthy_threshold = 2
   }
@@ -2160,6 +2164,7 @@ resource "aws_lb_target_group" "paygate_7070" {
   health_check {
     protocol            = "TCP"
     interval            = 10
+    timeout             = 5
     healthy_threshold   = 2
     unhealthy_threshold = 2
   }
@@ -2364,6 +2369,7 @@ resource "aws_lb_target_group" "terminal_7000" {
   health_check {
     protocol            = "TCP"
     interval            = 10
+    timeout             = 5
     healthy_threshold   = 2
     unhealthy_threshold = 2
   }
