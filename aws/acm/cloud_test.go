@@ -52,6 +52,8 @@ const policy = `{"Version":"2012-10-17","Statement":[
   "Condition":{"StringEquals":{"aws:ResourceTag/countersign:workload":"spiffe://payments.internal/service/checkout"}}},
  {"Effect":"Deny","Action":["acm:AddTagsToCertificate","acm:RemoveTagsFromCertificate"],"Resource":"arn:aws:acm:eu-central-1:123456789012:certificate/????????-????-????-????-????????????"},
  {"Effect":"Allow","Action":["acm-pca:DescribeCertificateAuthority","acm-pca:GetCertificateAuthorityCertificate"],"Resource":"%[1]s"},
+ {"Effect":"Allow","Action":["acm-pca:IssueCertificate","acm-pca:GetCertificate"],"Resource":"%[1]s",
+  "Condition":{"StringEqualsIfExists":{"acm-pca:TemplateArn":"arn:aws:acm-pca:::template/EndEntityCertificate/V1"}}},
  {"Effect":"Allow","Action":"secretsmanager:GetRandomPassword","Resource":"*"},
  {"Effect":"Allow","Action":"secretsmanager:*","Resource":"arn:aws:secretsmanager:eu-central-1:123456789012:secret:%[2]s/*"}]}`
 
