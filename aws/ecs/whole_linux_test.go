@@ -286,18 +286,42 @@ func (w *whole) open() {
 // rotate rotates, and expects an outcome.
 func (w *whole) rotate(want rotate.Outcome) rotate.Result {
 	w.t.Helper()
-	r, err := rotate.New(rotate.Config{
-		Holder: "a test", Timeout: 30 * time.Second, RolloutTimeout: time.Minute,
-		Progress: func(_ string, step rotate.Step, text string) { w.t.Logf("%s: %s", step, text) },
-	})
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	result := r.Rotate(w.t.Context(), w.target, rotate.Options{Force: true})
+	result := w.rotateUntil(w.t.Context(), "", rotate.Options{Force: true})
 	if result.Outcome != want {
 		w.t.Fatalf("%s, %v, want %s", result.Outcome, result.Err, want)
 	}
 	return result
+}
+
+// rotateUntil rotates until it tells of something, as the deadline of a function would end it; empty is to its end.
+func (w *whole) rotateUntil(ctx context.Context, end string, o rotate.Options) rotate.Result {
+	w.t.Helper()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	r, err := rotate.New(rotate.Config{
+		Holder: "a test", Timeout: 30 * time.Second, RolloutTimeout: time.Minute,
+		Progress: func(_ string, step rotate.Step, text string) {
+			w.t.Logf("%s: %s", step, text)
+			if end != "" && strings.Contains(text, end) {
+				cancel()
+			}
+		},
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return r.Rotate(ctx, w.target, o)
+}
+
+// deployments is how many the rotations have begun.
+func (w *whole) deployments() int {
+	n := 0
+	for _, call := range w.cloud.Calls() {
+		if call.Role == "whole-rotation" && call.Action == "ecs:UpdateService" {
+			n++
+		}
+	}
+	return n
 }
 
 // scale has the service run so many tasks, and waits until it does.
@@ -365,8 +389,17 @@ func TestWhole(t *testing.T) {
 	}
 
 	w.want("")
-	fourth := w.rotate(rotate.Rotated)
+	// Cut off while tasks are replaced, the next one goes on with the same deployment.
+	begun := w.deployments()
+	cut := w.rotateUntil(t.Context(), "new tasks run", rotate.Options{Force: true})
+	if !errors.Is(cut.Err, rotate.ErrStopped) {
+		t.Errorf("%v, want ErrStopped", cut.Err)
+	}
+	fourth := w.rotateUntil(t.Context(), "", rotate.Options{})
 	tasks := w.serving(fourth.Serial)
+	if fourth.Outcome != rotate.Rotated || fourth.Serial == second.Serial || w.deployments() != begun+1 {
+		t.Errorf("%s, %v, %s is current after %d deployments", fourth.Outcome, fourth.Err, fourth.Serial, w.deployments()-begun)
+	}
 	for _, call := range w.cloud.Calls() {
 		if !call.Allowed {
 			t.Errorf("%s may not %s on %s: %s", call.Role, call.Action, call.Resource, call.Why)
