@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -256,6 +257,7 @@ func (s *Spec) run(ctx context.Context, arguments []string) (int, []byte, error)
 	cmd.Args[0] = arguments[0]
 	cmd.Env, cmd.Dir = s.Environment, s.Directory
 	cmd.Stdout, cmd.Stderr = &output, &output
+	cmd.WaitDelay = time.Second // a process that it left behind may hold the output open
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(s.UID), Gid: uint32(s.GID)}}
 	var exit *exec.ExitError
 	if err := cmd.Run(); errors.As(err, &exit) && exit.Exited() {

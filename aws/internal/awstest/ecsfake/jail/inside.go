@@ -164,13 +164,21 @@ func (s *Spec) system() error {
 
 // devices mounts /dev and /proc.
 func (s *Spec) devices() error {
-	for path, options := range map[string]string{"/dev": "mode=755,size=64k", "/proc": ""} {
-		if err := os.MkdirAll(s.Root+path, 0o755); err != nil { //nolint:gosec // as in every root file system
-			return fmt.Errorf("make %s: %w", path, err)
+	for _, disk := range []struct{ path, kind, options string }{{"/dev", "tmpfs", "mode=755,size=64k"}, {"/proc", "proc", ""}} {
+		if err := os.MkdirAll(s.Root+disk.path, 0o755); err != nil { //nolint:gosec // as in every root file system
+			return fmt.Errorf("make %s: %w", disk.path, err)
 		}
-		kind := map[string]string{"/dev": "tmpfs", "/proc": "proc"}[path]
-		if err := unix.Mount(kind, s.Root+path, kind, unix.MS_NOSUID|unix.MS_NOEXEC, options); err != nil {
-			return fmt.Errorf("mount %s: %w", path, err)
+		if err := unix.Mount(disk.kind, s.Root+disk.path, disk.kind, unix.MS_NOSUID|unix.MS_NOEXEC, disk.options); err != nil {
+			return fmt.Errorf("mount %s: %w", disk.path, err)
+		}
+	}
+	// What concerns the whole machine can be looked at.
+	for _, path := range []string{"/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs"} {
+		if _, err := os.Stat(s.Root + path); err != nil {
+			continue
+		}
+		if err := s.bind(Bind{Source: s.Root + path, Target: path}); err != nil {
+			return err
 		}
 	}
 	for _, name := range []string{"null", "zero", "full", "random", "urandom"} {
