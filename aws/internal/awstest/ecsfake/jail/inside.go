@@ -60,6 +60,10 @@ func become(answer *os.File) error {
 	if err := unix.Sethostname([]byte(spec.Hostname)); err != nil {
 		return fmt.Errorf("set the host name: %w", err)
 	}
+	if spec.Pause {
+		answer.Close()
+		pause()
+	}
 	if err := spec.build(); err != nil {
 		return err
 	}
@@ -77,6 +81,19 @@ func become(answer *os.File) error {
 		return spec.lead(path, answer)
 	}
 	return fmt.Errorf("execute %s: %w", path, syscall.Exec(path, spec.Arguments, spec.Environment))
+}
+
+// pause collects orphans until it is killed.
+func pause() {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGCHLD)
+	for range signals {
+		for {
+			if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); pid <= 0 || err != nil {
+				break
+			}
+		}
+	}
 }
 
 // lead stays the first process, before the program.
