@@ -141,7 +141,7 @@ func (f *Fake) spec(c *container) (jail.Spec, error) {
 	d, t := &c.definition, c.task
 	spec := jail.Spec{
 		Root: f.rootDirectory(), Hostname: hostname(t), Host: c.image.Host, Binds: slices.Clone(c.image.Binds),
-		Dirs: c.image.Dirs, Links: c.image.Links, ReadOnly: aws.ToBool(d.ReadonlyRootFilesystem), UID: c.uid, GID: c.gid,
+		Processes: t.pause, Dirs: c.image.Dirs, Links: c.image.Links, ReadOnly: aws.ToBool(d.ReadonlyRootFilesystem), UID: c.uid, GID: c.gid,
 		Directory: orDefault(orDefault(aws.ToString(d.WorkingDirectory), c.image.Directory), "/"),
 	}
 	spec.Files = append(slices.Clone(c.image.Files), jail.File{Path: "/etc/hosts", Content: f.hosts(t)}, jail.File{Path: "/etc/hostname", Content: hostname(t) + "\n"})

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -66,7 +67,12 @@ type Spec struct {
 	// Limits are resource limits, soft and hard, by the numbers of getrlimit(2).
 	Limits map[int][2]uint64
 	// Init puts a small first process before the program, which hands signals on and collects orphans.
-	Init        bool
+	Init bool
+	// Pause makes a container that does nothing but hold a process namespace, until it is killed; Arguments do not count then.
+	Pause bool
+	// Processes is a container whose process namespace this one shares; nil: it has its own. In one that is shared,
+	// what the program leaves running runs on until the other container ends.
+	Processes   *Container `json:"-"`
 	Directory   string
 	Arguments   []string
 	Environment []string
@@ -116,7 +122,7 @@ func Start(spec Spec, space *Space, output io.Writer) (*Container, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,
 	}
-	if err := cmd.Start(); err != nil {
+	if err := spec.start(cmd); err != nil {
 		return nil, fmt.Errorf("start a container: %w", err)
 	}
 	request.Close()
@@ -143,9 +149,30 @@ func Start(spec Spec, space *Space, output io.Writer) (*Container, error) {
 	return c, nil
 }
 
+// start starts the child, in the process namespace of another container when that is asked for.
+func (s *Spec) start(cmd *exec.Cmd) error {
+	if s.Processes == nil {
+		return cmd.Start()
+	}
+	cmd.SysProcAttr.Cloneflags &^= unix.CLONE_NEWPID
+	cmd.WaitDelay = time.Second // what is left running may hold the output open
+	return onThread(nil, func() error {
+		other := s.Processes
+		other.mu.RLock()
+		defer other.mu.RUnlock()
+		if len(other.namespaces) == 0 {
+			return errors.New("the container whose processes are shared has ended")
+		}
+		if err := unix.Setns(int(other.namespaces[0].Fd()), unix.CLONE_NEWPID); err != nil {
+			return fmt.Errorf("share the processes of another container: %w", err)
+		}
+		return cmd.Start()
+	})
+}
+
 // open opens the namespaces of a program that has just been executed.
 func (c *Container) open() error {
-	// Mounts come last: then the paths are the container's.
+	// Processes come first, because start counts on it, and mounts last: then the paths are the container's.
 	for _, kind := range []string{"pid", "net", "uts", "ipc", "mnt"} {
 		file, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", c.pid, kind))
 		if err != nil {
@@ -256,6 +283,7 @@ func (s *Spec) run(ctx context.Context, arguments []string) (int, []byte, error)
 	cmd.Args[0] = arguments[0]
 	cmd.Env, cmd.Dir = s.Environment, s.Directory
 	cmd.Stdout, cmd.Stderr = &output, &output
+	cmd.WaitDelay = time.Second // a process that it left behind may hold the output open
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(s.UID), Gid: uint32(s.GID)}}
 	var exit *exec.ExitError
 	if err := cmd.Run(); errors.As(err, &exit) && exit.Exited() {

@@ -171,7 +171,7 @@ func TestExecAndSignal(t *testing.T) {
 			t.Errorf("code %d, output %q, error %v", code, output, err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-		if _, _, err := c.Exec(ctx, []string{"sleep", "60"}); err == nil {
+		if _, _, err := c.Exec(ctx, []string{"sh", "-c", "sleep 60; true"}); err == nil {
 			t.Error("a program that took too long is no error")
 		}
 		cancel()
