@@ -175,7 +175,7 @@ func (w *rotation) target(ctx context.Context, spec *mesh.Spec, plan *mesh.Plan)
 func unknown(targets []rotate.Target) error {
 	for _, t := range targets {
 		if broken, ok := t.Authority.(brokenAuthority); ok && errors.Is(broken.err, errNoARN) {
-			return usageError{broken.err}
+			return usageError(broken)
 		}
 	}
 	return nil
