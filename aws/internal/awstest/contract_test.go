@@ -190,6 +190,7 @@ func TestContractGenerated(t *testing.T) {
 	}
 	path := filepath.Join("..", "..", "..", "docs", "doubles.md")
 	want := document(results)
+	t.Logf("operation by double:\n%s", want)
 	if *update {
 		if err := os.WriteFile(path, want, 0o644); err != nil {
 			t.Fatal(err)

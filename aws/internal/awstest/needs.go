@@ -24,6 +24,8 @@ func (c *Cloud) needs(ctx context.Context, q *request) ([]need, *refusal) {
 		return c.assumeNeeds(q), nil
 	case "ecs":
 		return c.ecsNeeds(ctx, q), nil
+	case "acm":
+		return c.certificateNeeds(ctx, q)
 	case "acm-pca":
 		return authorityNeeds(q), nil
 	case "acm":
@@ -41,14 +43,8 @@ func (c *Cloud) needs(ctx context.Context, q *request) ([]need, *refusal) {
 
 // contextOf are the condition keys of the services without a rule of their own.
 func contextOf(q *request) map[string][]string {
-	switch {
-	case q.service == "monitoring":
+	if q.service == "monitoring" {
 		return map[string][]string{"cloudwatch:namespace": optional(q.str("Namespace"))}
-	case q.service == "acm" && q.operation == "RequestCertificate":
-		return map[string][]string{
-			"acm:CertificateAuthority": optional(q.str("CertificateAuthorityArn")),
-			"acm:DomainNames":          append(q.list("SubjectAlternativeNames"), q.str("DomainName")),
-		}
 	}
 	return nil
 }
