@@ -10,18 +10,10 @@ GOLANGCI_LINT ?= tools/bin/golangci-lint
 # Seconds for each fuzz target and for all of them together.
 FUZZ_EACH ?= 4
 FUZZ_ALL ?= 110
-<<<<<<< HEAD
-# Packages whose tests start whole meshes and real peers, or ask every double of AWS for everything; they run after all others,
-# and not with -race.
-WHOLE := ./integration/... ./aws/internal/awstest ./aws/internal/awstest/ecsfake/...
-# What takes longest, because its tests wait for processes one after the other, begins first.
-UNIT = ./cmd/... ./up ./server ./supervise ./proxy/... ./rotate ./agent $(shell $(GO) list ./... | grep -v -e /integration -e /cmd/ -e '/awstest$$' -e /awstest/ecsfake)
-=======
 # Packages whose tests start whole meshes and real peers, and the doubles of AWS; they run after all others, and not with -race.
 WHOLE := ./integration/... ./aws/internal/...
 # What takes longest, because its tests wait for processes one after the other, begins first.
 UNIT = ./cmd/... ./up ./server ./supervise ./proxy/... ./rotate ./agent $(shell $(GO) list ./... | grep -v -e /integration -e /cmd/ -e /aws/internal/)
->>>>>>> main
 
 # A checkout that git refuses to read (another owner) is built without the commit in the version.
 ifneq ($(shell git rev-parse --is-inside-work-tree 2>/dev/null),true)

@@ -28,8 +28,6 @@ func (c *Cloud) needs(ctx context.Context, q *request) ([]need, *refusal) {
 		return c.certificateNeeds(ctx, q)
 	case "acm-pca":
 		return authorityNeeds(q), nil
-	case "acm":
-		return certificateNeeds(q), nil
 	case "events":
 		return c.eventNeeds(q), nil
 	default:
@@ -132,29 +130,6 @@ func authorityNeeds(q *request) []need {
 		n.context = map[string][]string{"acm-pca:TemplateArn": {template}}
 	}
 	return []need{n}
-}
-
-// certificateNeeds: whoever requests a private certificate from ACM must be allowed to have the CA issue one himself.
-func certificateNeeds(q *request) []need {
-	n := need{action: q.action(), resource: "*"}
-	if arn := q.str("CertificateArn"); arn != "" {
-		n.resource = arn
-	}
-	if q.operation != "RequestCertificate" {
-		return []need{n}
-	}
-	ca := q.str("CertificateAuthorityArn")
-	n.resource = arnOf("acm", "certificate/*")
-	n.context = map[string][]string{
-		"acm:CertificateAuthority": optional(ca),
-		"acm:DomainNames":          append(optional(q.str("DomainName")), q.list("SubjectAlternativeNames")...),
-	}
-	if ca == "" {
-		return []need{n}
-	}
-	return []need{n, {action: "acm-pca:IssueCertificate", resource: ca, context: map[string][]string{
-		"acm-pca:TemplateArn": {defaultTemplate}, "aws:ViaAWSService": {"true"}, "aws:CalledVia": {"acm.amazonaws.com"},
-	}}}
 }
 
 func (c *Cloud) eventNeeds(q *request) []need {
