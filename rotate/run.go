@@ -361,11 +361,14 @@ func (n *run) reason() (string, error) {
 		return "the authority signs with another key than that of its issuer", nil
 	case n.t.Bundle == "" && !sameCertificates(n.current.bundle, n.trust.Bundle):
 		return "the trust bundle has changed", nil
-	case !n.r.now().Before(n.due(leaf)):
-		return "it was due at " + n.due(leaf).UTC().Format(time.RFC3339), nil
-	default:
-		return n.newer()
 	}
+	if newer, err := n.newer(); err != nil || newer != "" {
+		return newer, err
+	}
+	if !n.r.now().Before(n.due(leaf)) {
+		return "it was due at " + n.due(leaf).UTC().Format(time.RFC3339), nil
+	}
+	return "", nil
 }
 
 // readCRLs reads the revocation lists of an authority, which are genuine where they are in the name of its issuer.

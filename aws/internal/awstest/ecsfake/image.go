@@ -39,8 +39,8 @@ var people = map[string]int{"root": 0, "www-data": 33, "haproxy": 99, "nginx": 1
 func Countersign(binary string) Image {
 	return Image{
 		Binds:   []jail.Bind{{Source: binary, Target: "/countersign"}},
-		Dirs:    []jail.Dir{{Path: "/tls", UID: 101, GID: 101, Mode: 0o700}},
-		Volumes: []string{"/tls"}, User: "101:101",
+		Dirs:    []jail.Dir{{Path: "/tls", UID: 101, GID: 101, Mode: 0o700}, {Path: "/proxy", UID: 101, GID: 101, Mode: 0o700}},
+		Volumes: []string{"/tls", "/proxy"}, User: "101:101",
 		EntryPoint: []string{"/countersign"}, Command: []string{"init", "--from", "env", "--to", "/tls"},
 	}
 }
