@@ -2,7 +2,6 @@ package iam_test
 
 import (
 	"encoding/json"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -388,6 +387,6 @@ func TestGeneratedTrust(t *testing.T) {
 		}
 	}
 	if len(w.trusts) == 0 {
-		t.Error(fmt.Sprint("no role is there"))
+		t.Error("no role is there")
 	}
 }
