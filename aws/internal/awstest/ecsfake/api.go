@@ -191,8 +191,8 @@ func checkOverrides(overrides *types.TaskOverride, definition *types.TaskDefinit
 	if overrides == nil {
 		return nil
 	}
-	if overrides.ExecutionRoleArn != nil || overrides.EphemeralStorage != nil || len(overrides.InferenceAcceleratorOverrides) > 0 {
-		return unsupported("overrides of execution role, storage and accelerators")
+	if overrides.ExecutionRoleArn != nil || overrides.EphemeralStorage != nil {
+		return unsupported("overrides of execution role and storage")
 	}
 	for _, o := range overrides.ContainerOverrides {
 		if !slices.ContainsFunc(definition.ContainerDefinitions, func(c types.ContainerDefinition) bool { return aws.ToString(c.Name) == aws.ToString(o.Name) }) {

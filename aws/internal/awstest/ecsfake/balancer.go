@@ -218,7 +218,7 @@ func (f *Fake) drain(t *target) {
 	}
 	t.state, t.reason = draining, elb.TargetHealthReasonEnumDeregistrationInProgress
 	f.wake()
-	delay, _ := strconv.Atoi(t.group.attributes["deregistration_delay.timeout_seconds"]) // was checked when it was set
+	delay, _ := strconv.ParseInt(t.group.attributes["deregistration_delay.timeout_seconds"], 10, 32) // was checked when it was set
 	f.run(func() {
 		f.pause(int32(delay))
 		f.mu.Lock()
@@ -238,10 +238,9 @@ func (f *Fake) drain(t *target) {
 func (g *group) pick() *target {
 	var good, rest []*target
 	for _, t := range g.targets {
-		switch t.state {
-		case healthy:
+		if t.state == healthy {
 			good = append(good, t)
-		case initial, unhealthy:
+		} else if t.state != draining && t.state != gone {
 			rest = append(rest, t)
 		}
 	}

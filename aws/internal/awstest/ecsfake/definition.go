@@ -75,8 +75,8 @@ func checkDefinition(in *ecs.RegisterTaskDefinitionInput) error {
 		return invalid("No Fargate configuration exists for given values: %s CPU, %s memory. See the Amazon ECS documentation for the valid values.", aws.ToString(in.Cpu), aws.ToString(in.Memory))
 	case in.PidMode != "" || in.IpcMode != "":
 		return unsupported("pidMode and ipcMode")
-	case in.ProxyConfiguration != nil || len(in.InferenceAccelerators) > 0 || len(in.PlacementConstraints) > 0 || aws.ToBool(in.EnableFaultInjection):
-		return unsupported("proxyConfiguration, accelerators, placement and fault injection")
+	case in.ProxyConfiguration != nil || len(in.PlacementConstraints) > 0 || aws.ToBool(in.EnableFaultInjection):
+		return unsupported("proxyConfiguration, placement and fault injection")
 	}
 	volumes := map[string]bool{}
 	for _, volume := range in.Volumes {

@@ -145,12 +145,7 @@ func (f *Fake) judge(s *service) {
 			continue
 		}
 		t.counted = true
-		switch t.stopCode {
-		case types.TaskStopCodeServiceSchedulerInitiated:
-			if !t.failed {
-				continue
-			}
-		case types.TaskStopCodeUserInitiated:
+		if t.stopCode == types.TaskStopCodeUserInitiated || t.stopCode == types.TaskStopCodeServiceSchedulerInitiated && !t.failed {
 			continue
 		}
 		if !was || t.failed {

@@ -214,6 +214,7 @@ func TestDraining(t *testing.T) {
 		if err != nil {
 			return err
 		}
+		defer answer.Body.Close()
 		_, err = io.Copy(io.Discard, answer.Body)
 		return err
 	}

@@ -21,7 +21,8 @@ import (
 
 // Fill sets the members of the structure that target points to from a document: maps, lists, strings, numbers
 // and truth values as a decoder makes them. Names are compared without regard to case; numbers and truth
-// values may be written as strings and the other way round, as CloudFormation allows. An error names the
+// values may be written as strings and the other way round, as CloudFormation allows. A member that can be
+// anything takes its document as it is. An error names the
 // place, which begins with path.
 func Fill(target, document any, path string) error {
 	return fill(reflect.ValueOf(target).Elem(), document, path)
@@ -37,6 +38,9 @@ func fill(v reflect.Value, document any, path string) error {
 		return fill(v.Elem(), document, path)
 	case reflect.Struct:
 		return fillStruct(v, document, path)
+	case reflect.Interface:
+		v.Set(reflect.ValueOf(document))
+		return nil
 	case reflect.Slice:
 		return fillSlice(v, document, path)
 	case reflect.Map:
