@@ -10,10 +10,10 @@ GOLANGCI_LINT ?= tools/bin/golangci-lint
 # Seconds for each fuzz target and for all of them together.
 FUZZ_EACH ?= 4
 FUZZ_ALL ?= 110
-# Packages whose tests start whole meshes and real peers; they run after all others, and not with -race.
-WHOLE := ./integration/...
+# Packages whose tests start whole meshes and real peers, and the doubles of AWS; they run after all others, and not with -race.
+WHOLE := ./integration/... ./aws/internal/...
 # What takes longest, because its tests wait for processes one after the other, begins first.
-UNIT = ./cmd/... ./up ./server ./supervise ./proxy/... ./rotate ./agent $(shell $(GO) list ./... | grep -v -e /integration -e /cmd/)
+UNIT = ./cmd/... ./up ./server ./supervise ./proxy/... ./rotate ./agent $(shell $(GO) list ./... | grep -v -e /integration -e /cmd/ -e /aws/internal/)
 
 # A checkout that git refuses to read (another owner) is built without the commit in the version.
 ifneq ($(shell git rev-parse --is-inside-work-tree 2>/dev/null),true)
@@ -102,8 +102,8 @@ tidy: ## See that go.mod lists what is used
 	@$(GO) mod verify
 
 .PHONY: generate
-generate: ## Write the generated files again: the JSON Schema and the references in docs/
-	$(GO) test -count=1 ./mesh ./cmd/countersign -run 'Generated' -update
+generate: ## Write the generated files again: the JSON Schema, the references in docs/, what doubles of AWS do
+	$(GO) test -count=1 ./mesh ./cmd/countersign ./aws/internal/awstest -run 'Generated' -update
 
 .PHONY: soak
 soak: ## The long forms: minutes of load, thousands of rotations

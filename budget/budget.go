@@ -7,6 +7,10 @@
 // process that dies in between has counted one that perhaps was never issued; when it goes on with the same request, that
 // is not counted again.
 //
+// Each count is a version of the secret, and stores do not take any number of them: AWS Secrets Manager has a quota of about
+// 100 within 24 hours. When a day brings many, a process counts several certificates at once, and uses them up; what it does
+// not use stays counted.
+//
 // A month is a calendar month in UTC, as AWS bills. A clock that goes back gives nothing back: the count stays in the
 // latest month that was ever seen.
 package budget
@@ -47,10 +51,14 @@ const (
 	// remembered is how many requests are known again. A request is repeated within minutes, or by the next rotation of its
 	// service: this many later ones are far beyond that, and the record stays well below what a secret may hold.
 	remembered = 2000
+	// From many and from tooMany writes of a day on, so many are counted at once: 50, then 30 times 10, then 20 times 25
+	// keep below the quota of Secrets Manager, and are 850 certificates a day.
+	many, manyAtOnce       = 50, 10
+	tooMany, tooManyAtOnce = 80, 25
 	// tries bounds how often a count is written that others keep changing.
 	tries = 100
-	// monthForm is how a month is written.
-	monthForm = "2006-01"
+	// monthForm and dayForm are how a month and a day are written.
+	monthForm, dayForm = "2006-01", "2006-01-02"
 )
 
 // record is what the store holds, in JSON.
@@ -61,6 +69,9 @@ type record struct {
 	Used  int    `json:"used"`
 	// Requests are the last ones that were counted, as [digest] spells them, also those of months before.
 	Requests []string `json:"requests,omitempty"`
+	// Day is when this was written last, and Writes how often on that day.
+	Day    string `json:"day,omitempty"`
+	Writes int    `json:"writes,omitempty"`
 }
 
 // Budget is a limit for each month. It is safe for concurrent use, also by several processes on one store.
@@ -71,6 +82,11 @@ type Budget struct {
 	now   func() time.Time
 
 	mu sync.Mutex // one spends at a time in this process; the store orders processes
+	// ahead is how many are counted of month that nobody has asked for yet, and taken the requests that have used up the
+	// others, which do not stand in the record before it is written again.
+	ahead int
+	month string
+	taken []string
 }
 
 // New makes a budget of a number of certificates a month, which is counted in the secret of a name. A limit of 0 or less
@@ -82,7 +98,8 @@ func New(store Store, name string, limit int, now func() time.Time) *Budget {
 	return &Budget{store: store, name: name, limit: max(limit, 0), now: now}
 }
 
-// Spend counts one certificate under the id of its request, before it is asked for. The same id counts once. When the
+// Spend counts one certificate under the id of its request, before it is asked for. The same id counts once; only on a day
+// with many, when it was one of several that were counted at once, and its process has ended since, it counts again. When the
 // budget of the month is used up it is [ErrSpent]; any other error, too, means that nothing may be issued.
 func (b *Budget) Spend(ctx context.Context, id string) error {
 	b.mu.Lock()
@@ -118,14 +135,20 @@ func (b *Budget) try(ctx context.Context, id, placeholder string) (done bool, er
 		version = placeholder
 	}
 	key := digest(id)
-	if slices.Contains(state.Requests, key) {
+	if slices.Contains(state.Requests, key) || slices.Contains(b.taken, key) {
+		return true, nil
+	}
+	if b.ahead > 0 && b.month == state.Month {
+		b.ahead--
+		b.taken = append(b.taken, key)
 		return true, nil
 	}
 	if state.Used >= b.limit {
 		return true, b.spent(state)
 	}
-	state.Used++
-	state.Requests = append(state.Requests, key)
+	at := min(b.atOnce(&state), b.limit-state.Used)
+	state.Used += at
+	state.Requests = append(append(state.Requests, b.taken...), key)
 	if over := len(state.Requests) - remembered; over > 0 {
 		state.Requests = state.Requests[over:]
 	}
@@ -139,6 +162,7 @@ func (b *Budget) try(ctx context.Context, id, placeholder string) (done bool, er
 	}
 	switch err := b.store.Replace(ctx, b.name, staged, version); {
 	case err == nil:
+		b.ahead, b.month, b.taken = at-1, state.Month, nil
 		return true, nil
 	// A version without a stage may be removed by those who write at the same time.
 	case errors.Is(err, secret.ErrReplaced), errors.Is(err, secret.ErrNotFound):
@@ -148,11 +172,27 @@ func (b *Budget) try(ctx context.Context, id, placeholder string) (done bool, er
 	}
 }
 
+// atOnce notes a write, and says how many are counted with it.
+func (b *Budget) atOnce(state *record) int {
+	if today := b.now().UTC().Format(dayForm); state.Day != today {
+		state.Day, state.Writes = today, 0
+	}
+	state.Writes++
+	switch {
+	case state.Writes <= many:
+		return 1
+	case state.Writes <= tooMany:
+		return manyAtOnce
+	default:
+		return tooManyAtOnce
+	}
+}
+
 func (b *Budget) uncounted(err error) error {
 	return fmt.Errorf("counting a certificate in %s, without which none is asked for: %w", b.name, err)
 }
 
-// State says how many certificates were counted in the current month, how many it allows, and which month that is (as
+// State says how many certificates were counted in the current month, those among them that were counted at once with others, how many it allows, and which month that is (as
 // 2006-01, UTC).
 func (b *Budget) State(ctx context.Context) (used, limit int, month string, err error) {
 	state, _, err := b.read(ctx)
@@ -179,8 +219,7 @@ func (b *Budget) read(ctx context.Context) (record, string, error) {
 		}
 	}
 	if errors.Is(err, secret.ErrCorrupt) {
-		return record{}, "", fmt.Errorf("the count of certificates %s cannot be read, and nothing is issued without it: %w; find out how many were issued this month "+
-			`(the bill, or the authority's audit report), and write that down as its value: {"format":%d,"month":%q,"used":NUMBER}`, b.name, err, format, month)
+		return record{}, "", fmt.Errorf("the count of certificates %s cannot be read, and nothing is issued without it: %w; %s", b.name, err, mend(month))
 	}
 	return record{}, "", fmt.Errorf("reading the count of certificates %s, without which nothing is issued: %w", b.name, err)
 }
@@ -195,7 +234,7 @@ func parse(text []byte) (record, error) {
 		return record{}, fmt.Errorf("%w: it has the format %d, and this program knows %d; use the newer program", secret.ErrInvalid, state.Format, format)
 	}
 	at, err := time.Parse(monthForm, state.Month)
-	if err != nil || at.Year() < 2000 || state.Format != format || state.Used < 0 || len(state.Requests) > remembered {
+	if err != nil || at.Year() < 2000 || state.Format != format || state.Used < 0 || state.Writes < 0 || len(state.Requests) > remembered {
 		return record{}, fmt.Errorf("%w: it is not a count of certificates of a month", secret.ErrCorrupt)
 	}
 	return state, nil
@@ -207,8 +246,18 @@ func (b *Budget) spent(state record) error {
 	if at, err := time.Parse(monthForm, state.Month); err == nil {
 		again = at.AddDate(0, 1, 0).Format(time.RFC3339)
 	}
-	return fmt.Errorf("%w: %d of %d certificates of %s (UTC) were counted in %s, and no further one is asked for before %s; "+
-		"find out what issues so many, or raise budget.certificates of the authority in the specification", ErrSpent, state.Used, b.limit, state.Month, b.name, again)
+	advice := "find out what issues so many, or raise budget.certificates of the authority in the specification"
+	if now := b.now().UTC().Format(monthForm); state.Month > now {
+		advice = "it is " + now + " by this machine's clock: if another one was ahead when it counted, " + mend(now)
+	}
+	return fmt.Errorf("%w: %d of %d certificates of %s (UTC) were counted in %s, and no further one is asked for before %s; %s",
+		ErrSpent, state.Used, b.limit, state.Month, b.name, again, advice)
+}
+
+// mend says how a count is put right by hand.
+func mend(month string) string {
+	return fmt.Sprintf("find out how many were issued this month (the bill, or the authority's audit report), and write that down as its value with the tools of the store, "+
+		`such as aws secretsmanager put-secret-value: {"format":%d,"month":%q,"used":NUMBER}`, format, month)
 }
 
 // digest spells an id in 12 characters: 72 bits, so that two requests are never taken for one.

@@ -101,7 +101,8 @@ func TestMonths(t *testing.T) {
 	// Back into November: nothing comes back, and the count stays December's.
 	at = at.Add(-24 * time.Hour)
 	err := b.Spend(t.Context(), "e")
-	if !errors.Is(err, ErrSpent) || !strings.Contains(err.Error(), "before 2027-01-01T00:00:00Z") {
+	if !errors.Is(err, ErrSpent) || !strings.Contains(err.Error(), "before 2027-01-01T00:00:00Z") ||
+		!strings.Contains(err.Error(), `if another one was ahead when it counted, find out`) || !strings.Contains(err.Error(), `"month":"2026-11"`) {
 		t.Errorf("a clock that went back gave %v", err)
 	}
 	at = time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -343,6 +344,59 @@ func TestManyRequests(t *testing.T) {
 	got, err := parse(store.value)
 	if err != nil || len(got.Requests) != remembered || got.Used != 2 || len(store.value) > secret.MaxValue {
 		t.Errorf("%d requests, %d used, %d bytes, %v", len(got.Requests), got.Used, len(store.value), err)
+	}
+}
+
+// TestManyInADay keeps below the quota of versions that Secrets Manager has, and never exceeds the budget for it.
+func TestManyInADay(t *testing.T) {
+	store := &memory{}
+	at := november()
+	clock := func() time.Time { return at }
+	b := New(store, name, 850, clock)
+	for i := range 200 {
+		mustSpend(t, b, fmt.Sprint(i), fmt.Sprint(i)) // each once
+	}
+	if n := used(t, store, clock); n != 200 || store.writes != 65 {
+		t.Errorf("%d are counted in %d writes; want 200 in 65", n, store.writes)
+	}
+	mustSpend(t, b, "one more")
+	if n := used(t, store, clock); n != 210 {
+		t.Errorf("%d are counted, want ten more at once", n)
+	}
+	// Another process knows none of those that were counted at once, until they are written down.
+	mustSpend(t, New(store, name, 850, clock), "150")
+	if n := used(t, store, clock); n != 210 {
+		t.Errorf("%d are counted: what was written down counts again", n)
+	}
+	for i := range 2000 {
+		if err := b.Spend(t.Context(), fmt.Sprint("more ", i)); err != nil {
+			if !errors.Is(err, ErrSpent) || i != 649 {
+				t.Errorf("number %d: %v", i, err)
+			}
+			break
+		}
+	}
+	if n := used(t, store, clock); n != 850 || store.writes != 100 {
+		t.Errorf("%d are counted in %d writes", n, store.writes)
+	}
+	// The next month begins with nothing: what was counted ahead was of the other one.
+	b = New(store, name, 2000, clock)
+	mustSpend(t, b, "ahead")
+	at = at.AddDate(0, 1, 0)
+	writes := store.writes
+	mustSpend(t, b, "of december")
+	if n := used(t, store, clock); n != 1 || store.writes != writes+1 {
+		t.Errorf("%d are counted in the next month, in %d writes", n, store.writes-writes)
+	}
+	// Some that were counted at once count again in another process; those that have run out never allow more.
+	at = at.AddDate(0, 0, 1)
+	small := &memory{}
+	b = New(small, name, 55, clock)
+	for i := range 55 {
+		mustSpend(t, b, fmt.Sprint(i))
+	}
+	if err := b.Spend(t.Context(), "beyond"); !errors.Is(err, ErrSpent) || used(t, small, clock) != 55 {
+		t.Errorf("beyond: %v", err)
 	}
 }
 

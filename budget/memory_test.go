@@ -9,7 +9,10 @@ import (
 )
 
 // memory is a store of one secret for one caller.
-type memory struct{ value, staged []byte }
+type memory struct {
+	value, staged []byte
+	writes        int
+}
 
 func (m *memory) Read(context.Context, string, string) ([]byte, string, error) {
 	if m.value == nil {
@@ -25,6 +28,7 @@ func (m *memory) Stage(_ context.Context, _, _ string, value []byte) (string, er
 
 func (m *memory) Replace(context.Context, string, string, string) error {
 	m.value = m.staged
+	m.writes++
 	return nil
 }
 

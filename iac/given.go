@@ -51,7 +51,9 @@ func IAM(spec *mesh.Spec, o Options, given Given) ([]byte, error) {
 		return nil, err
 	}
 	g := gathering{d: d}
-	g.take(d.secrets)
+	if err := g.take(d.secrets); err != nil {
+		return nil, err
+	}
 	if len(given.repositories()) == 0 {
 		g.missing = append(g.missing, "--arn repository/NAME=ARN")
 	}
@@ -77,7 +79,10 @@ func IAM(spec *mesh.Spec, o Options, given Given) ([]byte, error) {
 		}
 	}
 	out := indentedJSON(object{{key: "roles", value: roles}, {key: "secrets", value: secrets}, {key: "keys", value: keys}}, g.resolve)
-	return out, g.err()
+	if err := g.err(); err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
 // TaskDefinition writes the task definition of a workload as JSON, as `aws ecs register-task-definition
@@ -93,7 +98,9 @@ func TaskDefinition(spec *mesh.Spec, name string, o Options, given Given) ([]byt
 	d.given = &given
 	w := d.workloads[slices.IndexFunc(d.workloads, func(w *workload) bool { return w.name == name })]
 	g := gathering{d: d}
-	g.take(w.secrets)
+	if err := g.take(w.secrets); err != nil {
+		return nil, err
+	}
 	definition, err := d.taskDefinition(w, cmp.Or(given.CPU, "512"), cmp.Or(given.Memory, "1024"), cmp.Or(given.Architecture, "X86_64"))
 	if err != nil {
 		return nil, err
@@ -101,7 +108,10 @@ func TaskDefinition(spec *mesh.Spec, name string, o Options, given Given) ([]byt
 	out := indentedJSON(definition, g.resolve)
 	g.idle("--image", "image/", given.Images)
 	g.idle("--endpoint", "endpoint/", given.Endpoints)
-	return out, g.err()
+	if err := g.err(); err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
 // idle refuses what was given and is of no use, such as a name that is mistyped.
@@ -117,7 +127,7 @@ func (g *gathering) idle(flag, kind string, given map[string]string) {
 type gathering struct {
 	d       *deployment
 	facts   map[string]string // partition, region, account
-	used    map[string]bool // by ref.given
+	used    map[string]bool   // by ref.given
 	missing []string
 	refusal refusal
 }
@@ -131,7 +141,7 @@ var kinds = map[string]*regexp.Regexp{
 }
 
 // take checks the ARNs that are given; those of the secrets say where everything is.
-func (g *gathering) take(secrets []*storedSecret) {
+func (g *gathering) take(secrets []*storedSecret) error {
 	g.facts, g.used = map[string]string{}, map[string]bool{}
 	for _, s := range secrets {
 		arn, ok := g.d.given.ARNs[s.name]
@@ -157,9 +167,10 @@ func (g *gathering) take(secrets []*storedSecret) {
 		if _, known := g.known()[name]; !known && kind != "repository" {
 			g.refusal.addf("--arn %s: nothing of that name is needed; there are %s", name, strings.Join(slices.Sorted(maps.Keys(g.known())), ", "))
 		} else if ok && form != nil && !g.isSecret(name) && !form.MatchString(g.d.given.ARNs[name]) {
-			g.refusal.addf("--arn %s=%s: that is not the ARN of a %s, or it has a wildcard", name, g.d.given.ARNs[name], kind)
+			g.refusal.addf("--arn %s=%s: that is not one of the kind %s, or it has a wildcard", name, g.d.given.ARNs[name], kind)
 		}
 	}
+	return g.refusal.err()
 }
 
 // known are the names of ARNs that may be given. Those of other outputs are taken, so that one list does for all.

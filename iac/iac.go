@@ -13,8 +13,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-
-	"countersign.dev/mesh"
 )
 
 // Errors.
@@ -76,6 +74,3 @@ const planVariable = "COUNTERSIGN_PLAN"
 
 // placeholder is what a secret holds until the first rotation; readers take it for nothing.
 const placeholder = "PLACEHOLDER"
-
-// endpointName is how a port of a called service is named.
-func endpointName(u mesh.Upstream) string { return fmt.Sprintf("%s:%d", u.Service, u.Port) }

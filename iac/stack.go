@@ -55,8 +55,11 @@ const httpsPort = 443
 // rule is a rule of a security group for one port.
 func rule(peerKey string, peer text, port int, why string) object {
 	return object{
-		{key: "IpProtocol", value: "tcp"}, {key: "FromPort", value: port}, {key: "ToPort", value: port},
-		{key: peerKey, value: peer}, {key: "Description", value: why},
+		{key: "IpProtocol", value: "tcp"},
+		{key: "FromPort", value: port},
+		{key: "ToPort", value: port},
+		{key: peerKey, value: peer},
+		{key: "Description", value: why},
 	}
 }
 

@@ -1,6 +1,7 @@
 package iac
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -365,7 +366,12 @@ func (d *deployment) taskDefinition(w *workload, cpu, memory, architecture any) 
 		{key: "volumes", value: volumes()},
 		{key: "containerDefinitions", value: containers},
 	}
-	if n := len(compactJSON(o, longest)); n > mostTaskDefinition {
+	written := compactJSON(o, longest)
+	// CloudFormation would put the value of a secret in the place of such a text, for everybody to read who may read task definitions.
+	if bytes.Contains(written, []byte("{{resolve:")) {
+		return nil, fmt.Errorf("%w: %s: its specification holds {{resolve:, which CloudFormation takes for a secret to be put there: write it in another way", ErrRefused, w.name)
+	}
+	if n := len(written); n > mostTaskDefinition {
 		return nil, fmt.Errorf("%w: the task definition of %s would have up to %d bytes with its Plan, and ECS takes %d: let %s have fewer rules, routes or calls", ErrTooLarge, w.name, n, mostTaskDefinition, w.name)
 	}
 	return o, nil

@@ -135,7 +135,7 @@ func statements(t *testing.T, document any) []map[string]any {
 }
 
 // specifications have together everything that a template can hold.
-var specifications = []string{example + "mesh.yaml", "testdata/parts.yaml"}
+var specifications = []string{example + "mesh.yaml", "testdata/parts.yaml", "testdata/acm.yaml"}
 
 // variants are specifications that have everything in them, and ways to deploy them.
 func variants(t *testing.T) map[string]func(func(*mesh.Spec, iac.Options) ([]byte, error)) []byte {

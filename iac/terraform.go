@@ -3,6 +3,7 @@ package iac
 import (
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/hashicorp/hcl/v2/hclwrite"
 
@@ -389,7 +390,7 @@ func (t *terraform) rotation() {
 // trigger adds a rule of EventBridge that invokes the function, which only such rules may.
 func (t *terraform) trigger(name, note string, body ...any) {
 	function := t.function()
-	t.resource("aws_cloudwatch_event_rule", name, note, append(body, arg("state", "ENABLED"))...)
+	t.resource("aws_cloudwatch_event_rule", name, note, append([]any{arg("name", strings.ReplaceAll(name, "_", "-"))}, append(body, arg("state", "ENABLED"))...)...)
 	t.resource("aws_cloudwatch_event_target", name, "", arg("rule", attribute("aws_cloudwatch_event_rule", name, "name")), arg("target_id", "rotation"), arg("arn", attribute("aws_lambda_function", function, "arn")))
 	t.resource("aws_lambda_permission", name, "", arg("action", "lambda:InvokeFunction"), arg("function_name", attribute("aws_lambda_function", function, "function_name")),
 		arg("principal", "events.amazonaws.com"), arg("source_arn", attribute("aws_cloudwatch_event_rule", name, "arn")))

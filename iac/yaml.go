@@ -193,7 +193,7 @@ func yamlRef(t text) string {
 			b.WriteString("${" + p.cfn + "}")
 		}
 	}
-	return "!Sub " + singleQuoted(b.String())
+	return "!Sub " + quotedYAML(b.String())
 }
 
 var (
@@ -207,13 +207,29 @@ func yamlText(s string) string {
 	if plainYAML.MatchString(s) && !wordsYAML.MatchString(s) && !strings.Contains(s+" ", ": ") {
 		return s
 	}
-	if strings.ContainsFunc(s, func(r rune) bool {
-		return r < 0x20 || r == 0x7f || r == 0x85 || r == 0x2028 || r == 0x2029 || r == 0xfeff
-	}) {
-		quoted, _ := json.Marshal(s) // of a text it does not fail; YAML reads what JSON writes
-		return string(quoted)
+	return quotedYAML(s)
+}
+
+// quotedYAML writes a text in quotation marks.
+func quotedYAML(s string) string {
+	if !strings.ContainsFunc(s, hiddenYAML) {
+		return singleQuoted(s)
 	}
-	return singleQuoted(s)
+	quoted, _ := json.Marshal(s) // of a text it does not fail; YAML reads what JSON writes
+	var b strings.Builder
+	for _, r := range string(quoted) {
+		if hiddenYAML(r) {
+			fmt.Fprintf(&b, `\u%04x`, r)
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+// hiddenYAML are characters that a reader of YAML takes for the end of a line, or refuses.
+func hiddenYAML(r rune) bool {
+	return r < 0x20 || r >= 0x7f && r < 0xa0 || r == 0x2028 || r == 0x2029 || r == 0xfeff
 }
 
 func singleQuoted(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }

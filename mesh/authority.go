@@ -38,10 +38,11 @@ const (
 const defaultBudget = 1000
 
 // Certificates of ACM are valid for 395 days, whatever is asked. ACM renews what was exported 60 days before the
-// end; the rotation asks for it itself only when that did not happen, at 45 days.
+// end, which is on the 335th; the rotation asks for it itself only when that did not happen. It is up to a tenth
+// earlier than said here (rotate.DueAt), and so from the 336th to the 373rd day.
 const (
 	acmTTL        = Duration(395 * 24 * time.Hour)
-	acmRenewAfter = Duration(350 * 24 * time.Hour)
+	acmRenewAfter = Duration(373 * 24 * time.Hour)
 )
 
 // FromDNS begins an entry of [Rule.From] for a caller whose certificate has no SPIFFE ID: behind it stands the DNS

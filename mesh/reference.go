@@ -206,7 +206,7 @@ const referenceTail = `
 - Each store has a directory of its own, and each workload a secret of its own; only trust bundles are shared. No name of a
   secret ends in ` + "`.rotation` or `.budget`" + `: Countersign keeps what it did under such names.
 - Authorities of the types ` + "`acmpca` and `acm`" + ` are for ` + "`delivery: {type: store}`" + `, and ` + "`acm` for `layout: exported`" + `. Where the CA is in
-  short-lived mode, ` + "`ttl`" + ` is at most 168h. ACM's certificates are valid for 395 days, whatever ` + "`ttl`" + ` says, and ` + "`renewAfter`" + ` is 350 days.
+  short-lived mode, ` + "`ttl`" + ` is at most 168h. ACM's certificates are valid for 395 days, whatever ` + "`ttl`" + ` says, and ` + "`renewAfter`" + ` is 373 days.
 - A workload that ACM issues for has a DNS name instead of a SPIFFE ID. Who calls it, or is called by it with ` + "`clientAuth: require`" + ` or
   ` + "`optional`" + `, has NGINX or HAProxy beside it: the built-in proxy takes SPIFFE IDs only.
 

@@ -356,8 +356,9 @@ func (n *run) back(why error) error {
 	}
 	if n.record.Previous == "" {
 		n.step = at
+		version := n.record.Version
 		n.end()
-		return fmt.Errorf("%w; there is no version of before to go back to, so that %s stays current", why, n.record.Version)
+		return fmt.Errorf("%w; there is no version of before to go back to, so that %s stays current%s", why, version, n.later())
 	}
 	n.record.Step, n.record.Problem, n.record.FailedStep = StepRollback, why.Error(), at
 	version, previous := n.record.Version, n.record.Previous
@@ -377,7 +378,7 @@ func (n *run) back(why error) error {
 		// What cannot be used either is not brought back.
 		n.step = at
 		n.end()
-		return fmt.Errorf("%w; the version %s of before cannot be used any more, so that %s stays current: %w", why, previous, version, err)
+		return fmt.Errorf("%w; the version %s of before cannot be used any more, so that %s stays current%s: %w", why, previous, version, n.later(), err)
 	}
 	if err := n.promote(previous); err != nil {
 		return failed(err)

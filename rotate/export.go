@@ -41,7 +41,8 @@ func (n *run) expected() credential.Expect {
 	return expect
 }
 
-// newer says that the authority has another certificate than the store, where it renews by itself; empty when it has not.
+// newer says that the authority has another certificate than the store, or none, where it renews and revokes by itself; empty
+// when it has that one.
 func (n *run) newer() (string, error) {
 	exporter, ok := n.r.authority(n.t).(Exporter)
 	if !ok {
@@ -53,10 +54,14 @@ func (n *run) newer() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("asking the authority which certificate is its newest: %w", err)
 	}
-	if serial == "" || serial == mtls.Serial(n.current.leaf) {
+	switch serial {
+	case mtls.Serial(n.current.leaf):
 		return "", nil
+	case "":
+		return "the authority has it no more: it was revoked or deleted there", nil
+	default:
+		return "the authority has renewed it: its newest is " + serial, nil
 	}
-	return "the authority has renewed it: its newest is " + serial, nil
 }
 
 // obtainExport is obtain where the authority makes keys itself. Killed in the middle, it goes on with what was begun: what

@@ -149,6 +149,20 @@ func TestExport(t *testing.T) {
 	}
 }
 
+// TestExportOfOneThatIsGone replaces a certificate that was revoked or deleted at the authority.
+func TestExportOfOneThatIsGone(t *testing.T) {
+	w, e := exportingWorld(t)
+	first := w.first()
+	e.leaf = nil
+	result := w.must(Options{}, Rotated)
+	says(t, result.Reason, "revoked or deleted there")
+	if e.made != 2 || result.Serial == first.Serial || e.asked[1].Replaces != first.Serial {
+		t.Errorf("%d were made, asked for %+v", e.made, e.asked[1])
+	}
+	w.must(Options{}, Nothing)
+	w.check()
+}
+
 // TestExportOfOneThatEnds meets an authority that has had a certificate for long: that is renewed, once, before anybody gets it.
 func TestExportOfOneThatEnds(t *testing.T) {
 	w, e := exportingWorld(t)

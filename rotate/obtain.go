@@ -158,7 +158,7 @@ func (n *run) request() (request *pending, found bool, err error) {
 	if request != nil {
 		return request, true, nil
 	}
-	request, err = n.newRequest()
+	request, err = n.newRequest(newVersion(n.r.now()))
 	return request, false, err
 }
 
@@ -237,8 +237,8 @@ func parsePending(text []byte) (*pending, bool) {
 	return request, true
 }
 
-// newRequest makes a key and a request, and stores both before anybody is asked.
-func (n *run) newRequest() (*pending, error) {
+// newRequest makes a key and a request for a version, and stores both before anybody is asked.
+func (n *run) newRequest(version string) (*pending, error) {
 	key, err := mtls.GenerateKey(n.t.Certificate.Key)
 	if err != nil {
 		return nil, err
@@ -262,7 +262,7 @@ func (n *run) newRequest() (*pending, error) {
 		return nil, errors.New("writing the request: it has no JSON")
 	}
 	defer clear(text)
-	n.version = newVersion(now)
+	n.version = version
 	if _, err := n.t.Store.Stage(n.ctx, n.t.keySecret(), n.version+requestSuffix, text); err != nil {
 		return nil, err
 	}
@@ -400,6 +400,10 @@ func (n *run) stage(m *secret.Material) error {
 		if errors.Is(err, secret.ErrConflict) {
 			if err = n.t.Keeper.Remove(n.ctx, value.Name, n.version); err == nil {
 				_, err = n.t.Store.Stage(n.ctx, value.Name, n.version, value.Value)
+			}
+			if errors.Is(err, secret.ErrConflict) {
+				// A store that cannot remove a version at once keeps its id: another request has another one.
+				err = fmt.Errorf("%w: %w", ErrUnfit, err)
 			}
 		}
 		if n.t.Shape.Layout() == secret.LayoutJSON {

@@ -116,6 +116,14 @@ func (n *run) rollBack(version, serial string) error {
 	return nil
 }
 
+// later says how instances get what stays current although its roll-out failed.
+func (n *run) later() string {
+	if n.t.Rollout == nil {
+		return ""
+	}
+	return ", and instances that start from now on take it: deploy the service when what has failed is mended"
+}
+
 // resumable tells whether a way back that was cut short is gone on by the next rotation: it is when instances are replaced,
 // for as long as a roll-out may take. After that it would only keep the next rotation from its work.
 func (n *run) resumable(err error) bool {

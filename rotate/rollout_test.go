@@ -212,6 +212,19 @@ func TestRolloutFails(t *testing.T) {
 	}
 }
 
+// TestRolloutFirst leaves what has nothing before it, and says who takes it.
+func TestRolloutFirst(t *testing.T) {
+	w := newWorld(t, secret.LayoutJSON)
+	c := newCluster(w)
+	c.fails = func(string) error { return fmt.Errorf("%w: no capacity", ErrRolloutFailed) }
+	result := w.must(Options{}, Failed)
+	says(t, result.Error, "no capacity", "no version of before", result.Version+" stays current, and instances that start from now on take it")
+	if w.currentSerial() == "" || len(c.begun) != 1 {
+		t.Errorf("%q is current after %d roll-outs", w.currentSerial(), len(c.begun))
+	}
+	w.check()
+}
+
 // TestRolloutUnknown leaves the new version current while nobody knows how the roll-out stands, and begins no second one.
 func TestRolloutUnknown(t *testing.T) {
 	w := newWorld(t, secret.LayoutJSON)

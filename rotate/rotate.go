@@ -81,8 +81,8 @@ type Exporter interface {
 	// Export gives a credential: its certificate, the certificates between it and the root, and the key, encrypted with the
 	// passphrase. The same id gives the same certificate.
 	Export(ctx context.Context, request Request) (*secret.Material, error)
-	// Newest is what the authority has now for a workload; an empty serial when it has none. What the store holds is due when
-	// that is another one.
+	// Newest is what the authority has now for a workload; an empty serial when it has none, because it was revoked or
+	// deleted there. What the store holds is due unless it is that one.
 	Newest(ctx context.Context, workload mesh.Workload) (serial string, notAfter time.Time, err error)
 }
 
@@ -368,6 +368,7 @@ const (
 	WouldRotate Outcome = "would rotate" // with DryRun
 	Rotated     Outcome = "rotated"      // every endpoint was seen with the new certificate
 	Promoted    Outcome = "promoted"     // with NoDeploy: it is current, and nobody was looked at
+	Staged      Outcome = "staged"       // of Obtain: it is pending, and was checked
 	RolledBack  Outcome = "rolled back"  // it failed, and the version of before is current again
 	Lost        Outcome = "lost"         // somebody else was faster, and what he has made current was left so
 	Failed      Outcome = "failed"

@@ -70,21 +70,26 @@ func (r *Rotator) Rotate(ctx context.Context, t Target, o Options) Result {
 		}
 		return result
 	}
-	within, lease, err := r.take(ctx, t.Keeper, t.Secret, r.leaseFor(t), func(other *secret.HeldError) {
+	r.leased(ctx, n, (*run).rotate)
+	return result
+}
+
+// leased does a work with the lease of the run's secret, and puts into the result what went wrong.
+func (r *Rotator) leased(ctx context.Context, n *run, work func(*run) error) {
+	within, lease, err := r.take(ctx, n.t.Keeper, n.t.Secret, r.leaseFor(n.t), func(other *secret.HeldError) {
 		n.say(StepLease, "the lease of %s seems to be a dead one's; waiting until it ends at %s", other.Holder, other.Until.UTC().Format(time.RFC3339))
 	})
 	if err != nil {
-		result.fail(StepLease, err)
-		return result
+		n.result.fail(StepLease, err)
+		return
 	}
 	n.ctx, n.lease = within, lease
-	if err := n.rotate(); err != nil { //nolint:contextcheck // the context of the run ends with its lease
-		n.failed(err) //nolint:contextcheck // as above
+	if err := work(n); err != nil {
+		n.failed(err) //nolint:contextcheck // the context of the run ends with its lease
 	}
 	if err := lease.release(within); err != nil {
-		result.Notes = append(result.Notes, "the lease was not given back, and runs out by itself: "+err.Error())
+		n.result.Notes = append(n.result.Notes, "the lease was not given back, and runs out by itself: "+err.Error())
 	}
-	return result
 }
 
 // say tells people what is done.
@@ -353,11 +358,14 @@ func (n *run) reason() (string, error) {
 		return "the authority signs with another key than that of its issuer", nil
 	case n.t.Bundle == "" && !sameCertificates(n.current.bundle, n.trust.Bundle):
 		return "the trust bundle has changed", nil
-	case !n.r.now().Before(n.due(leaf)):
-		return "it was due at " + n.due(leaf).UTC().Format(time.RFC3339), nil
-	default:
-		return n.newer()
 	}
+	if newer, err := n.newer(); err != nil || newer != "" {
+		return newer, err
+	}
+	if !n.r.now().Before(n.due(leaf)) {
+		return "it was due at " + n.due(leaf).UTC().Format(time.RFC3339), nil
+	}
+	return "", nil
 }
 
 // readCRLs reads the revocation lists of an authority, which are genuine where they are in the name of its issuer.

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"countersign.dev/mesh"
 	"countersign.dev/secret"
@@ -128,4 +130,40 @@ func TestSingleFlight(t *testing.T) {
 		t.Errorf("%v; %d issued, %d rolled out", outcomes, w.authority.issued(), len(c.begun))
 	}
 	w.check()
+}
+
+// TestDaemonInWaves lets a daemon roll out some services at the same time, and remembers of each that it failed.
+func TestDaemonInWaves(t *testing.T) {
+	w := newWorld(t, secret.LayoutJSON)
+	var targets []Target
+	var clusters []*cluster
+	for i := range 6 {
+		target := w.target
+		target.Workload.Name = fmt.Sprintf("s%d", i)
+		target.Secret = "shop/" + target.Workload.Name
+		c := newCluster(&world{t: t, files: w.files, target: target})
+		c.refuse = fmt.Errorf("%w: denied", ErrRolloutFailed)
+		target.Rollout, target.Observer = c, c
+		targets, clusters = append(targets, target), append(clusters, c)
+	}
+	d := &Daemon{Rotator: w.rotator(), Log: slog.New(slog.DiscardHandler), Targets: func(context.Context) ([]Target, error) { return targets, nil }}
+	retries := map[string]*retry{}
+	if wait := d.round(t.Context(), retries); wait > firstRetry || len(retries) != len(targets) {
+		t.Errorf("it waits %s after %d failures", wait, len(retries))
+	}
+	for _, c := range clusters {
+		c.refuse = nil
+	}
+	for _, r := range retries {
+		r.next = time.Time{}
+	}
+	d.round(t.Context(), retries) // what is current is not due any more
+	for _, s := range d.Statuses(t.Context()) {
+		if s.Serial == "" || s.Failures != 0 || s.Holder != "" {
+			t.Errorf("%+v", s)
+		}
+	}
+	if len(retries) != 0 {
+		t.Errorf("%+v", retries)
+	}
 }

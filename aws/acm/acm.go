@@ -36,7 +36,7 @@ type Meter interface {
 type Config struct {
 	// Authority is the ARN of the private CA that ACM issues from; it may be another account's, shared by RAM.
 	Authority string
-	// Region is where ACM is asked; empty is the CA's.
+	// Region is where ACM is asked; empty is the CA's, and it can be no other.
 	Region string
 	// Endpoint is where ACM, AWS Private CA and Secrets Manager are asked, all three, instead of AWS's own endpoints; empty
 	// is those. For one service alone the SDK has AWS_ENDPOINT_URL_ACM and its like.
@@ -66,7 +66,6 @@ var (
 type Authority struct {
 	c        Config
 	region   string
-	account  string // of the private CA; that of the certificates may be another one
 	acm      *acm.Client
 	pca      *acmpca.Client
 	password *secretsmanager.Client
@@ -95,9 +94,13 @@ func Open(ctx context.Context, c Config) (*Authority, error) {
 	if ca == nil {
 		return nil, fmt.Errorf("the authority acm: %q is not the ARN of a private CA (arn:aws:acm-pca:REGION:ACCOUNT:certificate-authority/UUID)", c.Authority)
 	}
-	a := &Authority{c: c, region: c.Region, account: ca[2], workload: make(map[string]string), now: c.Now}
-	if a.region == "" {
+	a := &Authority{c: c, region: c.Region, workload: make(map[string]string), now: c.Now}
+	switch a.region {
+	case "":
 		a.region = ca[1]
+	case ca[1]:
+	default:
+		return nil, fmt.Errorf("the authority acm: its region is %q and its private CA is in %s; ACM issues from a CA of its own region only", a.region, ca[1])
 	}
 	if a.now == nil {
 		a.now = time.Now

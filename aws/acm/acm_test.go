@@ -392,6 +392,7 @@ func TestOpen(t *testing.T) {
 		"upper case":     {func(c *Config) { c.Names = map[string]string{"a": "A.example.com"} }, "in lower case"},
 		"a wildcard":     {func(c *Config) { c.Names = map[string]string{"a": "*.example.com"} }, "none that ACM issues for"},
 		"too long":       {func(c *Config) { c.Names = map[string]string{"a": strings.Repeat("a", 60) + ".example.com"} }, "at most 64 characters"},
+		"a region":       {func(c *Config) { c.Region = "eu-west-1" }, "a CA of its own region only"},
 		"the endpoint":   {func(c *Config) { c.Endpoint = "http://198.51.100.7" }, "not https"},
 	} {
 		t.Run(title, func(t *testing.T) {

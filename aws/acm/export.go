@@ -104,7 +104,7 @@ func (a *Authority) spend(ctx context.Context, id string) error {
 // fits tells whether a certificate is what is wanted, so far as ACM tells.
 func (w *want) fits(d *types.CertificateDetail) bool {
 	names := slices.Compact(slices.Sorted(slices.Values(append([]string{str(d.DomainName)}, d.SubjectAlternativeNames...))))
-	// ACM spells what it has read from a CSR with another hyphen in places: EC-prime256v1.
+	// Asked for as EC_prime256v1, it is described as EC-prime256v1.
 	algorithm := strings.ReplaceAll(string(d.KeyAlgorithm), "-", "_")
 	return str(d.DomainName) == w.request.DNSNames[0] && slices.Equal(names, slices.Compact(slices.Clone(w.names))) && algorithm == string(w.algorithm)
 }
@@ -298,7 +298,7 @@ func wait(ctx context.Context, pause time.Duration, what string) error {
 
 // reasons are what helps, by why ACM says that it has failed.
 var reasons = map[types.FailureReason]string{
-	types.FailureReasonPcaAccessDenied:     "let ACM issue from the CA: aws acm-pca create-permission --principal acm.amazonaws.com --actions IssueCertificate GetCertificate ListPermissions, or for a CA of another account share it by RAM",
+	types.FailureReasonPcaAccessDenied:     "let ACM issue from the CA: aws acm-pca create-permission --principal acm.amazonaws.com --actions IssueCertificate GetCertificate ListPermissions, or for a CA of another account share it by RAM; a first certificate is issued in the name of who requests it, whose policy has to allow acm-pca:IssueCertificate and acm-pca:GetCertificate on the CA",
 	types.FailureReasonPcaInvalidDuration:  "the CA's own certificate ends before ACM's would, in 13 months, or the CA is in short-lived mode: renew the CA's certificate, or use an authority of the type acmpca",
 	types.FailureReasonPcaInvalidState:     "see in what state the CA is (aws acm-pca describe-certificate-authority)",
 	types.FailureReasonPcaLimitExceeded:    "the CA has issued as much as it may: ask AWS for a higher quota, or wait",

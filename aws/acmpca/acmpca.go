@@ -58,7 +58,7 @@ type Config struct {
 	// Mode is [mesh.ModeShortLived] where the CA is meant to be in that mode: one that is not is refused. Other words are not
 	// looked at.
 	Mode string
-	// Template is the ARN of the template; empty is [DefaultTemplate]. It makes certificates for servers and clients.
+	// Template is the ARN of the template; empty is [DefaultTemplate] in the CA's partition. It makes certificates for servers and clients.
 	Template string
 	// Meter counts before anything is paid for; nil counts nothing.
 	Meter Meter
@@ -88,17 +88,20 @@ var templateForm = regexp.MustCompile(`^arn:(aws|aws-cn|aws-us-gov):acm-pca:::te
 
 // Open makes an Authority. It asks nobody yet. Errors are [ErrConfig] and those of [session.Load].
 func Open(ctx context.Context, c Config) (*Authority, error) {
-	if c.Template == "" {
-		c.Template = DefaultTemplate
-	}
 	parts := arnForm.FindStringSubmatch(c.ARN)
+	if c.Template == "" && parts != nil {
+		c.Template = strings.Replace(DefaultTemplate, "arn:aws:", "arn:"+parts[1]+":", 1)
+	}
+	template := templateForm.FindStringSubmatch(c.Template)
 	switch {
 	case parts == nil:
 		return nil, fmt.Errorf("%w: %.200q is not the ARN of a private CA; it looks like arn:aws:acm-pca:REGION:ACCOUNT:certificate-authority/UUID", ErrConfig, c.ARN)
 	case c.Region != "" && c.Region != parts[2]:
 		return nil, fmt.Errorf("%w: its region is %s by its ARN, and %s is declared; a CA is asked in its own region", ErrConfig, parts[2], c.Region)
-	case !templateForm.MatchString(c.Template):
+	case template == nil:
 		return nil, fmt.Errorf("%w: the template %.200q does not make certificates for servers and clients; use %s", ErrConfig, c.Template, DefaultTemplate)
+	case template[1] != parts[1]:
+		return nil, fmt.Errorf("%w: the template is of the partition %s, and the CA of %s; leave it out for the right one", ErrConfig, template[1], parts[1])
 	}
 	loaded, err := session.Load(ctx, session.Config{Region: parts[2], Endpoint: c.Endpoint})
 	if err != nil {

@@ -84,7 +84,7 @@ func (w *world) made(args ...string) (ca State, stderr string) {
 // TestCommand makes a root, a CA below it and one that is signed elsewhere by the command line, each cut off and repeated.
 func TestCommand(t *testing.T) {
 	w := newWorld(t, pcafake.Options{PendingPolls: 1}, pcafake.CA{})
-	w.now = time.Now() // the command's clock
+	w.set(func() { w.now = time.Now() }) // the command's clock
 	create := []string{"create", "--common-name", "Payments root", "--organization", "Example", "--country", "DE", "--mode", "short-lived"}
 	t.Run("not agreed", func(t *testing.T) {
 		_, stderr, status := w.run(create...)
@@ -97,13 +97,12 @@ func TestCommand(t *testing.T) {
 	})
 	var root State
 	t.Run("cut off", func(t *testing.T) {
-		w.spoil = refuse("ImportCertificateAuthorityCertificate", 400, "AccessDeniedException", "no")
+		w.set(func() { w.spoil = refuse("ImportCertificateAuthorityCertificate", 400, "AccessDeniedException", "no") })
 		_, stderr, status := w.run(append(create, "--yes")...)
 		if status != 1 || !strings.Contains(stderr, "repeat the command, which goes on with it") || !strings.Contains(stderr, `"Action":"acm-pca:ImportCertificateAuthorityCertificate"`) {
 			t.Errorf("status %d\n%s", status, stderr)
 		}
-		w.spoil = nil
-		w.now = w.now.Add(30 * time.Minute) // AWS has forgotten the token
+		w.set(func() { w.spoil, w.now = nil, w.now.Add(30*time.Minute) }) // AWS has forgotten the token
 		var said string
 		root, said = w.made(create...) // nothing is made that costs, and nothing asked
 		if !root.Active() || root.Mode != mesh.ModeShortLived || root.Key != "EC_secp384r1" || root.Subject != "CN=Payments root,O=Example,C=DE" || !strings.Contains(said, "goes on with it") {

@@ -179,6 +179,28 @@ func TestCutOff(t *testing.T) {
 	}
 }
 
+// TestWatched has the client of a session, which waits between its tries, find that nothing was issued.
+func TestWatched(t *testing.T) {
+	w := newWorld(t, pcafake.Options{}, pcafake.CA{})
+	a, err := Open(t.Context(), Config{ARN: w.arn, Endpoint: w.server.URL, Meter: w.meter, Now: func() time.Time { return w.now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := w.request("20261120T120000Z-0123456789abcdef")
+	w.spoil = refuse("IssueCertificate", 400, "AccessDeniedException", "no")
+	_, err = a.Issue(t.Context(), r)
+	says(t, err, session.ErrDenied)
+	if got := a.readReceipt(w.again(r).Receipt); got != (receipt{Authority: w.arn}) {
+		t.Errorf("it is kept as if something may have been issued: %+v", got)
+	}
+	w.spoil = nil
+	w.now = w.now.Add(time.Hour)
+	if _, err := a.Issue(t.Context(), w.again(r)); err != nil {
+		t.Error(err)
+	}
+	w.issued(1, 1)
+}
+
 // TestNotAsked finds what is wrong before anything is paid.
 func TestNotAsked(t *testing.T) {
 	spent := errors.New("the budget is spent")
@@ -384,11 +406,16 @@ func TestOpen(t *testing.T) {
 		"another region":     {ARN: arn, Region: "us-east-1"},
 		"a CA's template":    {ARN: arn, Template: "arn:aws:acm-pca:::template/SubordinateCACertificate_PathLen0/V1"},
 		"for servers only":   {ARN: arn, Template: "arn:aws:acm-pca:::template/EndEntityServerAuthCertificate/V1"},
+		"another partition":  {ARN: arn, Template: "arn:aws-cn:acm-pca:::template/EndEntityCertificate/V1"},
 		"no template at all": {ARN: arn, Template: "EndEntityCertificate/V1"},
 	} {
 		if _, err := Open(t.Context(), c); !errors.Is(err, ErrConfig) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	china, err := Open(t.Context(), Config{ARN: strings.NewReplacer("arn:aws:", "arn:aws-cn:", "eu-central-1", "cn-north-1").Replace(arn)})
+	if err != nil || china.config.Template != "arn:aws-cn:acm-pca:::template/EndEntityCertificate/V1" {
+		t.Errorf("in China: %+v, %v", china, err)
 	}
 	if _, err := Open(t.Context(), Config{ARN: arn, Endpoint: "http://192.0.2.1"}); !errors.Is(err, session.ErrConfig) {
 		t.Errorf("an endpoint in the clear: %v", err)

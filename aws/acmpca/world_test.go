@@ -23,7 +23,9 @@ import (
 
 // world is a private CA, and a rotation that asks it.
 type world struct {
-	t        *testing.T
+	t *testing.T
+	// mu is for what the service looks at while a test, or a process that it has started, changes it.
+	mu       sync.Mutex
 	fake     *pcafake.Fake
 	server   *httptest.Server
 	spoil    func(w http.ResponseWriter, r *http.Request) bool // answers in the service's place when it says true
@@ -63,7 +65,11 @@ func newWorld(t *testing.T, o pcafake.Options, ca pcafake.CA) *world {
 		t.Setenv(name, value)
 	}
 	w := &world{t: t, now: time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC), meter: &meter{ids: make(map[string]bool)}}
-	o.Now = func() time.Time { return w.now }
+	o.Now = func() time.Time {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.now
+	}
 	o.Lose = func(action string) bool {
 		if action == "IssueCertificate" && w.lose > 0 {
 			w.lose--
@@ -73,7 +79,10 @@ func newWorld(t *testing.T, o pcafake.Options, ca pcafake.CA) *world {
 	}
 	w.fake = pcafake.New(o)
 	w.server = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		if w.spoil == nil || !w.spoil(rw, r) {
+		w.mu.Lock()
+		spoil := w.spoil
+		w.mu.Unlock()
+		if spoil == nil || !spoil(rw, r) {
 			w.fake.ServeHTTP(rw, r)
 		}
 	}))
@@ -83,6 +92,13 @@ func newWorld(t *testing.T, o pcafake.Options, ca pcafake.CA) *world {
 	}
 	w.arn = w.add(ca)
 	return w
+}
+
+// set changes what the service looks at.
+func (w *world) set(change func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	change()
 }
 
 func (w *world) add(ca pcafake.CA) string {
@@ -112,6 +128,9 @@ func (w *world) open(change ...func(*Config)) *Authority {
 	a.poll, a.bucket.tokens = time.Millisecond, 1000
 	return a
 }
+
+// The retryer of a session can be watched.
+var _ aws.RetryerV2 = (*retry.AdaptiveMode)(nil)
 
 // fast is a client that tries as often, and waits for nothing.
 func fast(client *acmpca.Client) *acmpca.Client {
@@ -194,4 +213,12 @@ func refuse(action string, status int, code, message string) func(http.ResponseW
 	}
 }
 
-var _ aws.Retryer = (*tries)(nil)
+// onGet calls a function before each GetCertificate.
+func (w *world) onGet(f func()) func(http.ResponseWriter, *http.Request) bool {
+	return func(_ http.ResponseWriter, r *http.Request) bool {
+		if strings.HasSuffix(r.Header.Get("X-Amz-Target"), ".GetCertificate") {
+			f()
+		}
+		return false
+	}
+}

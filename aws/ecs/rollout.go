@@ -234,29 +234,50 @@ const (
 func (s *Service) because(ctx context.Context, err error, id string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reasonTimeout)
 	defer cancel()
-	tasks, err2 := s.tasks(ctx, types.DesiredStatusStopped, maxLookedAt)
-	if err2 != nil {
-		return err
-	}
+	tasks, _ := s.tasks(ctx, types.DesiredStatusStopped, maxLookedAt)
 	// The newest first.
 	slices.SortStableFunc(tasks, func(a, b types.Task) int { return aws.ToTime(b.StoppedAt).Compare(aws.ToTime(a.StoppedAt)) })
 	var reasons []string
+	who := make(map[string][]string)
 	for i := range tasks {
-		if len(reasons) < maxReasons && aws.ToString(tasks[i].StartedBy) == id && !scaledIn(&tasks[i]) {
-			reasons = append(reasons, "the task "+name(aws.ToString(tasks[i].TaskArn))+" has stopped: "+stopped(&tasks[i]))
+		if aws.ToString(tasks[i].StartedBy) != id || scaledIn(&tasks[i]) {
+			continue
+		}
+		reason := stopped(&tasks[i])
+		if who[reason] == nil {
+			reasons = append(reasons, reason)
+		}
+		who[reason] = append(who[reason], name(aws.ToString(tasks[i].TaskArn)))
+	}
+	for _, text := range s.told(ctx, id, len(reasons) == 0) {
+		err = fmt.Errorf("%w; %s", err, text)
+	}
+	for _, reason := range reasons[:min(maxReasons, len(reasons))] {
+		err = fmt.Errorf("%w; of its tasks %d stopped, first %s: %s", err, len(who[reason]), who[reason][len(who[reason])-1], reason)
+	}
+	return err
+}
+
+// told is what ECS has told of the end of a deployment and, when nothing else is known, why it places no tasks: the newest
+// of each. Events are all that is left of a deployment that was taken back.
+func (s *Service) told(ctx context.Context, id string, places bool) []string {
+	service, err := s.describe(ctx)
+	if err != nil {
+		return nil
+	}
+	var all []string
+	for _, want := range []func(text string) bool{
+		func(text string) bool {
+			return strings.Contains(text, id+")") && strings.Contains(text, "deployment failed")
+		},
+		func(text string) bool { return places && strings.Contains(text, "unable to") },
+	} {
+		i := slices.IndexFunc(service.Events, func(e types.ServiceEvent) bool { return want(aws.ToString(e.Message)) }) // the newest first
+		if i >= 0 {
+			all = append(all, "ECS said at "+aws.ToTime(service.Events[i].CreatedAt).UTC().Format(time.RFC3339)+": "+plain(aws.ToString(service.Events[i].Message)))
 		}
 	}
-	if service, err2 := s.describe(ctx); err2 == nil && len(reasons) == 0 {
-		for _, e := range service.Events { // the newest first
-			if text := plain(aws.ToString(e.Message)); len(reasons) == 0 && strings.Contains(text, "unable to") {
-				reasons = append(reasons, "ECS said at "+aws.ToTime(e.CreatedAt).UTC().Format(time.RFC3339)+": "+text)
-			}
-		}
-	}
-	if len(reasons) == 0 {
-		return err
-	}
-	return fmt.Errorf("%w; %s", err, strings.Join(reasons, "; "))
+	return all
 }
 
 // scaledIn tells whether the scheduler has stopped a task that nothing was wrong with.

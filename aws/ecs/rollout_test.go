@@ -80,8 +80,8 @@ func TestWait(t *testing.T) {
 			rotate.ErrRolloutFailed, nil,
 			[]string{
 				"returned to the deployment ecs-svc/4", "rolling back to deploymentId ecs-svc/4", "tasks failed to start",
-				"the task b7 has stopped: Essential container in task exited, the container init has ended with 1 (proxy: a dependency failed)",
-				"the task b8 has stopped: Task failed container health checks", "the container proxy was UNHEALTHY",
+				"of its tasks 1 stopped, first b7: Essential container in task exited, the container init has ended with 1 (proxy: a dependency failed)",
+				"of its tasks 1 stopped, first b8: Task failed container health checks", "the container proxy was UNHEALTHY",
 			},
 		},
 		"rolled back by a deployment of its own": {

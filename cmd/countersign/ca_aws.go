@@ -342,7 +342,15 @@ func (f pcaFlags) agree(p *process, cost string) error {
 		return usagef("nothing was made: there is no terminal to ask on; say --yes to agree")
 	}
 	fmt.Fprint(p.stderr, "Go on? [y/N] ")
-	return yes(p.stdin)
+	answer := make(chan error, 1)
+	go func() { answer <- yes(p.stdin) }()
+	select {
+	case err := <-answer:
+		return err
+	case <-p.ctx.Done(): // nobody answers any more
+		fmt.Fprintln(p.stderr)
+		return exitError{exitFailure, "nothing was made"}
+	}
 }
 
 // yes reads an answer: anything but yes is a no.

@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"countersign.dev/aws/lambda"
 )
 
 // Exit statuses. Anything else is the status of a command that `up` ran.
@@ -34,7 +36,7 @@ type root struct {
 	Generate generateCmd `cmd:"" help:"Configurations of other proxies: nginx, haproxy."`
 	Init     initCmd     `cmd:"" help:"Put certificate, key and roots from a secret into files for a proxy, checked."`
 	Proxy    proxyCmd    `cmd:"" help:"The sidecar of one instance."`
-	Rotate   rotateCmd   `cmd:"" help:"New certificates for services that take theirs from a store: once, daemon, status."`
+	Rotate   rotateCmd   `cmd:"" help:"New certificates for services that take theirs from a store: once, daemon, status, package."`
 	Secret   secretCmd   `cmd:"" help:"The secret store: init, put, get, list, versions."`
 	Server   serverCmd   `cmd:"" help:"The control plane."`
 	Status   statusCmd   `cmd:"" help:"What each instance really serves."`
@@ -76,7 +78,12 @@ func (e exitError) Error() string { return e.message }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	status := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	var status int
+	if lambda.Wanted(os.Args[0]) {
+		status = serveFunction(ctx, os.Stdout, os.Stderr)
+	} else {
+		status = run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	}
 	stop()
 	os.Exit(status)
 }

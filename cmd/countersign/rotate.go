@@ -20,6 +20,8 @@ type rotateCmd struct {
 	Once   rotateOnceCmd   `cmd:"" help:"Rotate what is due, and end."`
 	Daemon rotateDaemonCmd `cmd:"" help:"Rotate what is due, for as long as this runs."`
 	Status rotateStatusCmd `cmd:"" help:"What the stores hold, when it is due, and how the last rotations ended."`
+
+	Package rotatePackageCmd `cmd:"" help:"The rotation function for AWS Lambda: this program and the specification in a ZIP file."`
 }
 
 type rotateOnceCmd struct {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"text/tabwriter"
 	"time"
 	"unicode/utf8"
@@ -154,7 +155,7 @@ func (c secretListCmd) Run(p *process) error {
 	for _, entry := range entries {
 		current, written, pending := "-", "-", "-"
 		if version, ok := entry.Stage(secret.Current); ok {
-			current, written = version.ID, version.Created.Format(time.RFC3339)
+			current, written = version.ID, writtenAt(version)
 		}
 		if version, ok := entry.Stage(secret.Pending); ok {
 			pending = version.ID
@@ -195,7 +196,23 @@ func (c secretVersionsCmd) Run(p *process) error {
 	table := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "VERSION\tSTAGES\tWRITTEN\tBYTES")
 	for _, version := range versions {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%d\n", version.ID, stages(version, "-"), version.Created.Format(time.RFC3339), version.Size)
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", version.ID, stages(version, "-"), writtenAt(version), size(version))
 	}
 	return table.Flush()
+}
+
+// writtenAt is when a version was written, where the store knows it.
+func writtenAt(version secret.Version) string {
+	if version.Created.IsZero() {
+		return "-"
+	}
+	return version.Created.Format(time.RFC3339)
+}
+
+// size is how many bytes a version has, where the store knows it: no value is empty.
+func size(version secret.Version) string {
+	if version.Size == 0 {
+		return "-"
+	}
+	return strconv.Itoa(version.Size)
 }

@@ -21,7 +21,7 @@ type need struct {
 // authorize decides by the policies on everything that the request needs, as AWS does before the service sees it.
 func (c *Cloud) authorize(ctx context.Context, q *request) *refusal {
 	if q.action() == "sts:GetCallerIdentity" { // which no policy can deny
-		c.record(Call{Role: q.caller.roleName(), Action: q.action(), Resource: "*", Allowed: true})
+		c.record(q, Call{Action: q.action(), Resource: "*", Allowed: true})
 		return nil
 	}
 	needs, refused := c.needs(ctx, q)
@@ -43,9 +43,9 @@ func (c *Cloud) authorize(ctx context.Context, q *request) *refusal {
 // decide evaluates one need and writes it down. The root of the account is above policies here: tests prepare and look at
 // everything with it.
 func (c *Cloud) decide(q *request, n need, documents []*iam.Document) *refusal {
-	call := Call{Role: q.caller.roleName(), Action: n.action, Resource: n.resource, Allowed: true}
+	call := Call{Action: n.action, Resource: n.resource, Allowed: true}
 	if q.caller.root {
-		c.record(call)
+		c.record(q, call)
 		return nil
 	}
 	decision := iam.Decide(iam.Request{
@@ -55,7 +55,7 @@ func (c *Cloud) decide(q *request, n need, documents []*iam.Document) *refusal {
 		Context:  mergedContext(q, n.context),
 	}, iam.Policies{Identity: documents, Resource: n.policy, Decisive: n.decisive})
 	call.Allowed, call.Why = decision.Allowed, decision.Why
-	c.record(call)
+	c.record(q, call)
 	if decision.Allowed {
 		return nil
 	}

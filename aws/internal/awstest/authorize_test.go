@@ -84,9 +84,11 @@ func TestSecretPolicies(t *testing.T) {
 	if err := read(t, cloud, "policies-reader", mine); err != nil {
 		t.Errorf("by the secret's policy, the reader: %v", err)
 	}
-	want := awstest.Call{Role: "policies-reader", Action: "secretsmanager:GetSecretValue", Resource: mine, Allowed: true}
-	if !slices.Contains(cloud.Calls(), want) {
-		t.Errorf("the log of calls lacks %+v: %+v", want, cloud.Calls())
+	if !slices.ContainsFunc(cloud.Calls(), func(call awstest.Call) bool {
+		return call.Role == "policies-reader" && call.Action == "secretsmanager:GetSecretValue" && call.Resource == mine && call.Allowed &&
+			call.Caller == "arn:aws:sts::123456789012:assumed-role/policies-reader/test"
+	}) {
+		t.Errorf("the log of calls lacks the reader's: %+v", cloud.Calls())
 	}
 }
 

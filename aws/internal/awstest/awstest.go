@@ -52,10 +52,16 @@ type Cloud struct {
 // Call is one request that the front decided on.
 type Call struct {
 	Role     string // the caller's role by name; "root" for Admin
+	Caller   string // the ARN of its session
 	Action   string // as policies write it, such as "secretsmanager:GetSecretValue"
 	Resource string // the ARN that was decided on, or "*"
 	Allowed  bool
 	Why      string // why it was refused
+
+	id      string
+	at      time.Time
+	roleARN string
+	direct  bool // what the caller itself asked, rather than what a service asks for it
 }
 
 // Fault answers a request in place of the service, or returns nil to let it through. It may wait, and sees every request
@@ -78,12 +84,14 @@ func Start(t testing.TB) *Cloud {
 	}
 	c.admin = newCredentials("AKIA", "")
 	c.issued[c.admin.AccessKeyID] = &session{Credentials: c.admin, root: true}
-	for _, service := range []string{"secretsmanager", "kms", "sts", "iam", "events", "logs"} {
+	for _, service := range []string{"sts", "iam", "events", "logs"} {
 		c.handlers[service] = double(moto)
 	}
-	for _, service := range []string{"cloudtrail", "monitoring"} {
+	for _, service := range []string{"kms", "monitoring"} {
 		c.handlers[service] = double(ministack)
 	}
+	c.handlers["secretsmanager"] = secretsManager
+	c.handlers["cloudtrail"] = c.trail()
 	c.server = httptest.NewServer(c)
 	c.URL = c.server.URL
 	t.Cleanup(func() {

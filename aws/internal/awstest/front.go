@@ -2,6 +2,7 @@ package awstest
 
 import (
 	"bytes"
+	"crypto/rand"
 	"fmt"
 	"io"
 	"maps"
@@ -80,7 +81,12 @@ func (c *Cloud) authenticate(r *http.Request, body []byte) (*request, *refusal) 
 	return q, nil
 }
 
-func (c *Cloud) record(call Call) {
+// record writes a decision down.
+func (c *Cloud) record(q *request, call Call) {
+	call.Role, call.Caller, call.id, call.at, call.direct = q.caller.roleName(), q.caller.arn(), rand.Text(), time.Now(), call.Action == q.action()
+	if q.caller.role != nil {
+		call.roleARN = q.caller.role.arn
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.calls = append(c.calls, call)

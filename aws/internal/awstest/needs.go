@@ -24,6 +24,8 @@ func (c *Cloud) needs(ctx context.Context, q *request) ([]need, *refusal) {
 		return c.assumeNeeds(q), nil
 	case "ecs":
 		return c.ecsNeeds(ctx, q), nil
+	case "acm":
+		return c.certificateNeeds(ctx, q)
 	case "acm-pca":
 		return authorityNeeds(q), nil
 	case "events":
@@ -39,14 +41,8 @@ func (c *Cloud) needs(ctx context.Context, q *request) ([]need, *refusal) {
 
 // contextOf are the condition keys of the services without a rule of their own.
 func contextOf(q *request) map[string][]string {
-	switch {
-	case q.service == "monitoring":
+	if q.service == "monitoring" {
 		return map[string][]string{"cloudwatch:namespace": optional(q.str("Namespace"))}
-	case q.service == "acm" && q.operation == "RequestCertificate":
-		return map[string][]string{
-			"acm:CertificateAuthority": optional(q.str("CertificateAuthorityArn")),
-			"acm:DomainNames":          append(q.list("SubjectAlternativeNames"), q.str("DomainName")),
-		}
 	}
 	return nil
 }
@@ -54,13 +50,6 @@ func contextOf(q *request) map[string][]string {
 // resourcesOf are the ARNs of services whose requests name them plainly.
 func resourcesOf(q *request) []string {
 	switch q.service {
-	case "acm":
-		if arn := q.str("CertificateArn"); arn != "" {
-			return []string{arn}
-		}
-		if q.operation == "RequestCertificate" || q.operation == "ImportCertificate" {
-			return []string{arnOf("acm", "certificate/*")}
-		}
 	case "monitoring":
 		return alarms(q)
 	case "logs":

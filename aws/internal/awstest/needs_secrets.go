@@ -23,7 +23,7 @@ type facts struct {
 	policy *iam.Document
 }
 
-// remembered are facts of moto, which all tests of the process share. They are forgotten as soon as any of them may change.
+// remembered are facts of the doubles, which all tests of the process share. They are forgotten as soon as any of them may change.
 var remembered = struct {
 	mu         sync.Mutex
 	generation int
@@ -305,7 +305,7 @@ func (c *Cloud) keyNeeds(ctx context.Context, q *request) ([]need, *refusal) {
 	return needs, nil
 }
 
-// keyOf is the key that moto wrote at the beginning of a ciphertext, or "".
+// keyOf is the key that both doubles write at the beginning of a ciphertext, or "".
 func keyOf(ciphertext string) string {
 	const uuid = 36
 	blob, err := base64.StdEncoding.DecodeString(ciphertext)

@@ -2579,6 +2579,7 @@ resource "aws_lambda_function" "payments_rotation" {
 }
 
 resource "aws_cloudwatch_event_rule" "payments_rotation_schedule" {
+  name                = "payments-rotation-schedule"
   description         = "Rotates what is due in the mesh payments"
   schedule_expression = "rate(1 hour)"
   state               = "ENABLED"

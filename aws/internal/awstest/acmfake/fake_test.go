@@ -124,12 +124,16 @@ func TestRequestRules(t *testing.T) {
 	}
 	for title, change := range map[string]func(*acm.RequestCertificateInput){
 		"a bare name": func(in *acm.RequestCertificateInput) { in.DomainName = aws.String("a") },
-		"a long name": func(in *acm.RequestCertificateInput) { in.DomainName = aws.String(strings.Repeat("a", 60) + ".example.com") },
+		"a long name": func(in *acm.RequestCertificateInput) {
+			in.DomainName = aws.String(strings.Repeat("a", 60) + ".example.com")
+		},
 		"no CA":       func(in *acm.RequestCertificateInput) { in.CertificateAuthorityArn = nil },
 		"a bad CA":    func(in *acm.RequestCertificateInput) { in.CertificateAuthorityArn = aws.String(first) },
 		"an old key":  func(in *acm.RequestCertificateInput) { in.KeyAlgorithm = types.KeyAlgorithmRsa4096 },
 		"a bad token": func(in *acm.RequestCertificateInput) { in.IdempotencyToken = aws.String("not-a-token") },
-		"a long SAN":  func(in *acm.RequestCertificateInput) { in.SubjectAlternativeNames = []string{strings.Repeat("a.", 127) + "com"} },
+		"a long SAN": func(in *acm.RequestCertificateInput) {
+			in.SubjectAlternativeNames = []string{strings.Repeat("a.", 127) + "com"}
+		},
 	} {
 		in := &acm.RequestCertificateInput{DomainName: aws.String("a.example.com"), CertificateAuthorityArn: aws.String(caARN)}
 		change(in)

@@ -110,9 +110,10 @@ func (f *Fake) describe(body []byte) (any, error) {
 		return nil, err
 	}
 	f.settle(c)
+	// The key's algorithm is spelled otherwise here than where it is asked for, as in the examples of ACM's own documentation.
 	detail := map[string]any{
 		"CertificateArn": c.arn, "CertificateAuthorityArn": c.ca, "DomainName": c.domain, "SubjectAlternativeNames": c.names,
-		"Type": "PRIVATE", "Status": c.status, "KeyAlgorithm": c.algorithm, "CreatedAt": seconds(c.created),
+		"Type": "PRIVATE", "Status": c.status, "KeyAlgorithm": strings.Replace(c.algorithm, "_", "-", 1), "CreatedAt": seconds(c.created),
 		"RenewalEligibility": c.eligibility(), "InUseBy": []string{},
 		"Options": map[string]string{"CertificateTransparencyLoggingPreference": "DISABLED"},
 	}

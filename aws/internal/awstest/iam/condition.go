@@ -10,11 +10,12 @@ import (
 )
 
 // Keys are the condition keys whose values a Request may carry, in the spelling of AWS's documentation; policies may spell
-// them in any case. A key that ends in ":" stands for all that begin so.
+// them in any case. A key that ends in ":" or "/" stands for all that begin so.
 var Keys = []string{
 	"aws:CalledVia", "aws:PrincipalAccount", "aws:PrincipalArn", "aws:PrincipalIsAWSService", "aws:PrincipalServiceName",
 	"aws:PrincipalType", "aws:RequestedRegion", "aws:SecureTransport", "aws:SourceAccount", "aws:SourceArn", "aws:ViaAWSService",
-	"acm:CertificateAuthority", "acm:DomainNames",
+	"aws:RequestTag/", "aws:ResourceTag/",
+	"acm:CertificateAuthority", "acm:DomainNames", "acm:KeyAlgorithm",
 	"acm-pca:TemplateArn",
 	"cloudwatch:namespace",
 	"ecs:cluster", "ecs:task-definition",
@@ -95,7 +96,7 @@ func parseConditions(in map[string]map[string]texts) ([]condition, error) {
 func (c condition) check() error {
 	known := slices.ContainsFunc(Keys, func(key string) bool {
 		key = strings.ToLower(key)
-		return key == c.key || strings.HasSuffix(key, ":") && strings.HasPrefix(c.key, key) && len(c.key) > len(key)
+		return key == c.key || (strings.HasSuffix(key, ":") || strings.HasSuffix(key, "/")) && strings.HasPrefix(c.key, key) && len(c.key) > len(key)
 	})
 	if !known {
 		return fmt.Errorf("the key %q is not known", c.key)

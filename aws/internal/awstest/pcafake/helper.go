@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -47,7 +48,7 @@ func (f *Fake) Add(ca CA) (string, error) {
 	}
 	if ca.KeyAlgorithm != "" {
 		in.CertificateAuthorityConfiguration.KeyAlgorithm = ca.KeyAlgorithm
-		if ca.KeyAlgorithm[:3] == "RSA" {
+		if strings.HasPrefix(ca.KeyAlgorithm, "RSA") {
 			in.CertificateAuthorityConfiguration.SigningAlgorithm = "SHA256WITHRSA"
 		}
 	}

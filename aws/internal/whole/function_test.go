@@ -1,0 +1,182 @@
+package whole_test
+
+import (
+	"archive/zip"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ecs"
+	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
+
+	"countersign.dev/aws/internal/awstest"
+	"countersign.dev/aws/internal/awstest/lambdafake"
+	"countersign.dev/aws/internal/awstest/pcafake"
+	"countersign.dev/aws/lambda"
+)
+
+const onECS = `
+mesh: MESH
+revocation: none
+stores: {vault: {type: secretsmanager}}
+authorities: {pca: {type: acmpca, mode: short-lived, budget: {certificates: 3}}}
+certificates: {authority: pca, ttl: 24h}
+services:
+  checkout:
+    ports: [{port: 8443, protocol: http, app: 8080}]
+    calls: [{service: ledger}]
+    proxy: {engine: nginx}
+    delivery: &d {type: store, store: vault, secret: "{mesh}/{service}", bundle: "{mesh}/bundle"}
+    deploy: {type: ecs, cluster: MESH}
+  ledger:
+    ports: [{port: 7000, protocol: tcp}]
+    proxy: {engine: haproxy}
+    delivery: *d
+    deploy: {type: ecs, cluster: MESH}
+`
+
+const schedule = `{"version": "0", "id": "53dc4d37-cffa-4f76-80c9-8b7d4a4d2eaa", "detail-type": "Scheduled Event", "source": "aws.events",
+	"account": "123456789012", "time": "2026-11-23T09:00:00Z", "region": "eu-central-1",
+	"resources": ["arn:aws:events:eu-central-1:123456789012:rule/payments-rotation"], "detail": {}}`
+
+// services makes services of ECS of which no task is wanted yet.
+func (w *world) services(cluster string, names ...string) {
+	w.t.Helper()
+	admin := ecs.NewFromConfig(w.cloud.Admin())
+	if _, err := admin.CreateCluster(w.t.Context(), &ecs.CreateClusterInput{ClusterName: aws.String(cluster)}); err != nil {
+		w.t.Fatal(err)
+	}
+	for _, name := range names {
+		_, err := admin.RegisterTaskDefinition(w.t.Context(), &ecs.RegisterTaskDefinitionInput{
+			Family: aws.String(name), Memory: aws.String("512"),
+			ContainerDefinitions: []types.ContainerDefinition{{Name: aws.String("app"), Image: aws.String("app@sha256:00"), Essential: aws.Bool(true)}},
+		})
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		_, err = admin.CreateService(w.t.Context(), &ecs.CreateServiceInput{
+			Cluster: aws.String(cluster), ServiceName: aws.String(name), TaskDefinition: aws.String(name), DesiredCount: aws.Int32(0), LaunchType: types.LaunchTypeEc2,
+			DeploymentController: &types.DeploymentController{Type: types.DeploymentControllerTypeEcs},
+		})
+		if err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+// unpack unpacks what `rotate package` has written.
+func (w *world) unpack(path, to string) {
+	w.t.Helper()
+	archive, err := zip.OpenReader(path)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer archive.Close()
+	for _, f := range archive.File {
+		r, err := f.Open()
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		data, err := io.ReadAll(r)
+		if err = errors.Join(err, r.Close()); err != nil {
+			w.t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(to, f.Name), data, f.Mode()); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+// output is what a process writes while it runs.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
+}
+
+// TestFunction packs the rotation function, and lets events start it: what is due is rotated, what is not is left, and an
+// event of somebody else's certificate is none of its business.
+func TestFunction(t *testing.T) {
+	cloud := awstest.Start(t)
+	pca := pcafake.New(pcafake.Options{})
+	cloud.Mount("acm-pca", pca)
+	cloud.Mount("ecs", awstest.Moto(t))
+	arn, err := pca.Add(pcafake.CA{ShortLived: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := "function-" + strings.ReplaceAll(time.Now().UTC().Format("150405.000"), ".", "-")
+	w := &world{t: t, dir: t.TempDir(), cloud: cloud}
+	if err := os.WriteFile(filepath.Join(w.dir, "mesh.yaml"), []byte(strings.ReplaceAll(onECS, "MESH", name)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.services(name, "checkout", "ledger")
+	w.must(0, nil, []string{"rotate", "package", "mesh.yaml", "--out", "function.zip"}, "runtime provided.al2023")
+	root := t.TempDir()
+	w.unpack(filepath.Join(w.dir, "function.zip"), root)
+	var log output
+	function := lambdafake.New(t, func(ctx context.Context) *exec.Cmd {
+		command := exec.CommandContext(ctx, filepath.Join(root, "bootstrap"))
+		command.Env = append(cloud.Env("root"), "LAMBDA_TASK_ROOT="+root, "COUNTERSIGN_AUTHORITY_PCA_ARN="+arn)
+		command.Stdout, command.Stderr = &log, &log
+		return command
+	})
+	invoke := func(event string) (report lambda.Report, err error) {
+		t.Helper()
+		text, err := function.Invoke([]byte(event), time.Minute)
+		t.Logf("%s (%v)", text, err)
+		if err == nil {
+			err = json.Unmarshal(text, &report)
+		}
+		return report, err
+	}
+	report, err := invoke(schedule)
+	if err != nil || strings.Join(report.Rotated, " ") == "" || len(report.Failed)+len(report.Unfinished) > 0 {
+		t.Fatalf("the first: %+v, %v\n%s", report, err, log.String())
+	}
+	if pca.Issued() != 2 {
+		t.Errorf("%d were issued, want 2", pca.Issued())
+	}
+	report, err = invoke(schedule)
+	if err != nil || strings.Join(report.Nothing, " ") == "" || len(report.Rotated)+len(report.Failed)+len(report.Unfinished) > 0 {
+		t.Errorf("the second: %+v, %v", report, err)
+	}
+	if report, err = invoke(`{"what": "is this"}`); err == nil {
+		t.Errorf("an event that nobody knows: %+v", report)
+	}
+	renewed := strings.NewReplacer("Scheduled Event", "ACM Certificate Available", "aws.events", "aws.acm",
+		"arn:aws:events:eu-central-1:123456789012:rule/payments-rotation", "arn:aws:acm:eu-central-1:123456789012:certificate/61f50cd4-45b9-4259-b049-d0a53682fa4b",
+		`"detail": {}`, `"detail": {"Action": "RENEWAL", "CertificateType": "PRIVATE", "CommonName": "other.example.com", "DomainValidationMethod": "NONE", "CertificateCreatedDate": "2025-09-23T09:00:00Z", "CertificateExpirationDate": "2027-09-23T09:00:00Z", "DaysToExpiry": 395, "InUse": false, "Exported": true}`).Replace(schedule)
+	if report, err = invoke(renewed); err != nil || len(report.Nothing) != 1 {
+		t.Errorf("somebody else's certificate: %+v, %v", report, err)
+	}
+	for _, want := range []string{`"Namespace":"Countersign"`, `"BudgetSpent"`, `"DaysToExpiry"`} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("the log does not hold %s:\n%s", want, log.String())
+		}
+	}
+	if function.Starts() != 1 {
+		t.Errorf("it was started %d times", function.Starts())
+	}
+}

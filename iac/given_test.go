@@ -1,0 +1,173 @@
+package iac_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"testing"
+
+	"countersign.dev/iac"
+	"countersign.dev/mesh"
+)
+
+// secretARN is an ARN as AWS makes it.
+func secretARN(name string) string {
+	return "arn:aws:secretsmanager:eu-central-1:123456789012:secret:" + name + "-AbCdEf"
+}
+
+// exampleARNs are all that the example's policies need.
+func exampleARNs() map[string]string {
+	arns := map[string]string{
+		"key/vault":              "arn:aws:kms:eu-central-1:123456789012:key/11111111-2222-3333-4444-555555555555",
+		"authority/pca":          "arn:aws:acm-pca:eu-central-1:123456789012:certificate-authority/11111111-2222-3333-4444-555555555555",
+		"repository/countersign": "arn:aws:ecr:eu-central-1:123456789012:repository/countersign",
+		"repository/nginx":       "arn:aws:ecr:eu-central-1:123456789012:repository/nginx",
+	}
+	for _, name := range []string{"bundle", "bundle.rotation", "checkout", "checkout.rotation", "ledger", "ledger.rotation", "paygate", "paygate.rotation", "terminal", "terminal.rotation", "pca.budget"} {
+		arns["payments/"+name] = secretARN("payments/" + name)
+	}
+	return arns
+}
+
+// checkoutTask is what the task of checkout needs.
+func checkoutTask() iac.Given {
+	return iac.Given{
+		ARNs:      map[string]string{"payments/checkout": secretARN("payments/checkout"), "payments/bundle": secretARN("payments/bundle")},
+		Images:    map[string]string{"countersign": "countersign:1", "nginx": "nginx:1", "checkout": "checkout:1"},
+		Endpoints: map[string]string{"ledger:9000": "ledger.internal:9000"},
+	}
+}
+
+// TestGiven asserts what is written where the ARNs are given.
+func TestGiven(t *testing.T) {
+	spec := load(t, example+"mesh.yaml")
+	policies, err := iac.IAM(spec, iac.Options{}, iac.Given{ARNs: exampleARNs()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "testdata/iam.json", policies)
+	for _, way := range []iac.Init{iac.InitTaskRole, iac.InitEnvironment} {
+		task, err := iac.TaskDefinition(spec, "checkout", iac.Options{Init: way}, checkoutTask())
+		if err != nil {
+			t.Fatal(err)
+		}
+		golden(t, "testdata/task-"+string(way)+".json", task)
+	}
+	settings := checkoutTask()
+	settings.CPU, settings.Memory, settings.Architecture, settings.StreamModule, settings.Health = "256", "512", "ARM64", "/m.so", []string{"CMD", "/healthy"}
+	task, err := iac.TaskDefinition(spec, "checkout", iac.Options{}, settings)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`"cpu": "256"`, `"memory": "512"`, `"cpuArchitecture": "ARM64"`, `"/m.so"`, `"/healthy"`} {
+		if !strings.Contains(string(task), want) {
+			t.Errorf("the task definition has no %s", want)
+		}
+	}
+	// The Plan in the environment is the one that the specification compiles to.
+	var read struct {
+		ContainerDefinitions []struct {
+			Environment []struct{ Name, Value string }
+		}
+	}
+	if err := json.Unmarshal(task, &read); err != nil {
+		t.Fatal(err)
+	}
+	plan, err := spec.Compile("checkout")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := json.Marshal(plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := read.ContainerDefinitions[0].Environment[0]; got.Name != "COUNTERSIGN_PLAN" || got.Value != string(want) {
+		t.Errorf("the Plan is %v", got)
+	}
+}
+
+// TestMissing asserts that nothing is guessed: all that is missing is listed at once.
+func TestMissing(t *testing.T) {
+	spec := load(t, example+"mesh.yaml")
+	for name, test := range map[string]struct {
+		generate func() ([]byte, error)
+		want     []string
+	}{
+		"iam": {
+			func() ([]byte, error) { return iac.IAM(spec, iac.Options{}, iac.Given{}) },
+			[]string{"--arn payments/checkout=ARN", "--arn payments/pca.budget=ARN", "--arn repository/NAME=ARN", "--arn key/vault=ARN", "--arn authority/pca=ARN"},
+		},
+		"task definition": {
+			func() ([]byte, error) { return iac.TaskDefinition(spec, "checkout", iac.Options{}, iac.Given{}) },
+			[]string{"--arn payments/checkout=ARN", "--arn payments/bundle=ARN", "--image countersign=IMAGE", "--image nginx=IMAGE", "--image checkout=IMAGE", "--endpoint ledger:9000=HOST:PORT"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := test.generate()
+			if !errors.Is(err, iac.ErrMissing) {
+				t.Fatalf("%v", err)
+			}
+			for _, want := range test.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("%q does not list %s", err, want)
+				}
+			}
+		})
+	}
+}
+
+// TestWrongARNs asserts that what is given is what is meant, and has no wildcard.
+func TestWrongARNs(t *testing.T) {
+	spec := load(t, example+"mesh.yaml")
+	for name, test := range map[string]struct{ arn, value, want string }{
+		"wildcard at the end":       {"payments/checkout", "arn:aws:secretsmanager:eu-central-1:123456789012:secret:payments/checkout-*", "that is not the ARN of the secret"},
+		"question marks":            {"payments/checkout", "arn:aws:secretsmanager:eu-central-1:123456789012:secret:payments/checkout-??????", "that is not the ARN of the secret"},
+		"everything":                {"payments/checkout", "*", "that is not the ARN of the secret"},
+		"another secret":            {"payments/checkout", secretARN("payments/ledger"), "that is not the ARN of the secret"},
+		"no suffix":                 {"payments/checkout", strings.TrimSuffix(secretARN("payments/checkout"), "-AbCdEf"), "that is not the ARN of the secret"},
+		"another region":            {"payments/ledger", strings.Replace(secretARN("payments/ledger"), "central", "west", 1), "its region is"},
+		"another account":           {"payments/ledger", strings.Replace(secretARN("payments/ledger"), "123456789012", "111122223333", 1), "its account is"},
+		"a key's alias":             {"key/vault", "arn:aws:kms:eu-central-1:123456789012:alias/vault", "that is not one of the kind key"},
+		"all keys":                  {"key/vault", "arn:aws:kms:eu-central-1:123456789012:key/*", "that is not one of the kind key, or it has a wildcard"},
+		"all authorities":           {"authority/pca", "arn:aws:acm-pca:eu-central-1:123456789012:certificate-authority/*", "that is not one of the kind authority"},
+		"all repositories":          {"repository/all", "arn:aws:ecr:eu-central-1:123456789012:repository/*", "that is not one of the kind repository"},
+		"a name that nobody has":    {"payments/chekout", secretARN("payments/chekout"), "nothing of that name is needed"},
+		"a key that is nobody's":    {"key/other", exampleARNs()["key/vault"], "nothing of that name is needed"},
+		"a repository without name": {"repository/", "nonsense", "that is not one of the kind repository"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			arns := exampleARNs()
+			arns[test.arn] = test.value
+			_, err := iac.IAM(spec, iac.Options{}, iac.Given{ARNs: arns})
+			if !errors.Is(err, iac.ErrRefused) || !strings.Contains(fmt.Sprint(err), test.want) {
+				t.Errorf("%v, want a refusal with %q", err, test.want)
+			}
+		})
+	}
+}
+
+// TestIdle asserts that what is of no use is refused: it is mistyped.
+func TestIdle(t *testing.T) {
+	spec := load(t, example+"mesh.yaml")
+	for name, change := range map[string]func(*iac.Given){
+		"--image ngnix":         func(g *iac.Given) { g.Images["ngnix"] = "x" },
+		"--endpoint ledger:900": func(g *iac.Given) { g.Endpoints["ledger:900"] = "x:1" },
+	} {
+		given := checkoutTask()
+		change(&given)
+		if _, err := iac.TaskDefinition(spec, "checkout", iac.Options{}, given); !errors.Is(err, iac.ErrRefused) || !strings.Contains(fmt.Sprint(err), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// What other outputs need is no mistake: one list does for all.
+	given := checkoutTask()
+	maps.Copy(given.ARNs, exampleARNs())
+	if _, err := iac.TaskDefinition(spec, "checkout", iac.Options{}, given); err != nil {
+		t.Error(err)
+	}
+	if _, err := iac.TaskDefinition(spec, "chekout", iac.Options{}, given); !errors.Is(err, mesh.ErrNoWorkload) {
+		t.Errorf("%v", err)
+	}
+}

@@ -1,0 +1,146 @@
+package iac_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"countersign.dev/iac"
+	"countersign.dev/mesh"
+)
+
+// parse reads a specification from a text.
+func parse(t *testing.T, text string) *mesh.Spec {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "mesh.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return load(t, path)
+}
+
+// good is a small specification that can be deployed, with a place for other words.
+const good = `
+mesh: small
+certificates: {authority: pca}
+revocation: none
+stores: {vault: {type: secretsmanager}, disk: {type: file, dir: d, identityFile: i}}
+authorities: {pca: {type: acmpca, budget: {store: vault}}}
+services:
+  one:
+    ports: [{port: 8443, protocol: http, app: 8080}]
+    proxy: {engine: nginx}
+    delivery: {type: store, store: vault, secret: "{mesh}/{service}"}
+    deploy: {type: ecs, cluster: c}
+`
+
+// TestRefused asserts that what cannot be deployed is refused, with the reason.
+func TestRefused(t *testing.T) {
+	long := strings.Repeat("a", 52)
+	for name, test := range map[string]struct {
+		replace []string // pairs
+		want    string
+	}{
+		"good":            {nil, ""},
+		"nothing":         {[]string{good[strings.Index(good, "services:"):], ""}, "it declares no service and no gateway"},
+		"built-in":        {[]string{"proxy: {engine: nginx}", "", `delivery: {type: store, store: vault, secret: "{mesh}/{service}"}`, "", "deploy: {type: ecs, cluster: c}", "", "{authority: pca}", "{}"}, "its proxy is the built-in one"},
+		"agent":           {[]string{`delivery: {type: store, store: vault, secret: "{mesh}/{service}"}`, "", "deploy: {type: ecs, cluster: c}", "", "{authority: pca}", "{}"}, "its certificate does not come from Secrets Manager"},
+		"a file store":    {[]string{"store: vault, secret", "store: disk, secret"}, "its certificate does not come from Secrets Manager"},
+		"the server's CA": {[]string{"{authority: pca}", "{}"}, "its certificates come from the server's own authority"},
+		"reload":          {[]string{"deploy: {type: ecs, cluster: c}", "deploy: {type: reload}"}, "it is not deployed by ECS"},
+		"revocation":      {[]string{"revocation: none", ""}, "a task of ECS gets no revocation lists"},
+		"low port":        {[]string{"8443", "443"}, "port 443 needs a privilege"},
+		"the same port":   {[]string{"app: 8080", "app: 8443"}, "nginx: port 8443 listens on 0.0.0.0:8443, where the application"},
+		"an alias's ARN":  {[]string{"vault: {type: secretsmanager}", "vault: {type: secretsmanager, kmsKey: \"arn:aws:kms:eu-central-1:123456789012:alias/x\"}"}, "a policy cannot name a key by the ARN of an alias"},
+		"two regions":     {[]string{"vault: {type: secretsmanager}", "vault: {type: secretsmanager, region: eu-west-1}", "type: acmpca,", "type: acmpca, region: eu-central-1,"}, "the authority pca is in eu-central-1, the store vault is in eu-west-1"},
+		"long name":       {[]string{"mesh: small", "mesh: " + long}, "IAM takes 64"},
+		"six ports":       {[]string{"{port: 8443, protocol: http, app: 8080}", ports(6)}, "has 6 ports"},
+		"dynamic":         {[]string{"  one:", "  one:\n    run: {command: [app], env: {KEY: \"{{resolve:secretsmanager:small/one}}\"}}"}, "holds {{resolve:"},
+		"one identifier":  {[]string{"  one:", "  two-1: &other\n    calls: []\n    proxy: {engine: nginx}\n    delivery: {type: store, store: vault, secret: \"{mesh}/{service}\"}\n    deploy: {type: ecs, cluster: c}\n  two1: *other\n  one:"}, "would both be Two1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text := strings.NewReplacer(test.replace...).Replace(good)
+			spec := parse(t, text)
+			for what, generate := range map[string]func(*mesh.Spec, iac.Options) ([]byte, error){"cloudformation": iac.CloudFormation, "terraform": iac.Terraform} {
+				out, err := generate(spec, iac.Options{})
+				if test.want == "" {
+					if err != nil {
+						t.Errorf("%s: %v", what, err)
+					}
+					continue
+				}
+				if !errors.Is(err, iac.ErrRefused) || !strings.Contains(fmt.Sprint(err), test.want) || out != nil {
+					t.Errorf("%s: %v, want a refusal with %q", what, err, test.want)
+				}
+			}
+		})
+	}
+}
+
+func ports(n int) string {
+	var all []string
+	for i := range n {
+		all = append(all, fmt.Sprintf("{port: %d, protocol: http, app: %d}", 8000+i, 9000+i))
+	}
+	return strings.Join(all, ", ")
+}
+
+// TestGatewayRefused asserts that a gateway's own certificate, a file, and a bound that NGINX does not have, are refused.
+func TestGatewayRefused(t *testing.T) {
+	spec := parse(t, good+`
+gateways:
+  gate:
+    listen: [{port: 8444, protocol: http, certificate: {cert: /c.pem, key: /k.pem}}]
+    routes: [{to: [{service: one}], timeout: {request: 15s}}]
+    proxy: {engine: nginx}
+    delivery: {type: store, store: vault, secret: "{mesh}/{service}"}
+    deploy: {type: ecs, cluster: c}
+`)
+	_, err := iac.CloudFormation(spec, iac.Options{})
+	for _, want := range []string{"the certificate of port 8444 is a file of a machine", "a bound on the whole request (timeout.request)"} {
+		if !errors.Is(err, iac.ErrRefused) || !strings.Contains(fmt.Sprint(err), want) {
+			t.Errorf("%v, want a refusal with %q", err, want)
+		}
+	}
+}
+
+// TestInitUnknown asserts that another way than the two is refused.
+func TestInitUnknown(t *testing.T) {
+	if _, err := iac.CloudFormation(parse(t, good), iac.Options{Init: "magic"}); !errors.Is(err, iac.ErrRefused) {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestColon asserts that a field that ECS could not be told of is refused where ECS reads it, and only there.
+func TestColon(t *testing.T) {
+	spec := parse(t, strings.Replace(good, `secret: "{mesh}/{service}"`, `secret: "{mesh}/{service}", fields: {key: "a:b"}`, 1))
+	if _, err := iac.CloudFormation(spec, iac.Options{Init: iac.InitEnvironment}); !errors.Is(err, iac.ErrRefused) || !strings.Contains(fmt.Sprint(err), `"a:b" has a colon`) {
+		t.Errorf("%v", err)
+	}
+	if _, err := iac.CloudFormation(spec, iac.Options{}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTooLarge asserts that nothing is written that AWS would not take.
+func TestTooLarge(t *testing.T) {
+	var rules []string
+	for i := range 1200 {
+		rules = append(rules, fmt.Sprintf("{from: any, methods: [GET], paths: [/a/path/of/number/%d]}", i))
+	}
+	spec := parse(t, strings.NewReplacer("app: 8080}", "app: 8080, allow: ["+strings.Join(rules, ", ")+"]}", "nginx", "haproxy").Replace(good))
+	_, err := iac.CloudFormation(spec, iac.Options{})
+	if !errors.Is(err, iac.ErrTooLarge) || !strings.Contains(fmt.Sprint(err), "the task definition of one") {
+		t.Errorf("a Plan of 70 KB: %v", err)
+	}
+	many := good
+	for i := range 60 {
+		many += strings.NewReplacer("  one:", fmt.Sprintf("  service-%d:", i)).Replace(good[strings.Index(good, "  one:"):])
+	}
+	if _, err = iac.Terraform(parse(t, many), iac.Options{}); !errors.Is(err, iac.ErrTooLarge) || !strings.Contains(fmt.Sprint(err), "the policy of the role small-rotation") {
+		t.Errorf("61 services: %v", err)
+	}
+}
