@@ -149,7 +149,7 @@ func TestLeaseIsExclusive(t *testing.T) {
 	var inside, taken atomic.Int32
 	var group sync.WaitGroup
 	deadline := time.Now().Add(20 * time.Second)
-	const want, racers = 8, 12
+	const want, racers = 6, 10
 	for i := range racers {
 		group.Go(func() {
 			for taken.Load() < want && time.Now().Before(deadline) {
@@ -265,32 +265,4 @@ func TestKeeper(t *testing.T) {
 	if lease, err = keeper.Lease(t.Context(), name, "two", time.Minute); lease != nil || !errors.Is(err, secret.ErrHeld) {
 		t.Errorf("%v, %v", lease, err)
 	}
-}
-
-func TestParseHeld(t *testing.T) {
-	lease := &Lease{holder: holder + ": a+b%", word: "WORD"}
-	until := time.UnixMilli(1795421916123).UTC()
-	h, ok := parseHeld(lease.labelUntil(until))
-	if !ok || h.holder != lease.holder || h.word != "WORD" || !h.until.Equal(until) {
-		t.Errorf("%+v, %v", h, ok)
-	}
-	for _, label := range []string{
-		"", "AWSCURRENT", heldPrefix, heldPrefix + "1:2", heldPrefix + "x:word:one", heldPrefix + "1:word:", heldPrefix + "1:word:%zz",
-		heldPrefix + "1:word:a%0Ab", "COUNTERSIGN-LEASE",
-	} {
-		if _, ok := parseHeld(label); ok {
-			t.Errorf("%q is taken for a holder", label)
-		}
-	}
-}
-
-// FuzzParseHeld shows that no label, which anybody may have attached, breaks its reader.
-func FuzzParseHeld(f *testing.F) {
-	f.Add(heldPrefix + "1795421916123:ABCDEFGHIJKLM:countersign+rotate+on+host%2C+pid+1")
-	f.Add(heldPrefix + "-9223372036854775808::%E2%80%A8")
-	f.Fuzz(func(t *testing.T, label string) {
-		if h, ok := parseHeld(label); ok && (h.holder == "" || len(h.holder) > maxHolder || !printable(h.holder)) {
-			t.Errorf("%q holds %q", label, h.holder)
-		}
-	})
 }

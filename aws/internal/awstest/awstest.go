@@ -41,6 +41,7 @@ type Cloud struct {
 
 	mu       sync.Mutex
 	handlers map[string]http.Handler  // by the name that requests are signed for
+	mounted  map[string]bool          // those that are not the front\'s own
 	issued   map[string]*session      // by access key
 	roles    map[string]*role         // by name
 	managed  map[string]*iam.Document // managed policies by ARN
@@ -78,6 +79,7 @@ func Start(t testing.TB) *Cloud {
 		Account:  Account,
 		t:        t,
 		handlers: map[string]http.Handler{},
+		mounted:  map[string]bool{},
 		issued:   map[string]*session{},
 		roles:    map[string]*role{},
 		managed:  map[string]*iam.Document{},
@@ -108,7 +110,7 @@ func Start(t testing.TB) *Cloud {
 func (c *Cloud) Mount(service string, h http.Handler) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.handlers[service] = h
+	c.handlers[service], c.mounted[service] = h, true
 }
 
 // Moto is the double of that name without a front, for Mount and for comparisons.

@@ -3,6 +3,7 @@ package whole_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,13 +19,23 @@ import (
 	"countersign.dev/aws/internal/awstest/pcafake"
 )
 
+// programDir is where the binary lies.
+var programDir string
+
+func TestMain(m *testing.M) {
+	var err error
+	if programDir, err = os.MkdirTemp("", "whole"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	status := m.Run()
+	_ = os.RemoveAll(programDir) // it is only litter
+	os.Exit(status)
+}
+
 // program is the binary, built once.
 var program = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "whole")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "countersign")
+	path := filepath.Join(programDir, "countersign")
 	build := exec.Command("go", "build", "-pgo=off", "-o", path, "countersign.dev/cmd/countersign")
 	if output, err := build.CombinedOutput(); err != nil {
 		return "", errors.Join(err, errors.New(string(output)))

@@ -15,6 +15,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
+	"golang.org/x/sys/unix"
 
 	"countersign.dev/aws/internal/awstest/ecsfake/jail"
 )
@@ -140,7 +141,7 @@ func (f *Fake) spec(c *container) (jail.Spec, error) {
 	d, t := &c.definition, c.task
 	spec := jail.Spec{
 		Root: f.rootDirectory(), Hostname: hostname(t), Host: c.image.Host, Binds: slices.Clone(c.image.Binds),
-		Dirs: c.image.Dirs, Links: c.image.Links, ReadOnly: aws.ToBool(d.ReadonlyRootFilesystem), UID: c.uid, GID: c.gid,
+		Processes: t.pause, Dirs: c.image.Dirs, Links: c.image.Links, ReadOnly: aws.ToBool(d.ReadonlyRootFilesystem), UID: c.uid, GID: c.gid,
 		Directory: orDefault(orDefault(aws.ToString(d.WorkingDirectory), c.image.Directory), "/"),
 	}
 	spec.Files = append(slices.Clone(c.image.Files), jail.File{Path: "/etc/hosts", Content: f.hosts(t)}, jail.File{Path: "/etc/hostname", Content: hostname(t) + "\n"})
@@ -158,6 +159,12 @@ func (f *Fake) spec(c *container) (jail.Spec, error) {
 		for _, disk := range p.Tmpfs {
 			spec.Tmpfs = append(spec.Tmpfs, jail.Tmpfs{Path: aws.ToString(disk.ContainerPath), Size: int64(disk.Size) << 20})
 		}
+	}
+	for _, limit := range d.Ulimits {
+		if spec.Limits == nil {
+			spec.Limits = map[int][2]uint64{}
+		}
+		spec.Limits[limits[limit.Name]] = [2]uint64{uint64(limit.SoftLimit), uint64(limit.HardLimit)}
 	}
 	for _, mount := range d.MountPoints {
 		path := aws.ToString(mount.ContainerPath)
@@ -251,6 +258,9 @@ var capabilities = map[string]int{
 	"CHOWN": 0, "DAC_OVERRIDE": 1, "FOWNER": 3, "FSETID": 4, "KILL": 5, "SETGID": 6, "SETUID": 7, "SETPCAP": 8, "NET_BIND_SERVICE": 10,
 	"NET_RAW": 13, "SYS_CHROOT": 18, "MKNOD": 27, "AUDIT_WRITE": 29, "SETFCAP": 31,
 }
+
+// limits are the numbers of those that Fargate lets a definition set.
+var limits = map[types.UlimitName]int{types.UlimitNameNofile: unix.RLIMIT_NOFILE, types.UlimitNameCore: unix.RLIMIT_CORE, types.UlimitNameNproc: unix.RLIMIT_NPROC}
 
 // dropped reads the names of capabilities to drop.
 func dropped(names []string) (numbers []int, all bool, err error) {

@@ -271,6 +271,10 @@ const maxRequest = 1 << 20
 
 // ServeHTTP answers ECS's JSON 1.1 and Elastic Load Balancing's query protocol; who may ask is the front's business.
 func (f *Fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if f.ctx.Err() != nil {
+		http.Error(w, errClosed.Error(), http.StatusServiceUnavailable)
+		return
+	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequest))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)

@@ -99,7 +99,7 @@ type function struct {
 	FunctionName                                                *string
 	Description, Handler, Role, Runtime, PackageType, KmsKeyArn string
 	Architectures, Layers                                       []string
-	Code                                                        struct{ S3Bucket, S3Key, S3ObjectVersion, ImageUri, ZipFile string } //nolint:revive // CloudFormation's spelling
+	Code                                                        struct{ S3Bucket, S3Key, S3ObjectVersion, ImageUri, ZipFile string }
 	Timeout, MemorySize, ReservedConcurrentExecutions           *int32
 	Environment                                                 struct{ Variables map[string]string }
 	VpcConfig                                                   struct{ SubnetIDs, SecurityGroupIDs []string }
