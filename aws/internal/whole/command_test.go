@@ -22,7 +22,12 @@ import (
 // programDir is where the binary lies.
 var programDir string
 
+// TestMain enters namespaces of its own, in which the double of ECS runs tasks, and makes room for the binary.
 func TestMain(m *testing.M) {
+	if err := enter(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	var err error
 	if programDir, err = os.MkdirTemp("", "whole"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -37,6 +42,7 @@ func TestMain(m *testing.M) {
 var program = sync.OnceValues(func() (string, error) {
 	path := filepath.Join(programDir, "countersign")
 	build := exec.Command("go", "build", "-pgo=off", "-o", path, "countersign.dev/cmd/countersign")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // it runs in images without libraries
 	if output, err := build.CombinedOutput(); err != nil {
 		return "", errors.Join(err, errors.New(string(output)))
 	}
