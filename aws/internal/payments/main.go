@@ -97,7 +97,8 @@ func (s *start) run(ctx context.Context) error {
 			return fmt.Errorf("go build: %w\n%s", err, text)
 		}
 		s.step("starting the doubles of AWS, and generating the template")
-		return s.deploy(ctx, t, deployed.Start(t, deployed.Options{Program: program, Specification: specification, Second: s.second}))
+		o := deployed.Options{Program: program, Specification: specification, Second: s.second}
+		return s.deploy(ctx, t, deployed.Start(t, o)) //nolint:contextcheck // it takes t's context
 	})
 }
 
