@@ -106,9 +106,13 @@ func Serve(ctx context.Context, h *Handler) {
 const initTimeout = 5 * time.Second
 
 // Refuse tells the Runtime API why the function cannot be made, so that whoever invokes it is told, and not only that a
-// process has ended. The process is to end then, with a status that is not 0.
+// process has ended. The process is to end then, with a status that is not 0. Of a long reason the beginning is told.
 func Refuse(ctx context.Context, why error) error {
-	body, err := json.Marshal(map[string]any{"errorMessage": why.Error(), "errorType": "Runtime.ConfigInvalid", "stackTrace": []string{}})
+	message := why.Error()
+	if len(message) > maxError {
+		message = strings.ToValidUTF8(message[:maxError], "") + " [...]"
+	}
+	body, err := json.Marshal(map[string]any{"errorMessage": message, "errorType": "Runtime.ConfigInvalid", "stackTrace": []string{}})
 	if err != nil {
 		return fmt.Errorf("telling Lambda why the function cannot be made: %w", err)
 	}

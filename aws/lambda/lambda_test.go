@@ -6,13 +6,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -359,6 +363,17 @@ func TestRefuse(t *testing.T) {
 	_, err = f.Invoke(fixture(t, "schedule"), time.Minute)
 	if told, ok := errors.AsType[*lambdafake.FunctionError](err); !ok || told.Message != "mesh.yaml:3:1: it is no specification" || told.Type != "Runtime.ConfigInvalid" {
 		t.Errorf("%v", err)
+	}
+	told := ""
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body) // what is missing is seen below
+		told = string(body)
+		w.WriteHeader(http.StatusAccepted)
+	}))
+	defer server.Close()
+	t.Setenv("AWS_LAMBDA_RUNTIME_API", strings.TrimPrefix(server.URL, "http://"))
+	if err := lambda.Refuse(t.Context(), errors.New("begins "+strings.Repeat("\u00e9", 100_000))); err != nil || len(told) > 5000 || !strings.Contains(told, "begins ") || !utf8.ValidString(told) {
+		t.Errorf("of a long reason %d bytes are told, %v", len(told), err)
 	}
 	t.Setenv("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:1")
 	if err := lambda.Refuse(t.Context(), errors.New("x")); err == nil {

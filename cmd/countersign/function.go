@@ -44,7 +44,8 @@ type function struct {
 	targets []rotate.Target
 }
 
-// newFunction makes the function of the specification that lies beside the program.
+// newFunction makes the function of the specification that lies beside the program. What of it could never be rotated by this
+// function is said before there is an event: AWS is not asked.
 func newFunction(p *process) (*function, error) {
 	path := os.Getenv(meshVariable)
 	if path == "" {
@@ -63,10 +64,14 @@ func newFunction(p *process) (*function, error) {
 		func(workload string, step rotate.Step, text string) {
 			p.log.InfoContext(p.ctx, "rotating", "workload", workload, "step", string(step), "text", text)
 		})
-	return f, err
+	if err != nil {
+		return nil, err
+	}
+	return f, f.ready(p.ctx)
 }
 
-// serveFunction answers events for as long as Lambda wants. It returns the exit status when the function cannot be made.
+// serveFunction answers events for as long as Lambda wants. It returns the exit status when the function cannot be made, which
+// Lambda is told with the reason, so that whoever invokes the function reads it.
 func serveFunction(ctx context.Context, stdout, stderr io.Writer) int {
 	p := &process{ctx: ctx, stdout: stdout, stderr: stderr, log: newLogger(stderr, "json", os.Getenv("COUNTERSIGN_LOG_LEVEL"))}
 	err := harden("function")
@@ -75,6 +80,10 @@ func serveFunction(ctx context.Context, stdout, stderr io.Writer) int {
 		if f, err = newFunction(p); err == nil {
 			lambda.Serve(ctx, &lambda.Handler{Work: f, Steps: functionSteps{f}, Measure: f.measure, Log: p.log})
 		}
+	}
+	if err != nil {
+		p.log.ErrorContext(ctx, "the function cannot be made", "error", err)
+		err = errors.Join(err, lambda.Refuse(ctx, err))
 	}
 	return status(err, stderr)
 }

@@ -58,6 +58,7 @@ type Function struct {
 	mu      sync.Mutex
 	current *invocation // what it has, and did not answer yet
 	running *exec.Cmd
+	refused *exec.Cmd // the one that said it cannot be set up: it gets no event any more
 	exited  chan struct{}
 	starts  int
 }
@@ -108,6 +109,12 @@ func (f *Function) Invoke(event []byte, timeout time.Duration) ([]byte, error) {
 	f.seq++
 	given := invocation{
 		id: fmt.Sprintf("%08d-0000-4000-8000-000000000000", f.seq), event: event, deadline: time.Now().Add(timeout), answer: make(chan answer, 1),
+	}
+	f.mu.Lock()
+	refused := f.running != nil && f.refused == f.running
+	f.mu.Unlock()
+	if refused {
+		f.kill()
 	}
 	exited, err := f.start()
 	if err != nil {
@@ -266,6 +273,9 @@ func (f *Function) initError(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusRequestEntityTooLarge, "RequestEntityTooLarge", "")
 		return
 	}
+	f.mu.Lock()
+	f.refused = f.running
+	f.mu.Unlock()
 	// The event that the process was started for may be a moment behind.
 	select {
 	case <-r.Context().Done():
