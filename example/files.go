@@ -14,7 +14,7 @@ import (
 // ErrExists says that a file stands where an example's would be written.
 var ErrExists = errors.New("the file exists")
 
-// Write writes the specifications of the example mesh name ("colorapp", "shop" or "payments") into dir, which it
+// Write writes the specifications of the example mesh name ("colorapp", "shop", "payments" or "payments-ecs") into dir, which it
 // makes when it is not there, and gives the paths. It overwrites nothing: when one of the files is
 // there it writes none and gives an [ErrExists].
 func Write(name, dir string) ([]string, error) {

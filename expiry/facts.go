@@ -39,7 +39,7 @@ type Certificate struct {
 	// only the serial is known.
 	Serial      string
 	Fingerprint string
-	// Identity is the leaf's SPIFFE ID, empty when it has none.
+	// Identity is the leaf's SPIFFE ID; of a leaf that has a DNS name alone to say whose it is, "dns:" and that name; else empty.
 	Identity  string
 	NotBefore time.Time
 	// NotAfter is when the chain ends: the earliest end of all its certificates. Short names the one that it is,

@@ -86,41 +86,38 @@ func (w *hclWriter) value(value any) {
 }
 
 func (w *hclWriter) list(v list) {
-	parts := make([]string, 0, len(v))
-	size := 0
-	for _, item := range v {
-		scalar, ok := hclScalar(item)
-		if !ok {
-			break
-		}
-		parts = append(parts, scalar)
-		size += len(scalar) + 2
-	}
-	if len(parts) == len(v) && size <= wide {
-		w.b.WriteString("[" + strings.Join(parts, ", ") + "]")
+	if inline, ok := hclInline(v); ok {
+		w.b.WriteString(inline)
 		return
 	}
 	w.b.WriteString("[\n")
+	width := 0
 	for _, item := range v {
-		w.value(item)
-		w.b.WriteString(",\n")
+		scalar, ok := hclScalar(item)
+		if width > 0 && (!ok || width+len(scalar) > wide) {
+			w.b.WriteString("\n")
+			width = 0
+		}
+		if !ok {
+			w.value(item)
+			w.b.WriteString(",\n")
+			continue
+		}
+		if width > 0 {
+			w.b.WriteString(" ")
+		}
+		w.b.WriteString(scalar + ",")
+		width += len(scalar) + 2
+	}
+	if width > 0 {
+		w.b.WriteString("\n")
 	}
 	w.b.WriteString("]")
 }
 
 func (w *hclWriter) object(v object) {
-	parts := make([]string, 0, len(v))
-	size := 0
-	for _, f := range v {
-		scalar, ok := hclScalar(f.value)
-		if !ok || f.note != "" {
-			break
-		}
-		parts = append(parts, hclKey(f.key)+" = "+scalar)
-		size += len(parts[len(parts)-1]) + 2
-	}
-	if len(parts) == len(v) && size <= wide {
-		w.b.WriteString("{ " + strings.Join(parts, ", ") + " }")
+	if inline, ok := hclInline(v); ok {
+		w.b.WriteString(inline)
 		return
 	}
 	w.b.WriteString("{\n")
@@ -131,6 +128,42 @@ func (w *hclWriter) object(v object) {
 		w.b.WriteString("\n")
 	}
 	w.b.WriteString("}")
+}
+
+// hclInline is a value that stands in one line: a scalar, or a short list or object of scalars; an object of one
+// member may hold another such.
+func hclInline(value any) (string, bool) {
+	if scalar, ok := hclScalar(value); ok {
+		return scalar, true
+	}
+	var parts []string
+	open, end := "[", "]"
+	switch v := value.(type) {
+	case list:
+		for _, item := range v {
+			scalar, ok := hclScalar(item)
+			if !ok {
+				return "", false
+			}
+			parts = append(parts, scalar)
+		}
+	case object:
+		open, end = "{ ", " }"
+		for _, f := range v {
+			inner, ok := hclScalar(f.value)
+			if !ok && len(v) == 1 {
+				inner, ok = hclInline(f.value)
+			}
+			if !ok || f.note != "" {
+				return "", false
+			}
+			parts = append(parts, hclKey(f.key)+" = "+inner)
+		}
+	default:
+		return "", false
+	}
+	line := open + strings.Join(parts, ", ") + end
+	return line, len(line) <= wide
 }
 
 // hclScalar is a value that is no list and no object.
@@ -160,11 +193,15 @@ func hclText(t text) string {
 		return r.tf
 	}
 	var b strings.Builder
-	for _, part := range t {
+	for i, part := range t {
 		switch p := part.(type) {
 		case string:
 			quoted := hclQuote(p)
-			b.WriteString(quoted[1 : len(quoted)-1])
+			quoted = quoted[1 : len(quoted)-1]
+			if plain := strings.TrimRight(quoted, "$%"); i < len(t)-1 && plain != quoted {
+				quoted = plain + `${"` + quoted[len(plain):] + `"}` // or what follows would be an escape
+			}
+			b.WriteString(quoted)
 		case ref:
 			b.WriteString("${" + p.tf + "}")
 		}

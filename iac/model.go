@@ -286,8 +286,13 @@ func (d *deployment) names(r *refusal) {
 		taken[id] = what
 	}
 	labels := map[string]string{}
+	stores := map[string]string{}
 	for _, s := range d.secrets {
 		claim(s.id, "the secret "+s.name)
+		if other, ok := stores[s.name]; ok {
+			r.addf("the secret %s would lie in the stores %s and %s, which are one place in a stack: give it another name in one of them", s.name, other, s.key.store)
+		}
+		stores[s.name] = s.key.store
 		if other, ok := labels[s.arn.tf]; ok {
 			r.addf("the secrets %s and %s would both be %s in Terraform: rename one of them", other, s.name, s.arn.tf)
 		}

@@ -107,6 +107,36 @@ gateways:
 	}
 }
 
+// TestTwoStores asserts that one secret in two stores is refused: a stack is in one region, and they are one there.
+func TestTwoStores(t *testing.T) {
+	second := strings.NewReplacer("  one:", "  two:", "store: vault", "store: safe", `{service}"}`, `{service}", bundle: "{mesh}/bundle"}`).Replace(good[strings.Index(good, "  one:"):])
+	text := strings.NewReplacer("disk: {type: file, dir: d, identityFile: i}", "safe: {type: secretsmanager, region: eu-central-1}", `{service}"}`, `{service}", bundle: "{mesh}/bundle"}`).Replace(good) + second
+	if _, err := iac.CloudFormation(parse(t, text), iac.Options{}); !errors.Is(err, iac.ErrRefused) || !strings.Contains(fmt.Sprint(err), "the secret small/bundle would lie in the stores vault and safe") {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestOneName asserts that names that would meet in a template are refused, and not written over one another.
+func TestOneName(t *testing.T) {
+	for name, test := range map[string]struct {
+		replace []string
+		want    string
+	}{
+		"a service rotation":   {[]string{"  one:", "  rotation:"}, "RotationGroup"},
+		"a store logs":         {[]string{"vault", "logs"}, "LogsKey"},
+		"a service's balancer": {[]string{"  one:", "  one-balancer: &one\n    ports: [{port: 8443, protocol: http, app: 8080}]\n    proxy: {engine: nginx}\n    delivery: {type: store, store: vault, secret: \"{mesh}/{service}\"}\n    deploy: {type: ecs, cluster: c}\n  one:"}, "OneBalancerGroup"},
+	} {
+		_, err := iac.CloudFormation(parse(t, strings.NewReplacer(test.replace...).Replace(good)), iac.Options{})
+		if !errors.Is(err, iac.ErrRefused) || !strings.Contains(fmt.Sprint(err), "would both be "+test.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	spec := parse(t, strings.NewReplacer("  one:", "  small-rotation:").Replace(good))
+	if _, err := iac.Terraform(spec, iac.Options{}); !errors.Is(err, iac.ErrRefused) || !strings.Contains(fmt.Sprint(err), "would both be aws_security_group.small_rotation") {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestInitUnknown asserts that another way than the two is refused.
 func TestInitUnknown(t *testing.T) {
 	if _, err := iac.CloudFormation(parse(t, good), iac.Options{Init: "magic"}); !errors.Is(err, iac.ErrRefused) {

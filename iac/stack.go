@@ -136,6 +136,7 @@ func (t *template) balancer(w *workload) {
 			{key: "VpcId", value: param("VpcId")},
 			{key: "HealthCheckProtocol", value: "TCP"},
 			{key: "HealthCheckIntervalSeconds", value: 10},
+			{key: "HealthCheckTimeoutSeconds", value: 5},
 			{key: "HealthyThresholdCount", value: 2},
 			{key: "UnhealthyThresholdCount", value: 2},
 			{key: "TargetGroupAttributes", value: list{attribute("deregistration_delay.timeout_seconds", strconv.Itoa(seconds(deregistration)))}},

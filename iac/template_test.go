@@ -137,6 +137,9 @@ func statements(t *testing.T, document any) []map[string]any {
 // specifications have together everything that a template can hold.
 var specifications = []string{example + "mesh.yaml", "testdata/parts.yaml", "testdata/acm.yaml"}
 
+// generated are templates by what they were made of: they are the same for all tests.
+var generated = map[string][]byte{}
+
 // variants are specifications that have everything in them, and ways to deploy them.
 func variants(t *testing.T) map[string]func(func(*mesh.Spec, iac.Options) ([]byte, error)) []byte {
 	t.Helper()
@@ -145,9 +148,14 @@ func variants(t *testing.T) map[string]func(func(*mesh.Spec, iac.Options) ([]byt
 		for _, way := range []iac.Init{iac.InitTaskRole, iac.InitEnvironment} {
 			out[path+" "+string(way)] = func(generate func(*mesh.Spec, iac.Options) ([]byte, error)) []byte {
 				t.Helper()
-				text, err := generate(load(t, path), iac.Options{Init: way})
-				if err != nil {
-					t.Fatal(err)
+				key := fmt.Sprintf("%s %s %p", path, way, generate)
+				text, there := generated[key]
+				if !there {
+					var err error
+					if text, err = generate(load(t, path), iac.Options{Init: way}); err != nil {
+						t.Fatal(err)
+					}
+					generated[key] = text
 				}
 				return text
 			}

@@ -15,6 +15,7 @@ type terraform struct {
 	d       *deployment
 	blocks  []block
 	section string
+	refusal refusal
 }
 
 // Terraform writes the configuration of Terraform with everything that a specification takes: the same as
@@ -42,6 +43,9 @@ func Terraform(spec *mesh.Spec, o Options) ([]byte, error) {
 	t.rotation()
 	t.alarms()
 	t.outputs()
+	if err := t.refusal.err(); err != nil {
+		return nil, err
+	}
 	w := &hclWriter{}
 	w.comment(d.header("generate terraform"))
 	for _, b := range t.blocks {
@@ -55,6 +59,9 @@ func Terraform(spec *mesh.Spec, o Options) ([]byte, error) {
 func (t *terraform) begin(title string) { t.section = title + "\n\n" }
 
 func (t *terraform) add(b block) {
+	if b.kind != "locals" && b.kind != "terraform" && slices.ContainsFunc(t.blocks, func(other block) bool { return other.kind == b.kind && slices.Equal(other.labels, b.labels) }) {
+		t.refusal.addf("two things would both be %s in the configuration: rename the service, gateway, store, authority or secret whose name makes it so", strings.Join(b.labels, "."))
+	}
 	b.note, t.section = t.section+b.note, ""
 	t.blocks = append(t.blocks, b)
 }
@@ -302,7 +309,7 @@ func (t *terraform) balancer(w *workload) {
 		full := name + "_" + strconv.Itoa(port)
 		t.resource("aws_lb_target_group", full, note,
 			arg("target_type", "ip"), arg("protocol", "TCP"), arg("port", port), arg("vpc_id", expression("var.vpc_id")), arg("deregistration_delay", seconds(deregistration)),
-			sub("health_check", arg("protocol", "TCP"), arg("interval", 10), arg("healthy_threshold", 2), arg("unhealthy_threshold", 2)))
+			sub("health_check", arg("protocol", "TCP"), arg("interval", 10), arg("timeout", 5), arg("healthy_threshold", 2), arg("unhealthy_threshold", 2)))
 		t.resource("aws_lb_listener", full, "",
 			arg("load_balancer_arn", attribute("aws_lb", name, "arn")), arg("protocol", "TCP"), arg("port", port),
 			sub("default_action", arg("type", "forward"), arg("target_group_arn", attribute("aws_lb_target_group", full, "arn"))))

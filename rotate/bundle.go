@@ -124,7 +124,7 @@ func (n *bundleRun) failed(err error) {
 	if errors.Is(err, ErrStopped) || errors.Is(err, secret.ErrLeaseLost) {
 		return
 	}
-	if !n.read {
+	if !n.read || n.repeats(n.b.Store, n.step, n.r.now()) {
 		return
 	}
 	n.record.failed(n.step, err, n.r.now())

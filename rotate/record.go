@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"time"
 	"unicode/utf8"
 
@@ -82,7 +83,8 @@ func readRecord(ctx context.Context, store Store, name string) (Record, error) {
 // is not written over.
 type notes struct {
 	record  Record
-	read    bool // the record was: what is not known is not written over
+	stored  Record // as it was read or written last
+	read    bool   // the record was: what is not known is not written over
 	version string
 }
 
@@ -97,7 +99,7 @@ func (n *notes) open(ctx context.Context, store Store, name string, o Options, r
 			return err
 		}
 	}
-	n.read = true
+	n.read, n.stored = true, n.record
 	return nil
 }
 
@@ -107,8 +109,23 @@ func (n *notes) write(ctx context.Context, store Store, name string) error {
 	if err != nil {
 		return err
 	}
-	n.version = id
+	n.version, n.stored = id, n.record
 	return nil
+}
+
+// Thrifty is a [Store] that bears few writes: one that keeps every version for a day, and has room for some only. That a
+// rotation failed once more, at the same step, is written to it after a while, and counted then: tried again and
+// again, it would leave no room for the rotation that succeeds.
+type Thrifty interface{ FewWrites() bool }
+
+// failuresApart is the least time between two notes of the same failure in a store that bears few writes.
+const failuresApart = 20 * time.Minute
+
+// repeats tells whether a failure needs no note of its own.
+func (n *notes) repeats(store Store, step Step, now time.Time) bool {
+	thrifty, ok := store.(Thrifty)
+	return ok && thrifty.FewWrites() && n.record.Failures > 0 && n.record.LastErrorStep == step &&
+		now.Sub(n.record.LastErrorTime) < failuresApart && reflect.DeepEqual(n.record, n.stored)
 }
 
 // currentVersion is the id of the current version, from the description alone; empty when there is none.

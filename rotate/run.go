@@ -132,6 +132,9 @@ func (n *run) failed(err error) {
 	if !n.read {
 		return // it may hold a rotation in progress, and the way back
 	}
+	if n.repeats(n.t.Store, n.step, n.r.now()) {
+		return
+	}
 	n.record.failed(n.step, err, n.r.now())
 	if err := n.write(n.ctx, n.t.Store, n.t.Secret); err != nil {
 		n.result.Notes = append(n.result.Notes, "that it failed could not be stored: "+err.Error())

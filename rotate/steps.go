@@ -18,13 +18,13 @@ var ErrBusy = errors.New("another rotation was begun and has not ended; the next
 // Obtain brings a version with an id as far as pending: it has a key certified, stores the credential and checks it. A version that
 // is there and will do is left. Whatever fails, the version stays pending, so that Obtain may be called again.
 func (r *Rotator) Obtain(ctx context.Context, t Target, version string) Result {
-	return r.ordered(ctx, t, Options{}, func(n *run) error { return n.obtainAs(version) })
+	return r.ordered(ctx, t, Options{}, func(n *run) error { return n.obtainAs(version) }) //nolint:contextcheck // the context of the run ends with its lease
 }
 
 // Bring makes a version current that [Rotator.Obtain] has brought as far as pending, and goes on as a rotation does: it is deployed
 // and observed, and taken back when that fails.
 func (r *Rotator) Bring(ctx context.Context, t Target, version string, o Options) Result {
-	return r.ordered(ctx, t, o, func(n *run) error { return n.bringAs(version) })
+	return r.ordered(ctx, t, o, func(n *run) error { return n.bringAs(version) }) //nolint:contextcheck // the context of the run ends with its lease
 }
 
 // Check reads a version and checks it as a rotation does before it makes one current. It takes no lease and writes nothing. A version that
@@ -37,7 +37,7 @@ func (r *Rotator) Check(ctx context.Context, t Target, version string) error {
 		err = secret.CheckVersion(version)
 	}
 	if err == nil {
-		err = n.look()
+		err = n.look() //nolint:contextcheck // the run has its own
 	}
 	if err == nil {
 		_, err = n.leafOf(version)
@@ -56,7 +56,7 @@ func (r *Rotator) ordered(ctx context.Context, t Target, o Options, work func(*r
 		return result
 	}
 	n := &run{r: r, t: t, o: o, outer: ctx, ctx: ctx, step: StepLease, result: &result}
-	r.leased(ctx, n, func(n *run) error {
+	r.leased(ctx, n, func(n *run) error { //nolint:contextcheck // the context of the run ends with its lease
 		if err := n.look(); err != nil {
 			return err
 		}

@@ -167,3 +167,19 @@ func TestDaemonInWaves(t *testing.T) {
 		t.Errorf("%+v", retries)
 	}
 }
+
+// TestTargetOf takes from a Plan whom the workload calls, each once.
+func TestTargetOf(t *testing.T) {
+	plan := &mesh.Plan{
+		Workload: mesh.Workload{Name: "web"}, Delivery: mesh.DeliveryPlan{Secret: "shop/web", Layout: string(secret.LayoutJSON)},
+		Upstreams: []mesh.Upstream{{Service: "orders", Port: 1}, {Service: "orders", Port: 2}, {Service: "carts"}},
+	}
+	target, err := TargetOf(plan)
+	if got := fmt.Sprint(target.Calls); err != nil || got != "[orders carts]" || target.Restart {
+		t.Errorf("%s, %v", got, err)
+	}
+	plan.Delivery.Layout = "none"
+	if _, err := TargetOf(plan); !errors.Is(err, secret.ErrInvalid) {
+		t.Errorf("%v, want ErrInvalid", err)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -322,14 +323,17 @@ func (c *child) process() (pid, exits int, last error) {
 	return c.pid, c.exits, c.last
 }
 
-// environment is what children inherit: the user's, without the mark of an `up` around this one.
+// otherMesh names the specification of a mesh without a server, which the rotation of this one would take for its own.
+const otherMesh = "COUNTERSIGN_MESH"
+
+// environment is what children inherit: the user's, without the mark of an `up` around this one and without another mesh's
+// specification.
 func environment() []string {
 	var env []string
 	for _, entry := range os.Environ() {
-		if len(entry) > len(EnvRun) && entry[:len(EnvRun)+1] == EnvRun+"=" {
-			continue
+		if name, _, _ := strings.Cut(entry, "="); name != EnvRun && name != otherMesh {
+			env = append(env, entry)
 		}
-		env = append(env, entry)
 	}
 	return env
 }

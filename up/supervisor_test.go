@@ -169,9 +169,10 @@ func TestOrphans(t *testing.T) {
 
 func TestEnvironmentHidesAnOuterRun(t *testing.T) {
 	t.Setenv(EnvRun, "/outer")
+	t.Setenv(otherMesh, "/elsewhere/mesh.yaml")
 	t.Setenv("COUNTERSIGN_RUNS", "kept")
 	env := strings.Join(environment(), "\n") + "\n"
-	if strings.Contains(env, EnvRun+"=") || !strings.Contains(env, "COUNTERSIGN_RUNS=kept\n") {
+	if strings.Contains(env, EnvRun+"=") || strings.Contains(env, otherMesh+"=") || !strings.Contains(env, "COUNTERSIGN_RUNS=kept\n") {
 		t.Errorf("the environment of a child is\n%s", env)
 	}
 }

@@ -171,9 +171,9 @@ func (a *Authority) ours(d *types.CertificateDetail) bool {
 // keyTypes are all that ListCertificates is to show: asked for nothing it shows RSA only.
 var keyTypes = types.KeyAlgorithm("").Values()
 
-// newest finds the certificate of a DNS name: of those that our CA has signed or is to sign the one that was requested
-// last, in one of some states. It is nil when there is none.
-func (a *Authority) newest(ctx context.Context, name string, states ...types.CertificateStatus) (*types.CertificateDetail, error) {
+// list gives the private certificates of some states, or of all when none is named, that are wanted. It needs no permission on
+// any one of them.
+func (a *Authority) list(ctx context.Context, states []types.CertificateStatus, wanted func(types.CertificateSummary) bool) ([]types.CertificateSummary, error) {
 	var found []types.CertificateSummary
 	pages := acm.NewListCertificatesPaginator(a.acm, &acm.ListCertificatesInput{
 		CertificateStatuses: states, Includes: &types.Filters{KeyTypes: keyTypes},
@@ -181,13 +181,23 @@ func (a *Authority) newest(ctx context.Context, name string, states ...types.Cer
 	for pages.HasMorePages() {
 		page, err := pages.NextPage(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("looking for the certificate of %s: %w", name, session.Explain(err, "acm:ListCertificates", "*"))
+			return nil, session.Explain(err, "acm:ListCertificates", "*")
 		}
 		for _, summary := range page.CertificateSummaryList {
-			if str(summary.DomainName) == name && summary.Type == types.CertificateTypePrivate {
+			if summary.Type == types.CertificateTypePrivate && wanted(summary) {
 				found = append(found, summary)
 			}
 		}
+	}
+	return found, nil
+}
+
+// newest finds the certificate of a DNS name: of those that our CA has signed or is to sign the one that was requested
+// last, in one of some states. It is nil when there is none.
+func (a *Authority) newest(ctx context.Context, name string, states ...types.CertificateStatus) (*types.CertificateDetail, error) {
+	found, err := a.list(ctx, states, func(summary types.CertificateSummary) bool { return str(summary.DomainName) == name })
+	if err != nil {
+		return nil, fmt.Errorf("looking for the certificate of %s: %w", name, err)
 	}
 	slices.SortStableFunc(found, func(x, y types.CertificateSummary) int { return at(y.CreatedAt).Compare(at(x.CreatedAt)) })
 	for _, summary := range found {
@@ -224,22 +234,32 @@ func (a *Authority) Newest(ctx context.Context, workload mesh.Workload) (serial 
 	return serial, at(detail.NotAfter), err
 }
 
-// Find says whose a certificate is, as an event of ACM names it. [ErrUnknown] says that it is nobody's here: of another
-// private CA, a public one, or of a name that is not declared.
+// Find says whose a certificate is, as an event of ACM names it. [ErrUnknown] says that it is nobody's here: it is not there any
+// more, of another private CA, a public one, or of a name that is not declared. Of such ones only the list of certificates is looked
+// at: a role needs no permission on certificates of others.
 func (a *Authority) Find(ctx context.Context, certificate string) (workload string, err error) {
 	if !certForm.MatchString(certificate) {
 		return "", fmt.Errorf("%w: %.200q is not the ARN of a certificate of ACM", ErrUnknown, certificate)
 	}
-	detail, err := a.describe(ctx, certificate)
+	found, err := a.list(ctx, nil, func(summary types.CertificateSummary) bool { return str(summary.CertificateArn) == certificate })
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("finding out whose the certificate %s is: %w", certificate, err)
 	}
-	name := str(detail.DomainName)
-	switch workload = a.workload[name]; {
-	case !a.ours(detail):
-		return "", fmt.Errorf("%w: the certificate %s (%.100q) is not of the private CA %s", ErrUnknown, certificate, name, a.c.Authority)
-	case workload == "":
+	if len(found) == 0 {
+		return "", fmt.Errorf("%w: there is no private certificate %s in this account and region", ErrUnknown, certificate)
+	}
+	name := str(found[0].DomainName)
+	if workload = a.workload[name]; workload == "" {
 		return "", fmt.Errorf("%w: the certificate %s is for %.100q, and no workload has that name; declare it below names: of the authority, or delete the certificate", ErrUnknown, certificate, name)
+	}
+	detail, err := a.describe(ctx, certificate)
+	switch {
+	case isGone(err):
+		return "", fmt.Errorf("%w: it has just been deleted: %w", ErrUnknown, err)
+	case err != nil:
+		return "", err
+	case !a.ours(detail):
+		return "", fmt.Errorf("%w: the certificate %s of %s is not of the private CA %s", ErrUnknown, certificate, name, a.c.Authority)
 	}
 	return workload, nil
 }

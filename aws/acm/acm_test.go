@@ -197,6 +197,7 @@ func TestUnknown(t *testing.T) {
 			return export(t, w, r)
 		}(),
 		"a certificate":      second(w.authority.Find(t.Context(), stray)),
+		"one that is gone":   second(w.authority.Find(t.Context(), "arn:aws:acm:eu-central-1:123456789012:certificate/00000000-0000-0000-0000-000000000000")),
 		"no ARN":             second(w.authority.Find(t.Context(), "checkout")),
 		"renewing a strange": w.authority.Renew(t.Context(), stray),
 	} {
@@ -204,11 +205,14 @@ func TestUnknown(t *testing.T) {
 			t.Errorf("%s: %v, want ErrUnknown", title, err)
 		}
 	}
+	// Of the right name, and of another CA.
+	w.authority.c.Authority = strings.Replace(caARN, "12345678", "87654321", 1)
+	ours := w.requestByHand(checkoutDNS)
+	if _, err := w.authority.Find(t.Context(), ours); !errors.Is(err, ErrUnknown) {
+		t.Errorf("of another CA: %v, want ErrUnknown", err)
+	}
 	_, _, err := w.authority.Newest(t.Context(), workload(t, "other"))
 	says(t, err, "add it below names:")
-	if _, err := w.authority.Find(t.Context(), "arn:aws:acm:eu-central-1:123456789012:certificate/00000000-0000-0000-0000-000000000000"); !isGone(err) {
-		t.Errorf("%v, want that it is not there", err)
-	}
 	r := w.request("x", "")
 	r.Key = mesh.Ed25519
 	if err := export(t, w, r); !errors.Is(err, rotate.ErrRequest) {
@@ -253,7 +257,12 @@ func TestDenied(t *testing.T) {
 	w.refuses("RenewCertificate", "AccessDeniedException", "no")
 	_, err := w.authority.Export(t.Context(), w.request("second", first))
 	says(t, err, `"Action":"acm:RenewCertificate","Resource":"`+w.kept+`"`)
+	w.refuses("DescribeCertificate", "AccessDeniedException", "no")
+	_, err = w.authority.Find(t.Context(), w.kept)
+	says(t, err, `"Action":"acm:DescribeCertificate","Resource":"`+w.kept+`"`)
 	w.refuses("ListCertificates", "AccessDeniedException", "no")
+	_, err = w.authority.Find(t.Context(), w.kept)
+	says(t, err, `"Action":"acm:ListCertificates"`)
 	_, _, err = w.authority.Newest(t.Context(), workload(t, "checkout"))
 	says(t, err, `"Action":"acm:ListCertificates"`)
 }

@@ -52,6 +52,8 @@ const policy = `{"Version":"2012-10-17","Statement":[
   "Condition":{"StringEquals":{"aws:ResourceTag/countersign:workload":"spiffe://payments.internal/service/checkout"}}},
  {"Effect":"Deny","Action":["acm:AddTagsToCertificate","acm:RemoveTagsFromCertificate"],"Resource":"arn:aws:acm:eu-central-1:123456789012:certificate/????????-????-????-????-????????????"},
  {"Effect":"Allow","Action":["acm-pca:DescribeCertificateAuthority","acm-pca:GetCertificateAuthorityCertificate"],"Resource":"%[1]s"},
+ {"Effect":"Allow","Action":["acm-pca:IssueCertificate","acm-pca:GetCertificate"],"Resource":"%[1]s",
+  "Condition":{"StringEqualsIfExists":{"acm-pca:TemplateArn":"arn:aws:acm-pca:::template/EndEntityCertificate/V1"}}},
  {"Effect":"Allow","Action":"secretsmanager:GetRandomPassword","Resource":"*"},
  {"Effect":"Allow","Action":"secretsmanager:*","Resource":"arn:aws:secretsmanager:eu-central-1:123456789012:secret:%[2]s/*"}]}`
 
@@ -294,13 +296,32 @@ func TestOthersCertificates(t *testing.T) {
 	_, retagged := sdk.NewFromConfig(w.cloud.Config("rotation")).AddTagsToCertificate(t.Context(), &sdk.AddTagsToCertificateInput{
 		CertificateArn: other.CertificateArn, Tags: []types.Tag{{Key: &key, Value: &value}},
 	})
-	for what, err := range map[string]error{
-		"finding": find(t, w, *other.CertificateArn), "renewing": w.authority.Renew(t.Context(), *other.CertificateArn),
-		"tagging": session.Explain(retagged, "acm:AddTagsToCertificate", *other.CertificateArn),
-	} {
-		if !errors.Is(err, session.ErrDenied) {
-			t.Errorf("%s: %v, want ErrDenied", what, err)
+	if err := session.Explain(retagged, "acm:AddTagsToCertificate", *other.CertificateArn); !errors.Is(err, session.ErrDenied) {
+		t.Errorf("tagging: %v, want ErrDenied", err)
+	}
+	for what, err := range map[string]error{"finding": find(t, w, *other.CertificateArn), "renewing": w.authority.Renew(t.Context(), *other.CertificateArn)} {
+		if !errors.Is(err, acm.ErrUnknown) {
+			t.Errorf("%s: %v, want ErrUnknown", what, err)
 		}
+	}
+	// Somebody else's of the workload's own name: who it is of is not for the rotation to decide.
+	mine := "checkout.payments.example"
+	taken, err := sdk.NewFromConfig(w.cloud.Admin()).RequestCertificate(t.Context(), &sdk.RequestCertificateInput{
+		DomainName: &mine, CertificateAuthorityArn: &w.arn, KeyAlgorithm: types.KeyAlgorithmEcPrime256v1,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // ACM issues it meanwhile
+		if _, err := sdk.NewFromConfig(w.cloud.Admin()).DescribeCertificate(t.Context(), &sdk.DescribeCertificateInput{CertificateArn: taken.CertificateArn}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := find(t, w, *taken.CertificateArn); !errors.Is(err, session.ErrDenied) {
+		t.Errorf("finding it: %v, want ErrDenied", err)
+	}
+	if r := w.rotator.Rotate(t.Context(), w.target, rotate.Options{}); !errors.Is(r.Err, session.ErrDenied) {
+		t.Errorf("rotating beside it: %v, want ErrDenied", r.Err)
 	}
 }
 

@@ -2,6 +2,7 @@ package ecs_test
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"net/http"
 	"strings"
@@ -21,18 +22,18 @@ import (
 
 // policy is what docs/ecs-deploy.md says that the role needs.
 const policy = `{"Version":"2012-10-17","Statement":[
-	{"Effect":"Allow","Action":["ecs:UpdateService","ecs:DescribeServices"],"Resource":"arn:aws:ecs:eu-central-1:123456789012:service/doubles/checkout"},
-	{"Effect":"Allow","Action":"ecs:DescribeTasks","Resource":"arn:aws:ecs:eu-central-1:123456789012:task/doubles/*"},
-	{"Effect":"Allow","Action":"ecs:ListTasks","Resource":"*","Condition":{"ArnEquals":{"ecs:cluster":"arn:aws:ecs:eu-central-1:123456789012:cluster/doubles"}}}
+	{"Effect":"Allow","Action":["ecs:UpdateService","ecs:DescribeServices"],"Resource":"arn:aws:ecs:eu-central-1:123456789012:service/CLUSTER/checkout"},
+	{"Effect":"Allow","Action":"ecs:DescribeTasks","Resource":"arn:aws:ecs:eu-central-1:123456789012:task/CLUSTER/*"},
+	{"Effect":"Allow","Action":"ecs:ListTasks","Resource":"*","Condition":{"ArnEquals":{"ecs:cluster":"arn:aws:ecs:eu-central-1:123456789012:cluster/CLUSTER"}}}
 ]}`
 
 // deployed makes a cluster with a service of two tasks in a double.
-func deployed(t *testing.T, cloud *awstest.Cloud, double http.Handler, desired int32) *awsecs.Client {
+func deployed(t *testing.T, cloud *awstest.Cloud, double http.Handler, cluster string) *awsecs.Client {
 	t.Helper()
 	cloud.Mount("ecs", double)
 	admin := awsecs.NewFromConfig(cloud.Admin())
 	name := aws.String("checkout")
-	if _, err := admin.CreateCluster(t.Context(), &awsecs.CreateClusterInput{ClusterName: aws.String("doubles")}); err != nil {
+	if _, err := admin.CreateCluster(t.Context(), &awsecs.CreateClusterInput{ClusterName: &cluster}); err != nil {
 		t.Fatal(err)
 	}
 	_, err := admin.RegisterTaskDefinition(t.Context(), &awsecs.RegisterTaskDefinitionInput{
@@ -43,7 +44,7 @@ func deployed(t *testing.T, cloud *awstest.Cloud, double http.Handler, desired i
 		t.Fatal(err)
 	}
 	_, err = admin.CreateService(t.Context(), &awsecs.CreateServiceInput{
-		Cluster: aws.String("doubles"), ServiceName: name, TaskDefinition: name, DesiredCount: aws.Int32(desired), LaunchType: types.LaunchTypeEc2,
+		Cluster: &cluster, ServiceName: name, TaskDefinition: name, DesiredCount: aws.Int32(2), LaunchType: types.LaunchTypeEc2,
 		DeploymentController:    &types.DeploymentController{Type: types.DeploymentControllerTypeEcs},
 		DeploymentConfiguration: &types.DeploymentConfiguration{DeploymentCircuitBreaker: &types.DeploymentCircuitBreaker{Enable: true, Rollback: true}},
 	})
@@ -51,18 +52,6 @@ func deployed(t *testing.T, cloud *awstest.Cloud, double http.Handler, desired i
 		t.Fatal(err)
 	}
 	return admin
-}
-
-// as opens the service as a role.
-func as(t *testing.T, cloud *awstest.Cloud, role string) *ecs.Service {
-	t.Helper()
-	return open(t, cloud, role, "doubles", "checkout")
-}
-
-// asRoot opens any service as somebody who may do everything.
-func asRoot(t *testing.T, cloud *awstest.Cloud, cluster, service string) *ecs.Service {
-	t.Helper()
-	return open(t, cloud, "root", cluster, service)
 }
 
 // open opens a service as a role, which gets its credentials from the environment.
@@ -85,9 +74,10 @@ func TestDoubles(t *testing.T) {
 	for name, double := range map[string]func(testing.TB) http.Handler{"ministack": awstest.Ministack, "moto": awstest.Moto} {
 		t.Run(name, func(t *testing.T) {
 			cloud := awstest.Start(t)
-			admin := deployed(t, cloud, double(t), 2)
-			cloud.PutRole("ecs-rotation", []byte(policy))
-			s := as(t, cloud, "ecs-rotation")
+			cluster := "doubles-" + strings.ToLower(rand.Text()[:8])
+			admin := deployed(t, cloud, double(t), cluster)
+			cloud.PutRole("ecs-rotation", []byte(strings.ReplaceAll(policy, "CLUSTER", cluster)))
+			s := open(t, cloud, "ecs-rotation", cluster, "checkout")
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			gateway := rotate.Target{Workload: mesh.Workload{Name: "checkout"}} // without a listener that anybody could look at
@@ -96,7 +86,7 @@ func TestDoubles(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			described, err := admin.DescribeServices(ctx, &awsecs.DescribeServicesInput{Cluster: aws.String("doubles"), Services: []string{"checkout"}})
+			described, err := admin.DescribeServices(ctx, &awsecs.DescribeServicesInput{Cluster: &cluster, Services: []string{"checkout"}})
 			if err != nil || !strings.HasPrefix(id, aws.ToString(described.Services[0].Deployments[0].Id)+"@") {
 				t.Errorf("the deployment %s, %+v, %v", id, described, err)
 			}
@@ -119,15 +109,15 @@ func TestDoubles(t *testing.T) {
 				}
 			}
 
-			for what, want := range map[[2]string]string{{"doubles", "absent"}: "has no service absent (MISSING)", {"absent", "checkout"}: "there is no cluster absent"} {
-				if _, err := asRoot(t, cloud, what[0], what[1]).Begin(ctx, gateway); !errors.Is(err, rotate.ErrRolloutFailed) || !strings.Contains(err.Error(), want) {
+			for what, want := range map[[2]string]string{{cluster, "absent"}: "has no service absent (MISSING)", {"absent", "checkout"}: "there is no cluster absent"} {
+				if _, err := open(t, cloud, "root", what[0], what[1]).Begin(ctx, gateway); !errors.Is(err, rotate.ErrRolloutFailed) || !strings.Contains(err.Error(), want) {
 					t.Errorf("%s: %v", want, err)
 				}
 			}
 			cloud.PutRole("ecs-nobody")
-			stranger := as(t, cloud, "ecs-nobody")
+			stranger := open(t, cloud, "ecs-nobody", cluster, "checkout")
 			if _, err := stranger.Begin(ctx, gateway); !errors.Is(err, session.ErrDenied) || !errors.Is(err, rotate.ErrRolloutFailed) ||
-				!strings.Contains(err.Error(), `{"Effect":"Allow","Action":"ecs:DescribeServices","Resource":"arn:aws:ecs:eu-central-1:123456789012:service/doubles/checkout"}`) {
+				!strings.Contains(err.Error(), `{"Effect":"Allow","Action":"ecs:DescribeServices","Resource":"arn:aws:ecs:eu-central-1:123456789012:service/`+cluster+`/checkout"}`) {
 				t.Errorf("%v, want ErrDenied with the line that is missing", err)
 			}
 		})

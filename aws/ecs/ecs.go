@@ -22,6 +22,8 @@ import (
 const (
 	firstPause = 2 * time.Second
 	lastPause  = 15 * time.Second
+	// settle is how long an answer of before may be ECS's: its API is consistent in the end, and not at once.
+	settle = time.Minute
 )
 
 // Config says which service it is.
@@ -47,6 +49,7 @@ type Service struct {
 	cluster, service string
 
 	first, last time.Duration // between two looks; each is longer than the one before
+	settle      time.Duration
 }
 
 // Open makes a client for a service. Nothing is asked yet. Errors are those of [session.Load].
@@ -59,7 +62,8 @@ func Open(ctx context.Context, c Config) (*Service, error) {
 		return nil, err
 	}
 	return &Service{
-		client: awsecs.NewFromConfig(loaded), region: loaded.Region, cluster: c.Cluster, service: c.Service, first: firstPause, last: lastPause,
+		client: awsecs.NewFromConfig(loaded), region: loaded.Region, cluster: c.Cluster, service: c.Service,
+		first: firstPause, last: lastPause, settle: settle,
 	}, nil
 }
 

@@ -155,24 +155,26 @@ func TestOutage(t *testing.T) {
 	var said strings.Builder
 	err := s.Wait(ctx, rotate.Target{}, "ecs-svc/5@2026-11-23T08:05:00.125Z", func(text string) {
 		said.WriteString(text)
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		f.answer = nil
+		f.set(func() { f.answer = nil })
 	})
 	if err != nil {
 		t.Error(err)
 	}
 	says(t, said.String(), "ServerException")
 
-	f.answer = func(string, object) (int, object) { return failure(http.StatusBadRequest, "ServerException", "away") }
+	f.set(func() {
+		f.answer = func(string, object) (int, object) { return failure(http.StatusBadRequest, "ServerException", "away") }
+	})
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := wait(short, s, "ecs-svc/5@2026-11-23T08:05:00.125Z"); err == nil || errors.Is(err, rotate.ErrRolloutFailed) {
 		t.Errorf("%v, want one that says nothing of the roll-out", err)
 	}
-	f.answer = func(string, object) (int, object) {
-		return failure(http.StatusBadRequest, "AccessDeniedException", caller+"ecs:DescribeServices")
-	}
+	f.set(func() {
+		f.answer = func(string, object) (int, object) {
+			return failure(http.StatusBadRequest, "AccessDeniedException", caller+"ecs:DescribeServices")
+		}
+	})
 	if _, err := wait(t.Context(), s, "ecs-svc/5@2026-11-23T08:05:00.125Z"); !errors.Is(err, session.ErrDenied) || errors.Is(err, rotate.ErrRolloutFailed) {
 		t.Errorf("%v, want ErrDenied at once", err)
 	}

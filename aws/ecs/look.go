@@ -16,7 +16,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
 	"golang.org/x/sync/errgroup"
 
-	"countersign.dev/mesh"
 	"countersign.dev/mtls"
 	"countersign.dev/observe"
 	"countersign.dev/rotate"
@@ -120,7 +119,7 @@ func look(ctx context.Context, target rotate.Target, task *types.Task, roots []*
 		s := rotate.Sighting{Instance: instance, Endpoint: in.Name, By: rotate.ByHandshake, Problem: problem}
 		if where == "" {
 			s.Problem = join(problem, "the task has no network interface of its own; only the network mode awsvpc lets it be looked at")
-		} else if leaf, err := served(ctx, net.JoinHostPort(where, strconv.Itoa(in.Port)), target, in.Protocol, roots); err != nil {
+		} else if leaf, err := observe.ServedBy(ctx, net.JoinHostPort(where, strconv.Itoa(in.Port)), target.Certificate, in.Protocol, roots); err != nil {
 			s.Problem = join(problem, err.Error())
 		} else {
 			s.Serial = mtls.Serial(leaf)
@@ -147,29 +146,6 @@ func believed(target rotate.Target, task *types.Task, instance, problem string) 
 		s.Serial = target.Now.Serial
 	}
 	return s
-}
-
-// served is the leaf that a task serves: the workload's, and of the mesh.
-func served(ctx context.Context, where string, target rotate.Target, protocol mesh.Protocol, roots []*x509.Certificate) (*x509.Certificate, error) {
-	dns := target.Certificate.DNSIdentity
-	if dns == "" {
-		return observe.Served(ctx, where, target.Workload.Identity, protocol, roots)
-	}
-	chain, err := observe.Presented(ctx, where, target.Workload.Identity, protocol)
-	if err != nil {
-		return nil, err
-	}
-	pool, between := x509.NewCertPool(), x509.NewCertPool()
-	for _, root := range roots {
-		pool.AddCert(root)
-	}
-	for _, c := range chain[1:] {
-		between.AddCert(c)
-	}
-	if _, err := chain[0].Verify(x509.VerifyOptions{Roots: pool, Intermediates: between, DNSName: dns}); err != nil {
-		return nil, fmt.Errorf("%w: at %s the certificate %s: %w", observe.ErrNotTrusted, where, mtls.Serial(chain[0]), err)
-	}
-	return chain[0], nil
 }
 
 // address is that of a task's network interface, which it has in the network mode awsvpc: of IPv4 where it has one, else of

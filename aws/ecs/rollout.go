@@ -109,9 +109,12 @@ func (s *Service) Wait(ctx context.Context, _ rotate.Target, id string, say func
 	if err != nil {
 		return err
 	}
-	told, pause := "", s.first
+	told, pause, shown := "", s.first, time.Now()
 	for last, trouble := (state{of: own.id}), errSilent; ; {
-		now, err := s.progress(ctx, own)
+		now, err := s.progress(ctx, own, time.Since(shown) > s.settle)
+		if now.shown {
+			shown = time.Now()
+		}
 		switch {
 		case err == nil && now.done:
 			return nil
@@ -152,37 +155,47 @@ func (s *Service) late(ctx context.Context, last state, trouble error) error {
 	return s.because(ctx, fmt.Errorf("%w: it has not ended in its time: %s", rotate.ErrRolloutFailed, last.text), last.of)
 }
 
-// state is how a roll-out stands: of is the id of the deployment that it stands and falls with.
+// state is how a roll-out stands: of is the id of the deployment that it stands and falls with, and shown tells that ECS has
+// shown the one that was begun.
 type state struct {
-	done bool
-	of   string
-	text string
+	done, shown bool
+	of          string
+	text        string
 }
 
 // progress asks how a roll-out stands.
-func (s *Service) progress(ctx context.Context, own deployment) (state, error) {
+func (s *Service) progress(ctx context.Context, own deployment, settled bool) (state, error) {
 	service, err := s.describe(ctx)
 	if err != nil {
 		return state{of: own.id}, final(err)
 	}
-	return judge(service, own)
+	return judge(service, own, settled)
 }
 
 // judge says how a roll-out stands. A deployment that was made after it counts in its place: its tasks have started later
-// still. One that was made before is a way back.
-func judge(service *types.Service, own deployment) (state, error) {
+// still. One that was made before is a way back or, when nothing else speaks for that and the answers have not settled, the
+// answer of a part of ECS that does not know of the new one yet.
+func judge(service *types.Service, own deployment, settled bool) (state, error) {
 	primary := primaryOf(service)
 	if primary == nil {
 		return state{of: own.id, text: "the service has no primary deployment"}, nil
 	}
 	id, reason := aws.ToString(primary.Id), plain(aws.ToString(primary.RolloutStateReason))
 	st := state{of: id}
-	if id != own.id && (aws.ToTime(primary.CreatedAt).Before(own.created) || strings.Contains(reason, "rolling back")) {
-		st.of = own.id
-		for _, d := range service.Deployments {
-			if aws.ToString(d.Id) == own.id && aws.ToString(d.RolloutStateReason) != "" {
-				reason += "; " + plain(*d.RolloutStateReason)
+	for _, d := range service.Deployments {
+		if aws.ToString(d.Id) == own.id {
+			st.shown = true
+			if why := plain(aws.ToString(d.RolloutStateReason)); why != "" && id != own.id {
+				reason += "; " + why
 			}
+		}
+	}
+	before := aws.ToTime(primary.CreatedAt).Before(own.created)
+	if id != own.id && (before || strings.Contains(reason, "rolling back")) {
+		st.of = own.id
+		if before && !settled && !st.shown && !slices.ContainsFunc(service.Events, own.failedBy) {
+			st.text = "ECS does not show the new deployment yet"
+			return st, nil
 		}
 		return st, fmt.Errorf("%w: ECS has taken it back and returned to the deployment %s (%s)", rotate.ErrRolloutFailed, id, reason)
 	}
@@ -192,25 +205,31 @@ func judge(service *types.Service, own deployment) (state, error) {
 	if breaker := breakerOf(service); primary.RolloutState == types.DeploymentRolloutStateInProgress && !breaker && primary.FailedTasks >= hopeless(primary.DesiredCount) {
 		return st, fmt.Errorf("%w: %d tasks of the deployment %s have failed one after the other, and the service has no circuit breaker to give it up", rotate.ErrRolloutFailed, primary.FailedTasks, id)
 	}
-	var before int32
+	var others int32
 	for _, d := range service.Deployments {
 		if aws.ToString(d.Id) != id {
-			before += d.RunningCount + d.PendingCount
+			others += d.RunningCount + d.PendingCount
 		}
 	}
 	ended := primary.RolloutState == types.DeploymentRolloutStateCompleted || (primary.RolloutState == "" && primary.RunningCount == primary.DesiredCount)
-	st.done = ended && before == 0
+	st.done = ended && others == 0
 	st.text = fmt.Sprintf("%d of %d new tasks run", primary.RunningCount, primary.DesiredCount)
 	if primary.FailedTasks > 0 {
 		st.text += fmt.Sprintf(", %d have failed", primary.FailedTasks)
 	}
-	if before > 0 {
-		st.text += fmt.Sprintf(", %d of before", before)
+	if others > 0 {
+		st.text += fmt.Sprintf(", %d of before", others)
 	}
 	if id != own.id {
 		st.text += fmt.Sprintf(" (of the deployment %s, which somebody has begun after the rotation's)", id)
 	}
 	return st, nil
+}
+
+// failedBy tells whether an event is the failure of the deployment.
+func (d deployment) failedBy(e types.ServiceEvent) bool {
+	text := aws.ToString(e.Message)
+	return strings.Contains(text, "(deployment "+d.id+")") && strings.Contains(text, "deployment failed")
 }
 
 // breakerOf tells whether ECS gives up deployments by itself.
@@ -266,13 +285,13 @@ func (s *Service) told(ctx context.Context, id string, places bool) []string {
 		return nil
 	}
 	var all []string
-	for _, want := range []func(text string) bool{
-		func(text string) bool {
-			return strings.Contains(text, id+")") && strings.Contains(text, "deployment failed")
+	for _, want := range []func(types.ServiceEvent) bool{
+		deployment{id: id}.failedBy,
+		func(e types.ServiceEvent) bool {
+			return places && strings.Contains(aws.ToString(e.Message), "unable to")
 		},
-		func(text string) bool { return places && strings.Contains(text, "unable to") },
 	} {
-		i := slices.IndexFunc(service.Events, func(e types.ServiceEvent) bool { return want(aws.ToString(e.Message)) }) // the newest first
+		i := slices.IndexFunc(service.Events, want) // the newest first
 		if i >= 0 {
 			all = append(all, "ECS said at "+aws.ToTime(service.Events[i].CreatedAt).UTC().Format(time.RFC3339)+": "+plain(aws.ToString(service.Events[i].Message)))
 		}

@@ -89,6 +89,36 @@ func TestWait(t *testing.T) {
 			nil, rotate.ErrRolloutFailed, nil,
 			[]string{"returned to the deployment ecs-svc/6"},
 		},
+		"not shown at once": {
+			[]object{
+				serviceOf(2, because(deployed(4, "PRIMARY", "COMPLETED", 2, 2), breaker)),
+				serviceOf(2, deployed(5, "PRIMARY", "IN_PROGRESS", 2, 0), deployed(4, "ACTIVE", "COMPLETED", 2, 2)),
+				serviceOf(2, deployed(4, "PRIMARY", "COMPLETED", 2, 2)), // of another part of ECS
+				serviceOf(2, completed(5)),
+			},
+			nil, nil,
+			[]string{"does not show the new deployment yet"},
+			nil,
+		},
+		"rolled back a while ago": {
+			[]object{serviceOf(2, because(completed(4), "ECS deployment ecs-svc/4 completed."))},
+			[]object{init},
+			rotate.ErrRolloutFailed,
+			[]string{"does not show the new deployment yet"},
+			[]string{"returned to the deployment ecs-svc/4", "the container init has ended with 1"},
+		},
+		"rolled back, as an event says": {
+			[]object{func() object {
+				s := serviceOf(2, completed(4))
+				s["events"] = []object{
+					{"id": "3", "createdAt": at(500), "message": "(service checkout) rolling back to deployment ecs-svc/4."},
+					{"id": "2", "createdAt": at(400), "message": "(service checkout) (deployment ecs-svc/5) deployment failed: tasks failed to start."},
+				}
+				return s
+			}()},
+			nil, rotate.ErrRolloutFailed, nil,
+			[]string{"ECS said at 2026-11-23T08:06:40Z: (service checkout) (deployment ecs-svc/5) deployment failed"},
+		},
 		"given up without a way back": {
 			[]object{serviceOf(2, because(deployed(5, "PRIMARY", "FAILED", 2, 0), "tasks failed to start"), deployed(4, "ACTIVE", "COMPLETED", 2, 2))},
 			[]object{init},
@@ -141,7 +171,9 @@ func TestNeverHealthy(t *testing.T) {
 	}
 	says(t, err.Error(), "it has not ended in its time: 1 of 2 new tasks run, 3 have failed", "Capacity is unavailable")
 
-	f.service["deploymentConfiguration"] = object{"deploymentCircuitBreaker": object{"enable": false, "rollback": false}}
+	f.set(func() {
+		f.service["deploymentConfiguration"] = object{"deploymentCircuitBreaker": object{"enable": false, "rollback": false}}
+	})
 	_, err = wait(t.Context(), s, fifth)
 	if !errors.Is(err, rotate.ErrRolloutFailed) {
 		t.Fatalf("%v, want ErrRolloutFailed", err)
@@ -152,17 +184,19 @@ func TestNeverHealthy(t *testing.T) {
 	defer cancel()
 	cancelled, cancel2 := context.WithCancel(t.Context())
 	cancel2()
-	primary["failedTasks"] = 0
-	f.answer = func(string, object) (int, object) {
-		f.mu.Unlock()
-		defer f.mu.Lock()
-		<-late.Done()
-		return 0, nil
-	}
+	f.set(func() {
+		primary["failedTasks"] = 0
+		f.answer = func(string, object) (int, object) {
+			f.mu.Unlock()
+			defer f.mu.Lock()
+			<-late.Done()
+			return 0, nil
+		}
+	})
 	if _, err := wait(late, s, fifth); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, rotate.ErrRolloutFailed) {
 		t.Errorf("%v, want one that says nothing of the roll-out", err)
 	}
-	f.answer = nil
+	f.set(func() { f.answer = nil })
 	if _, err := wait(cancelled, s, fifth); !errors.Is(err, context.Canceled) || errors.Is(err, rotate.ErrRolloutFailed) {
 		t.Errorf("%v, want the end of the context", err)
 	}

@@ -134,17 +134,18 @@ type whole struct {
 	t      *testing.T
 	cloud  *awstest.Cloud
 	admin  *awsecs.Client
+	name   string // of its secret
 	only   string // the file that says which certificate is wanted
 	target rotate.Target
 }
 
 const (
-	executionPolicy = `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"secretsmanager:GetSecretValue","Resource":"arn:aws:secretsmanager:eu-central-1:123456789012:secret:payments/whole-??????"}]}`
+	executionPolicy = `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"secretsmanager:GetSecretValue","Resource":"arn:aws:secretsmanager:eu-central-1:123456789012:secret:NAME-??????"}]}`
 	rotationPolicy  = `{"Version":"2012-10-17","Statement":[
 	{"Effect":"Allow","Action":["ecs:UpdateService","ecs:DescribeServices"],"Resource":"arn:aws:ecs:eu-central-1:123456789012:service/payments/checkout"},
 	{"Effect":"Allow","Action":"ecs:DescribeTasks","Resource":"arn:aws:ecs:eu-central-1:123456789012:task/payments/*"},
 	{"Effect":"Allow","Action":"ecs:ListTasks","Resource":"*","Condition":{"ArnEquals":{"ecs:cluster":"arn:aws:ecs:eu-central-1:123456789012:cluster/payments"}}},
-	{"Effect":"Allow","Action":"secretsmanager:*","Resource":"arn:aws:secretsmanager:eu-central-1:123456789012:secret:payments/whole*"}
+	{"Effect":"Allow","Action":"secretsmanager:*","Resource":"arn:aws:secretsmanager:eu-central-1:123456789012:secret:NAME*"}
 ]}`
 )
 
@@ -156,7 +157,7 @@ func newWhole(t *testing.T) *whole {
 		}
 		t.Skip("SKIPPED: the double of ECS needs root")
 	}
-	w := &whole{t: t, cloud: awstest.Start(t), only: filepath.Join(t.TempDir(), "only")}
+	w := &whole{t: t, cloud: awstest.Start(t), name: "payments/whole-" + strings.ToLower(rand.Text()[:8]), only: filepath.Join(t.TempDir(), "only")}
 	w.want("")
 	binary, err := os.Executable()
 	if err != nil {
@@ -182,8 +183,8 @@ func newWhole(t *testing.T) *whole {
 	}
 	t.Cleanup(fake.Close)
 	w.cloud.Mount("ecs", fake)
-	w.cloud.PutRole("whole-execution", []byte(executionPolicy))
-	w.cloud.PutRole("whole-rotation", []byte(rotationPolicy))
+	w.cloud.PutRole("whole-execution", w.policy(executionPolicy))
+	w.cloud.PutRole("whole-rotation", w.policy(rotationPolicy))
 	w.service(w.secret())
 	w.open()
 	return w
@@ -197,12 +198,15 @@ func (w *whole) want(serial string) {
 	}
 }
 
+// policy is a policy with the secret's name.
+func (w *whole) policy(text string) []byte { return []byte(strings.ReplaceAll(text, "NAME", w.name)) }
+
 // secret makes the service's secrets, as a template does, and gives the ARN of the first.
 func (w *whole) secret() string {
 	w.t.Helper()
 	client := awssecrets.NewFromConfig(w.cloud.Admin())
 	var arns []string
-	for _, name := range []string{"payments/whole", "payments/whole.rotation"} {
+	for _, name := range []string{w.name, w.name + ".rotation"} {
 		out, err := client.CreateSecret(w.t.Context(), &awssecrets.CreateSecretInput{Name: &name, SecretString: aws.String("PLACEHOLDER")})
 		if err != nil {
 			w.t.Fatal(err)
@@ -274,7 +278,7 @@ func (w *whole) open() {
 			Identity: who, DNSNames: []string{"checkout", "checkout.payments.internal"}, TTL: mesh.Duration(time.Hour), RenewAfter: mesh.Duration(40 * time.Minute), Key: mesh.ECDSAP256,
 		},
 		Inbound: []mesh.Inbound{{Name: "0.0.0.0_9443", Port: 9443, Protocol: mesh.HTTP, TLS: mesh.Strict}},
-		Secret:  "payments/whole", Shape: shape, StoreName: "vault", Store: store, Keeper: store.Keeper(),
+		Secret:  w.name, Shape: shape, StoreName: "vault", Store: store, Keeper: store.Keeper(),
 		Rollout: service, Observer: service, Authority: newCA(w.t),
 	}
 }
@@ -282,18 +286,42 @@ func (w *whole) open() {
 // rotate rotates, and expects an outcome.
 func (w *whole) rotate(want rotate.Outcome) rotate.Result {
 	w.t.Helper()
-	r, err := rotate.New(rotate.Config{
-		Holder: "a test", Timeout: 30 * time.Second, RolloutTimeout: time.Minute,
-		Progress: func(_ string, step rotate.Step, text string) { w.t.Logf("%s: %s", step, text) },
-	})
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	result := r.Rotate(w.t.Context(), w.target, rotate.Options{Force: true})
+	result := w.rotateUntil(w.t.Context(), "", rotate.Options{Force: true})
 	if result.Outcome != want {
 		w.t.Fatalf("%s, %v, want %s", result.Outcome, result.Err, want)
 	}
 	return result
+}
+
+// rotateUntil rotates until it tells of something, as the deadline of a function would end it; empty is to its end.
+func (w *whole) rotateUntil(ctx context.Context, end string, o rotate.Options) rotate.Result {
+	w.t.Helper()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	r, err := rotate.New(rotate.Config{
+		Holder: "a test", Timeout: 30 * time.Second, RolloutTimeout: time.Minute,
+		Progress: func(_ string, step rotate.Step, text string) {
+			w.t.Logf("%s: %s", step, text)
+			if end != "" && strings.Contains(text, end) {
+				cancel()
+			}
+		},
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return r.Rotate(ctx, w.target, o)
+}
+
+// deployments is how many the rotations have begun.
+func (w *whole) deployments() int {
+	n := 0
+	for _, call := range w.cloud.Calls() {
+		if call.Role == "whole-rotation" && call.Action == "ecs:UpdateService" {
+			n++
+		}
+	}
+	return n
 }
 
 // scale has the service run so many tasks, and waits until it does.
@@ -361,8 +389,17 @@ func TestWhole(t *testing.T) {
 	}
 
 	w.want("")
-	fourth := w.rotate(rotate.Rotated)
+	// Cut off while tasks are replaced, the next one goes on with the same deployment.
+	begun := w.deployments()
+	cut := w.rotateUntil(t.Context(), "new tasks run", rotate.Options{Force: true})
+	if !errors.Is(cut.Err, rotate.ErrStopped) {
+		t.Errorf("%v, want ErrStopped", cut.Err)
+	}
+	fourth := w.rotateUntil(t.Context(), "", rotate.Options{})
 	tasks := w.serving(fourth.Serial)
+	if fourth.Outcome != rotate.Rotated || fourth.Serial == second.Serial || w.deployments() != begun+1 {
+		t.Errorf("%s, %v, %s is current after %d deployments", fourth.Outcome, fourth.Err, fourth.Serial, w.deployments()-begun)
+	}
 	for _, call := range w.cloud.Calls() {
 		if !call.Allowed {
 			t.Errorf("%s may not %s on %s: %s", call.Role, call.Action, call.Resource, call.Why)
@@ -370,7 +407,7 @@ func TestWhole(t *testing.T) {
 	}
 
 	// What may not be deployed is taken back, and nobody is replaced.
-	w.cloud.PutRole("whole-rotation", []byte(strings.Replace(rotationPolicy, `"ecs:UpdateService",`, "", 1)))
+	w.cloud.PutRole("whole-rotation", w.policy(strings.Replace(rotationPolicy, `"ecs:UpdateService",`, "", 1)))
 	fifth := w.rotate(rotate.RolledBack)
 	says(t, fifth.Error, "at the step deploy", `{"Effect":"Allow","Action":"ecs:UpdateService","Resource":"arn:aws:ecs:eu-central-1:123456789012:service/payments/checkout"}`, "is current again and was seen everywhere")
 	if now := w.serving(fourth.Serial); !slices.Equal(now, tasks) || fifth.Serial != fourth.Serial {

@@ -129,6 +129,13 @@ func (f *fake) list(in object) object {
 	return out
 }
 
+// set changes the fake while somebody may still be asking it.
+func (f *fake) set(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
 // called counts calls.
 func (f *fake) called(action string) int {
 	f.mu.Lock()
@@ -199,7 +206,7 @@ func open(t *testing.T, f *fake) *Service {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.first, s.last = time.Millisecond, 4*time.Millisecond
+	s.first, s.last, s.settle = time.Millisecond, 4*time.Millisecond, 30*time.Millisecond
 	return s
 }
 
@@ -311,7 +318,7 @@ func targetOf(t *testing.T, ca *testCA, port int) rotate.Target {
 		t.Fatal(err)
 	}
 	target := rotate.Target{
-		Workload: mesh.Workload{Name: "checkout", Kind: id.Service, Identity: who},
+		Workload: mesh.Workload{Name: "checkout", Kind: id.Service, Identity: who}, Certificate: mesh.CertificatePlan{Identity: who},
 		Inbound: []mesh.Inbound{
 			{Name: "0.0.0.0_9443", Port: port, Protocol: mesh.HTTP, TLS: mesh.Strict},
 			{Name: "0.0.0.0_9080", Port: 9080, Protocol: mesh.HTTP, TLS: mesh.Off},

@@ -6,11 +6,13 @@
 package lambda
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -86,15 +88,48 @@ type Handler struct {
 	Log *slog.Logger
 }
 
+// runtimeVariable is where Lambda says its Runtime API is.
+const runtimeVariable = "AWS_LAMBDA_RUNTIME_API"
+
 // Wanted tells whether this process is started by Lambda as a function: the program is called bootstrap, and the Runtime API is named.
 func Wanted(program string) bool {
-	return filepath.Base(program) == "bootstrap" && os.Getenv("AWS_LAMBDA_RUNTIME_API") != ""
+	return filepath.Base(program) == "bootstrap" && os.Getenv(runtimeVariable) != ""
 }
 
 // Serve asks the Runtime API of AWS_LAMBDA_RUNTIME_API for events and answers them, one at a time. It does not return: when the
 // Runtime API is gone, the process ends with status 1, which is how Lambda wants it.
 func Serve(ctx context.Context, h *Handler) {
 	runtime.StartWithOptions(h.Handle, runtime.WithContext(ctx))
+}
+
+// initTimeout is how long telling the Runtime API may take.
+const initTimeout = 5 * time.Second
+
+// Refuse tells the Runtime API why the function cannot be made, so that whoever invokes it is told, and not only that a
+// process has ended. The process is to end then, with a status that is not 0.
+func Refuse(ctx context.Context, why error) error {
+	body, err := json.Marshal(map[string]any{"errorMessage": why.Error(), "errorType": "Runtime.ConfigInvalid", "stackTrace": []string{}})
+	if err != nil {
+		return fmt.Errorf("telling Lambda why the function cannot be made: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, initTimeout)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+os.Getenv(runtimeVariable)+"/2018-06-01/runtime/init/error", bytes.NewReader(body)) //nolint:gosec // Lambda says where
+	if err != nil {
+		return fmt.Errorf("telling Lambda why the function cannot be made: %w", err)
+	}
+	request.Header.Set("Content-Type", "application/json")
+	request.Header.Set("Lambda-Runtime-Function-Error-Type", "Runtime.ConfigInvalid")
+	// The Runtime API is on this machine, and no proxy leads there.
+	response, err := (&http.Client{Transport: &http.Transport{}}).Do(request) //nolint:gosec // as above
+	if err != nil {
+		return fmt.Errorf("telling Lambda why the function cannot be made: %w", err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusAccepted {
+		return fmt.Errorf("telling Lambda why the function cannot be made: the Runtime API answers %s", response.Status)
+	}
+	return nil
 }
 
 // Handle answers one event. The error is [ErrFailed], [event.ErrEvent], [ErrNotSet], or why nothing could be begun.

@@ -32,6 +32,12 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "this process is not started as a function")
 			os.Exit(2)
 		}
+		if mode == "refuse" {
+			if err := lambda.Refuse(context.Background(), errors.New("mesh.yaml:3:1: it is no specification")); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+			}
+			os.Exit(1)
+		}
 		w := &work{directory: mode}
 		lambda.Serve(context.Background(), &lambda.Handler{Work: w, Steps: w})
 	}
@@ -334,6 +340,29 @@ func TestDeadline(t *testing.T) {
 	payload, err = f.Invoke(fixture(t, "schedule"), time.Minute)
 	if report := answered(t, payload, err); len(report.Rotated) != 1 {
 		t.Errorf("the next: %s", payload)
+	}
+}
+
+// A function that cannot be made says why to whoever invokes it.
+func TestRefuse(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := lambdafake.New(t, func(ctx context.Context) *exec.Cmd {
+		command := exec.CommandContext(ctx, self)
+		command.Args[0] = "/var/task/bootstrap"
+		command.Env = append(os.Environ(), asFunction+"=refuse")
+		command.Stderr = os.Stderr
+		return command
+	})
+	_, err = f.Invoke(fixture(t, "schedule"), time.Minute)
+	if told, ok := errors.AsType[*lambdafake.FunctionError](err); !ok || told.Message != "mesh.yaml:3:1: it is no specification" || told.Type != "Runtime.ConfigInvalid" {
+		t.Errorf("%v", err)
+	}
+	t.Setenv("AWS_LAMBDA_RUNTIME_API", "127.0.0.1:1")
+	if err := lambda.Refuse(t.Context(), errors.New("x")); err == nil {
+		t.Error("nobody was told")
 	}
 }
 

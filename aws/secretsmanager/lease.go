@@ -6,14 +6,11 @@ import (
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
-	"net/url"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
-	"unicode"
 
+	"countersign.dev/aws/secretsmanager/internal/held"
 	"countersign.dev/durable"
 	"countersign.dev/rotate"
 	"countersign.dev/secret"
@@ -35,10 +32,8 @@ import (
 // Labels of a lease.
 const (
 	leaseLabel = "COUNTERSIGN-LEASE"
-	heldPrefix = "COUNTERSIGN-HELD:" // and the end in milliseconds since 1970, the random word and the holder, with colons in between
 	boardLabel = "COUNTERSIGN-CARRIER-1"
 	otherLabel = "COUNTERSIGN-CARRIER-2"
-	maxLabel   = 256
 	wordLength = 13 // of rand.Text: 65 bits
 )
 
@@ -50,9 +45,8 @@ const leaseSuffix = ".rotation"
 
 // Limits of leases.
 const (
-	minLease  = time.Second
-	maxLease  = 24 * time.Hour
-	maxHolder = 200 // bytes of a holder's name
+	minLease = time.Second
+	maxLease = 24 * time.Hour
 	// clockSkew is how far the clocks of two holders may be apart.
 	clockSkew = 2 * time.Second
 	// withdraw is how long those who were not chosen are given to take their names away.
@@ -75,49 +69,19 @@ type Lease struct {
 	until time.Time
 }
 
-// held is a name on the board.
-type held struct {
-	label, word, holder string
-	until               time.Time
-}
-
-// parseHeld reads a label; ok is false for one of something else.
-func parseHeld(label string) (h held, ok bool) {
-	text, found := strings.CutPrefix(label, heldPrefix)
-	parts := strings.SplitN(text, ":", 3)
-	if !found || len(parts) != 3 {
-		return held{}, false
-	}
-	end, err := strconv.ParseInt(parts[0], 10, 64)
-	holder, err2 := url.QueryUnescape(parts[2])
-	if err != nil || err2 != nil || !printable(holder) {
-		return held{}, false
-	}
-	return held{label: label, word: parts[1], holder: holder, until: time.UnixMilli(end).UTC()}, true
-}
-
-func printable(text string) bool {
-	for _, r := range text {
-		if !unicode.IsPrint(r) {
-			return false
-		}
-	}
-	return text != "" && len(text) <= maxHolder
-}
-
 func (l *Lease) labelUntil(until time.Time) string {
-	return fmt.Sprintf("%s%d:%s:%s", heldPrefix, until.UnixMilli(), l.word, url.QueryEscape(l.holder))
+	return held.Name{Holder: l.holder, Word: l.word, Until: until}.Label()
 }
 
 // board are the names that count at a time: their clocks may be behind ours.
-func (d described) board(now time.Time) []held {
-	var all []held
+func (d described) board(now time.Time) []held.Name {
+	var all []held.Name
 	for _, label := range d[boardID] {
-		if h, ok := parseHeld(label); ok && now.Before(h.until.Add(clockSkew)) {
+		if h, ok := held.Parse(label); ok && now.Before(h.Until.Add(clockSkew)) {
 			all = append(all, h)
 		}
 	}
-	slices.SortFunc(all, func(a, b held) int { return b.until.Compare(a.until) })
+	slices.SortFunc(all, func(a, b held.Name) int { return b.Until.Compare(a.Until) })
 	return all
 }
 
@@ -147,8 +111,8 @@ func (s *Store) Lease(ctx context.Context, name, holder string, ttl time.Duratio
 		err = fmt.Errorf("%w name of a lease: %s is an ARN; write the secret's name", secret.ErrInvalid, name)
 	case ttl < minLease || ttl > maxLease:
 		err = fmt.Errorf("%w time of a lease: %s is not between %s and %s", secret.ErrInvalid, ttl, minLease, maxLease)
-	case !printable(holder) || len(l.labelUntil(time.Now())) > maxLabel:
-		err = fmt.Errorf("%w holder of a lease: write 1 to %d bytes of printable text, mostly letters and digits", secret.ErrInvalid, maxHolder)
+	case !held.Name{Holder: holder, Word: l.word, Until: time.Now()}.Check():
+		err = fmt.Errorf("%w holder of a lease: write 1 to %d bytes of printable text, mostly letters and digits", secret.ErrInvalid, held.MaxHolder)
 	default:
 		err = l.take(ctx)
 	}
@@ -161,21 +125,21 @@ func (s *Store) Lease(ctx context.Context, name, holder string, ttl time.Duratio
 func (l *Lease) secret() string { return l.name + leaseSuffix }
 
 func (l *Lease) take(ctx context.Context) error {
-	if err := l.store.carriers(ctx, l.secret()); err != nil {
-		return err
-	}
-	var last error
+	now, err := l.store.carriers(ctx, l.secret())
 	for range attempts {
-		err := l.tryTake(ctx)
-		if err == nil || !errors.Is(err, errContended) {
+		if err != nil {
 			return err
 		}
-		last = err
+		taken := l.tryTake(ctx, now)
+		if taken == nil || !errors.Is(taken, errContended) {
+			return taken
+		}
 		if err := pause(ctx); err != nil {
 			return err
 		}
+		now, err = l.store.describe(ctx, l.secret())
 	}
-	return last
+	return errContended
 }
 
 // errContended says that others want the lease at this moment, and that trying again is right.
@@ -192,12 +156,8 @@ func pause(ctx context.Context) error {
 	}
 }
 
-// tryTake is one attempt. Whatever fails, the own name is taken away again.
-func (l *Lease) tryTake(ctx context.Context) (err error) {
-	now, err := l.store.describe(ctx, l.secret())
-	if err != nil {
-		return err
-	}
+// tryTake is one attempt, after a look. Whatever fails, the own name is taken away again.
+func (l *Lease) tryTake(ctx context.Context, now described) (err error) {
 	if others := now.board(time.Now()); len(others) > 0 {
 		return l.heldBy(others[0])
 	}
@@ -251,7 +211,7 @@ func (l *Lease) alone(ctx context.Context, until time.Time) error {
 		}
 		at := time.Now()
 		board := now.board(at)
-		others := slices.DeleteFunc(slices.Clone(board), func(h held) bool { return h.word == l.word })
+		others := slices.DeleteFunc(slices.Clone(board), func(h held.Name) bool { return h.Word == l.word })
 		switch {
 		case len(others) == len(board) || !at.Before(until):
 			return fmt.Errorf("%w: the name of this one is not on the board any more", errContended)
@@ -269,7 +229,7 @@ func (l *Lease) alone(ctx context.Context, until time.Time) error {
 // sweep takes names away that count no more.
 func (l *Lease) sweep(ctx context.Context, now described, at time.Time) error {
 	for _, label := range now[boardID] {
-		if h, ok := parseHeld(label); ok && !at.Before(h.until.Add(clockSkew)) {
+		if h, ok := held.Parse(label); ok && !at.Before(h.Until.Add(clockSkew)) {
 			if err := l.store.detach(ctx, l.secret(), label, boardID); err != nil {
 				return err
 			}
@@ -278,40 +238,42 @@ func (l *Lease) sweep(ctx context.Context, now described, at time.Time) error {
 	return nil
 }
 
-func (l *Lease) heldBy(h held) error {
-	return &secret.HeldError{Name: l.name, Holder: h.holder, Until: h.until.Add(clockSkew)}
+func (l *Lease) heldBy(h held.Name) error {
+	return &secret.HeldError{Name: l.name, Holder: h.Holder, Until: h.Until.Add(clockSkew)}
 }
 
-// carriers sees to it that there are the versions that a lease needs. The one with the label is written last: where
+// carriers sees to it that there are the versions that a lease needs, and looks. The one with the label is written last: where
 // it is, the others are. Writing one twice is ignored by AWS, wherever its labels are by then.
-func (s *Store) carriers(ctx context.Context, name string) error {
+func (s *Store) carriers(ctx context.Context, name string) (described, error) {
 	now, err := s.ensure(ctx, name)
-	if err != nil {
-		return err
-	}
-	if len(now[boardID]) > 0 && len(now[otherID]) > 0 && now.with(leaseLabel) != "" {
-		return nil
+	if err != nil || (len(now[boardID]) > 0 && len(now[otherID]) > 0 && now.with(leaseLabel) != "") {
+		return now, err
 	}
 	for _, carrier := range []struct {
 		id     string
 		labels []string
 	}{{otherID, []string{otherLabel}}, {boardID, []string{boardLabel, leaseLabel}}} {
-		if _, err := s.put(ctx, name, carrier.id, []byte(noLease), carrier.labels); err != nil {
-			return err
+		if err := s.put(ctx, name, carrier.id, []byte(noLease), carrier.labels); err != nil {
+			return nil, err
 		}
 	}
 	if now, err = s.describe(ctx, name); err != nil {
-		return err
+		return nil, err
 	}
 	// A version that was there before may have lost its labels to somebody's hand.
+	mended := false
 	for _, label := range []struct{ label, id string }{{otherLabel, otherID}, {boardLabel, boardID}, {leaseLabel, boardID}} {
 		if now.with(label.label) == "" {
+			mended = true
 			if err := s.move(ctx, name, label.label, label.id, ""); err != nil {
-				return err
+				return nil, err
 			}
 		}
 	}
-	return nil
+	if mended {
+		return s.describe(ctx, name)
+	}
+	return now, nil
 }
 
 // Until is when the lease runs out, unless it is renewed.
@@ -345,7 +307,7 @@ func (l *Lease) renew(ctx context.Context) error {
 	}
 	if !now.has(boardID, l.label) {
 		for _, other := range now.board(time.Now()) {
-			return fmt.Errorf("%w: somebody has ended it, and %s has it now", secret.ErrLeaseLost, other.holder)
+			return fmt.Errorf("%w: somebody has ended it, and %s has it now", secret.ErrLeaseLost, other.Holder)
 		}
 		return fmt.Errorf("%w: somebody has ended it", secret.ErrLeaseLost)
 	}
@@ -370,7 +332,9 @@ func (l *Lease) renew(ctx context.Context) error {
 	former := l.label
 	l.label = label
 	l.setUntil(until)
-	return l.store.detach(ctx, l.secret(), former, boardID)
+	// The former end counts no more, and goes at the latest when the lease is given back.
+	_ = l.store.detach(ctx, l.secret(), former, boardID)
+	return nil
 }
 
 func (l *Lease) expired() error {
@@ -384,7 +348,7 @@ func (l *Lease) expired() error {
 func (l *Lease) Release(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err := l.store.end(ctx, l.secret(), func(h held) bool { return h.word == l.word }); err != nil {
+	if err := l.store.end(ctx, l.secret(), func(h held.Name) bool { return h.Word == l.word }); err != nil {
 		return fmt.Errorf("releasing the lease on %s: %w", l.name, err)
 	}
 	return nil
@@ -395,7 +359,7 @@ func (l *Lease) Release(ctx context.Context) error {
 func (s *Store) EndLease(ctx context.Context, name, holder string) error {
 	err := CheckName(name)
 	if err == nil {
-		err = s.end(ctx, name+leaseSuffix, func(h held) bool { return h.holder == holder })
+		err = s.end(ctx, name+leaseSuffix, func(h held.Name) bool { return h.Holder == holder })
 	}
 	if err != nil {
 		return fmt.Errorf("ending the lease on %s: %w", name, err)
@@ -404,7 +368,7 @@ func (s *Store) EndLease(ctx context.Context, name, holder string) error {
 }
 
 // end takes names off a board.
-func (s *Store) end(ctx context.Context, name string, which func(held) bool) error {
+func (s *Store) end(ctx context.Context, name string, which func(held.Name) bool) error {
 	now, err := s.describe(ctx, name)
 	if errors.Is(err, secret.ErrNotFound) {
 		return nil
@@ -413,7 +377,7 @@ func (s *Store) end(ctx context.Context, name string, which func(held) bool) err
 		return err
 	}
 	for _, label := range now[boardID] {
-		if h, ok := parseHeld(label); ok && which(h) {
+		if h, ok := held.Parse(label); ok && which(h) {
 			if err := s.detach(ctx, name, label, boardID); err != nil {
 				return err
 			}
@@ -431,7 +395,7 @@ func (s *Store) Holder(ctx context.Context, name string) (holder string, until t
 			return "", time.Time{}, nil
 		}
 		for _, h := range now.board(time.Now()) {
-			return h.holder, h.until.Add(clockSkew), nil
+			return h.Holder, h.Until.Add(clockSkew), nil
 		}
 	}
 	if err != nil {

@@ -39,7 +39,7 @@ func (s *Store) read(ctx context.Context, name, version string) ([]byte, string,
 		if err := secret.CheckVersion(version); err != nil {
 			return nil, "", err
 		}
-		if len(version) < minToken || reserved(version) {
+		if len(version) < minToken || (reserved(version) && version != placeholderID) {
 			return nil, "", fmt.Errorf("%w: it has no version %q: ids of Secrets Manager have %d to %d characters", secret.ErrNotFound, version, minToken, maxToken)
 		}
 		input.VersionId = aws.String(version)

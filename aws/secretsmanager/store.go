@@ -140,6 +140,9 @@ func checkVersion(id string) error {
 
 func reserved(id string) bool { return id == placeholderID || id == boardID || id == otherID }
 
+// FewWrites tells package rotate to write seldom: AWS keeps each version for a day, and about a hundred of a secret.
+func (s *Store) FewWrites() bool { return true }
+
 // at asks the region of an ARN.
 func at(name string) func(*sdk.Options) {
 	return func(o *sdk.Options) {
@@ -252,7 +255,7 @@ func (d described) find(name, version string) (string, error) {
 		}
 		return "", fmt.Errorf("%w: no version of it is %s; `countersign secret versions %s` shows what is", secret.ErrNotFound, version, name)
 	}
-	if len(d[version]) == 0 || reserved(version) {
+	if len(d[version]) == 0 || (reserved(version) && version != placeholderID) {
 		return "", fmt.Errorf("%w: it has no version %.80q; `countersign secret versions %s` shows which it has", secret.ErrNotFound, version, name)
 	}
 	return version, nil

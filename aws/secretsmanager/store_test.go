@@ -20,8 +20,9 @@ import (
 )
 
 var (
-	_ rotate.Store = (*Store)(nil)
-	_ rotate.Lease = (*Lease)(nil)
+	_ rotate.Store   = (*Store)(nil)
+	_ rotate.Lease   = (*Lease)(nil)
+	_ rotate.Thrifty = (*Store)(nil)
 )
 
 // start gives a store of the account's root, on doubles of its own front, and a name that nobody else has.
@@ -188,7 +189,10 @@ func TestStageIsIdempotent(t *testing.T) {
 // A request has to outlive the version that is staged after it.
 func TestStagedUnderAnIdStaysUntilItIsRemoved(t *testing.T) {
 	s, _, name := start(t)
+	pending := stage(t, s, name, "", "pending")
 	stage(t, s, name, id(1)+"-req", "request")
+	reads(t, s, name, "pending", pending, "pending")
+	reads(t, s, name, id(1)+"-req", id(1)+"-req", "request")
 	stage(t, s, name, id(1), "answer")
 	noted := stage(t, s, name, "", "noted")
 	stage(t, s, name, "", "noted later")
@@ -212,7 +216,7 @@ func TestStagedUnderAnIdStaysUntilItIsRemoved(t *testing.T) {
 	}
 	// Staged again with the same value, it is there again.
 	stage(t, s, name, id(1)+"-req", "request")
-	reads(t, s, name, "pending", id(1)+"-req", "request")
+	reads(t, s, name, id(1)+"-req", id(1)+"-req", "request")
 	if _, ok := staged(t, s, name)[id(1)+"-req"]; !ok {
 		t.Error("it was staged again, and is not listed")
 	}

@@ -7,7 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"slices"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -27,6 +27,9 @@ import (
 // Writing is idempotent: a version that is there with the same value is kept, and it becomes pending unless it is
 // current. With another value it is [secret.ErrConflict], and nothing changes; that is so also of a version that was
 // removed, as long as AWS has not deleted it. An id has 32 to 64 characters: [secret.ErrInvalid].
+//
+// A version whose id ends in -req is the request of a rotation: it is kept, and never pending. While Secrets Manager's own
+// rotation runs, AWSPENDING has to stay on the version that it is for.
 func (s *Store) Stage(ctx context.Context, name, id string, value []byte) (versionID string, err error) {
 	err = errors.Join(CheckName(name), secret.CheckValue(value))
 	if err == nil && isPlaceholder(value) {
@@ -71,15 +74,20 @@ func (s *Store) stage(ctx context.Context, name, id string, value []byte, labels
 		}
 	}
 	if !written {
-		if now[id], err = s.put(ctx, name, id, value, append([]string{labelPending}, labels...)); err != nil {
+		attached := labels
+		if !isRequest(id) {
+			attached = append([]string{labelPending}, labels...)
+		}
+		if err := s.put(ctx, name, id, value, attached); err != nil {
 			return err
 		}
 		durable.Step("secretsmanager.put")
-		if written, err = s.same(ctx, name, id, value); err != nil {
+		if err := s.readBack(ctx, name, id, value); err != nil {
 			return err
 		}
-		if !written {
-			return fmt.Errorf("%w: it was written, and AWS does not give it back", secret.ErrCorrupt)
+		// One that was there without a label is left as it was by AWS.
+		if now, err = s.describe(ctx, name); err != nil {
+			return err
 		}
 	}
 	// A version that was there already has kept the labels that it had.
@@ -89,6 +97,9 @@ func (s *Store) stage(ctx context.Context, name, id string, value []byte, labels
 				return err
 			}
 		}
+	}
+	if isRequest(id) {
+		return nil
 	}
 	return s.pend(ctx, name, id, now)
 }
@@ -116,6 +127,22 @@ func (s *Store) pend(ctx context.Context, name, id string, now described) error 
 	return last
 }
 
+// readBack makes sure that a version holds what was written. AWS may take a moment to give it.
+func (s *Store) readBack(ctx context.Context, name, id string, value []byte) error {
+	const tries = 5
+	for range tries {
+		if written, err := s.same(ctx, name, id, value); err != nil || written {
+			return err
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: it was written, and AWS does not give it back", secret.ErrCorrupt)
+}
+
+func isRequest(id string) bool { return strings.HasSuffix(id, "-req") }
+
 // same tells whether a version has a value, and is [secret.ErrConflict] when it is another one.
 func (s *Store) same(ctx context.Context, name, id string, value []byte) (bool, error) {
 	stored, _, err := s.read(ctx, name, id)
@@ -131,8 +158,8 @@ func (s *Store) same(ctx context.Context, name, id string, value []byte) (bool, 
 	return true, nil
 }
 
-// put writes a version, and gives the labels that it has then.
-func (s *Store) put(ctx context.Context, name, id string, value []byte, labels []string) ([]string, error) {
+// put writes a version. One that is there with the same value is left by AWS, with the labels that it has.
+func (s *Store) put(ctx context.Context, name, id string, value []byte, labels []string) error {
 	input := &sdk.PutSecretValueInput{SecretId: aws.String(name), ClientRequestToken: aws.String(id), VersionStages: labels}
 	// Text is written as text: the console shows it, and ECS puts no other into an environment.
 	if utf8.Valid(value) {
@@ -140,11 +167,8 @@ func (s *Store) put(ctx context.Context, name, id string, value []byte, labels [
 	} else {
 		input.SecretBinary = value
 	}
-	answer, err := s.client.PutSecretValue(ctx, input, at(name))
-	if err != nil {
-		return nil, s.explain(err, "PutSecretValue", name)
-	}
-	return slices.Clone(answer.VersionStages), nil
+	_, err := s.client.PutSecretValue(ctx, input, at(name))
+	return s.explain(err, "PutSecretValue", name)
 }
 
 // ensure sees to it that a secret exists and that something is current in it: AWS makes whatever is written first current.
@@ -159,7 +183,7 @@ func (s *Store) ensure(ctx context.Context, name string) (described, error) {
 	if err != nil || now.with(labelCurrent) != "" {
 		return now, err
 	}
-	if _, err := s.put(ctx, name, placeholderID, []byte(Placeholder), []string{labelCurrent}); err != nil {
+	if err := s.put(ctx, name, placeholderID, []byte(Placeholder), []string{labelCurrent}); err != nil {
 		return nil, err
 	}
 	return s.describe(ctx, name)

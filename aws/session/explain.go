@@ -8,14 +8,13 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"regexp"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
+
+	"countersign.dev/aws/session/internal/words"
 )
 
 // Errors of AWS, by what helps. The SDK's own error is behind each of them.
@@ -110,9 +109,6 @@ func message(err error) string {
 	return ""
 }
 
-// maxSaid bounds what is shown of AWS's own words, in bytes.
-const maxSaid = 600
-
 // said is what is shown of an error: AWS's words, or the SDK's.
 func said(err error) string {
 	text := err.Error()
@@ -122,23 +118,10 @@ func said(err error) string {
 			text += ": " + m
 		}
 	}
-	if strings.Contains(text, "-----BEGIN") || strings.Contains(text, "PRIVATE KEY") {
-		return Code(err) + " (its message quotes what was sent, and is not shown)"
+	if shown := words.Show(text); shown != "" {
+		return shown
 	}
-	text = strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return ' '
-		}
-		return r
-	}, text)
-	if len(text) > maxSaid {
-		end := maxSaid
-		for !utf8.RuneStart(text[end]) {
-			end--
-		}
-		text = text[:end] + " ..."
-	}
-	return text
+	return words.Show(Code(err)) + " (its message quotes what was sent, and is not shown)"
 }
 
 var deniedCodes = map[string]bool{
@@ -152,44 +135,36 @@ var keyCodes = map[string]bool{
 	"InvalidKeyUsageException": true, "IncorrectKeyException": true,
 }
 
-var (
-	callerIs   = regexp.MustCompile(`(arn:[a-z0-9-]+:(?:sts|iam)::[0-9]{12}:[^\s,;"']{1,300}) is not authorized`)
-	actionIs   = regexp.MustCompile(`perform:? ([a-z0-9-]{2,60}:[A-Za-z0-9]{2,80})`)
-	resourceIs = regexp.MustCompile(`on (?:the )?resource:? (arn:[a-z0-9-]+:[^\s,;"']{1,300}|[A-Za-z0-9/_+=.@-]{1,512})`)
-	denyIs     = regexp.MustCompile(`with an explicit deny in (?:a |an |the )?([a-z -]{1,60}polic(?:y|ies))`)
-	kmsARN     = regexp.MustCompile(`arn:[a-z0-9-]+:kms:[a-z0-9-]*:[0-9]{12}:(?:key|alias)/[A-Za-z0-9/_-]{1,256}`)
-	ofKMS      = regexp.MustCompile(`(?i)perform:? kms:|arn:[a-z0-9-]+:kms:|access to kms|kms (?:customer )?key|key.{0,60} kms`)
-)
-
 // key judges errors of the KMS key behind what was asked for.
 func (e *Error) key() bool {
 	text := message(e.err)
+	read := words.Read(text)
 	switch {
 	case keyCodes[e.Code]:
-	case !ofKMS.MatchString(text) && !strings.HasPrefix(e.Action, "kms:"):
+	case !read.OfKMS && !strings.HasPrefix(e.Action, "kms:"):
 		return false
 	case deniedCodes[e.Code]:
-		e.read(text)
+		e.take(read)
 		e.kind = ErrKey
 		action := "kms:Decrypt"
 		if strings.HasPrefix(e.Action, "kms:") {
 			action = e.Action
 		}
-		e.advice = e.policy(action, e.keyARN(text)) + ", and see that the key's own policy (its resource policy) lets the role use it through the service"
+		e.advice = e.policy(action, keyARN(read)) + ", and see that the key's own policy (its resource policy) lets the role use it through the service"
 		return true
 	case strings.Contains(text, "disabled"), strings.Contains(text, "pending deletion"), strings.Contains(text, "invalid state"), strings.Contains(text, "does not exist"):
 	default:
 		return false
 	}
 	e.kind = ErrKey
-	e.advice = fmt.Sprintf("see in what state the key %s is (`aws kms describe-key`), enable it again (`aws kms enable-key`) or cancel its deletion (`aws kms cancel-key-deletion`), and see that its policy and the role's allow kms:Decrypt and kms:GenerateDataKey; what is encrypted with it is not lost as long as it exists", e.keyARN(text))
+	e.advice = fmt.Sprintf("see in what state the key %s is (`aws kms describe-key`), enable it again (`aws kms enable-key`) or cancel its deletion (`aws kms cancel-key-deletion`), and see that its policy and the role's allow kms:Decrypt and kms:GenerateDataKey; what is encrypted with it is not lost as long as it exists", keyARN(read))
 	return true
 }
 
 // keyARN is the key that a message names.
-func (e *Error) keyARN(text string) string {
-	if arn := kmsARN.FindString(text); arn != "" {
-		return arn
+func keyARN(m words.Message) string {
+	if m.Key != "" {
+		return m.Key
 	}
 	return "KEY-ARN (of the secret: `aws secretsmanager describe-secret` shows its KmsKeyId)"
 }
@@ -199,34 +174,31 @@ func (e *Error) denied() bool {
 	if !deniedCodes[e.Code] {
 		return false
 	}
-	text := message(e.err)
-	e.read(text)
+	read := words.Read(message(e.err))
+	e.take(read)
 	e.kind = ErrDenied
-	if deny := denyIs.FindStringSubmatch(text); deny != nil {
-		e.advice = fmt.Sprintf("an explicit deny in a %s forbids it, and no allowing line helps: if the caller is to do this, take it out of that deny's condition or name it there; else see who runs under this role", strings.TrimSpace(deny[1]))
+	if read.Deny != "" {
+		e.advice = fmt.Sprintf("an explicit deny in a %s forbids it, and no allowing line helps: if the caller is to do this, take it out of that deny's condition or name it there; else see who runs under this role", read.Deny)
 		return true
 	}
 	e.advice = e.policy(e.Action, e.Resource)
 	return true
 }
 
-// read takes caller, action and resource out of a message, where it has them.
-func (e *Error) read(text string) {
-	if found := callerIs.FindStringSubmatch(text); found != nil {
-		e.Caller = found[1]
-		if parts := strings.SplitN(e.Caller, ":", 6); len(parts) == 6 {
-			resource := strings.SplitN(e.Resource, ":", 6)
-			if len(resource) == 6 && resource[4] == "*" {
-				resource[1], resource[4] = parts[1], parts[4]
-				e.Resource = strings.Join(resource, ":")
-			}
-		}
+// take takes caller, action and resource from a message, where it has them.
+func (e *Error) take(m words.Message) {
+	const parts = 6 // of an ARN
+	e.Caller = m.Caller
+	caller, resource := strings.SplitN(m.Caller, ":", parts), strings.SplitN(e.Resource, ":", parts)
+	if len(caller) == parts && len(resource) == parts && resource[4] == "*" {
+		resource[1], resource[4] = caller[1], caller[4]
+		e.Resource = strings.Join(resource, ":")
 	}
-	if found := actionIs.FindStringSubmatch(text); found != nil {
-		e.Action = found[1]
+	if m.Action != "" {
+		e.Action = m.Action
 	}
-	if found := resourceIs.FindStringSubmatch(text); found != nil && (strings.HasPrefix(found[1], "arn:") || e.Resource == "") {
-		e.Resource = strings.TrimRight(found[1], ".")
+	if strings.HasPrefix(m.Resource, "arn:") || e.Resource == "" {
+		e.Resource = m.Resource
 	}
 }
 

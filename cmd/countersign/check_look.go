@@ -96,7 +96,9 @@ func (s *seen) askServer(ctx context.Context) error {
 		all += ", what the specification declares, and with it the stores"
 	}
 	if s.admin == nil {
-		s.unreached(s.noServer, all)
+		if s.spec == nil || s.spec.ServerCan() == nil { // else there is none to be asked
+			s.unreached(s.noServer, all)
+		}
 		return nil
 	}
 	if s.spec == nil {
@@ -196,6 +198,8 @@ func (s *seen) certificate(chain []*x509.Certificate) expiry.Certificate {
 	cert := expiry.Certificate{Serial: mtls.Serial(leaf), Fingerprint: fingerprint(leaf), NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter}
 	if identity, err := id.FromCertificate(leaf); err == nil {
 		cert.Identity = identity.String()
+	} else if mtls.Named(leaf, leaf.Subject.CommonName) == nil {
+		cert.Identity = mesh.FromDNS + leaf.Subject.CommonName
 	}
 	between := x509.NewCertPool()
 	for _, above := range chain[1:] {
@@ -245,6 +249,9 @@ func (s *seen) workload(plan *mesh.Plan) expiry.Workload {
 	w := expiry.Workload{
 		Name: plan.Workload.Name, Identity: plan.Workload.Identity.String(),
 		TTL: time.Duration(plan.Certificate.TTL), RenewAfter: time.Duration(plan.Certificate.RenewAfter), InstancesKnown: s.known,
+	}
+	if name := plan.Certificate.DNSIdentity; name != "" {
+		w.Identity = mesh.FromDNS + name // its certificates are ACM's, and have no SPIFFE ID
 	}
 	for _, inbound := range plan.Inbound {
 		if inbound.Certificate == nil || inbound.TLS == mesh.Off || slices.ContainsFunc(w.Files, func(f expiry.File) bool { return f.Path == inbound.Certificate.Cert }) {

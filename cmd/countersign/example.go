@@ -7,10 +7,11 @@ import (
 )
 
 type exampleCmd struct {
-	Colorapp colorappCmd   `cmd:"" help:"Write the specifications of the Color App: a gateway in front of a service that answers a colour."`
-	Shop     shopCmd       `cmd:"" help:"Write the specification of the shop: HTTP, gRPC and TCP services behind a gateway."`
-	Payments paymentsCmd   `cmd:"" help:"Write the specification of the payments: a gateway in front of NGINX, HAProxy and the built-in proxy."`
-	Run      exampleRunCmd `cmd:"" help:"Run one of the examples' applications."`
+	Colorapp colorappCmd    `cmd:"" help:"Write the specifications of the Color App: a gateway in front of a service that answers a colour."`
+	Shop     shopCmd        `cmd:"" help:"Write the specification of the shop: HTTP, gRPC and TCP services behind a gateway."`
+	Payments paymentsCmd    `cmd:"" help:"Write the specification of the payments: a gateway in front of NGINX, HAProxy and the built-in proxy."`
+	ECS      paymentsECSCmd `cmd:"" name:"payments-ecs" help:"Write the specification of the payments as they run on Amazon ECS."`
+	Run      exampleRunCmd  `cmd:"" help:"Run one of the examples' applications."`
 }
 
 type colorappCmd struct{ exampleDir }
@@ -27,6 +28,11 @@ type paymentsCmd struct{ exampleDir }
 
 // Run writes the files of the payments.
 func (c paymentsCmd) Run(p *process) error { return c.write(p, "payments") }
+
+type paymentsECSCmd struct{ exampleDir }
+
+// Run writes the file of the payments on ECS.
+func (c paymentsECSCmd) Run(p *process) error { return c.write(p, "payments-ecs") }
 
 type exampleDir struct {
 	Dir string `arg:"" help:"The directory to write into; made when it is not there. No file is overwritten."`

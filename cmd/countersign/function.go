@@ -73,7 +73,7 @@ func serveFunction(ctx context.Context, stdout, stderr io.Writer) int {
 	if err == nil {
 		var f *function
 		if f, err = newFunction(p); err == nil {
-			lambda.Serve(ctx, &lambda.Handler{Work: f, Measure: f.measure, Log: p.log})
+			lambda.Serve(ctx, &lambda.Handler{Work: f, Steps: functionSteps{f}, Measure: f.measure, Log: p.log})
 		}
 	}
 	return status(err, stderr)
@@ -86,7 +86,7 @@ func (f *function) ready(ctx context.Context) error {
 		return err
 	}
 	targets, err := f.world.targetsOf(ctx, spec, "")
-	if err == nil {
+	if err = cmp.Or(err, unknown(targets)); err == nil {
 		err = f.world.unseen(targets, "")
 	}
 	if err != nil {

@@ -94,6 +94,9 @@ func (c *rotateOnceCmd) Run(p *process) error {
 		return err
 	}
 	targets, err := world.targets(p.ctx, c.Service)
+	if err == nil {
+		err = unknown(targets)
+	}
 	if err == nil && !c.NoDeploy {
 		err = world.unseen(targets, c.Service)
 	}
@@ -233,7 +236,7 @@ func (c *rotateDaemonCmd) Run(p *process) error {
 	}
 	targets := func(ctx context.Context) ([]rotate.Target, error) {
 		targets, err := world.targets(ctx, "")
-		return targets, cmp.Or(err, world.unseen(targets, ""))
+		return targets, cmp.Or(err, unknown(targets), world.unseen(targets, ""))
 	}
 	if world.admin == nil { // a mistake in the file is better said now than in each round
 		if _, err := targets(p.ctx); err != nil {

@@ -123,7 +123,7 @@ func architectureOf(program string) (string, error) {
 		return "", fmt.Errorf("%s is not a program for Linux: %w; name one with --program", program, err)
 	}
 	defer func() { _ = f.Close() }() // it was only read
-	switch f.Machine { //nolint:exhaustive // Lambda knows no others
+	switch f.Machine {               //nolint:exhaustive // Lambda knows no others
 	case elf.EM_X86_64:
 		return "x86_64", nil
 	case elf.EM_AARCH64:

@@ -150,9 +150,6 @@ func (w *rotation) target(ctx context.Context, spec *mesh.Spec, plan *mesh.Plan)
 	switch {
 	case authority.Foreign():
 		opened, err := w.cloud.issuer(ctx, spec, name, func(declared mesh.Store) (*anyStore, error) { return w.store(ctx, declared) })
-		if errors.Is(err, errNoARN) {
-			return target, usagef("the authority %s: %w", name, err)
-		}
 		if err != nil {
 			target.Authority = brokenAuthority{fmt.Errorf("the authority %s: %w", name, err)}
 		} else {
@@ -172,6 +169,16 @@ func (w *rotation) target(ctx context.Context, spec *mesh.Spec, plan *mesh.Plan)
 		}
 	}
 	return target, nil
+}
+
+// unknown refuses to rotate what nobody has said the authority of.
+func unknown(targets []rotate.Target) error {
+	for _, t := range targets {
+		if broken, ok := t.Authority.(brokenAuthority); ok && errors.Is(broken.err, errNoARN) {
+			return usageError(broken)
+		}
+	}
+	return nil
 }
 
 // unseen refuses to rotate instances that nobody could restart or look at.

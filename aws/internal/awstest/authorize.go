@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"strings"
 
 	"countersign.dev/aws/internal/awstest/iam"
 )
@@ -64,6 +65,38 @@ func (c *Cloud) decide(q *request, n need, documents []*iam.Document) *refusal {
 	}
 	return &refusal{kind: denied, message: fmt.Sprintf("User: %s is not authorized to perform: %s on resource: %s %s",
 		q.caller.arn(), n.action, n.resource, decision.Why)}
+}
+
+// Decide tells whether the role could do the action on the resource, an ARN or "*", by its own policies and those of the
+// secret or key, without asking for it: what a test of everything that must not be possible uses. The context holds the
+// condition keys that a request of that kind would carry beyond those that every request does.
+func (c *Cloud) Decide(role, action, resource string, extra map[string][]string) (iam.Decision, error) {
+	c.mu.Lock()
+	known := c.roles[nameOf(role)]
+	c.mu.Unlock()
+	if known == nil {
+		return iam.Decision{}, fmt.Errorf("no role %q: PutRole or iam:CreateRole makes it", role)
+	}
+	var f facts
+	var err error
+	service, operation, _ := strings.Cut(action, ":")
+	switch {
+	case service == "secretsmanager" && strings.HasPrefix(resource, "arn:"):
+		f, err = c.secret(context.Background(), resource)
+	case service == "kms" && strings.HasPrefix(resource, "arn:"):
+		f, err = c.key(context.Background(), resource)
+	}
+	if err != nil {
+		return iam.Decision{}, err
+	}
+	q := &request{service: service, operation: operation, caller: &session{role: known, name: "test"}}
+	values := mergedContext(q, extra)
+	if service == "secretsmanager" && resource != "*" {
+		values["secretsmanager:SecretId"] = []string{resource}
+	}
+	return iam.Decide(iam.Request{
+		Caller: iam.Caller{Account: Account, Role: known.arn, Session: q.caller.arn()}, Action: action, Resource: resource, Context: values,
+	}, iam.Policies{Identity: c.identityPolicies(known), Resource: f.policy, Decisive: service == "kms" && f.arn != ""}), nil
 }
 
 // mergedContext is what every request carries, and what this one does. The front's own address is plain HTTP where AWS's are

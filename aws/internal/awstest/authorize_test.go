@@ -157,6 +157,35 @@ func TestKeys(t *testing.T) {
 	}
 }
 
+// TestKeyOfNewSecret: who makes a secret with a key has to be able to use it, on a sample, and need not be able to decrypt any secret.
+func TestKeyOfNewSecret(t *testing.T) {
+	t.Parallel()
+	cloud := awstest.Start(t)
+	made, err := kms.NewFromConfig(cloud.Admin()).CreateKey(t.Context(), &kms.CreateKeyInput{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := aws.ToString(made.KeyMetadata.Arn)
+	sample := `{"Effect":"Allow","Action":"kms:Decrypt","Resource":"` + key + `","Condition":{"StringEquals":{"kms:EncryptionContext:SecretVersionId":"RequestToValidateKeyAccess"}}}`
+	cloud.PutRole("deployer", []byte(policy(allow("*", "secretsmanager:CreateSecret", "secretsmanager:GetSecretValue"), allow(key, "kms:GenerateDataKey"), sample)))
+	cloud.PutRole("deployer-without", []byte(policy(allow("*", "secretsmanager:CreateSecret"), allow(key, "kms:GenerateDataKey"))))
+	create := func(role string) error {
+		_, err := secretsmanager.NewFromConfig(cloud.Config(role)).CreateSecret(t.Context(), &secretsmanager.CreateSecretInput{
+			Name: aws.String("key-of-" + role), SecretString: aws.String("PLACEHOLDER"), KmsKeyId: &key,
+		})
+		return err
+	}
+	if err := create("deployer"); err != nil {
+		t.Errorf("with the sample: %v", err)
+	}
+	if err := read(t, cloud, "deployer", "key-of-deployer"); code(err) != "AccessDeniedException" {
+		t.Errorf("what it has made: %v", err)
+	}
+	if err := create("deployer-without"); code(err) != "AccessDeniedException" {
+		t.Errorf("without the sample: %v", err)
+	}
+}
+
 // TestRoles: who takes a role, by whose word, and what changes when IAM is told.
 func TestRoles(t *testing.T) {
 	t.Parallel()
@@ -241,6 +270,42 @@ func TestAssumeAs(t *testing.T) {
 	}
 }
 
+// TestDecide: what a role could do, by its policies and the resource's, without doing it.
+func TestDecide(t *testing.T) {
+	t.Parallel()
+	cloud := awstest.Start(t)
+	mine, other := newSecret(t, cloud, "decide/mine", nil), newSecret(t, cloud, "decide/other", nil)
+	cloud.PutRole("decide", []byte(policy(allow("*", "secretsmanager:GetSecretValue", "kms:*"))))
+	deny := policy(`{"Effect":"Deny","Principal":"*","Action":"secretsmanager:GetSecretValue","Resource":"*","Condition":{"ArnNotEquals":{"aws:PrincipalArn":"arn:aws:iam::123456789012:role/somebody"}}}`)
+	if _, err := secretsmanager.NewFromConfig(cloud.Admin()).PutResourcePolicy(t.Context(), &secretsmanager.PutResourcePolicyInput{SecretId: &other, ResourcePolicy: &deny}); err != nil {
+		t.Fatal(err)
+	}
+	made, err := kms.NewFromConfig(cloud.Admin()).CreateKey(t.Context(), &kms.CreateKeyInput{
+		Policy: aws.String(policy(`{"Effect":"Allow","Principal":{"AWS":"arn:aws:iam::123456789012:role/somebody"},"Action":"kms:*","Resource":"*"}`)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		action, resource string
+		want             bool
+	}{
+		{"secretsmanager:GetSecretValue", mine, true},
+		{"secretsmanager:PutSecretValue", mine, false},
+		{"secretsmanager:GetSecretValue", other, false},
+		{"kms:Decrypt", *made.KeyMetadata.Arn, false},
+		{"ecs:UpdateService", "*", false},
+	} {
+		got, err := cloud.Decide("decide", test.action, test.resource, nil)
+		if err != nil || got.Allowed != test.want {
+			t.Errorf("%s on %s: %+v, %v", test.action, test.resource, got, err)
+		}
+	}
+	if _, err := cloud.Decide("absent", "ecs:UpdateService", "*", nil); err == nil {
+		t.Error("a role that is not there: no error")
+	}
+}
+
 // recorder is a service that notes which operations reach it.
 type recorder struct{ targets []string }
 
@@ -281,6 +346,10 @@ func TestECS(t *testing.T) {
 		_, err := deployer.ListTasks(t.Context(), &ecs.ListTasksInput{Cluster: &cluster})
 		return err
 	}
+	none := func() error {
+		_, err := deployer.DescribeServices(t.Context(), &ecs.DescribeServicesInput{Cluster: aws.String("payments"), Services: []string{}})
+		return err
+	}
 	for _, test := range []struct {
 		name    string
 		err     error
@@ -292,6 +361,7 @@ func TestECS(t *testing.T) {
 		{"another cluster", update("other", "checkout"), false},
 		{"the cluster's tasks", list("payments"), true},
 		{"another cluster's tasks", list("other"), false},
+		{"services by no name", none(), false},
 		{"a task whose execution role may not be passed", run("ecs-deployer"), false},
 	} {
 		if (test.err == nil) != test.allowed || test.err != nil && code(test.err) != "AccessDeniedException" {

@@ -41,6 +41,7 @@ type Cloud struct {
 
 	mu       sync.Mutex
 	handlers map[string]http.Handler  // by the name that requests are signed for
+	mounted  map[string]bool          // those that are not the front\'s own
 	issued   map[string]*session      // by access key
 	roles    map[string]*role         // by name
 	managed  map[string]*iam.Document // managed policies by ARN
@@ -65,7 +66,8 @@ type Call struct {
 }
 
 // Fault answers a request in place of the service, or returns nil to let it through. It may wait, and sees every request
-// whose signature is right, before its policies are looked at. The action is written as policies do.
+// whose signature is right, before its policies are looked at. The action is written as policies do. One
+// that waits has to end with the request's context: the front waits for it when it closes.
 type Fault func(request *http.Request, action string) *http.Response
 
 // Start begins a front, and the doubles when this is the first one of the process. It skips the test where they are not
@@ -78,6 +80,7 @@ func Start(t testing.TB) *Cloud {
 		Account:  Account,
 		t:        t,
 		handlers: map[string]http.Handler{},
+		mounted:  map[string]bool{},
 		issued:   map[string]*session{},
 		roles:    map[string]*role{},
 		managed:  map[string]*iam.Document{},
@@ -108,7 +111,7 @@ func Start(t testing.TB) *Cloud {
 func (c *Cloud) Mount(service string, h http.Handler) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.handlers[service] = h
+	c.handlers[service], c.mounted[service] = h, true
 }
 
 // Moto is the double of that name without a front, for Mount and for comparisons.

@@ -118,16 +118,6 @@ func (v *vault) move(stage string, to, from int) error {
 	return err
 }
 
-// steps runs until one fails.
-func steps(steps ...func() error) error {
-	for _, step := range steps {
-		if err := step(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // withVault runs on a secret of its own.
 func withVault(w *world, steps ...func(*vault) error) error {
 	v, err := w.vault()

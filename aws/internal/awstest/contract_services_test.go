@@ -3,6 +3,7 @@ package awstest_test
 import (
 	"encoding/json"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -21,7 +22,8 @@ var containersContract = []expectation{
 	{"RegisterTaskDefinition", "refuses dependsOn on a container that is not there: ClientException", refusesDependency},
 	{"DescribeTaskDefinition", "of a family gives its newest active revision", newestDefinition},
 	{"RunTask", "runs the containers: the exit code is the program's", runsTask},
-	{"RunTask", "stops a task whose secret cannot be read: ResourceInitializationError", refusesSecret},
+	{"RunTask", "stops a task whose secret cannot be read before anything runs: ResourceInitializationError", refusesSecret},
+	{"RunTask", "runs no container that waits for SUCCESS of one that failed", refusesFailure},
 	{"CreateService", "starts as many tasks as desired, which ListTasks names by service", startsService},
 	{"UpdateService", "with forceNewDeployment replaces every task, and the roll-out becomes COMPLETED", replacesTasks},
 	{"UpdateService", "to no task stops them", stopsService},
@@ -35,7 +37,7 @@ func (w *world) patience() time.Time {
 	if w.double == "ours" {
 		return time.Now().Add(20 * time.Second)
 	}
-	return time.Now().Add(time.Second)
+	return time.Now().Add(2 * time.Second)
 }
 
 // until asks again until the answer is yes, or an error, or patience ends.
@@ -211,10 +213,40 @@ func refusesSecret(w *world) error {
 		return err
 	}
 	task, err := c.run()
-	if err == nil && (len(task.Containers) == 1 && task.Containers[0].ExitCode != nil || !slices.Contains([]ecstypes.TaskStopCode{ecstypes.TaskStopCodeTaskFailedToStart}, task.StopCode)) {
+	if err == nil && (len(task.Containers) == 1 && task.Containers[0].ExitCode != nil || task.StopCode != ecstypes.TaskStopCodeTaskFailedToStart ||
+		!strings.HasPrefix(aws.ToString(task.StoppedReason), "ResourceInitializationError")) {
 		return wrong("starts it")
 	}
 	return err
+}
+
+func refusesFailure(w *world) error {
+	c, err := w.cluster()
+	if err != nil {
+		return err
+	}
+	_, err = c.registerWith(
+		ecstypes.ContainerDefinition{Name: aws.String("init"), Image: aws.String("busybox"), Essential: aws.Bool(false), EntryPoint: []string{"/bin/sh", "-c"}, Command: []string{"exit 1"}},
+		ecstypes.ContainerDefinition{
+			Name: aws.String("app"), Image: aws.String("busybox"), Essential: aws.Bool(true), EntryPoint: []string{"/bin/sh", "-c"}, Command: []string{"exit 0"},
+			DependsOn: []ecstypes.ContainerDependency{{ContainerName: aws.String("init"), Condition: ecstypes.ContainerConditionSuccess}},
+		})
+	if err != nil {
+		return err
+	}
+	task, err := c.run()
+	if err != nil {
+		return err
+	}
+	for _, container := range task.Containers {
+		switch exit := container.ExitCode; {
+		case aws.ToString(container.Name) == "init" && aws.ToInt32(exit) != 1:
+			return wrong("another exit code")
+		case aws.ToString(container.Name) == "app" && exit != nil:
+			return wrong("runs it")
+		}
+	}
+	return nil
 }
 
 // service is one with two tasks that wait.

@@ -100,7 +100,7 @@ func (c *Cloud) serve(w http.ResponseWriter, r *http.Request, q *request, handle
 	}
 	if q.action() == "sts:GetCallerIdentity" && q.caller.root {
 		w.Header().Set("Content-Type", "text/xml")
-		_, _ = fmt.Fprintf(w, `<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><GetCallerIdentityResult>`+
+		_, _ = fmt.Fprintf(w, `<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><GetCallerIdentityResult>`+ //nolint:gosec // constants
 			`<Arn>%s</Arn><UserId>%s</UserId><Account>%s</Account></GetCallerIdentityResult></GetCallerIdentityResponse>`, q.caller.arn(), Account, Account)
 		return
 	}
@@ -117,9 +117,9 @@ func (c *Cloud) serve(w http.ResponseWriter, r *http.Request, q *request, handle
 		}
 	}
 	c.mu.Lock()
-	lost := c.lost != nil && c.lost(q.action())
+	lost := c.lost
 	c.mu.Unlock()
-	if lost {
+	if lost != nil && lost(q.action()) {
 		panic(http.ErrAbortHandler) // net/http's way to break off a connection
 	}
 	maps.Copy(w.Header(), recorder.Header())

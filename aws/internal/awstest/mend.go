@@ -52,9 +52,11 @@ func (m *mended) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	case "UpdateSecretVersionStage":
 		if text(in, "VersionStage") == "AWSCURRENT" && text(in, "MoveToVersionId") == "" {
-			invalidParameter("You can't remove the staging label AWSCURRENT without attaching it to another version.").write(w, jsonProtocol)
+			invalidParameter("You can only move staging label AWSCURRENT to a different secret version. It can’t be completely removed.").write(w, jsonProtocol)
 			return
 		}
+		m.mu.Lock() // moto compares and writes without a lock
+		defer m.mu.Unlock()
 	case "RotateSecret":
 		described := m.ask(r, "DescribeSecret", map[string]any{"SecretId": in["SecretId"]})
 		if described != nil && text(described, "RotationLambdaARN") == "" && text(in, "RotationLambdaARN") == "" {

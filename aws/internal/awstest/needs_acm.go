@@ -29,6 +29,11 @@ func (c *Cloud) certificateNeeds(ctx context.Context, q *request) ([]need, *refu
 	if tags, _ := q.params["Tags"].([]any); len(tags) > 0 {
 		needs = append(needs, need{action: "acm:AddTagsToCertificate", resource: n.resource, context: n.context})
 	}
+	if ca := q.str("CertificateAuthorityArn"); ca != "" {
+		needs = append(needs, need{action: "acm-pca:IssueCertificate", resource: ca, context: map[string][]string{
+			"acm-pca:TemplateArn": {defaultTemplate}, "aws:ViaAWSService": {"true"}, "aws:CalledVia": {"acm.amazonaws.com"},
+		}})
+	}
 	return needs, nil
 }
 

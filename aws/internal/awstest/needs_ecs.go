@@ -57,6 +57,9 @@ func ecsResources(q *request, cluster string) []string {
 		return arnOf("ecs", kind+"/"+inCluster+nameOf(name))
 	}
 	all := func(kind string, names []string) []string {
+		if len(names) == 0 {
+			return []string{"*"}
+		}
 		var found []string
 		for _, name := range names {
 			found = append(found, full(kind, cluster+"/", name))

@@ -46,8 +46,15 @@ func forget(operation string) {
 	}
 }
 
-// recall is what is remembered under the name, or what look finds, which is kept when nothing changed meanwhile.
-func recall(name string, look func() (facts, error)) (facts, error) {
+// recall is what is remembered under the name, or what look finds, which is kept when nothing changed meanwhile. Of a service
+// that a test has mounted nothing is remembered: another test may have mounted another one.
+func (c *Cloud) recall(service, name string, look func() (facts, error)) (facts, error) {
+	c.mu.Lock()
+	mounted := c.mounted[service]
+	c.mu.Unlock()
+	if mounted {
+		return look()
+	}
 	remembered.mu.Lock()
 	f, found := remembered.facts[name]
 	generation := remembered.generation
@@ -118,7 +125,7 @@ func (c *Cloud) policyOf(of, policy string) *iam.Document {
 
 // secret looks a secret up by name or ARN, whole or without its random end.
 func (c *Cloud) secret(ctx context.Context, id string) (facts, error) {
-	return recall("secret "+id, func() (facts, error) {
+	return c.recall("secretsmanager", "secret "+id, func() (facts, error) {
 		described, err := c.inside(ctx, "secretsmanager", "secretsmanager.DescribeSecret", map[string]any{"SecretId": id})
 		if err != nil || described == nil {
 			return facts{}, err
@@ -134,7 +141,7 @@ func (c *Cloud) secret(ctx context.Context, id string) (facts, error) {
 
 // key looks a key up by id, ARN or alias.
 func (c *Cloud) key(ctx context.Context, id string) (facts, error) {
-	return recall("key "+id, func() (facts, error) {
+	return c.recall("kms", "key "+id, func() (facts, error) {
 		described, err := c.inside(ctx, "kms", "TrentService.DescribeKey", map[string]any{"KeyId": id})
 		if err != nil || described == nil {
 			return facts{}, err
@@ -181,6 +188,7 @@ func (c *Cloud) secretNeeds(ctx context.Context, q *request) ([]need, *refusal) 
 			}
 		}
 		extra := map[string][]string{"secretsmanager:SecretId": {f.arn}}
+		// AWS leaves out of a batch what may not be read; here the whole is refused, because nobody should ask for it.
 		actions := []string{q.action()}
 		if q.operation == "BatchGetSecretValue" {
 			actions = append(actions, "secretsmanager:GetSecretValue")
@@ -205,6 +213,9 @@ func (c *Cloud) newSecretNeeds(ctx context.Context, q *request) ([]need, *refusa
 	more, refused := c.secretKeyNeeds(ctx, q, f)
 	return append([]need{{action: q.action(), resource: f.arn, context: map[string][]string{"secretsmanager:Name": {q.str("Name")}}}}, more...), refused
 }
+
+// validates is the context in which Secrets Manager tries a key that a secret is to get: on a sample, and no secret.
+const validates = "RequestToValidateKeyAccess"
 
 // secretKeyNeeds is what Secrets Manager asks of the secret's own key for the caller, which neither double does:
 // https://docs.aws.amazon.com/secretsmanager/latest/userguide/security-encryption.html.
@@ -241,12 +252,16 @@ func (c *Cloud) secretKeyNeeds(ctx context.Context, q *request, secret facts) ([
 	}
 	var needs []need
 	for _, action := range actions {
+		arn, version := secret.arn, q.str("ClientRequestToken")
+		if action == "kms:Decrypt" && (q.operation == "CreateSecret" || q.str("KmsKeyId") != "") {
+			arn, version = validates, validates
+		}
 		needs = append(needs, need{
 			action: action, resource: key.arn, policy: key.policy, decisive: true,
 			context: map[string][]string{
 				"kms:ViaService":                        {"secretsmanager." + Region + ".amazonaws.com"},
-				"kms:EncryptionContext:SecretARN":       {secret.arn},
-				"kms:EncryptionContext:SecretVersionId": optional(q.str("ClientRequestToken")),
+				"kms:EncryptionContext:SecretARN":       {arn},
+				"kms:EncryptionContext:SecretVersionId": optional(version),
 				"kms:EncryptionContextKeys":             {"SecretARN", "SecretVersionId"},
 				"aws:ViaAWSService":                     {"true"},
 				"aws:CalledVia":                         {"secretsmanager.amazonaws.com"},

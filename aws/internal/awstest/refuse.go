@@ -62,7 +62,7 @@ func (f *refusal) write(w http.ResponseWriter, p protocol) {
 	case queryProtocol:
 		w.Header().Set("Content-Type", "text/xml")
 		w.WriteHeader(f.status(p))
-		_, _ = fmt.Fprintf(w, "<ErrorResponse><Error><Type>Sender</Type><Code>%s</Code><Message>%s</Message></Error>"+
+		_, _ = fmt.Fprintf(w, "<ErrorResponse><Error><Type>Sender</Type><Code>%s</Code><Message>%s</Message></Error>"+ //nolint:gosec // escaped, and no browser reads it
 			"<RequestId>00000000-0000-0000-0000-000000000000</RequestId></ErrorResponse>", code, xmlText(f.message))
 	case cborProtocol:
 		w.Header().Set("Content-Type", "application/cbor")

@@ -3,6 +3,7 @@ package whole_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,14 +19,30 @@ import (
 	"countersign.dev/aws/internal/awstest/pcafake"
 )
 
+// programDir is where the binary lies.
+var programDir string
+
+// TestMain enters namespaces of its own, in which the double of ECS runs tasks, and makes room for the binary.
+func TestMain(m *testing.M) {
+	if err := enter(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	var err error
+	if programDir, err = os.MkdirTemp("", "whole"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	status := m.Run()
+	_ = os.RemoveAll(programDir) // it is only litter
+	os.Exit(status)
+}
+
 // program is the binary, built once.
 var program = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "whole")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "countersign")
+	path := filepath.Join(programDir, "countersign")
 	build := exec.Command("go", "build", "-pgo=off", "-o", path, "countersign.dev/cmd/countersign")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // it runs in images without libraries
 	if output, err := build.CombinedOutput(); err != nil {
 		return "", errors.Join(err, errors.New(string(output)))
 	}

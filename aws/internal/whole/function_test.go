@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -18,6 +19,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
+	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
+	smtypes "github.com/aws/aws-sdk-go-v2/service/secretsmanager/types"
 
 	"countersign.dev/aws/internal/awstest"
 	"countersign.dev/aws/internal/awstest/lambdafake"
@@ -115,6 +118,26 @@ func (o *output) String() string {
 	return o.text.String()
 }
 
+// ownRotation begins Secrets Manager's own rotation of a secret, as AWS does, and gives its ARN and the version's id. The double
+// has no function to call.
+func (w *world) ownRotation(name string) (arn, version string) {
+	w.t.Helper()
+	version = "c8a55f1e-6c1e-4a3b-9a37-4b8a8a7d9f10"
+	client := secretsmanager.NewFromConfig(w.cloud.Admin())
+	_, err := client.RotateSecret(w.t.Context(), &secretsmanager.RotateSecretInput{
+		SecretId: aws.String(name), ClientRequestToken: aws.String(version), RotationRules: &smtypes.RotationRulesType{AutomaticallyAfterDays: aws.Int64(1)},
+		RotationLambdaARN: aws.String("arn:aws:lambda:eu-central-1:123456789012:function:countersign-rotation"),
+	})
+	if missing := (&smtypes.ResourceNotFoundException{}); err != nil && !errors.As(err, &missing) {
+		w.t.Fatal(err)
+	}
+	described, err := client.DescribeSecret(w.t.Context(), &secretsmanager.DescribeSecretInput{SecretId: aws.String(name)})
+	if err != nil || described.VersionIdsToStages[version] == nil {
+		w.t.Fatalf("the rotation was not begun: %+v, %v", described, err)
+	}
+	return aws.ToString(described.ARN), version
+}
+
 // TestFunction packs the rotation function, and lets events start it: what is due is rotated, what is not is left, and an
 // event of somebody else's certificate is none of its business.
 func TestFunction(t *testing.T) {
@@ -144,8 +167,9 @@ func TestFunction(t *testing.T) {
 	})
 	invoke := func(event string) (report lambda.Report, err error) {
 		t.Helper()
+		began := time.Now()
 		text, err := function.Invoke([]byte(event), time.Minute)
-		t.Logf("%s (%v)", text, err)
+		t.Logf("after %s: %s (%v)", time.Since(began).Round(time.Millisecond), text, err)
 		if err == nil {
 			err = json.Unmarshal(text, &report)
 		}
@@ -175,6 +199,23 @@ func TestFunction(t *testing.T) {
 		if !strings.Contains(log.String(), want) {
 			t.Errorf("the log does not hold %s:\n%s", want, log.String())
 		}
+	}
+	// Secrets Manager's own rotation of one of the secrets.
+	secret, version := w.ownRotation(name + "/ledger")
+	for _, step := range []string{"createSecret", "setSecret", "testSecret", "finishSecret"} {
+		if _, err := invoke(fmt.Sprintf(`{"Step": %q, "SecretId": %q, "ClientRequestToken": %q}`, step, secret, version)); err != nil {
+			t.Fatalf("%s: %v\n%s", step, err, log.String())
+		}
+	}
+	value, err := secretsmanager.NewFromConfig(cloud.Admin()).GetSecretValue(t.Context(), &secretsmanager.GetSecretValueInput{SecretId: aws.String(name + "/ledger"), VersionStage: aws.String("AWSCURRENT")})
+	if err != nil || aws.ToString(value.VersionId) != version {
+		t.Errorf("what is current is not what the rotation began: %v", err)
+	}
+	if pca.Issued() != 3 {
+		t.Errorf("%d were issued, want 3", pca.Issued())
+	}
+	if _, err := invoke(fmt.Sprintf(`{"Step": "createSecret", "SecretId": %q, "ClientRequestToken": %q}`, strings.Replace(secret, "/ledger", "/nobody", 1), version)); err == nil || !strings.Contains(err.Error(), "the secret of no workload") {
+		t.Errorf("a secret of nobody: %v", err)
 	}
 	if function.Starts() != 1 {
 		t.Errorf("it was started %d times", function.Starts())

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"strings"
 	"time"
 
 	"countersign.dev/secret"
@@ -194,4 +195,11 @@ func (d document) rotation() (Event, error) {
 		return Event{}, fmt.Errorf("it is from Secrets Manager, and its ClientRequestToken is no id of a version: %.100q", e.Token)
 	}
 	return e, nil
+}
+
+// Names tells whether an ARN is of the secret with a name: AWS adds a hyphen and six characters.
+func Names(arn, name string) bool {
+	const added = len("-AbCdEf")
+	_, rest, found := strings.Cut(arn, ":secret:")
+	return found && secretARN.MatchString(arn) && len(rest) == len(name)+added && strings.HasPrefix(rest, name+"-")
 }

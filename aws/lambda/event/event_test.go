@@ -117,6 +117,19 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
+func TestNames(t *testing.T) {
+	for name, want := range map[string]bool{
+		"payments/checkout": true, "payments/checkout-AbCdEf": false, "payments": false, "checkout": false, "payments/checkou": false, "payments/checkout-": false, "": false,
+	} {
+		if event.Names(secretARN, name) != want {
+			t.Errorf("%q: not %v", name, want)
+		}
+	}
+	if event.Names("payments/checkout-AbCdEf", "payments/checkout") || event.Names(certificate, "x") {
+		t.Error("what is no ARN of a secret names one")
+	}
+}
+
 // FuzzParse shows that what is parsed holds nothing that could not be one of AWS's.
 func FuzzParse(f *testing.F) {
 	files, err := filepath.Glob("testdata/*.json")

@@ -168,24 +168,10 @@ resource "aws_kms_key" "vault" {
         Effect    = "Allow"
         Principal = { AWS = "arn:${local.partition}:iam::${local.account}:root" }
         Action = [
-          "kms:CancelKeyDeletion",
-          "kms:CreateAlias",
-          "kms:DeleteAlias",
-          "kms:DescribeKey",
-          "kms:DisableKey",
-          "kms:EnableKey",
-          "kms:EnableKeyRotation",
-          "kms:GetKeyPolicy",
-          "kms:GetKeyRotationStatus",
-          "kms:ListGrants",
-          "kms:ListKeyPolicies",
-          "kms:ListResourceTags",
-          "kms:PutKeyPolicy",
-          "kms:RevokeGrant",
-          "kms:ScheduleKeyDeletion",
-          "kms:TagResource",
-          "kms:UntagResource",
-          "kms:UpdateAlias",
+          "kms:CancelKeyDeletion", "kms:CreateAlias", "kms:DeleteAlias", "kms:DescribeKey", "kms:DisableKey",
+          "kms:EnableKey", "kms:EnableKeyRotation", "kms:GetKeyPolicy", "kms:GetKeyRotationStatus", "kms:ListGrants",
+          "kms:ListKeyPolicies", "kms:ListResourceTags", "kms:PutKeyPolicy", "kms:RevokeGrant",
+          "kms:ScheduleKeyDeletion", "kms:TagResource", "kms:UntagResource", "kms:UpdateAlias",
           "kms:UpdateKeyDescription",
         ]
         Resource = "*"
@@ -201,10 +187,8 @@ resource "aws_kms_key" "vault" {
           StringEquals = { "kms:ViaService" = "secretsmanager.${var.region}.amazonaws.com" }
           ArnEquals = {
             "aws:PrincipalArn" = [
-              aws_iam_role.payments_rotation.arn,
-              aws_iam_role.payments_checkout_task.arn,
-              aws_iam_role.payments_ledger_task.arn,
-              aws_iam_role.payments_paygate_task.arn,
+              aws_iam_role.payments_rotation.arn, aws_iam_role.payments_checkout_task.arn,
+              aws_iam_role.payments_ledger_task.arn, aws_iam_role.payments_paygate_task.arn,
               aws_iam_role.payments_terminal_task.arn,
             ]
           }
@@ -217,9 +201,7 @@ resource "aws_kms_key" "vault" {
         Principal = { AWS = "arn:${local.partition}:iam::${local.account}:root" }
         Action    = ["kms:GenerateDataKey"]
         Resource  = "*"
-        Condition = {
-          StringEquals = { "kms:ViaService" = "secretsmanager.${var.region}.amazonaws.com" }
-        }
+        Condition = { StringEquals = { "kms:ViaService" = "secretsmanager.${var.region}.amazonaws.com" } }
       },
       # Secrets Manager decrypts a sample, and no secret, when a secret is made with the key.
       {
@@ -260,24 +242,10 @@ resource "aws_kms_key" "countersign_logs" {
         Effect    = "Allow"
         Principal = { AWS = "arn:${local.partition}:iam::${local.account}:root" }
         Action = [
-          "kms:CancelKeyDeletion",
-          "kms:CreateAlias",
-          "kms:DeleteAlias",
-          "kms:DescribeKey",
-          "kms:DisableKey",
-          "kms:EnableKey",
-          "kms:EnableKeyRotation",
-          "kms:GetKeyPolicy",
-          "kms:GetKeyRotationStatus",
-          "kms:ListGrants",
-          "kms:ListKeyPolicies",
-          "kms:ListResourceTags",
-          "kms:PutKeyPolicy",
-          "kms:RevokeGrant",
-          "kms:ScheduleKeyDeletion",
-          "kms:TagResource",
-          "kms:UntagResource",
-          "kms:UpdateAlias",
+          "kms:CancelKeyDeletion", "kms:CreateAlias", "kms:DeleteAlias", "kms:DescribeKey", "kms:DisableKey",
+          "kms:EnableKey", "kms:EnableKeyRotation", "kms:GetKeyPolicy", "kms:GetKeyRotationStatus", "kms:ListGrants",
+          "kms:ListKeyPolicies", "kms:ListResourceTags", "kms:PutKeyPolicy", "kms:RevokeGrant",
+          "kms:ScheduleKeyDeletion", "kms:TagResource", "kms:UntagResource", "kms:UpdateAlias",
           "kms:UpdateKeyDescription",
         ]
         Resource = "*"
@@ -287,12 +255,7 @@ resource "aws_kms_key" "countersign_logs" {
         Effect    = "Allow"
         Principal = { Service = "logs.${var.region}.amazonaws.com" }
         Action = [
-          "kms:Decrypt",
-          "kms:DescribeKey",
-          "kms:Encrypt",
-          "kms:GenerateDataKey",
-          "kms:ReEncryptFrom",
-          "kms:ReEncryptTo",
+          "kms:Decrypt", "kms:DescribeKey", "kms:Encrypt", "kms:GenerateDataKey", "kms:ReEncryptFrom", "kms:ReEncryptTo",
         ]
         Resource = "*"
         Condition = {
@@ -327,9 +290,7 @@ resource "aws_iam_role" "payments_checkout_task" {
         Effect    = "Allow"
         Principal = { Service = "ecs-tasks.amazonaws.com" }
         Action    = ["sts:AssumeRole"]
-        Condition = {
-          StringEquals = { "aws:SourceAccount" = local.account }
-        }
+        Condition = { StringEquals = { "aws:SourceAccount" = local.account } }
       },
     ]
   })
@@ -374,9 +335,7 @@ resource "aws_iam_role" "payments_checkout_execution" {
         Effect    = "Allow"
         Principal = { Service = "ecs-tasks.amazonaws.com" }
         Action    = ["sts:AssumeRole"]
-        Condition = {
-          StringEquals = { "aws:SourceAccount" = local.account }
-        }
+        Condition = { StringEquals = { "aws:SourceAccount" = local.account } }
       },
     ]
   })
@@ -423,9 +382,7 @@ resource "aws_iam_role" "payments_ledger_task" {
         Effect    = "Allow"
         Principal = { Service = "ecs-tasks.amazonaws.com" }
         Action    = ["sts:AssumeRole"]
-        Condition = {
-          StringEquals = { "aws:SourceAccount" = local.account }
-        }
+        Condition = { StringEquals = { "aws:SourceAccount" = local.account } }
       },
     ]
   })
@@ -470,9 +427,7 @@ resource "aws_iam_role" "payments_ledger_execution" {
         Effect    = "Allow"
         Principal = { Service = "ecs-tasks.amazonaws.com" }
         Action    = ["sts:AssumeRole"]
-        Condition = {
-          StringEquals = { "aws:SourceAccount" = local.account }
-        }
+        Condition = { StringEquals = { "aws:SourceAccount" = local.account } }
       },
     ]
   })
@@ -519,9 +474,7 @@ resource "aws_iam_role" "payments_paygate_task" {
         Effect    = "Allow"
         Principal = { Service = "ecs-tasks.amazonaws.com" }
         Action    = ["sts:AssumeRole"]
-        Condition = {
-          StringEquals = { "aws:SourceAccount" = local.account }
-        }
+        Condition = { StringEquals = { "aws:SourceAccount" = local.account } }
       },
     ]
   })
@@ -566,9 +519,7 @@ resource "aws_iam_role" "payments_paygate_execution" {
         Effect    = "Allow"
         Principal = { Service = "ecs-tasks.amazonaws.com" }
         Action    = ["sts:AssumeRole"]
-        Condition = {
-          StringEquals = { "aws:SourceAccount" = local.account }
-        }
+        Condition = { StringEquals = { "aws:SourceAccount" = local.account } }
       },
     ]
   })
@@ -615,9 +566,7 @@ resource "aws_iam_role" "payments_terminal_task" {
         Effect    = "Allow"
         Principal = { Service = "ecs-tasks.amazonaws.com" }
         Action    = ["sts:AssumeRole"]
-        Condition = {
-          StringEquals = { "aws:SourceAccount" = local.account }
-        }
+        Condition = { StringEquals = { "aws:SourceAccount" = local.account } }
       },
     ]
   })
@@ -662,9 +611,7 @@ resource "aws_iam_role" "payments_terminal_execution" {
         Effect    = "Allow"
         Principal = { Service = "ecs-tasks.amazonaws.com" }
         Action    = ["sts:AssumeRole"]
-        Condition = {
-          StringEquals = { "aws:SourceAccount" = local.account }
-        }
+        Condition = { StringEquals = { "aws:SourceAccount" = local.account } }
       },
     ]
   })
@@ -726,54 +673,40 @@ resource "aws_iam_role_policy" "payments_rotation" {
         Sid    = "RotateSecrets"
         Effect = "Allow"
         Action = [
-          "secretsmanager:DescribeSecret",
-          "secretsmanager:GetSecretValue",
-          "secretsmanager:ListSecretVersionIds",
-          "secretsmanager:PutSecretValue",
-          "secretsmanager:UpdateSecretVersionStage",
+          "secretsmanager:DescribeSecret", "secretsmanager:GetSecretValue", "secretsmanager:ListSecretVersionIds",
+          "secretsmanager:PutSecretValue", "secretsmanager:UpdateSecretVersionStage",
         ]
         Resource = [
-          aws_secretsmanager_secret.checkout.arn,
-          aws_secretsmanager_secret.checkout_rotation.arn,
-          aws_secretsmanager_secret.bundle.arn,
-          aws_secretsmanager_secret.bundle_rotation.arn,
-          aws_secretsmanager_secret.ledger.arn,
-          aws_secretsmanager_secret.ledger_rotation.arn,
-          aws_secretsmanager_secret.paygate.arn,
-          aws_secretsmanager_secret.paygate_rotation.arn,
-          aws_secretsmanager_secret.terminal.arn,
-          aws_secretsmanager_secret.terminal_rotation.arn,
+          aws_secretsmanager_secret.checkout.arn, aws_secretsmanager_secret.checkout_rotation.arn,
+          aws_secretsmanager_secret.bundle.arn, aws_secretsmanager_secret.bundle_rotation.arn,
+          aws_secretsmanager_secret.ledger.arn, aws_secretsmanager_secret.ledger_rotation.arn,
+          aws_secretsmanager_secret.paygate.arn, aws_secretsmanager_secret.paygate_rotation.arn,
+          aws_secretsmanager_secret.terminal.arn, aws_secretsmanager_secret.terminal_rotation.arn,
           aws_secretsmanager_secret.pca_budget.arn,
         ]
       },
       {
-        Sid      = "EncryptThem"
-        Effect   = "Allow"
-        Action   = ["kms:Decrypt", "kms:GenerateDataKey"]
-        Resource = aws_kms_key.vault.arn
-        Condition = {
-          StringEquals = { "kms:ViaService" = "secretsmanager.${var.region}.amazonaws.com" }
-        }
+        Sid       = "EncryptThem"
+        Effect    = "Allow"
+        Action    = ["kms:Decrypt", "kms:GenerateDataKey"]
+        Resource  = aws_kms_key.vault.arn
+        Condition = { StringEquals = { "kms:ViaService" = "secretsmanager.${var.region}.amazonaws.com" } }
       },
       {
         Sid    = "LookAtPcaAuthority"
         Effect = "Allow"
         Action = [
-          "acm-pca:DescribeCertificateAuthority",
-          "acm-pca:GetCertificate",
-          "acm-pca:GetCertificateAuthorityCertificate",
+          "acm-pca:DescribeCertificateAuthority", "acm-pca:GetCertificate", "acm-pca:GetCertificateAuthorityCertificate",
         ]
         Resource = aws_acmpca_certificate_authority.pca.arn
       },
       # Leaves only: no other template, so no other CA.
       {
-        Sid      = "IssueFromPcaAuthority"
-        Effect   = "Allow"
-        Action   = ["acm-pca:IssueCertificate"]
-        Resource = aws_acmpca_certificate_authority.pca.arn
-        Condition = {
-          StringEquals = { "acm-pca:TemplateArn" = "arn:aws:acm-pca:::template/EndEntityCertificate/V1" }
-        }
+        Sid       = "IssueFromPcaAuthority"
+        Effect    = "Allow"
+        Action    = ["acm-pca:IssueCertificate"]
+        Resource  = aws_acmpca_certificate_authority.pca.arn
+        Condition = { StringEquals = { "acm-pca:TemplateArn" = "arn:aws:acm-pca:::template/EndEntityCertificate/V1" } }
       },
       {
         Sid    = "ReplaceTasks"
@@ -816,12 +749,8 @@ resource "aws_iam_role_policy" "payments_rotation" {
         Sid    = "PlaceInVPC"
         Effect = "Allow"
         Action = [
-          "ec2:AssignPrivateIpAddresses",
-          "ec2:CreateNetworkInterface",
-          "ec2:DeleteNetworkInterface",
-          "ec2:DescribeNetworkInterfaces",
-          "ec2:DescribeSubnets",
-          "ec2:UnassignPrivateIpAddresses",
+          "ec2:AssignPrivateIpAddresses", "ec2:CreateNetworkInterface", "ec2:DeleteNetworkInterface",
+          "ec2:DescribeNetworkInterfaces", "ec2:DescribeSubnets", "ec2:UnassignPrivateIpAddresses",
         ]
         Resource = "*"
       },
@@ -830,12 +759,8 @@ resource "aws_iam_role_policy" "payments_rotation" {
         Sid    = "NotTheCode"
         Effect = "Deny"
         Action = [
-          "ec2:AssignPrivateIpAddresses",
-          "ec2:CreateNetworkInterface",
-          "ec2:DeleteNetworkInterface",
-          "ec2:DescribeNetworkInterfaces",
-          "ec2:DescribeSubnets",
-          "ec2:UnassignPrivateIpAddresses",
+          "ec2:AssignPrivateIpAddresses", "ec2:CreateNetworkInterface", "ec2:DeleteNetworkInterface",
+          "ec2:DescribeNetworkInterfaces", "ec2:DescribeSubnets", "ec2:UnassignPrivateIpAddresses",
         ]
         Resource = "*"
         Condition = {
@@ -869,9 +794,7 @@ resource "aws_secretsmanager_secret_policy" "checkout" {
         Action    = ["secretsmanager:BatchGetSecretValue", "secretsmanager:GetSecretValue"]
         Resource  = aws_secretsmanager_secret.checkout.arn
         Condition = {
-          ArnNotEquals = {
-            "aws:PrincipalArn" = [aws_iam_role.payments_rotation.arn, aws_iam_role.payments_checkout_task.arn]
-          }
+          ArnNotEquals = { "aws:PrincipalArn" = [aws_iam_role.payments_rotation.arn, aws_iam_role.payments_checkout_task.arn] }
         }
       },
       {
@@ -880,9 +803,7 @@ resource "aws_secretsmanager_secret_policy" "checkout" {
         Principal = { AWS = "*" }
         Action    = ["secretsmanager:PutSecretValue", "secretsmanager:UpdateSecret", "secretsmanager:UpdateSecretVersionStage"]
         Resource  = aws_secretsmanager_secret.checkout.arn
-        Condition = {
-          ArnNotEquals = { "aws:PrincipalArn" = aws_iam_role.payments_rotation.arn }
-        }
+        Condition = { ArnNotEquals = { "aws:PrincipalArn" = aws_iam_role.payments_rotation.arn } }
       },
     ]
   })
@@ -905,16 +826,11 @@ resource "aws_secretsmanager_secret_policy" "checkout_rotation" {
         Effect    = "Deny"
         Principal = { AWS = "*" }
         Action = [
-          "secretsmanager:BatchGetSecretValue",
-          "secretsmanager:GetSecretValue",
-          "secretsmanager:PutSecretValue",
-          "secretsmanager:UpdateSecret",
-          "secretsmanager:UpdateSecretVersionStage",
+          "secretsmanager:BatchGetSecretValue", "secretsmanager:GetSecretValue", "secretsmanager:PutSecretValue",
+          "secretsmanager:UpdateSecret", "secretsmanager:UpdateSecretVersionStage",
         ]
-        Resource = aws_secretsmanager_secret.checkout_rotation.arn
-        Condition = {
-          ArnNotEquals = { "aws:PrincipalArn" = aws_iam_role.payments_rotation.arn }
-        }
+        Resource  = aws_secretsmanager_secret.checkout_rotation.arn
+        Condition = { ArnNotEquals = { "aws:PrincipalArn" = aws_iam_role.payments_rotation.arn } }
       },
     ]
   })
@@ -941,10 +857,8 @@ resource "aws_secretsmanager_secret_policy" "bundle" {
         Condition = {
           ArnNotEquals = {
             "aws:PrincipalArn" = [
-              aws_iam_role.payments_rotation.arn,
-              aws_iam_role.payments_checkout_task.arn,
-              aws_iam_role.payments_ledger_task.arn,
-              aws_iam_role.payments_paygate_task.arn,
+              aws_iam_role.payments_rotation.arn, aws_iam_role.payments_checkout_task.arn,
+              aws_iam_role.payments_ledger_task.arn, aws_iam_role.payments_paygate_task.arn,
               aws_iam_role.payments_terminal_task.arn,
             ]
           }
@@ -956,9 +870,7 @@ resource "aws_secretsmanager_secret_policy" "bundle" {
         Principal = { AWS = "*" }
         Action    = ["secretsmanager:PutSecretValue", "secretsmanager:UpdateSecret", "secretsmanager:UpdateSecretVersionStage"]
         Resource  = aws_secretsmanager_secret.bundle.arn
-        Condition = {
-          ArnNotEquals = { "aws:PrincipalArn" = aws_iam_role.payments_rotation.arn }
-        }
+        Condition = { ArnNotEquals = { "aws:PrincipalArn" = aws_iam_role.payments_rotation.arn } }
       },
     ]
   })
@@ -981,16 +893,11 @@ resource "aws_secretsmanager_secret_policy" "bundle_rotation" {
         Effect    = "Deny"
         Principal = { AWS = "*" }
         Action = [
-          "secretsmanager:BatchGetSecretValue",
-          "secretsmanager:GetSecretValue",
-          "secretsmanager:PutSecretValue",
-          "secretsmanager:UpdateSecret",
-          "secretsmanager:UpdateSecretVersionStage",
+          "secretsmanager:BatchGetSecretValue", "secretsmanager:GetSecretValue", "secretsmanager:PutSecretValue",
+          "secretsmanager:UpdateSecret", "secretsmanager:UpdateSecretVersionStage",
         ]
-        Resource = aws_secretsmanager_secret.bundle_rotation.arn
-        Condition = {
-          ArnNotEquals = { "aws:PrincipalArn" = aws_iam_role.payments_rotation.arn }
-        }
+        Resource  = aws_secretsmanager_secret.bundle_rotation.arn
+        Condition = { ArnNotEquals = { "aws:PrincipalArn" = aws_iam_role.payments_rotation.arn } }
       },
     ]
   })
@@ -1015,9 +922,7 @@ resource "aws_secretsmanager_secret_policy" "ledger" {
         Action    = ["secretsmanager:BatchGetSecretValue", "secretsmanager:GetSecretValue"]
         Resource  = aws_secretsmanager_secret.ledger.arn
         Condition = {
-          ArnNotEquals = {
-            "aws:PrincipalArn" = [aws_iam_role.payments_rotation.arn, aws_iam_role.payments_ledger_task.arn]
-          }
+          ArnNotEquals = { "aws:PrincipalArn" = [aws_iam_role.payments_rotation.arn, aws_iam_role.payments_ledger_task.arn] }
         }
       },
       {
@@ -1026,9 +931,7 @@ resource "aws_secretsmanager_secret_policy" "ledger" {
         Principal = { AWS = "*" }
         Action    = ["secretsmanager:PutSecretValue", "secretsmanager:UpdateSecret", "secretsmanager:UpdateSecretVersionStage"]
         Resource  = aws_secretsmanager_secret.ledger.arn
-        Condition = {
-          ArnNotEquals = { "aws:PrincipalArn" = aws_iam_role.payments_rotation.arn }
-        }
+        Condition = { ArnNotEquals = { "aws:PrincipalArn" = aws_iam_role.payments_rotation.arn } }
       },
     ]
   })
@@ -1051,16 +954,11 @@ resource "aws_secretsmanager_secret_policy" "ledger_rotation" {
         Effect    = "Deny"
         Principal = { AWS = "*" }
         Action = [
-          "secretsmanager:BatchGetSecretValue",
-          "secretsmanager:GetSecretValue",
-          "secretsmanager:PutSecretValue",
-          "secretsmanager:UpdateSecret",
-          "secretsmanager:UpdateSecretVersionStage",
+          "secretsmanager:BatchGetSecretValue", "secretsmanager:GetSecretValue", "secretsmanager:PutSecretValue",
+          "secretsmanager:UpdateSecret", "secretsmanager:UpdateSecretVersionStage",
         ]
-        Resource = aws_secretsmanager_secret.ledger_rotation.arn
-        Condition = {
-          ArnNotEquals = { "aws:PrincipalArn" = aws_iam_role.payments_rotation.arn }
-        }
+        Resource  = aws_secretsmanager_secret.ledger_rotation.arn
+        Condition = { ArnNotEquals = { "aws:PrincipalArn" = aws_iam_role.payments_rotation.arn } }
       },
     ]
   })
@@ -1085,9 +983,7 @@ resource "aws_secretsmanager_secret_policy" "paygate" {
         Action    = ["secretsmanager:BatchGetSecretValue", "secretsmanager:GetSecretValue"]
         Resource  = aws_secretsmanager_secret.paygate.arn
         Condition = {
-          ArnNotEquals = {
-            "aws:PrincipalArn" = [aws_iam_role.payments_rotation.arn, aws_iam_role.payments_paygate_task.arn]
-          }
+          ArnNotEquals = { "aws:PrincipalArn" = [aws_iam_role.payments_rotation.arn, aws_iam_role.payments_paygate_task.arn] }
         }
       },
       {
@@ -1096,9 +992,7 @@ resource "aws_secretsmanager_secret_policy" "paygate" {
         Principal = { AWS = "*" }
         Action    = ["secretsmanager:PutSecretValue", "secretsmanager:UpdateSecret", "secretsmanager:UpdateSecretVersionStage"]
         Resource  = aws_secretsmanager_secret.paygate.arn
-        Condition = {
-          ArnNotEquals = { "aws:PrincipalArn" = aws_iam_role.payments_rotation.arn }
-        }
+        Condition = { ArnNotEquals = { "aws:PrincipalArn" = aws_iam_role.payments_rotation.arn } }
       },
     ]
   })
@@ -1121,16 +1015,11 @@ resource "aws_secretsmanager_secret_policy" "paygate_rotation" {
         Effect    = "Deny"
         Principal = { AWS = "*" }
         Action = [
-          "secretsmanager:BatchGetSecretValue",
-          "secretsmanager:GetSecretValue",
-          "secretsmanager:PutSecretValue",
-          "secretsmanager:UpdateSecret",
-          "secretsmanager:UpdateSecretVersionStage",
+          "secretsmanager:BatchGetSecretValue", "secretsmanager:GetSecretValue", "secretsmanager:PutSecretValue",
+          "secretsmanager:UpdateSecret", "secretsmanager:UpdateSecretVersionStage",
         ]
-        Resource = aws_secretsmanager_secret.paygate_rotation.arn
-        Condition = {
-          ArnNotEquals = { "aws:PrincipalArn" = aws_iam_role.payments_rotation.arn }
-        }
+        Resource  = aws_secretsmanager_secret.paygate_rotation.arn
+        Condition = { ArnNotEquals = { "aws:PrincipalArn" = aws_iam_role.payments_rotation.arn } }
       },
     ]
   })
@@ -1155,9 +1044,7 @@ resource "aws_secretsmanager_secret_policy" "terminal" {
         Action    = ["secretsmanager:BatchGetSecretValue", "secretsmanager:GetSecretValue"]
         Resource  = aws_secretsmanager_secret.terminal.arn
         Condition = {
-          ArnNotEquals = {
-            "aws:PrincipalArn" = [aws_iam_role.payments_rotation.arn, aws_iam_role.payments_terminal_task.arn]
-          }
+          ArnNotEquals = { "aws:PrincipalArn" = [aws_iam_role.payments_rotation.arn, aws_iam_role.payments_terminal_task.arn] }
         }
       },
       {
@@ -1166,9 +1053,7 @@ resource "aws_secretsmanager_secret_policy" "terminal" {
         Principal = { AWS = "*" }
         Action    = ["secretsmanager:PutSecretValue", "secretsmanager:UpdateSecret", "secretsmanager:UpdateSecretVersionStage"]
         Resource  = aws_secretsmanager_secret.terminal.arn
-        Condition = {
-          ArnNotEquals = { "aws:PrincipalArn" = aws_iam_role.payments_rotation.arn }
-        }
+        Condition = { ArnNotEquals = { "aws:PrincipalArn" = aws_iam_role.payments_rotation.arn } }
       },
     ]
   })
@@ -1191,16 +1076,11 @@ resource "aws_secretsmanager_secret_policy" "terminal_rotation" {
         Effect    = "Deny"
         Principal = { AWS = "*" }
         Action = [
-          "secretsmanager:BatchGetSecretValue",
-          "secretsmanager:GetSecretValue",
-          "secretsmanager:PutSecretValue",
-          "secretsmanager:UpdateSecret",
-          "secretsmanager:UpdateSecretVersionStage",
+          "secretsmanager:BatchGetSecretValue", "secretsmanager:GetSecretValue", "secretsmanager:PutSecretValue",
+          "secretsmanager:UpdateSecret", "secretsmanager:UpdateSecretVersionStage",
         ]
-        Resource = aws_secretsmanager_secret.terminal_rotation.arn
-        Condition = {
-          ArnNotEquals = { "aws:PrincipalArn" = aws_iam_role.payments_rotation.arn }
-        }
+        Resource  = aws_secretsmanager_secret.terminal_rotation.arn
+        Condition = { ArnNotEquals = { "aws:PrincipalArn" = aws_iam_role.payments_rotation.arn } }
       },
     ]
   })
@@ -1223,16 +1103,11 @@ resource "aws_secretsmanager_secret_policy" "pca_budget" {
         Effect    = "Deny"
         Principal = { AWS = "*" }
         Action = [
-          "secretsmanager:BatchGetSecretValue",
-          "secretsmanager:GetSecretValue",
-          "secretsmanager:PutSecretValue",
-          "secretsmanager:UpdateSecret",
-          "secretsmanager:UpdateSecretVersionStage",
+          "secretsmanager:BatchGetSecretValue", "secretsmanager:GetSecretValue", "secretsmanager:PutSecretValue",
+          "secretsmanager:UpdateSecret", "secretsmanager:UpdateSecretVersionStage",
         ]
-        Resource = aws_secretsmanager_secret.pca_budget.arn
-        Condition = {
-          ArnNotEquals = { "aws:PrincipalArn" = aws_iam_role.payments_rotation.arn }
-        }
+        Resource  = aws_secretsmanager_secret.pca_budget.arn
+        Condition = { ArnNotEquals = { "aws:PrincipalArn" = aws_iam_role.payments_rotation.arn } }
       },
     ]
   })
@@ -1706,6 +1581,7 @@ resource "aws_lb_target_group" "checkout_8081" {
   health_check {
     protocol            = "TCP"
     interval            = 10
+    timeout             = 5
     healthy_threshold   = 2
     unhealthy_threshold = 2
   }
@@ -1748,11 +1624,7 @@ resource "aws_ecs_task_definition" "checkout" {
       essential              = false
       user                   = "101:101"
       readonlyRootFilesystem = true
-      linuxParameters = {
-        capabilities = {
-          drop = ["ALL"]
-        }
-      }
+      linuxParameters        = { capabilities = { drop = ["ALL"] } }
       logConfiguration = {
         logDriver = "awslogs"
         options = {
@@ -1762,26 +1634,9 @@ resource "aws_ecs_task_definition" "checkout" {
         }
       }
       command = [
-        "init",
-        "--from",
-        "secretsmanager:payments/checkout",
-        "--layout",
-        "json",
-        "--bundle-from",
-        "secret:payments/bundle",
-        "--to",
-        "/tls",
-        "--engine",
-        "nginx",
-        "--conf",
-        "/tls",
-        "--plan",
-        "env:COUNTERSIGN_PLAN",
-        "--run-dir",
-        "/proxy",
-        "--stream-module",
-        var.nginx_stream_module,
-        "--endpoint",
+        "init", "--from", "secretsmanager:payments/checkout", "--layout", "json", "--bundle-from",
+        "secret:payments/bundle", "--to", "/tls", "--engine", "nginx", "--conf", "/tls", "--plan",
+        "env:COUNTERSIGN_PLAN", "--run-dir", "/proxy", "--stream-module", var.nginx_stream_module, "--endpoint",
         "ledger:9000=${aws_lb.ledger.dns_name}:9000",
       ]
       environment = [
@@ -1802,11 +1657,7 @@ resource "aws_ecs_task_definition" "checkout" {
       essential              = true
       user                   = "101:101"
       readonlyRootFilesystem = true
-      linuxParameters = {
-        capabilities = {
-          drop = ["ALL"]
-        }
-      }
+      linuxParameters        = { capabilities = { drop = ["ALL"] } }
       logConfiguration = {
         logDriver = "awslogs"
         options = {
@@ -1843,14 +1694,14 @@ resource "aws_ecs_task_definition" "checkout" {
       essential              = true
       user                   = "10001:10001"
       readonlyRootFilesystem = true
-      linuxParameters = {
-        capabilities = {
-          drop = ["ALL"]
-        }
-      }
+      linuxParameters        = { capabilities = { drop = ["ALL"] } }
       logConfiguration = {
         logDriver = "awslogs"
-        options   = { awslogs-group = "/countersign/payments/checkout", awslogs-region = var.region, awslogs-stream-prefix = "app" }
+        options = {
+          awslogs-group         = "/countersign/payments/checkout"
+          awslogs-region        = var.region
+          awslogs-stream-prefix = "app"
+        }
       }
       entryPoint = ["countersign"]
       command    = ["example", "run", "checkout", "--listen", "127.0.0.1:18081", "--ledger", "127.0.0.1:9000"]
@@ -1889,8 +1740,7 @@ resource "aws_ecs_service" "checkout" {
     target_group_arn = aws_lb_target_group.checkout_8081.arn
   }
   depends_on = [
-    aws_iam_role_policy.payments_checkout_execution,
-    aws_iam_role_policy.payments_checkout_task,
+    aws_iam_role_policy.payments_checkout_execution, aws_iam_role_policy.payments_checkout_task,
     aws_lb_listener.checkout_8081,
   ]
 }
@@ -1915,6 +1765,7 @@ resource "aws_lb_target_group" "ledger_9000" {
   health_check {
     protocol            = "TCP"
     interval            = 10
+    timeout             = 5
     healthy_threshold   = 2
     unhealthy_threshold = 2
   }
@@ -1957,33 +1808,19 @@ resource "aws_ecs_task_definition" "ledger" {
       essential              = false
       user                   = "101:101"
       readonlyRootFilesystem = true
-      linuxParameters = {
-        capabilities = {
-          drop = ["ALL"]
-        }
-      }
+      linuxParameters        = { capabilities = { drop = ["ALL"] } }
       logConfiguration = {
         logDriver = "awslogs"
-        options   = { awslogs-group = "/countersign/payments/ledger", awslogs-region = var.region, awslogs-stream-prefix = "init" }
+        options = {
+          awslogs-group         = "/countersign/payments/ledger"
+          awslogs-region        = var.region
+          awslogs-stream-prefix = "init"
+        }
       }
       command = [
-        "init",
-        "--from",
-        "secretsmanager:payments/ledger",
-        "--layout",
-        "json",
-        "--bundle-from",
-        "secret:payments/bundle",
-        "--to",
-        "/tls",
-        "--engine",
-        "haproxy",
-        "--conf",
-        "/tls",
-        "--plan",
-        "env:COUNTERSIGN_PLAN",
-        "--run-dir",
-        "/proxy",
+        "init", "--from", "secretsmanager:payments/ledger", "--layout", "json", "--bundle-from",
+        "secret:payments/bundle", "--to", "/tls", "--engine", "haproxy", "--conf", "/tls", "--plan",
+        "env:COUNTERSIGN_PLAN", "--run-dir", "/proxy",
       ]
       environment = [
         {
@@ -2003,14 +1840,14 @@ resource "aws_ecs_task_definition" "ledger" {
       essential              = true
       user                   = "101:101"
       readonlyRootFilesystem = true
-      linuxParameters = {
-        capabilities = {
-          drop = ["ALL"]
-        }
-      }
+      linuxParameters        = { capabilities = { drop = ["ALL"] } }
       logConfiguration = {
         logDriver = "awslogs"
-        options   = { awslogs-group = "/countersign/payments/ledger", awslogs-region = var.region, awslogs-stream-prefix = "proxy" }
+        options = {
+          awslogs-group         = "/countersign/payments/ledger"
+          awslogs-region        = var.region
+          awslogs-stream-prefix = "proxy"
+        }
       }
       entryPoint = ["haproxy"]
       command    = ["-W", "-db", "-f", "/tls/haproxy.cfg"]
@@ -2040,11 +1877,7 @@ resource "aws_ecs_task_definition" "ledger" {
       essential              = true
       user                   = "10001:10001"
       readonlyRootFilesystem = true
-      linuxParameters = {
-        capabilities = {
-          drop = ["ALL"]
-        }
-      }
+      linuxParameters        = { capabilities = { drop = ["ALL"] } }
       logConfiguration = {
         logDriver = "awslogs"
         options   = { awslogs-group = "/countersign/payments/ledger", awslogs-region = var.region, awslogs-stream-prefix = "app" }
@@ -2086,8 +1919,7 @@ resource "aws_ecs_service" "ledger" {
     target_group_arn = aws_lb_target_group.ledger_9000.arn
   }
   depends_on = [
-    aws_iam_role_policy.payments_ledger_execution,
-    aws_iam_role_policy.payments_ledger_task,
+    aws_iam_role_policy.payments_ledger_execution, aws_iam_role_policy.payments_ledger_task,
     aws_lb_listener.ledger_9000,
   ]
 }
@@ -2112,6 +1944,7 @@ resource "aws_lb_target_group" "paygate_8080" {
   health_check {
     protocol            = "TCP"
     interval            = 10
+    timeout             = 5
     healthy_threshold   = 2
     unhealthy_threshold = 2
   }
@@ -2136,6 +1969,7 @@ resource "aws_lb_target_group" "paygate_8090" {
   health_check {
     protocol            = "TCP"
     interval            = 10
+    timeout             = 5
     healthy_threshold   = 2
     unhealthy_threshold = 2
   }
@@ -2160,6 +1994,7 @@ resource "aws_lb_target_group" "paygate_7070" {
   health_check {
     protocol            = "TCP"
     interval            = 10
+    timeout             = 5
     healthy_threshold   = 2
     unhealthy_threshold = 2
   }
@@ -2202,41 +2037,21 @@ resource "aws_ecs_task_definition" "paygate" {
       essential              = false
       user                   = "101:101"
       readonlyRootFilesystem = true
-      linuxParameters = {
-        capabilities = {
-          drop = ["ALL"]
-        }
-      }
+      linuxParameters        = { capabilities = { drop = ["ALL"] } }
       logConfiguration = {
         logDriver = "awslogs"
-        options   = { awslogs-group = "/countersign/payments/paygate", awslogs-region = var.region, awslogs-stream-prefix = "init" }
+        options = {
+          awslogs-group         = "/countersign/payments/paygate"
+          awslogs-region        = var.region
+          awslogs-stream-prefix = "init"
+        }
       }
       command = [
-        "init",
-        "--from",
-        "secretsmanager:payments/paygate",
-        "--layout",
-        "json",
-        "--bundle-from",
-        "secret:payments/bundle",
-        "--to",
-        "/tls",
-        "--engine",
-        "nginx",
-        "--conf",
-        "/tls",
-        "--plan",
-        "env:COUNTERSIGN_PLAN",
-        "--run-dir",
-        "/proxy",
-        "--stream-module",
-        var.nginx_stream_module,
-        "--endpoint",
-        "checkout:8081=${aws_lb.checkout.dns_name}:8081",
-        "--endpoint",
-        "ledger:9000=${aws_lb.ledger.dns_name}:9000",
-        "--endpoint",
-        "terminal:7000=${aws_lb.terminal.dns_name}:7000",
+        "init", "--from", "secretsmanager:payments/paygate", "--layout", "json", "--bundle-from",
+        "secret:payments/bundle", "--to", "/tls", "--engine", "nginx", "--conf", "/tls", "--plan",
+        "env:COUNTERSIGN_PLAN", "--run-dir", "/proxy", "--stream-module", var.nginx_stream_module, "--endpoint",
+        "checkout:8081=${aws_lb.checkout.dns_name}:8081", "--endpoint", "ledger:9000=${aws_lb.ledger.dns_name}:9000",
+        "--endpoint", "terminal:7000=${aws_lb.terminal.dns_name}:7000",
       ]
       environment = [
         {
@@ -2256,11 +2071,7 @@ resource "aws_ecs_task_definition" "paygate" {
       essential              = true
       user                   = "101:101"
       readonlyRootFilesystem = true
-      linuxParameters = {
-        capabilities = {
-          drop = ["ALL"]
-        }
-      }
+      linuxParameters        = { capabilities = { drop = ["ALL"] } }
       logConfiguration = {
         logDriver = "awslogs"
         options = {
@@ -2281,9 +2092,7 @@ resource "aws_ecs_task_definition" "paygate" {
       ]
       healthCheck = {
         command = [
-          "CMD",
-          "bash",
-          "-c",
+          "CMD", "bash", "-c",
           "exec 3<>/dev/tcp/127.0.0.1/8080 && exec 3<>/dev/tcp/127.0.0.1/8090 && exec 3<>/dev/tcp/127.0.0.1/7070",
         ]
         interval    = 5
@@ -2336,11 +2145,8 @@ resource "aws_ecs_service" "paygate" {
     target_group_arn = aws_lb_target_group.paygate_7070.arn
   }
   depends_on = [
-    aws_iam_role_policy.payments_paygate_execution,
-    aws_iam_role_policy.payments_paygate_task,
-    aws_lb_listener.paygate_8080,
-    aws_lb_listener.paygate_8090,
-    aws_lb_listener.paygate_7070,
+    aws_iam_role_policy.payments_paygate_execution, aws_iam_role_policy.payments_paygate_task,
+    aws_lb_listener.paygate_8080, aws_lb_listener.paygate_8090, aws_lb_listener.paygate_7070,
   ]
 }
 
@@ -2364,6 +2170,7 @@ resource "aws_lb_target_group" "terminal_7000" {
   health_check {
     protocol            = "TCP"
     interval            = 10
+    timeout             = 5
     healthy_threshold   = 2
     unhealthy_threshold = 2
   }
@@ -2406,11 +2213,7 @@ resource "aws_ecs_task_definition" "terminal" {
       essential              = false
       user                   = "101:101"
       readonlyRootFilesystem = true
-      linuxParameters = {
-        capabilities = {
-          drop = ["ALL"]
-        }
-      }
+      linuxParameters        = { capabilities = { drop = ["ALL"] } }
       logConfiguration = {
         logDriver = "awslogs"
         options = {
@@ -2420,25 +2223,9 @@ resource "aws_ecs_task_definition" "terminal" {
         }
       }
       command = [
-        "init",
-        "--from",
-        "secretsmanager:payments/terminal",
-        "--layout",
-        "json",
-        "--bundle-from",
-        "secret:payments/bundle",
-        "--to",
-        "/tls",
-        "--engine",
-        "haproxy",
-        "--conf",
-        "/tls",
-        "--plan",
-        "env:COUNTERSIGN_PLAN",
-        "--run-dir",
-        "/proxy",
-        "--endpoint",
-        "ledger:9000=${aws_lb.ledger.dns_name}:9000",
+        "init", "--from", "secretsmanager:payments/terminal", "--layout", "json", "--bundle-from",
+        "secret:payments/bundle", "--to", "/tls", "--engine", "haproxy", "--conf", "/tls", "--plan",
+        "env:COUNTERSIGN_PLAN", "--run-dir", "/proxy", "--endpoint", "ledger:9000=${aws_lb.ledger.dns_name}:9000",
       ]
       environment = [
         {
@@ -2458,11 +2245,7 @@ resource "aws_ecs_task_definition" "terminal" {
       essential              = true
       user                   = "101:101"
       readonlyRootFilesystem = true
-      linuxParameters = {
-        capabilities = {
-          drop = ["ALL"]
-        }
-      }
+      linuxParameters        = { capabilities = { drop = ["ALL"] } }
       logConfiguration = {
         logDriver = "awslogs"
         options = {
@@ -2499,14 +2282,14 @@ resource "aws_ecs_task_definition" "terminal" {
       essential              = true
       user                   = "10001:10001"
       readonlyRootFilesystem = true
-      linuxParameters = {
-        capabilities = {
-          drop = ["ALL"]
-        }
-      }
+      linuxParameters        = { capabilities = { drop = ["ALL"] } }
       logConfiguration = {
         logDriver = "awslogs"
-        options   = { awslogs-group = "/countersign/payments/terminal", awslogs-region = var.region, awslogs-stream-prefix = "app" }
+        options = {
+          awslogs-group         = "/countersign/payments/terminal"
+          awslogs-region        = var.region
+          awslogs-stream-prefix = "app"
+        }
       }
       entryPoint = ["countersign"]
       command    = ["example", "run", "terminal", "--listen", "127.0.0.1:17000", "--ledger", "127.0.0.1:9000"]
@@ -2545,8 +2328,7 @@ resource "aws_ecs_service" "terminal" {
     target_group_arn = aws_lb_target_group.terminal_7000.arn
   }
   depends_on = [
-    aws_iam_role_policy.payments_terminal_execution,
-    aws_iam_role_policy.payments_terminal_task,
+    aws_iam_role_policy.payments_terminal_execution, aws_iam_role_policy.payments_terminal_task,
     aws_lb_listener.terminal_7000,
   ]
 }

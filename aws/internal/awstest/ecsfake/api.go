@@ -251,8 +251,8 @@ func (f *Fake) listTasks(in *ecs.ListTasksInput) (*ecs.ListTasksOutput, error) {
 	if err != nil {
 		return nil, err
 	}
-	if in.ContainerInstance != nil || in.DaemonName != nil {
-		return nil, unsupported("lists by container instance or daemon")
+	if in.ContainerInstance != nil || in.DaemonName != nil || in.LaunchType != "" && in.LaunchType != types.LaunchTypeFargate {
+		return nil, unsupported("lists by container instance, daemon or another launch type")
 	}
 	desired := orDefault(string(in.DesiredStatus), running)
 	service := aws.ToString(in.ServiceName)

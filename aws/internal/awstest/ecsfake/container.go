@@ -15,6 +15,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
+	"golang.org/x/sys/unix"
 
 	"countersign.dev/aws/internal/awstest/ecsfake/jail"
 )
@@ -140,7 +141,7 @@ func (f *Fake) spec(c *container) (jail.Spec, error) {
 	d, t := &c.definition, c.task
 	spec := jail.Spec{
 		Root: f.rootDirectory(), Hostname: hostname(t), Host: c.image.Host, Binds: slices.Clone(c.image.Binds),
-		Dirs: c.image.Dirs, Links: c.image.Links, ReadOnly: aws.ToBool(d.ReadonlyRootFilesystem), UID: c.uid, GID: c.gid,
+		Processes: t.pause, Dirs: c.image.Dirs, Links: c.image.Links, ReadOnly: aws.ToBool(d.ReadonlyRootFilesystem), UID: c.uid, GID: c.gid,
 		Directory: orDefault(orDefault(aws.ToString(d.WorkingDirectory), c.image.Directory), "/"),
 	}
 	spec.Files = append(slices.Clone(c.image.Files), jail.File{Path: "/etc/hosts", Content: f.hosts(t)}, jail.File{Path: "/etc/hostname", Content: hostname(t) + "\n"})
@@ -158,6 +159,12 @@ func (f *Fake) spec(c *container) (jail.Spec, error) {
 		for _, disk := range p.Tmpfs {
 			spec.Tmpfs = append(spec.Tmpfs, jail.Tmpfs{Path: aws.ToString(disk.ContainerPath), Size: int64(disk.Size) << 20})
 		}
+	}
+	for _, limit := range d.Ulimits {
+		if spec.Limits == nil {
+			spec.Limits = map[int][2]uint64{}
+		}
+		spec.Limits[limits[limit.Name]] = [2]uint64{uint64(limit.SoftLimit), uint64(limit.HardLimit)}
 	}
 	for _, mount := range d.MountPoints {
 		path := aws.ToString(mount.ContainerPath)
@@ -252,6 +259,9 @@ var capabilities = map[string]int{
 	"NET_RAW": 13, "SYS_CHROOT": 18, "MKNOD": 27, "AUDIT_WRITE": 29, "SETFCAP": 31,
 }
 
+// limits are the numbers of those that Fargate lets a definition set.
+var limits = map[types.UlimitName]int{types.UlimitNameNofile: unix.RLIMIT_NOFILE, types.UlimitNameCore: unix.RLIMIT_CORE, types.UlimitNameNproc: unix.RLIMIT_NPROC}
+
 // dropped reads the names of capabilities to drop.
 func dropped(names []string) (numbers []int, all bool, err error) {
 	for _, name := range names {
@@ -277,7 +287,7 @@ func (f *Fake) checkUp(c *container) {
 	}
 	grace := time.Now().Add(f.seconds(aws.ToInt32(h.StartPeriod)))
 	failures := int32(0)
-	for f.pause(orDefaultNumber(h.Interval, 30)) {
+	for f.pause(f.seconds(orDefaultNumber(h.Interval, 30))) {
 		ctx, cancel := context.WithTimeout(f.ctx, time.Duration(orDefaultNumber(h.Timeout, 5))*time.Second)
 		code, output, err := c.process.Exec(ctx, command)
 		cancel()

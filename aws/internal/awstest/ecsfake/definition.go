@@ -73,8 +73,10 @@ func checkDefinition(in *ecs.RegisterTaskDefinitionInput) error {
 		return invalid("Fargate requires that 'memory' be defined at the task level.")
 	case !fits(aws.ToString(in.Cpu), aws.ToString(in.Memory)):
 		return invalid("No Fargate configuration exists for given values: %s CPU, %s memory. See the Amazon ECS documentation for the valid values.", aws.ToString(in.Cpu), aws.ToString(in.Memory))
-	case in.PidMode != "" || in.IpcMode != "":
-		return unsupported("pidMode and ipcMode")
+	case in.PidMode != "" && in.PidMode != types.PidModeTask:
+		return invalid("Fargate only supports pidMode 'task'.")
+	case in.IpcMode != "":
+		return unsupported("ipcMode")
 	case in.ProxyConfiguration != nil || len(in.PlacementConstraints) > 0 || aws.ToBool(in.EnableFaultInjection):
 		return unsupported("proxyConfiguration, placement and fault injection")
 	}
@@ -181,6 +183,11 @@ func checkSupport(c *types.ContainerDefinition) error {
 	for what, is := range unable {
 		if is {
 			return unsupported(what + " of the container " + name)
+		}
+	}
+	for _, limit := range c.Ulimits {
+		if _, known := limits[limit.Name]; !known {
+			return unsupported("the limit " + string(limit.Name) + " of the container " + name)
 		}
 	}
 	for _, port := range c.PortMappings {

@@ -5,6 +5,11 @@
 //
 // It speaks the wire protocols, so that the SDK's clients work with it as they are. What it does not do it
 // refuses by name. The differences that are meant: one Availability Zone, one /16, no security groups, no image
-// registry (Options.Images says what an image's name stands for), and times that AWS counts in seconds last
-// Options.Second each.
+// registry (Options.Images says what an image's name stands for), no limits on CPU and memory, logs that are kept here
+// instead of in log groups, and times that AWS counts in seconds last Options.Second each. Where those are short, a
+// machine that is busy looks like a task that is ill: give services a grace period and health checks some retries.
+//
+// A program that uses it calls Enter first, from TestMain or main: it then stands in a network of its own, in which it
+// reaches tasks and balancers by their addresses, and so do the programs that it starts. What uses it needs the build
+// constraint linux.
 package ecsfake

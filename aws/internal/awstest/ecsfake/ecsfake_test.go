@@ -28,8 +28,11 @@ import (
 	"countersign.dev/aws/internal/awstest/ecsfake/jail"
 )
 
-// second is how long a second of AWS's lasts in these tests.
-const second = 20 * time.Millisecond
+// How long a second of AWS's lasts in these tests, and one of deregistration delays.
+const (
+	second = 20 * time.Millisecond
+	drain  = 40 * time.Millisecond
+)
 
 func TestMain(m *testing.M) {
 	if os.Getenv("ECSFAKE_TEST_APP") != "" {
@@ -93,7 +96,7 @@ func start(t *testing.T) *rig {
 	initial.Dirs = []jail.Dir{{Path: "/tls", UID: 101, GID: 101, Mode: 0o700}}
 	initial.Volumes = []string{"/tls"}
 	fake, err := ecsfake.New(ecsfake.Options{
-		Region: "eu-central-1", Account: "123456789012", Second: second, Front: secrets.URL, Log: t.Logf,
+		Region: "eu-central-1", Account: "123456789012", Second: second, Drain: drain, Front: secrets.URL, Log: t.Logf,
 		Images: map[string]ecsfake.Image{"shell": ecsfake.Shell(), "app": app, "init": initial, "nginx": ecsfake.NGINX()},
 		Assume: func(role string) (ecsfake.Credentials, error) {
 			return ecsfake.Credentials{AccessKeyID: "AKIA" + role[strings.LastIndex(role, "/")+1:], SecretAccessKey: "secret", Token: "token", Expires: time.Now().Add(time.Hour)}, nil
@@ -247,12 +250,9 @@ func TestTaskWithInit(t *testing.T) {
 		t.Errorf("containers: %s", got)
 	}
 	r.eventually("the app to have begun", func() bool { return r.fake.Logs(arn, "app") == "begun\n" })
-	if got := r.fake.Logs(arn, "init"); got != "101\n1\n" {
-		t.Errorf("init said %q", got)
-	}
-	if got := r.fake.Logs(arn, "proxy"); got != "pem\ntouch: cannot touch '/certs/x': Read-only file system\nKEY=\n" {
-		t.Errorf("the proxy said %q", got)
-	}
+	r.eventually("what init said", func() bool { return r.fake.Logs(arn, "init") == "101\n1\n" })
+	const want = "pem\ntouch: cannot touch '/certs/x': Read-only file system\nKEY=\n"
+	r.eventually("what the proxy said", func() bool { return r.fake.Logs(arn, "proxy") == want })
 	code, output, err := r.fake.Exec(t.Context(), arn, "proxy", "sh", "-c", "id -u; ls /work /root 2>&1 | wc -l")
 	if err != nil || code != 0 || string(output) != "101\n2\n" {
 		t.Errorf("exec: code %d, output %q, error %v", code, output, err)
@@ -263,6 +263,31 @@ func TestTaskWithInit(t *testing.T) {
 	task = r.await(arn, "STOPPED")
 	if got := r.containers(task); got != "init 0; proxy 143; app 3" || *task.StoppedReason != "enough" || task.StopCode != types.TaskStopCodeUserInitiated {
 		t.Errorf("containers: %s; reason %s, %s", got, *task.StoppedReason, task.StopCode)
+	}
+}
+
+// Containers see each other's processes when the definition says so, and only then.
+func TestSharedProcesses(t *testing.T) {
+	r := start(t)
+	const watch = "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline; echo; done | grep -c '[s]leep 4321'"
+	for _, shared := range []bool{false, true} {
+		other := script("other", "exec sleep 4321")
+		other.StopTimeout = aws.Int32(0)
+		in := definition("shared", other, after(script("watcher", "sleep 1000 & exec sleep 1000"), "other", types.ContainerConditionStart))
+		in.ContainerDefinitions[1].StopTimeout = aws.Int32(0)
+		want := "0\n"
+		if shared {
+			in.PidMode, want = types.PidModeTask, "1\n"
+		}
+		arn := r.task(in)
+		r.await(arn, "RUNNING")
+		if _, output, err := r.fake.Exec(t.Context(), arn, "watcher", "sh", "-c", watch+"; true"); err != nil || string(output) != want {
+			t.Errorf("shared %v: the other's processes: %q, %v", shared, output, err)
+		}
+		if _, err := r.ecs.StopTask(t.Context(), &ecs.StopTaskInput{Cluster: aws.String("payments"), Task: &arn}); err != nil {
+			t.Fatal(err)
+		}
+		r.await(arn, "STOPPED")
 	}
 }
 
@@ -402,129 +427,4 @@ func TestRoleAndMetadata(t *testing.T) {
 		t.Fatal(err)
 	}
 	front.Close()
-}
-
-func TestDefinitionRefused(t *testing.T) {
-	r := start(t)
-	optional := script("init", "true")
-	optional.Essential = aws.Bool(false)
-	change := func(f func(in *ecs.RegisterTaskDefinitionInput)) *ecs.RegisterTaskDefinitionInput {
-		in := definition("x", script("app", "true"))
-		f(in)
-		return in
-	}
-	container := func(f func(c *types.ContainerDefinition)) *ecs.RegisterTaskDefinitionInput {
-		return change(func(in *ecs.RegisterTaskDefinitionInput) { f(&in.ContainerDefinitions[0]) })
-	}
-	for name, c := range map[string]struct {
-		in   *ecs.RegisterTaskDefinitionInput
-		want string
-	}{
-		"family":            {change(func(in *ecs.RegisterTaskDefinitionInput) { in.Family = aws.String("a b") }), "Invalid task definition family name"},
-		"no container":      {definition("x", []types.ContainerDefinition{}...), "Container list cannot be empty"},
-		"nothing essential": {definition("x", optional), "At least one container must be marked as essential"},
-		"no memory":         {change(func(in *ecs.RegisterTaskDefinitionInput) { in.Memory = nil }), "Fargate requires that 'memory'"},
-		"no cpu":            {change(func(in *ecs.RegisterTaskDefinitionInput) { in.Cpu = nil }), "Fargate requires that 'cpu'"},
-		"size":              {change(func(in *ecs.RegisterTaskDefinitionInput) { in.Memory = aws.String("768") }), "No Fargate configuration exists"},
-		"bridge":            {change(func(in *ecs.RegisterTaskDefinitionInput) { in.NetworkMode = types.NetworkModeBridge }), "only supports network mode"},
-		"pid mode":          {change(func(in *ecs.RegisterTaskDefinitionInput) { in.PidMode = types.PidModeHost }), "does not do pidMode"},
-		"EFS": {change(func(in *ecs.RegisterTaskDefinitionInput) {
-			in.Volumes = []types.Volume{{Name: aws.String("v"), EfsVolumeConfiguration: &types.EFSVolumeConfiguration{FileSystemId: aws.String("fs-1")}}}
-		}), "does not do volumes"},
-		"same name":   {definition("x", script("a", "true"), script("a", "true")), "is there twice"},
-		"privileged":  {container(func(c *types.ContainerDefinition) { c.Privileged = aws.Bool(true) }), "do not support privileged"},
-		"stopTimeout": {container(func(c *types.ContainerDefinition) { c.StopTimeout = aws.Int32(121) }), "at most 120"},
-		"links":       {container(func(c *types.ContainerDefinition) { c.Links = []string{"a"} }), "does not do links"},
-		"capability": {container(func(c *types.ContainerDefinition) {
-			c.LinuxParameters = &types.LinuxParameters{Capabilities: &types.KernelCapabilities{Add: []string{"SYS_PTRACE"}}}
-		}), "capabilities.add"},
-		"port": {container(func(c *types.ContainerDefinition) {
-			c.PortMappings = []types.PortMapping{{ContainerPort: aws.Int32(80), HostPort: aws.Int32(8080)}}
-		}), "must match"},
-		"secret's ARN": {container(func(c *types.ContainerDefinition) {
-			c.Secrets = []types.Secret{{Name: aws.String("A"), ValueFrom: aws.String(secret + ":x")}}
-		}), "Invalid secret ARN"},
-		"parameter": {container(func(c *types.ContainerDefinition) {
-			c.Secrets = []types.Secret{{Name: aws.String("A"), ValueFrom: aws.String("/a/b")}}
-		}), "does not do parameters"},
-		"secret twice": {container(func(c *types.ContainerDefinition) {
-			c.Environment = []types.KeyValuePair{{Name: aws.String("A"), Value: aws.String("")}}
-			c.Secrets = []types.Secret{{Name: aws.String("A"), ValueFrom: aws.String(secret)}}
-		}), "must be unique"},
-		"no execution role": {change(func(in *ecs.RegisterTaskDefinitionInput) {
-			in.ExecutionRoleArn = nil
-			in.ContainerDefinitions[0].Secrets = []types.Secret{{Name: aws.String("A"), ValueFrom: aws.String(secret)}}
-		}), "you must also specify a value for 'executionRoleArn'"},
-		"unknown volume": {container(func(c *types.ContainerDefinition) {
-			c.MountPoints = []types.MountPoint{{SourceVolume: aws.String("v"), ContainerPath: aws.String("/v")}}
-		}), "Unknown volume 'v'"},
-		"health check": {container(func(c *types.ContainerDefinition) { c.HealthCheck = &types.HealthCheck{Command: []string{"true"}} }), "begin with CMD"},
-		"health interval": {container(func(c *types.ContainerDefinition) {
-			c.HealthCheck = &types.HealthCheck{Command: []string{"CMD", "true"}, Interval: aws.Int32(1)}
-		}), "between 5 and 300"},
-		"unknown dependency": {definition("x", after(script("a", "true"), "b", types.ContainerConditionStart)), "there is no other container"},
-		"cycle":              {definition("x", after(script("a", "true"), "b", types.ContainerConditionStart), after(script("b", "true"), "a", types.ContainerConditionStart)), "contains a cycle"},
-		"essential SUCCESS":  {definition("x", after(script("a", "true"), "b", types.ContainerConditionSuccess), script("b", "true")), "conditions COMPLETE and SUCCESS cannot be"},
-		"HEALTHY unchecked":  {definition("x", after(script("a", "true"), "b", types.ContainerConditionHealthy), script("b", "true")), "which has no health check"},
-		"too large": {container(func(c *types.ContainerDefinition) {
-			c.Environment = []types.KeyValuePair{{Name: aws.String("A"), Value: aws.String(strings.Repeat("x", 65536))}}
-		}), "Max allowed length is '65536' bytes"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			if _, err := r.ecs.RegisterTaskDefinition(t.Context(), c.in); err == nil || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("error %v, want %q", err, c.want)
-			}
-		})
-	}
-}
-
-func TestDefinitionsAndErrors(t *testing.T) {
-	r := start(t)
-	ctx := t.Context()
-	for range 2 {
-		if _, err := r.ecs.RegisterTaskDefinition(ctx, definition("checkout", script("app", "true"))); err != nil {
-			t.Fatal(err)
-		}
-	}
-	shown, err := r.ecs.DescribeTaskDefinition(ctx, &ecs.DescribeTaskDefinitionInput{TaskDefinition: aws.String("checkout")})
-	if err != nil || shown.TaskDefinition.Revision != 2 || shown.TaskDefinition.ContainerDefinitions[0].Command[1] != "-c" {
-		t.Fatalf("describe: %v, %v", shown, err)
-	}
-	if _, err := r.ecs.DeregisterTaskDefinition(ctx, &ecs.DeregisterTaskDefinitionInput{TaskDefinition: aws.String("checkout:2")}); err != nil {
-		t.Fatal(err)
-	}
-	list, err := r.ecs.ListTaskDefinitions(ctx, &ecs.ListTaskDefinitionsInput{FamilyPrefix: aws.String("checkout")})
-	if err != nil || len(list.TaskDefinitionArns) != 1 || !strings.HasSuffix(list.TaskDefinitionArns[0], ":1") {
-		t.Errorf("list: %v, %v", list, err)
-	}
-	for name, c := range map[string]struct {
-		call func() error
-		want string
-	}{
-		"no cluster": {func() error {
-			_, err := r.ecs.ListTasks(ctx, &ecs.ListTasksInput{Cluster: aws.String("x")})
-			return err
-		}, "ClusterNotFoundException"},
-		"no service": {func() error {
-			_, err := r.ecs.UpdateService(ctx, &ecs.UpdateServiceInput{Cluster: aws.String("payments"), Service: aws.String("x")})
-			return err
-		}, "ServiceNotFoundException"},
-		"no network": {func() error {
-			_, err := r.ecs.RunTask(ctx, &ecs.RunTaskInput{Cluster: aws.String("payments"), TaskDefinition: aws.String("checkout")})
-			return err
-		}, "Network Configuration must be provided"},
-		"inactive": {func() error {
-			_, err := r.ecs.RunTask(ctx, &ecs.RunTaskInput{Cluster: aws.String("payments"), TaskDefinition: aws.String("checkout:2"), NetworkConfiguration: network})
-			return err
-		}, "TaskDefinition is inactive"},
-		"unknown call": {func() error {
-			_, err := r.ecs.ListAttributes(ctx, &ecs.ListAttributesInput{TargetType: types.TargetTypeContainerInstance})
-			return err
-		}, "does not do ecs:ListAttributes"},
-		"unknown query": {func() error { _, err := r.elb.DescribeSSLPolicies(ctx, &elbv2.DescribeSSLPoliciesInput{}); return err }, "DescribeSSLPolicies"},
-	} {
-		if err := c.call(); err == nil || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%s: error %v, want %q", name, err, c.want)
-		}
-	}
 }

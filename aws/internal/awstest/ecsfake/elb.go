@@ -38,6 +38,7 @@ var balancing = map[string]func(f *Fake, document any) (any, error){
 	"RegisterTargets":               query((*Fake).registerTargets),
 	"DeregisterTargets":             query((*Fake).deregisterTargets),
 	"DescribeTargetHealth":          query((*Fake).describeTargetHealth),
+	"DescribeSSLPolicies":           query((*Fake).describeSSLPolicies),
 }
 
 // query makes a call of a method that takes and gives the SDK's types. The lock is held while it works.
@@ -292,6 +293,9 @@ func (f *Fake) createListener(in *elbv2.CreateListenerInput) (*elbv2.CreateListe
 	if port < 1 || port > 65535 {
 		return nil, refuse("ValidationError", "A port between 1 and 65535 must be specified")
 	}
+	if in.SslPolicy != nil && policies[*in.SslPolicy] == nil {
+		return nil, refuse("SSLPolicyNotFound", "SSL policy '%s' not found", *in.SslPolicy)
+	}
 	if slices.ContainsFunc(b.listeners, func(l *listener) bool { return aws.ToInt32(l.Port) == port }) {
 		return nil, refuse("DuplicateListener", "A listener already exists on this port for this load balancer '%s'", aws.ToString(in.LoadBalancerArn))
 	}
@@ -397,10 +401,42 @@ func (f *Fake) describeTargetHealth(in *elbv2.DescribeTargetHealthInput) (*elbv2
 	}
 	out := &elbv2.DescribeTargetHealthOutput{}
 	for _, t := range g.targets {
+		if len(in.Targets) > 0 && !slices.ContainsFunc(in.Targets, func(d elb.TargetDescription) bool {
+			address, err := targetAddress(g, d)
+			return err == nil && address == t.address
+		}) {
+			continue
+		}
 		out.TargetHealthDescriptions = append(out.TargetHealthDescriptions, elb.TargetHealthDescription{
 			Target:          &elb.TargetDescription{Id: aws.String(t.address.Addr().String()), Port: aws.Int32(int32(t.address.Port())), AvailabilityZone: aws.String(f.options.Region + "a")},
 			HealthCheckPort: g.HealthCheckPort, TargetHealth: &elb.TargetHealth{State: t.state, Reason: t.reason},
 		})
+	}
+	return out, nil
+}
+
+// policies are the versions of TLS that some of AWS's policies allow.
+var policies = map[string][]string{
+	"ELBSecurityPolicy-2016-08":               {"TLSv1", "TLSv1.1", "TLSv1.2"},
+	"ELBSecurityPolicy-TLS-1-2-2017-01":       {"TLSv1.2"},
+	"ELBSecurityPolicy-FS-1-2-Res-2020-10":    {"TLSv1.2"},
+	"ELBSecurityPolicy-TLS13-1-2-2021-06":     {"TLSv1.2", "TLSv1.3"},
+	"ELBSecurityPolicy-TLS13-1-2-Res-2021-06": {"TLSv1.2", "TLSv1.3"},
+	"ELBSecurityPolicy-TLS13-1-3-2021-06":     {"TLSv1.3"},
+}
+
+// describeSSLPolicies shows policies by name, or all.
+func (f *Fake) describeSSLPolicies(in *elbv2.DescribeSSLPoliciesInput) (*elbv2.DescribeSSLPoliciesOutput, error) {
+	out := &elbv2.DescribeSSLPoliciesOutput{}
+	names := in.Names
+	if len(names) == 0 {
+		names = slices.Sorted(maps.Keys(policies))
+	}
+	for _, name := range names {
+		if policies[name] == nil {
+			return nil, refuse("SSLPolicyNotFound", "SSL policy '%s' not found", name)
+		}
+		out.SslPolicies = append(out.SslPolicies, elb.SslPolicy{Name: aws.String(name), SslProtocols: policies[name]})
 	}
 	return out, nil
 }

@@ -24,6 +24,10 @@ const maxBackOff = 60
 func (f *Fake) keep(s *service) {
 	for {
 		f.mu.Lock()
+		if f.ctx.Err() != nil {
+			f.mu.Unlock()
+			return
+		}
 		wait := f.reconcile(s)
 		changed, over := f.changed, s.status == serviceInactive
 		f.mu.Unlock()

@@ -192,6 +192,9 @@ func (f *Fake) updateService(in *ecs.UpdateServiceInput) (*ecs.UpdateServiceOutp
 	if in.DeploymentConfiguration != nil {
 		updated.DeploymentConfiguration = in.DeploymentConfiguration
 	}
+	if in.EnableExecuteCommand != nil {
+		updated.EnableExecuteCommand = *in.EnableExecuteCommand
+	}
 	if in.HealthCheckGracePeriodSeconds != nil {
 		updated.HealthCheckGracePeriodSeconds = in.HealthCheckGracePeriodSeconds
 	}
@@ -293,6 +296,7 @@ func (f *Fake) showService(s *service) *types.Service {
 		TaskDefinition: s.definition.TaskDefinitionArn, LoadBalancers: s.in.LoadBalancers, NetworkConfiguration: s.in.NetworkConfiguration,
 		DeploymentController:          &types.DeploymentController{Type: types.DeploymentControllerTypeEcs},
 		HealthCheckGracePeriodSeconds: s.in.HealthCheckGracePeriodSeconds, CreatedAt: &s.created, Events: slices.Clone(s.events), Tags: s.in.Tags,
+		EnableExecuteCommand: s.in.EnableExecuteCommand, EnableECSManagedTags: s.in.EnableECSManagedTags, PropagateTags: s.in.PropagateTags,
 		DeploymentConfiguration: &types.DeploymentConfiguration{MinimumHealthyPercent: aws.Int32(s.minimum), MaximumPercent: aws.Int32(s.most), Strategy: types.DeploymentStrategyRolling},
 		Deployments:             []types.Deployment{},
 	}

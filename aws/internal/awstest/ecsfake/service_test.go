@@ -70,8 +70,11 @@ func (r *rig) balance(delay string) (name, group string) {
 	return *lb.LoadBalancers[0].DNSName, group
 }
 
-// create creates the service checkout.
-func (r *rig) create(definition *string, count int32, group string) {
+// patience is the grace period of targets, in AWS's seconds: where those are short, a machine that is busy is no reason to replace a task.
+const patience = 1000
+
+// create creates the service checkout, whose targets may be unhealthy for a grace period.
+func (r *rig) create(definition *string, count int32, group string, grace int32) {
 	r.Helper()
 	in := &ecs.CreateServiceInput{
 		Cluster: aws.String("payments"), ServiceName: aws.String("checkout"), TaskDefinition: definition, DesiredCount: &count, LaunchType: types.LaunchTypeFargate, NetworkConfiguration: network,
@@ -79,6 +82,7 @@ func (r *rig) create(definition *string, count int32, group string) {
 	}
 	if group != "" {
 		in.LoadBalancers = []types.LoadBalancer{{TargetGroupArn: &group, ContainerName: aws.String("app"), ContainerPort: aws.Int32(8080)}}
+		in.HealthCheckGracePeriodSeconds = aws.Int32(grace)
 	}
 	if _, err := r.ecs.CreateService(r.Context(), in); err != nil {
 		r.Fatal(err)
@@ -130,7 +134,7 @@ func (r *rig) tasks() []string {
 func TestRollingDeployment(t *testing.T) {
 	r := start(t)
 	name, group := r.balance("10")
-	r.create(r.register(definition("checkout", app("1"))), 2, group)
+	r.create(r.register(definition("checkout", app("1"))), 2, group, patience)
 	first := r.steady(2)
 	address, ok := r.fake.Resolve(name)
 	if !ok {
@@ -199,7 +203,7 @@ func TestRollingDeployment(t *testing.T) {
 func TestDraining(t *testing.T) {
 	r := start(t)
 	name, group := r.balance("50")
-	r.create(r.register(definition("checkout", app("1"))), 1, group)
+	r.create(r.register(definition("checkout", app("1"))), 1, group, patience)
 	r.steady(1)
 	address, _ := r.fake.Resolve(name)
 	conn, err := net.Dial("tcp4", address.String()+":443")
@@ -239,7 +243,7 @@ func TestDraining(t *testing.T) {
 func TestCircuitBreaker(t *testing.T) {
 	r := start(t)
 	good := r.register(definition("checkout", app("1")))
-	r.create(good, 2, "")
+	r.create(good, 2, "", patience)
 	first := r.steady(2)
 	before := r.tasks()
 	broken := script("app", "exit 1")
@@ -282,7 +286,7 @@ func TestUnhealthyTaskIsReplaced(t *testing.T) {
 	c := script("app", "touch /tmp/well; exec sleep 1000")
 	c.StopTimeout = aws.Int32(0)
 	c.HealthCheck = &types.HealthCheck{Command: []string{"CMD", "test", "-e", "/tmp/well"}, Interval: aws.Int32(5), Retries: aws.Int32(2)}
-	r.create(r.register(definition("checkout", c)), 1, "")
+	r.create(r.register(definition("checkout", c)), 1, "", patience)
 	r.steady(1)
 	ill := r.tasks()[0]
 	if code, output, err := r.fake.Exec(t.Context(), ill, "app", "rm", "/tmp/well"); err != nil || code != 0 {
@@ -301,7 +305,7 @@ func TestUnhealthyTargetIsReplaced(t *testing.T) {
 	deaf := script("app", "exec sleep 1000")
 	deaf.PortMappings = []types.PortMapping{{ContainerPort: aws.Int32(8080)}}
 	deaf.StopTimeout = aws.Int32(0)
-	r.create(r.register(definition("checkout", deaf)), 1, group)
+	r.create(r.register(definition("checkout", deaf)), 1, group, 0)
 	r.eventually("a failure", func() bool {
 		out, err := r.ecs.ListTasks(t.Context(), &ecs.ListTasksInput{Cluster: aws.String("payments"), DesiredStatus: types.DesiredStatusStopped})
 		return err == nil && len(out.TaskArns) > 0 && strings.HasPrefix(*r.show(out.TaskArns[0]).StoppedReason, "Task failed ELB health checks in (target-group "+group)
@@ -313,7 +317,7 @@ func TestUnhealthyTargetIsReplaced(t *testing.T) {
 
 func TestScaleAndDelete(t *testing.T) {
 	r := start(t)
-	r.create(r.register(definition("checkout", app("1"))), 0, "")
+	r.create(r.register(definition("checkout", app("1"))), 0, "", patience)
 	first := r.steady(0)
 	r.update(&ecs.UpdateServiceInput{DesiredCount: aws.Int32(2)})
 	if second := r.steady(2); *second.Id != *first.Id {
@@ -385,6 +389,35 @@ func TestServiceRefused(t *testing.T) {
 	listeners, err := r.elb.DescribeListeners(t.Context(), &elbv2.DescribeListenersInput{LoadBalancerArn: &groups.TargetGroups[0].LoadBalancerArns[0]})
 	if err != nil || len(listeners.Listeners) != 1 || *listeners.Listeners[0].Port != 443 {
 		t.Errorf("listeners: %v, %v", listeners, err)
+	}
+}
+
+// A listener that ends TLS is recorded, with what its policy allows.
+func TestListenerPolicy(t *testing.T) {
+	r := start(t)
+	_, group := r.balance("0")
+	balancers, err := r.elb.DescribeLoadBalancers(t.Context(), &elbv2.DescribeLoadBalancersInput{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := &elbv2.CreateListenerInput{
+		LoadBalancerArn: balancers.LoadBalancers[0].LoadBalancerArn, Port: aws.Int32(8443), Protocol: elb.ProtocolEnumTls, SslPolicy: aws.String("ELBSecurityPolicy-TLS-1-2-2017-01"),
+		DefaultActions: []elb.Action{{Type: elb.ActionTypeEnumForward, TargetGroupArn: &group}},
+	}
+	if _, err := r.elb.CreateListener(t.Context(), in); err != nil {
+		t.Fatal(err)
+	}
+	listeners, err := r.elb.DescribeListeners(t.Context(), &elbv2.DescribeListenersInput{LoadBalancerArn: in.LoadBalancerArn})
+	if err != nil || len(listeners.Listeners) != 2 {
+		t.Fatalf("listeners: %v, %v", listeners, err)
+	}
+	shown, err := r.elb.DescribeSSLPolicies(t.Context(), &elbv2.DescribeSSLPoliciesInput{Names: []string{*listeners.Listeners[1].SslPolicy}})
+	if err != nil || !slices.Equal(shown.SslPolicies[0].SslProtocols, []string{"TLSv1.2"}) {
+		t.Errorf("policy: %v, %v", shown, err)
+	}
+	in.Port, in.SslPolicy = aws.Int32(9443), aws.String("no-such")
+	if _, err := r.elb.CreateListener(t.Context(), in); err == nil || !strings.Contains(err.Error(), "SSLPolicyNotFound") {
+		t.Errorf("an unknown policy: %v", err)
 	}
 }
 

@@ -7,11 +7,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -45,6 +47,7 @@ type task struct {
 	containers []*container
 
 	space    *jail.Space
+	pause    *jail.Container // holds the processes of a task whose containers share them; else nil
 	volumes  map[string]string
 	owned    map[string]bool // volumes that have got their owner
 	roleID   string          // the path of its credentials
@@ -170,6 +173,11 @@ func (f *Fake) prepare(t *task) error {
 	if err := f.serveTask(t); err != nil {
 		return fmt.Errorf("ResourceInitializationError: %w", err)
 	}
+	if t.definition.PidMode == types.PidModeTask {
+		if t.pause, err = jail.Start(jail.Spec{Pause: true, Hostname: hostname(t)}, space, io.Discard); err != nil {
+			return fmt.Errorf("ResourceInitializationError: %w", err)
+		}
+	}
 	for _, volume := range t.definition.Volumes {
 		name := aws.ToString(volume.Name)
 		path := filepath.Join(f.work, t.id+"-"+name)
@@ -195,6 +203,11 @@ func (f *Fake) dismantle(t *task) {
 		if c.process != nil {
 			c.process.Close()
 		}
+	}
+	if t.pause != nil {
+		t.pause.Signal(syscall.SIGKILL)
+		<-t.pause.Done()
+		t.pause.Close()
 	}
 	if t.space != nil {
 		t.space.Close()

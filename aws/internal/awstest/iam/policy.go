@@ -231,7 +231,7 @@ func (s *statement) parseResources(kind Kind, in statementJSON) error {
 			return fmt.Errorf("resource: %w", err)
 		}
 		if pattern != "*" && len(strings.SplitN(pattern, ":", arnParts)) != arnParts || pattern != "*" && !strings.HasPrefix(pattern, "arn:") {
-			return fmt.Errorf("Resource %q is neither * nor an ARN of six parts", pattern)
+			return fmt.Errorf("the resource %q is neither * nor an ARN of six parts", pattern)
 		}
 	}
 	return nil
@@ -245,9 +245,9 @@ func (s *statement) parsePrincipals(kind Kind, in statementJSON) error {
 	case kind == Identity:
 		return nil
 	case raw == nil && not == nil:
-		return errors.New("Principal is missing")
+		return errors.New("the Principal is missing")
 	case raw != nil && not != nil:
-		return errors.New("Principal and NotPrincipal exclude each other")
+		return errors.New("the elements Principal and NotPrincipal exclude each other")
 	case not != nil:
 		raw, s.notPrinc = not, true
 	}
@@ -257,7 +257,7 @@ func (s *statement) parsePrincipals(kind Kind, in statementJSON) error {
 	}
 	var kinds map[string]texts
 	if err := json.Unmarshal(raw, &kinds); err != nil {
-		return errors.New(`Principal: want "*" or an object of AWS or Service`)
+		return errors.New(`want "*" or an object of AWS or Service as Principal`)
 	}
 	for name, values := range kinds {
 		for _, value := range values {
@@ -268,7 +268,7 @@ func (s *statement) parsePrincipals(kind Kind, in statementJSON) error {
 		}
 	}
 	if len(s.principals) == 0 {
-		return errors.New("Principal is empty")
+		return errors.New("the Principal is empty")
 	}
 	return nil
 }
@@ -284,9 +284,9 @@ func checkPrincipal(name, value string) error {
 	case name == "AWS" && principalARN.MatchString(value):
 	case name == "Service" && principalSvc.MatchString(value):
 	case name != "AWS" && name != "Service":
-		return fmt.Errorf("Principal %q: only AWS and Service are known here", name)
+		return fmt.Errorf("the principal %q: only AWS and Service are known here", name)
 	default:
-		return fmt.Errorf("Principal %s: %q is no account, role or service, and * stands only alone", name, value)
+		return fmt.Errorf("the principal %s: %q is no account, role or service, and * stands only alone", name, value)
 	}
 	return nil
 }

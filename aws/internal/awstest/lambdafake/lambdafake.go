@@ -121,7 +121,12 @@ func (f *Function) Invoke(event []byte, timeout time.Duration) ([]byte, error) {
 		return got.payload, got.err
 	case <-exited:
 		f.drop()
-		return nil, ErrExited
+		select {
+		case got := <-given.answer: // it has answered, and ended then
+			return got.payload, got.err
+		default:
+			return nil, ErrExited
+		}
 	case <-timer.C:
 		f.kill()
 		f.drop()
@@ -234,15 +239,15 @@ func accepted(w http.ResponseWriter) {
 
 func (f *Function) response(w http.ResponseWriter, r *http.Request) {
 	if given, body := f.take(w, r); given != nil {
-		accepted(w)
 		given.answer <- answer{payload: body}
+		accepted(w)
 	}
 }
 
 func (f *Function) failure(w http.ResponseWriter, r *http.Request) {
 	if given, body := f.take(w, r); given != nil {
-		accepted(w)
 		given.answer <- answer{err: functionError(body)}
+		accepted(w)
 	}
 }
 
@@ -261,10 +266,11 @@ func (f *Function) initError(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusRequestEntityTooLarge, "RequestEntityTooLarge", "")
 		return
 	}
-	accepted(w)
+	// The event that the process was started for may be a moment behind.
 	select {
 	case <-r.Context().Done():
 	case given := <-f.pending:
 		given.answer <- answer{err: functionError(body)}
+		accepted(w)
 	}
 }

@@ -13,7 +13,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -62,8 +64,15 @@ type Spec struct {
 	// Drop are numbers of capabilities that are taken away besides those that containers never have; All takes all.
 	Drop    []int
 	DropAll bool
+	// Limits are resource limits, soft and hard, by the numbers of getrlimit(2).
+	Limits map[int][2]uint64
 	// Init puts a small first process before the program, which hands signals on and collects orphans.
-	Init        bool
+	Init bool
+	// Pause makes a container that does nothing but hold a process namespace, until it is killed; Arguments do not count then.
+	Pause bool
+	// Processes is a container whose process namespace this one shares; nil: it has its own. In one that is shared,
+	// what the program leaves running runs on until the other container ends.
+	Processes   *Container `json:"-"`
 	Directory   string
 	Arguments   []string
 	Environment []string
@@ -76,6 +85,7 @@ type Container struct {
 	done chan struct{}
 	code int
 	// namespaces are kept open: entering them by process id could meet another process.
+	mu         sync.RWMutex // held for reading while somebody enters
 	namespaces []*os.File
 }
 
@@ -112,7 +122,7 @@ func Start(spec Spec, space *Space, output io.Writer) (*Container, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,
 	}
-	if err := cmd.Start(); err != nil {
+	if err := spec.start(cmd); err != nil {
 		return nil, fmt.Errorf("start a container: %w", err)
 	}
 	request.Close()
@@ -139,9 +149,30 @@ func Start(spec Spec, space *Space, output io.Writer) (*Container, error) {
 	return c, nil
 }
 
+// start starts the child, in the process namespace of another container when that is asked for.
+func (s *Spec) start(cmd *exec.Cmd) error {
+	if s.Processes == nil {
+		return cmd.Start()
+	}
+	cmd.SysProcAttr.Cloneflags &^= unix.CLONE_NEWPID
+	cmd.WaitDelay = time.Second // what is left running may hold the output open
+	return onThread(nil, func() error {
+		other := s.Processes
+		other.mu.RLock()
+		defer other.mu.RUnlock()
+		if len(other.namespaces) == 0 {
+			return errors.New("the container whose processes are shared has ended")
+		}
+		if err := unix.Setns(int(other.namespaces[0].Fd()), unix.CLONE_NEWPID); err != nil {
+			return fmt.Errorf("share the processes of another container: %w", err)
+		}
+		return cmd.Start()
+	})
+}
+
 // open opens the namespaces of a program that has just been executed.
 func (c *Container) open() error {
-	// Mounts come last: then the paths are the container's.
+	// Processes come first, because start counts on it, and mounts last: then the paths are the container's.
 	for _, kind := range []string{"pid", "net", "uts", "ipc", "mnt"} {
 		file, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", c.pid, kind))
 		if err != nil {
@@ -190,9 +221,12 @@ func (c *Container) Signal(signal syscall.Signal) {
 
 // Close forgets the namespaces. Exec is over then.
 func (c *Container) Close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for _, file := range c.namespaces {
 		file.Close()
 	}
+	c.namespaces = nil
 }
 
 // Exec runs another program in the container, as its user, and returns its exit code and output. A program
@@ -203,18 +237,12 @@ func (c *Container) Exec(ctx context.Context, arguments []string) (code int, out
 		return 0, nil, errors.New("the container has ended")
 	default:
 	}
-	if len(arguments) == 0 || len(c.namespaces) == 0 {
-		return 0, nil, errors.New("no program, or a container that has ended")
+	if len(arguments) == 0 {
+		return 0, nil, errors.New("no program")
 	}
 	err = onThread(nil, func() error {
-		// A thread may take another mount namespace only when it shares its root with no other thread.
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			return fmt.Errorf("unshare the thread's root: %w", err)
-		}
-		for _, namespace := range c.namespaces {
-			if err := unix.Setns(int(namespace.Fd()), 0); err != nil {
-				return fmt.Errorf("enter the container's %s: %w", filepath.Base(namespace.Name()), err)
-			}
+		if err := c.enter(); err != nil {
+			return err
 		}
 		if err := c.spec.dropBounding(); err != nil {
 			return err
@@ -223,6 +251,25 @@ func (c *Container) Exec(ctx context.Context, arguments []string) (code int, out
 		return err
 	})
 	return code, output, err
+}
+
+// enter takes the calling thread into the container.
+func (c *Container) enter() error {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if len(c.namespaces) == 0 {
+		return errors.New("the container has ended")
+	}
+	// A thread may take another mount namespace only when it shares its root with no other thread.
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("unshare the thread's root: %w", err)
+	}
+	for _, namespace := range c.namespaces {
+		if err := unix.Setns(int(namespace.Fd()), 0); err != nil {
+			return fmt.Errorf("enter the container's %s: %w", filepath.Base(namespace.Name()), err)
+		}
+	}
+	return nil
 }
 
 // run runs a program on the calling thread, which stands in the container.
@@ -236,6 +283,7 @@ func (s *Spec) run(ctx context.Context, arguments []string) (int, []byte, error)
 	cmd.Args[0] = arguments[0]
 	cmd.Env, cmd.Dir = s.Environment, s.Directory
 	cmd.Stdout, cmd.Stderr = &output, &output
+	cmd.WaitDelay = time.Second // a process that it left behind may hold the output open
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(s.UID), Gid: uint32(s.GID)}}
 	var exit *exec.ExitError
 	if err := cmd.Run(); errors.As(err, &exit) && exit.Exited() {

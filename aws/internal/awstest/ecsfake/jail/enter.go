@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -55,6 +56,12 @@ func Enter() error {
 	if name := os.Getenv(insideVariable); name != "" {
 		if err := os.Unsetenv(insideVariable); err != nil {
 			return fmt.Errorf("forget %s: %w", insideVariable, err)
+		}
+		// Somebody else's variable is no reason to make bridges in a network that everybody sees.
+		theirs, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", outsideFile))
+		ours, _ := os.Readlink("/proc/self/ns/net")
+		if !strings.HasPrefix(theirs, "net:[") || theirs == ours {
+			return fmt.Errorf("%s is set, and this process is in no network of its own: unset it", insideVariable)
 		}
 		inside = true
 		unix.CloseOnExec(outsideFile)

@@ -60,6 +60,10 @@ func become(answer *os.File) error {
 	if err := unix.Sethostname([]byte(spec.Hostname)); err != nil {
 		return fmt.Errorf("set the host name: %w", err)
 	}
+	if spec.Pause {
+		answer.Close()
+		pause()
+	}
 	if err := spec.build(); err != nil {
 		return err
 	}
@@ -77,6 +81,19 @@ func become(answer *os.File) error {
 		return spec.lead(path, answer)
 	}
 	return fmt.Errorf("execute %s: %w", path, syscall.Exec(path, spec.Arguments, spec.Environment))
+}
+
+// pause collects orphans until it is killed.
+func pause() {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGCHLD)
+	for range signals {
+		for {
+			if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); pid <= 0 || err != nil {
+				break
+			}
+		}
+	}
 }
 
 // lead stays the first process, before the program.
@@ -164,13 +181,21 @@ func (s *Spec) system() error {
 
 // devices mounts /dev and /proc.
 func (s *Spec) devices() error {
-	for path, options := range map[string]string{"/dev": "mode=755,size=64k", "/proc": ""} {
-		if err := os.MkdirAll(s.Root+path, 0o755); err != nil { //nolint:gosec // as in every root file system
-			return fmt.Errorf("make %s: %w", path, err)
+	for _, disk := range []struct{ path, kind, options string }{{"/dev", "tmpfs", "mode=755,size=64k"}, {"/proc", "proc", ""}} {
+		if err := os.MkdirAll(s.Root+disk.path, 0o755); err != nil { //nolint:gosec // as in every root file system
+			return fmt.Errorf("make %s: %w", disk.path, err)
 		}
-		kind := map[string]string{"/dev": "tmpfs", "/proc": "proc"}[path]
-		if err := unix.Mount(kind, s.Root+path, kind, unix.MS_NOSUID|unix.MS_NOEXEC, options); err != nil {
-			return fmt.Errorf("mount %s: %w", path, err)
+		if err := unix.Mount(disk.kind, s.Root+disk.path, disk.kind, unix.MS_NOSUID|unix.MS_NOEXEC, disk.options); err != nil {
+			return fmt.Errorf("mount %s: %w", disk.path, err)
+		}
+	}
+	// What concerns the whole machine can be looked at.
+	for _, path := range []string{"/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs"} {
+		if _, err := os.Stat(s.Root + path); err != nil {
+			continue
+		}
+		if err := s.bind(Bind{Source: s.Root + path, Target: path}); err != nil {
+			return err
 		}
 	}
 	for _, name := range []string{"null", "zero", "full", "random", "urandom"} {
@@ -307,6 +332,11 @@ func (s *Spec) bind(bind Bind) error {
 
 // drop gives up what root may beyond a container, then becomes the user.
 func (s *Spec) drop() error {
+	for resource, limit := range s.Limits {
+		if err := syscall.Setrlimit(resource, &syscall.Rlimit{Cur: limit[0], Max: limit[1]}); err != nil {
+			return fmt.Errorf("set the resource limit %d to %v: %w", resource, limit, err)
+		}
+	}
 	for _, file := range []*os.File{os.Stdout, os.Stderr} {
 		// Whoever opens /dev/stdout opens the pipe by its owner.
 		if err := file.Chown(s.UID, s.GID); err != nil {

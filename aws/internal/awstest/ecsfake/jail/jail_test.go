@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"countersign.dev/aws/internal/awstest/ecsfake/jail"
 )
 
@@ -113,6 +115,7 @@ func TestContainer(t *testing.T) {
 			s.Links = map[string]string{"/l": "/d"}
 			s.Dirs = []jail.Dir{{Path: "/d", UID: 99, GID: 99, Mode: 0o700}}
 		}, 0, "127.0.0.1 localhost\n/d\n99 700\n"},
+		"limits":              {"ulimit -Sn; ulimit -Hn", func(s *jail.Spec) { s.Limits = map[int][2]uint64{unix.RLIMIT_NOFILE: {100, 200}} }, 0, "100\n200\n"},
 		"with an init":        {"exit 9", func(s *jail.Spec) { s.Init = true }, 9, ""},
 		"network is a task's": {"cat /proc/net/dev | grep -c -e eth0 -e lo", nil, 0, "2\n"},
 	} {
@@ -168,7 +171,7 @@ func TestExecAndSignal(t *testing.T) {
 			t.Errorf("code %d, output %q, error %v", code, output, err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-		if _, _, err := c.Exec(ctx, []string{"sleep", "60"}); err == nil {
+		if _, _, err := c.Exec(ctx, []string{"sh", "-c", "sleep 60; true"}); err == nil {
 			t.Error("a program that took too long is no error")
 		}
 		cancel()

@@ -148,6 +148,7 @@ type Space struct {
 	// Address is the task's address on the bridge.
 	Address netip.Addr
 
+	mu        sync.RWMutex // held for reading while somebody enters
 	namespace *os.File
 }
 
@@ -155,7 +156,7 @@ type Space struct {
 // 127.0.0.0/8 is added to the loopback interface first, so that nobody else reaches it.
 func (s *Space) Listen(ctx context.Context, address netip.AddrPort) (net.Listener, error) {
 	var listener net.Listener
-	err := onThread(s.namespace, func() error {
+	err := s.inside(func() error {
 		if !address.Addr().IsLoopback() {
 			if err := addAddress(1, netip.PrefixFrom(address.Addr(), 32)); err != nil && !errors.Is(err, unix.EEXIST) {
 				return fmt.Errorf("add %s: %w", address.Addr(), err)
@@ -174,7 +175,7 @@ func (s *Space) Listen(ctx context.Context, address netip.AddrPort) (net.Listene
 // Dial connects from inside of the namespace, as a process of the task would.
 func (s *Space) Dial(ctx context.Context, address string) (net.Conn, error) {
 	var conn net.Conn
-	err := onThread(s.namespace, func() error {
+	err := s.inside(func() error {
 		var err error
 		conn, err = new(net.Dialer).DialContext(ctx, "tcp4", address)
 		return err
@@ -182,10 +183,23 @@ func (s *Space) Dial(ctx context.Context, address string) (net.Conn, error) {
 	return conn, err
 }
 
+// inside calls a function on a thread that stands in the namespace.
+func (s *Space) inside(f func() error) error {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.namespace == nil {
+		return errors.New("the task's network is gone")
+	}
+	return onThread(s.namespace, f)
+}
+
 // Close gives the namespace up; it is gone when its last process and socket are.
 func (s *Space) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.namespace != nil {
 		s.namespace.Close()
+		s.namespace = nil
 	}
 }
 

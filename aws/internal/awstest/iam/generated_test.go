@@ -1,0 +1,408 @@
+package iam_test
+
+import (
+	"encoding/json"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"countersign.dev/aws/internal/awstest/iam"
+	"countersign.dev/iac"
+	"countersign.dev/mesh"
+)
+
+// The policies that countersign generates for an example, evaluated: every role, every action that matters, on every
+// resource of the example.
+
+const (
+	prefix = ":eu-central-1:" + account + ":"
+	leaf   = "arn:aws:acm-pca:::template/EndEntityCertificate/V1"
+	keyARN = "arn:aws:kms" + prefix + "key/11111111-2222-3333-4444-555555555555"
+	caARN  = "arn:aws:acm-pca" + prefix + "certificate-authority/11111111-2222-3333-4444-555555555555"
+)
+
+// world is everything that policies hang at.
+type world struct {
+	*testing.T
+	spec    *mesh.Spec
+	init    iac.Init
+	roles   map[string]*iam.Document // by name; nil: no policy
+	trusts  map[string]*iam.Document
+	secrets map[string]*iam.Document // by name
+	key     *iam.Document
+}
+
+func secretARN(name string) string {
+	return "arn:aws:secretsmanager" + prefix + "secret:" + name + "-AbCdEf"
+}
+
+func roleARN(name string) string { return "arn:aws:iam::" + account + ":role/" + name }
+
+// newWorld generates, and reads what was generated.
+func newWorld(t *testing.T, path string, way iac.Init) *world {
+	t.Helper()
+	spec, err := mesh.Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	given := iac.Given{ARNs: map[string]string{"repository/all": "arn:aws:ecr" + prefix + "repository/all"}}
+	for name := range spec.Stores {
+		given.ARNs["key/"+name] = keyARN
+	}
+	for name := range spec.Authorities {
+		given.ARNs["authority/"+name] = caARN
+		given.ARNs[spec.BudgetSecret(name)] = secretARN(spec.BudgetSecret(name))
+	}
+	for _, w := range spec.Workloads() {
+		for _, name := range secretsOf(t, spec, w.Name) {
+			given.ARNs[name] = secretARN(name)
+		}
+		plan, err := spec.Compile(w.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{plan.Delivery.Secret + ".rotation", plan.Delivery.Bundle + ".rotation"} {
+			given.ARNs[name] = secretARN(name)
+		}
+	}
+	text, err := iac.IAM(spec, iac.Options{Init: way}, given)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var generated struct {
+		Roles []struct {
+			Role              string
+			AssumedBy, Policy json.RawMessage
+		}
+		Secrets []struct {
+			Secret         string
+			ResourcePolicy json.RawMessage
+		}
+		Keys []struct{ Policy json.RawMessage }
+	}
+	if err := json.Unmarshal(text, &generated); err != nil {
+		t.Fatal(err)
+	}
+	w := &world{T: t, spec: spec, init: way, roles: map[string]*iam.Document{}, trusts: map[string]*iam.Document{}, secrets: map[string]*iam.Document{}}
+	for _, r := range generated.Roles {
+		w.trusts[r.Role] = w.document(iam.Trust, r.AssumedBy)
+		if w.roles[r.Role] = nil; r.Policy != nil {
+			w.roles[r.Role] = w.document(iam.Identity, r.Policy)
+		}
+	}
+	for _, s := range generated.Secrets {
+		w.secrets[s.Secret] = w.document(iam.Resource, s.ResourcePolicy)
+	}
+	if len(generated.Keys) != 1 || len(w.secrets) == 0 || len(w.roles) == 0 {
+		t.Fatalf("generated are %d keys, %d secrets and %d roles", len(generated.Keys), len(w.secrets), len(w.roles))
+	}
+	w.key = w.document(iam.Resource, generated.Keys[0].Policy)
+	// Who may do everything as far as his own policy goes, and who may do nothing.
+	w.roles["administrator"] = w.document(iam.Identity, []byte(`{"Version":"2012-10-17","Statement":{"Effect":"Allow","Action":"*","Resource":"*"}}`))
+	w.roles["stranger"] = nil
+	return w
+}
+
+func (w *world) document(kind iam.Kind, text []byte) *iam.Document {
+	w.Helper()
+	document, err := iam.Parse(kind, text)
+	if err != nil {
+		w.Fatalf("%v\n%s", err, text)
+	}
+	return document
+}
+
+// secretsOf are the secrets that the task of a workload has to read.
+func secretsOf(t *testing.T, spec *mesh.Spec, workload string) []string {
+	t.Helper()
+	plan, err := spec.Compile(workload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shape, err := plan.Delivery.Shape()
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := shape.Names(plan.Delivery.Secret)
+	if plan.Delivery.Bundle != "" {
+		names = append(names, plan.Delivery.Bundle)
+	}
+	return names
+}
+
+// question is one cell of the matrix, but for who asks.
+type question struct {
+	action, resource string
+	context          map[string][]string
+	policy           *iam.Document // of the resource
+	decisive         bool
+}
+
+func (w *world) asks(role string, q question) bool {
+	caller := iam.Caller{Account: account, Role: roleARN(role), Session: "arn:aws:sts::" + account + ":assumed-role/" + role + "/session"}
+	context := map[string][]string{"aws:PrincipalArn": {roleARN(role)}, "aws:PrincipalAccount": {account}}
+	maps.Copy(context, q.context)
+	policies := iam.Policies{Resource: q.policy, Decisive: q.decisive}
+	if own := w.roles[role]; own != nil {
+		policies.Identity = []*iam.Document{own}
+	}
+	return iam.Decide(iam.Request{Caller: caller, Action: q.action, Resource: q.resource, Context: context}, policies).Allowed
+}
+
+// everything are all questions.
+func (w *world) everything() []question {
+	var all []question
+	add := func(action, resource string, context map[string][]string) {
+		all = append(all, question{action: action, resource: resource, context: context})
+	}
+	for _, name := range slices.Sorted(maps.Keys(w.secrets)) {
+		for _, action := range []string{
+			"GetSecretValue", "BatchGetSecretValue", "PutSecretValue", "UpdateSecret", "UpdateSecretVersionStage", "DescribeSecret", "ListSecretVersionIds",
+			"PutResourcePolicy", "DeleteResourcePolicy", "DeleteSecret", "RotateSecret", "ReplicateSecretToRegions", "CreateSecret",
+		} {
+			all = append(all, question{action: "secretsmanager:" + action, resource: secretARN(name), policy: w.secrets[name]})
+		}
+		through := map[string][]string{"kms:ViaService": {"secretsmanager.eu-central-1.amazonaws.com"}, "kms:EncryptionContext:SecretARN": {secretARN(name)}, "kms:EncryptionContext:SecretVersionId": {"v"}}
+		for _, action := range []string{"kms:Decrypt", "kms:GenerateDataKey"} {
+			all = append(all, question{action: action, resource: keyARN, context: through, policy: w.key, decisive: true})
+		}
+	}
+	for _, action := range []string{"Decrypt", "GenerateDataKey", "Encrypt", "ReEncryptFrom", "CreateGrant", "PutKeyPolicy", "ScheduleKeyDeletion", "DescribeKey"} {
+		for _, service := range []string{"", "s3.eu-central-1.amazonaws.com"} {
+			context := map[string][]string{}
+			if service != "" {
+				context["kms:ViaService"] = []string{service}
+			}
+			all = append(all, question{action: "kms:" + action, resource: keyARN, context: context, policy: w.key, decisive: true})
+		}
+	}
+	for _, template := range []string{leaf, "arn:aws:acm-pca:::template/SubordinateCACertificate_PathLen0/V1", "arn:aws:acm-pca:::template/EndEntityCertificate_APIPassthrough/V1", "arn:aws:acm-pca:::template/RootCACertificate/V1"} {
+		add("acm-pca:IssueCertificate", caARN, map[string][]string{"acm-pca:TemplateArn": {template}})
+		add("acm-pca:IssueCertificate", strings.Replace(caARN, "1111-", "9999-", 1), map[string][]string{"acm-pca:TemplateArn": {template}})
+	}
+	for _, action := range []string{"DescribeCertificateAuthority", "GetCertificate", "GetCertificateAuthorityCertificate", "RevokeCertificate", "UpdateCertificateAuthority", "DeleteCertificateAuthority", "PutPolicy"} {
+		add("acm-pca:"+action, caARN, nil)
+	}
+	for _, workload := range append(w.spec.Workloads(), mesh.Workload{Name: "elsewhere"}) {
+		cluster, name := "payments", workload.Name
+		if plan, err := w.spec.Compile(name); err == nil {
+			cluster, name = plan.ECS.Cluster, plan.ECS.Service
+		}
+		for _, action := range []string{"UpdateService", "DescribeServices", "DeleteService"} {
+			add("ecs:"+action, "arn:aws:ecs"+prefix+"service/"+cluster+"/"+name, map[string][]string{"ecs:cluster": {"arn:aws:ecs" + prefix + "cluster/" + cluster}})
+		}
+		for _, action := range []string{"CreateLogStream", "PutLogEvents", "GetLogEvents"} {
+			add("logs:"+action, "arn:aws:logs"+prefix+"log-group:/countersign/"+w.spec.Mesh+"/"+workload.Name+":log-stream:x", nil)
+		}
+	}
+	for _, cluster := range []string{w.cluster(), "other"} {
+		add("ecs:ListTasks", "*", map[string][]string{"ecs:cluster": {"arn:aws:ecs" + prefix + "cluster/" + cluster}})
+		for _, action := range []string{"DescribeTasks", "StopTask", "ExecuteCommand"} {
+			add("ecs:"+action, "arn:aws:ecs"+prefix+"task/"+cluster+"/1", nil)
+		}
+	}
+	for _, action := range []string{"ecs:RegisterTaskDefinition", "ecs:RunTask", "lambda:UpdateFunctionCode", "iam:PutRolePolicy", "ecr:GetAuthorizationToken", "sts:AssumeRole", "secretsmanager:ListSecrets"} {
+		add(action, "*", nil)
+	}
+	for role := range w.trusts {
+		add("iam:PassRole", roleARN(role), nil)
+	}
+	for _, repository := range []string{"all", "other"} {
+		for _, action := range []string{"BatchGetImage", "PutImage"} {
+			add("ecr:"+action, "arn:aws:ecr"+prefix+"repository/"+repository, nil)
+		}
+	}
+	add("ec2:CreateNetworkInterface", "*", nil)
+	add("ec2:CreateNetworkInterface", "*", map[string][]string{"lambda:SourceFunctionArn": {"arn:aws:lambda" + prefix + "function:" + w.spec.Mesh + "-rotation"}})
+	return all
+}
+
+func (w *world) cluster() string {
+	plan, err := w.spec.Compile(w.spec.Workloads()[0].Name)
+	if err != nil {
+		w.Fatal(err)
+	}
+	return plan.ECS.Cluster
+}
+
+// may says what a role of the mesh has to be able to do. Everything else it must not.
+func (w *world) may(role string, q question) bool {
+	verb := q.action[strings.Index(q.action, ":")+1:]
+	rotation := w.spec.Mesh + "-rotation"
+	reader, execution := "", false
+	for _, workload := range w.spec.Workloads() {
+		for _, kind := range []string{"-task", "-execution"} {
+			if role != w.spec.Mesh+"-"+workload.Name+kind {
+				continue
+			}
+			execution = kind == "-execution"
+			if execution == (w.init == iac.InitEnvironment) {
+				reader = workload.Name
+			}
+			if execution && strings.HasPrefix(q.action, "logs:") {
+				return verb != "GetLogEvents" && strings.HasSuffix(q.resource, "/"+workload.Name+":log-stream:x")
+			}
+		}
+	}
+	switch {
+	case role == rotation:
+		return w.rotationMay(verb, q)
+	case execution && (q.action == "ecr:GetAuthorizationToken" || q.action == "ecr:BatchGetImage" && strings.HasSuffix(q.resource, "/all")):
+		return true
+	case reader == "":
+		return false
+	}
+	own := func(arn string) bool {
+		return slices.ContainsFunc(secretsOf(w.T, w.spec, reader), func(name string) bool { return secretARN(name) == arn })
+	}
+	switch q.action {
+	case "secretsmanager:GetSecretValue":
+		return own(q.resource)
+	case "kms:Decrypt":
+		arns := q.context["kms:EncryptionContext:SecretARN"]
+		return len(arns) == 1 && own(arns[0])
+	}
+	return false
+}
+
+func (w *world) rotationMay(verb string, q question) bool {
+	acm := slices.ContainsFunc(slices.Collect(maps.Values(w.spec.Authorities)), func(a mesh.Authority) bool { return a.Type == mesh.AuthorityACM })
+	switch service, _, _ := strings.Cut(q.action, ":"); service {
+	case "secretsmanager":
+		return slices.Contains([]string{"GetSecretValue", "PutSecretValue", "UpdateSecretVersionStage", "DescribeSecret", "ListSecretVersionIds"}, verb)
+	case "kms":
+		return (verb == "Decrypt" || verb == "GenerateDataKey") && q.context["kms:EncryptionContext:SecretARN"] != nil
+	case "acm-pca":
+		return q.resource == caARN && (strings.HasPrefix(verb, "Get") || strings.HasPrefix(verb, "Describe") || verb == "IssueCertificate" && q.context["acm-pca:TemplateArn"][0] == leaf)
+	case "ecs":
+		here := verb == "UpdateService" || verb == "DescribeServices"
+		return here && !strings.HasSuffix(q.resource, "/elsewhere") || verb == "DescribeTasks" && strings.Contains(q.resource, "task/"+w.cluster()+"/") ||
+			verb == "ListTasks" && strings.HasSuffix(q.context["ecs:cluster"][0], "/"+w.cluster())
+	case "ec2":
+		return q.context["lambda:SourceFunctionArn"] == nil
+	case "acm":
+		return acm
+	}
+	return false
+}
+
+// TestGeneratedPolicies asserts the whole matrix: each role does what it must, and nothing else on anything. An administrator,
+// whose own policy allows everything, reads and writes no secret and uses no key.
+func TestGeneratedPolicies(t *testing.T) {
+	for _, path := range []string{"../../../../examples/payments-ecs/mesh.yaml", "../../../../iac/testdata/acm.yaml"} {
+		for _, way := range []iac.Init{iac.InitTaskRole, iac.InitEnvironment} {
+			t.Run(path[strings.LastIndex(path, "/")+1:]+" "+string(way), func(t *testing.T) {
+				w := newWorld(t, path, way)
+				cells, allowed := 0, 0
+				for _, role := range slices.Sorted(maps.Keys(w.roles)) {
+					for _, q := range w.everything() {
+						want := w.may(role, q)
+						if role == "administrator" {
+							want = administered(q)
+						}
+						if got := w.asks(role, q); got != want {
+							t.Errorf("%s may %s on %s with %v: %t, want %t", role, q.action, q.resource, q.context, got, want)
+						}
+						cells++
+						if want && role != "administrator" {
+							allowed++
+						}
+					}
+				}
+				if t.Logf("%d questions, of which %d are allowed to roles of the mesh", cells, allowed); allowed == 0 {
+					t.Error("nothing is allowed to anybody")
+				}
+			})
+		}
+	}
+}
+
+// administered says what is left to administrators: everything but reading and writing secrets, and using their key.
+func administered(q question) bool {
+	if q.policy == nil {
+		return true
+	}
+	if strings.HasPrefix(q.action, "kms:") {
+		_, through := q.context["kms:EncryptionContext:SecretARN"]
+		return slices.Contains([]string{"kms:PutKeyPolicy", "kms:ScheduleKeyDeletion", "kms:DescribeKey"}, q.action) || q.action == "kms:GenerateDataKey" && through
+	}
+	return !slices.Contains([]string{"GetSecretValue", "BatchGetSecretValue", "PutSecretValue", "UpdateSecret", "UpdateSecretVersionStage"}, strings.TrimPrefix(q.action, "secretsmanager:"))
+}
+
+// TestGeneratedSample asserts that who deploys can have Secrets Manager try the key, and read no secret by that.
+func TestGeneratedSample(t *testing.T) {
+	w := newWorld(t, "../../../../examples/payments-ecs/mesh.yaml", iac.InitTaskRole)
+	for version, want := range map[string]bool{"RequestToValidateKeyAccess": true, "AWSCURRENT": false} {
+		q := question{action: "kms:Decrypt", resource: keyARN, policy: w.key, decisive: true, context: map[string][]string{
+			"kms:ViaService": {"secretsmanager.eu-central-1.amazonaws.com"}, "kms:EncryptionContext:SecretVersionId": {version},
+		}}
+		if got := w.asks("administrator", q); got != want {
+			t.Errorf("decrypting %s: %t, want %t", version, got, want)
+		}
+	}
+}
+
+// TestGeneratedACM asserts what the rotation may ask of ACM: certificates of the declared names, from the one CA.
+func TestGeneratedACM(t *testing.T) {
+	w := newWorld(t, "../../../../iac/testdata/acm.yaml", iac.InitTaskRole)
+	for name, test := range map[string]struct {
+		ca    string
+		names []string
+		want  bool
+	}{
+		"declared":   {caARN, []string{"ledger.cards.example"}, true},
+		"undeclared": {caARN, []string{"bank.example"}, false},
+		"one of two": {caARN, []string{"ledger.cards.example", "bank.example"}, false},
+		"another CA": {strings.Replace(caARN, "1111-", "9999-", 1), []string{"ledger.cards.example"}, false},
+	} {
+		q := question{action: "acm:RequestCertificate", resource: "arn:aws:acm" + prefix + "certificate/*", context: map[string][]string{"acm:CertificateAuthority": {test.ca}, "acm:DomainNames": test.names}}
+		if got := w.asks("cards-rotation", q); got != test.want {
+			t.Errorf("%s: %t, want %t", name, got, test.want)
+		}
+	}
+	const uuid = "11111111-2222-3333-4444-555555555555"
+	ours, others := []string{"spiffe://cards.internal/service/ledger"}, []string{"spiffe://bank.internal/service/ledger"}
+	for role := range w.trusts {
+		for _, action := range []string{"acm:ExportCertificate", "acm:RenewCertificate", "acm:DescribeCertificate"} {
+			for whose, context := range map[string]map[string][]string{"ours": {"aws:ResourceTag/countersign:workload": ours}, "another's": {"aws:ResourceTag/countersign:workload": others}, "nobody's": nil} {
+				want := role == "cards-rotation" && whose == "ours"
+				if got := w.asks(role, question{action: action, resource: "arn:aws:acm" + prefix + "certificate/" + uuid, context: context}); got != want {
+					t.Errorf("%s may %s for a certificate of %s: %t", role, action, whose, got)
+				}
+			}
+		}
+		// The tag is written with the request, and to nothing that is there already.
+		for resource, own := range map[string]bool{"*": true, uuid: false} {
+			q := question{action: "acm:AddTagsToCertificate", resource: "arn:aws:acm" + prefix + "certificate/" + resource, context: map[string][]string{"aws:RequestTag/countersign:workload": ours}}
+			if got := w.asks(role, q); got != (own && role == "cards-rotation") {
+				t.Errorf("%s may tag %s: %t", role, resource, got)
+			}
+			q.context = map[string][]string{"aws:RequestTag/countersign:workload": others}
+			if w.asks(role, q) {
+				t.Errorf("%s may tag %s as another mesh's", role, resource)
+			}
+		}
+	}
+}
+
+// TestGeneratedTrust asserts who takes the roles: ECS for tasks of this account, and Lambda.
+func TestGeneratedTrust(t *testing.T) {
+	w := newWorld(t, "../../../../examples/payments-ecs/mesh.yaml", iac.InitTaskRole)
+	for role, trust := range w.trusts {
+		for _, service := range []string{"ecs-tasks.amazonaws.com", "lambda.amazonaws.com", "ec2.amazonaws.com"} {
+			for _, from := range []string{account, "999999999999"} {
+				want := service == "lambda.amazonaws.com" && role == "payments-rotation" || service == "ecs-tasks.amazonaws.com" && role != "payments-rotation" && from == account
+				if got := iam.Trusts(trust, iam.Caller{Service: service}, map[string][]string{"aws:SourceAccount": {from}}); got != want {
+					t.Errorf("%s of %s takes %s: %t, want %t", service, from, role, got, want)
+				}
+			}
+		}
+		if iam.Trusts(trust, iam.Caller{Account: account, Role: roleARN("administrator")}, nil) {
+			t.Errorf("an administrator takes %s", role)
+		}
+	}
+	if len(w.trusts) == 0 {
+		t.Error("no role is there")
+	}
+}
