@@ -27,6 +27,8 @@ type injector struct {
 	cloud *awstest.Cloud
 
 	mu          sync.Mutex
+	key         string          // the access key of the processes in which calls go wrong
+	others      awstest.Fault   // what goes wrong in others; nil: nothing
 	invocations map[string]site // of the calls so far, by what is the same in all their tries
 	calls       []site          // in their order
 	counts      map[site]int
@@ -38,8 +40,8 @@ type injector struct {
 
 // fault is what goes wrong at a site.
 type fault struct {
-	// once: the first try of the call. For good: all calls from then on. Neither: all tries of the call.
-	once, forGood bool
+	// once: the first try of the call. For good: all calls from then on; all: those of its action. Else: all tries of the call.
+	once, forGood, all bool
 	// answer takes the place of the service's; nil lets the service answer.
 	answer func(s site) *http.Response
 	// lose has the call carried out, and the connection broken.
@@ -57,6 +59,24 @@ func newInjector(cloud *awstest.Cloud) *injector {
 	cloud.Fault(i.see)
 	cloud.Lose(i.loses)
 	return i
+}
+
+// watch says whose calls are to go wrong, by their environment.
+func (i *injector) watch(env []string) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, variable := range env {
+		if key, found := strings.CutPrefix(variable, "AWS_ACCESS_KEY_ID="); found {
+			i.key = key
+		}
+	}
+}
+
+// meanwhile has calls of others go wrong; nil ends that.
+func (i *injector) meanwhile(others awstest.Fault) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.others = others
 }
 
 // begin forgets the calls of the process before.
@@ -121,15 +141,21 @@ func (i *injector) siteOf(r *http.Request, action string) (site, bool) {
 
 // see is the front's fault.
 func (i *injector) see(r *http.Request, action string) *http.Response {
-	if r.Header.Get("Amz-Sdk-Invocation-Id") == "" || !strings.Contains(r.Header.Get("User-Agent"), "countersign") {
-		return nil // the test's own
+	i.mu.Lock()
+	key, others := i.key, i.others
+	i.mu.Unlock()
+	if !strings.Contains(r.Header.Get("Authorization"), "Credential="+key+"/") {
+		if others == nil {
+			return nil
+		}
+		return others(r, action)
 	}
 	here, first := i.siteOf(r, action)
 	i.mu.Lock()
 	f, at := i.fault, i.at
 	same := at != nil && here == *at
 	reached := same && first && !i.hit
-	happens := same && (first || !f.once) || at != nil && i.hit && f.forGood
+	happens := same && (first || !f.once) || at != nil && i.hit && (f.forGood || f.all && action == at.action)
 	i.hit = i.hit || reached
 	i.mu.Unlock()
 	if reached && f.before != nil {

@@ -88,10 +88,9 @@ func newLab(t *testing.T, budget int, o pcafake.Options, services ...string) *la
 	name := fmt.Sprintf("lab%d-%d", os.Getpid(), labs.n)
 	labs.Unlock()
 	l := &lab{t: t, cloud: awstest.Start(t), pca: pcafake.New(o), name: name, dir: t.TempDir(), services: services}
-	l.faults = newInjector(l.cloud)
+	l.connect()
 	l.cloud.Mount("acm-pca", l.pca)
 	l.cloud.Mount("ecs", awstest.Moto(t))
-	l.secrets, l.keys = secretsmanager.NewFromConfig(l.cloud.Admin()), kms.NewFromConfig(l.cloud.Admin())
 	var err error
 	if l.ca, err = l.pca.Add(pcafake.CA{ShortLived: true}); err != nil {
 		t.Fatal(err)
@@ -108,6 +107,12 @@ func newLab(t *testing.T, budget int, o pcafake.Options, services ...string) *la
 	}
 	l.permit()
 	return l
+}
+
+// connect makes what the test itself asks and disturbs AWS with.
+func (l *lab) connect() {
+	l.faults = newInjector(l.cloud)
+	l.secrets, l.keys = secretsmanager.NewFromConfig(l.cloud.Admin()), kms.NewFromConfig(l.cloud.Admin())
 }
 
 // specify writes the specification with a budget.
@@ -190,7 +195,10 @@ func (l *lab) permit() {
 }
 
 // assume takes new credentials of the rotation function's role.
-func (l *lab) assume() { l.env = l.cloud.Env(l.name + "-rotation") }
+func (l *lab) assume() {
+	l.env = l.cloud.Env(l.name + "-rotation")
+	l.faults.watch(l.env)
+}
 
 // command is the program, as the rotation function's role.
 func (l *lab) command(path string, env []string, args ...string) *exec.Cmd {

@@ -52,26 +52,29 @@ func (l *lab) sites() []site {
 // soak tells whether everything is tried, for which there is not the time each time.
 func soak() bool { return os.Getenv("COUNTERSIGN_SOAK") != "" }
 
-// chosen are the sites that the nth of some tests tries: with COUNTERSIGN_SOAK=1 all, else each site is tried by one
-// of them at most: those that change something or ask for money by one, of the others some.
-func chosen(sites []site, nth, of int) []site {
+// weighty tells whether a call changes something, reads a secret, or asks for a certificate.
+func (s site) weighty() bool {
+	return s.on != "the record" && !strings.Contains(s.action, "secretsmanager:Describe") && !strings.Contains(s.action, ":List")
+}
+
+// chosen are the sites that the nth of some tests tries: with COUNTERSIGN_SOAK=1 all, else one test tries each that is
+// weighty, and some of the others. turns say whose turn it is: those that wait for AWS have fewer.
+func chosen(sites []site, nth int, turns []int) []site {
 	if soak() {
 		return sites
 	}
 	var all []site
-	weighty, others := 0, 0
+	turn, others := 0, 0
 	for _, s := range sites {
-		if s.on != "the record" && !strings.Contains(s.action, "secretsmanager:Describe") && !strings.Contains(s.action, ":List") {
-			if weighty%of == nth {
-				all = append(all, s)
+		if !s.weighty() {
+			if others++; others%11 != 0 {
+				continue
 			}
-			weighty++
-			continue
 		}
-		if others%(6*of) == nth {
+		if turns[turn%len(turns)] == nth {
 			all = append(all, s)
 		}
-		others++
+		turn++
 	}
 	return all
 }
@@ -118,15 +121,13 @@ func (l *lab) recovers(before held, issued, most int) {
 // TestLastingFaults lets each call of a rotation fail, one at a time, whatever is tried: what is current stays, or is the
 // proven new one; it is said what to do; and the next rotation ends the work with one certificate.
 func TestLastingFaults(t *testing.T) {
+	t.Parallel()
 	together(t, namesOf(lasting), func(t *testing.T, n int) {
 		kind := lasting[n]
 		l := newLab(t, 5000, pcafake.Options{}, "w")
 		l.sites() // the first certificate
 		sites := l.sites()
-		if !soak() {
-			l.env = append(l.env, "AWS_MAX_ATTEMPTS=2") // which waits less
-		}
-		for _, at := range chosen(sites, n, len(lasting)) {
+		for _, at := range chosen(sites, n, []int{1, 3, 4, 1, 3, 0, 1, 3, 2, 1, 3, 4, 1, 3, 0, 1, 3, 2, 1, 5, 3, 1, 3, 4, 1, 3, 0, 1, 3, 2}) {
 			l.fails(at, kind)
 			if t.Failed() {
 				t.Fatalf("%s: %s", kind.name, at)
@@ -173,10 +174,11 @@ func (l *lab) fails(at site, kind trouble) {
 // TestPassingFaults lets the first try of each call of a rotation fail, or its answer get lost: nobody notices, and one
 // certificate is issued.
 func TestPassingFaults(t *testing.T) {
+	t.Parallel()
 	together(t, namesOf(passing), func(t *testing.T, n int) {
 		l := newLab(t, 5000, pcafake.Options{}, "w")
 		l.sites() // the first certificate
-		for _, at := range chosen(l.sites(), n, len(passing)) {
+		for _, at := range chosen(l.sites(), n, []int{2, 1, 2, 3, 2, 0, 2, 3}) {
 			before, issued := l.current("w"), l.pca.Issued()
 			l.faults.set(at, passing[n].fault)
 			status, said := l.rotate("w", "--force")
@@ -193,6 +195,7 @@ func TestPassingFaults(t *testing.T) {
 
 // TestKilled kills a rotation at its steps, one after the other.
 func TestKilled(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, 5000, pcafake.Options{}, "w")
 	l.sites()
 	stride := 9
@@ -221,6 +224,7 @@ func TestKilled(t *testing.T) {
 // TestKilledByName kills it at steps by their names, so that one that is taken out is noticed, and each starts where the one
 // before was killed: together they issue one certificate.
 func TestKilledByName(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, 5000, pcafake.Options{}, "w")
 	for _, step := range []string{
 		"secretsmanager.lease.named", "secretsmanager.lease.moved", "rotate.request", "rotate.request.staged", "rotate.issue",
