@@ -37,6 +37,7 @@ func TestMain(m *testing.M) {
 var program = sync.OnceValues(func() (string, error) {
 	path := filepath.Join(programDir, "countersign")
 	build := exec.Command("go", "build", "-pgo=off", "-o", path, "countersign.dev/cmd/countersign")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // it runs in images without libraries
 	if output, err := build.CombinedOutput(); err != nil {
 		return "", errors.Join(err, errors.New(string(output)))
 	}
