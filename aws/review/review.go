@@ -61,7 +61,7 @@ const (
 	KeyInDefinition    Code = "key_in_definition"
 	CertInDefinition   Code = "certificate_in_definition"
 	PassInDefinition   Code = "passphrase_in_definition"
-	SecretInDefinition Code = "secret_in_environment"
+	SecretInDefinition Code = "secret_in_environment" //nolint:gosec // the name of a finding
 	InitMissing        Code = "init_missing"
 	NotSuccess         Code = "not_success"
 	MountWritable      Code = "mount_writable"
