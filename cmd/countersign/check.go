@@ -15,6 +15,7 @@ import (
 
 type checkCmd struct {
 	Expiry checkExpiryCmd `cmd:"" help:"What expires when, which rotation is overdue, and what disagrees."`
+	AWS    checkAWSCmd    `cmd:"" name:"aws" help:"What is wrong with a mesh that runs on AWS: who can read which secret, what definitions hold, what keeps silent."`
 }
 
 // maxCheck bounds how long a check may take.

@@ -1,0 +1,93 @@
+package leak_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"strings"
+	"testing"
+
+	"countersign.dev/aws/review/leak"
+)
+
+// key makes a PKCS#8 key.
+func key(t testing.TB, edwards bool) []byte {
+	t.Helper()
+	var made any
+	made, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if edwards {
+		_, made, err = ed25519.GenerateKey(rand.Reader)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(made)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+func TestFind(t *testing.T) {
+	t.Parallel()
+	der := key(t, false)
+	text := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	encoded := base64.StdEncoding.EncodeToString([]byte(text))
+	certificate := "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----"
+	for name, test := range map[string]struct {
+		text string
+		want leak.Kind
+	}{
+		"nothing":                      {"", leak.Nothing},
+		"a plan":                       {`{"version":1,"mesh":"payments","identity":"spiffe://payments.internal/service/checkout"}`, leak.Nothing},
+		"an ARN":                       {"arn:aws:secretsmanager:eu-central-1:123456789012:secret:payments/checkout-AbCdEf:key::", leak.Nothing},
+		"PEM":                          {text, leak.Key},
+		"in JSON":                      {`{"key":"` + strings.ReplaceAll(text, "\n", `\n`) + `"}`, leak.Key},
+		"encrypted":                    {strings.ReplaceAll(text, "PRIVATE KEY", "ENCRYPTED PRIVATE KEY"), leak.Key},
+		"of OpenSSH":                   {strings.ReplaceAll(text, "PRIVATE KEY", "OPENSSH PRIVATE KEY"), leak.Key},
+		"in base64":                    {encoded, leak.Key},
+		"in base64 for URLs":           {base64.RawURLEncoding.EncodeToString([]byte(text)), leak.Key},
+		"in base64 in base64":          {base64.StdEncoding.EncodeToString([]byte(encoded)), leak.Key},
+		"in base64, wrapped":           {encoded[:76] + "\n" + encoded[76:], leak.Key},
+		"DER in base64":                {"x=" + base64.StdEncoding.EncodeToString(der), leak.Key},
+		"DER of Ed25519 in base64":     {base64.StdEncoding.EncodeToString(key(t, true)), leak.Key},
+		"a certificate":                {certificate, leak.PEM},
+		"a certificate, in base64":     {base64.StdEncoding.EncodeToString([]byte(certificate)), leak.PEM},
+		"a certificate and a key":      {certificate + "\n" + text, leak.Key},
+		"other DER in base64":          {base64.StdEncoding.EncodeToString(append([]byte{0x30, 0x30}, make([]byte, 48)...)), leak.Nothing},
+		"a digest that looks like one": {"sha256:" + strings.Repeat("ab", 32), leak.Nothing},
+	} {
+		if got := leak.Find(test.text); got != test.want {
+			t.Errorf("%s: %d, want %d", name, got, test.want)
+		}
+	}
+}
+
+func TestPassphrase(t *testing.T) {
+	t.Parallel()
+	for pair, want := range map[string]bool{
+		"KEY_PASSPHRASE=a": true, "TLS_PASSPHRASE=a": true, "keyPassword=a": true, "PRIVATE_KEY_PASSWORD=a": true,
+		"KEY_PASSPHRASE=": false, "KEY_PASSPHRASE_FILE=a": false, "KEY_PASSPHRASE=/run/passphrase": false, "KEY_PASSPHRASE=arn:aws:a": false, "PATH=a": false, "BYPASS=a": false,
+	} {
+		name, value, _ := strings.Cut(pair, "=")
+		if got := leak.Passphrase(name, value); got != want {
+			t.Errorf("%s: %t", pair, got)
+		}
+	}
+}
+
+// FuzzFind: no text stops the search, and a key in front of it is found.
+func FuzzFind(f *testing.F) {
+	f.Add("-----BEGIN RSA PRIVATE KEY-----")
+	f.Add("MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAw")
+	f.Fuzz(func(t *testing.T, text string) {
+		leak.Find(text)
+		if leak.Find("-----BEGIN PRIVATE KEY-----\n"+text) != leak.Key {
+			t.Error("not found")
+		}
+	})
+}

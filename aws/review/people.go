@@ -1,0 +1,242 @@
+package review
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/iam"
+	"github.com/aws/aws-sdk-go-v2/service/iam/types"
+
+	"countersign.dev/aws/review/policy"
+)
+
+// person is a role or a user of the account with everything that says what it may do.
+type person struct {
+	arn, name string
+	role      bool
+	service   bool // AWS's own, for one of its services
+	trust     *policy.Document
+	policies  []named
+	boundary  *policy.Document
+}
+
+// named is a policy and what it is called.
+type named struct {
+	name string
+	*policy.Document
+}
+
+// documents are the policies without their names.
+func (p *person) documents() []*policy.Document {
+	var all []*policy.Document
+	for _, n := range p.policies {
+		all = append(all, n.Document)
+	}
+	return all
+}
+
+// decide tells what the person may do.
+func (p *person) decide(q policy.Question, resource *policy.Document, decisive bool) policy.Verdict {
+	q.Caller = p.arn
+	known := map[string]string{"aws:principalarn": p.arn, "aws:principalaccount": account(p.arn), "aws:securetransport": "true", "aws:principalisawsservice": "false"}
+	for key, value := range q.Context {
+		known[key] = value
+	}
+	q.Context = known
+	return policy.Decide(q, policy.Policies{Identity: p.documents(), Boundary: p.boundary, Resource: resource, Decisive: decisive})
+}
+
+// account is that of an ARN.
+func account(arn string) string {
+	const at, parts = 4, 6
+	if split := strings.SplitN(arn, ":", parts); len(split) == parts {
+		return split[at]
+	}
+	return ""
+}
+
+// directory is what IAM holds, by names and ARNs.
+type directory struct {
+	managed map[string]*policy.Document
+	groups  map[string][]named
+}
+
+// readPeople reads all roles and users with their policies.
+func (r *reviewer) readPeople(ctx context.Context) {
+	const action = "iam:GetAccountAuthorizationDetails"
+	var roles []types.RoleDetail
+	var users []types.UserDetail
+	var groups []types.GroupDetail
+	d := directory{managed: map[string]*policy.Document{}, groups: map[string][]named{}}
+	pages := iam.NewGetAccountAuthorizationDetailsPaginator(r.ofAccount(), &iam.GetAccountAuthorizationDetailsInput{
+		Filter: []types.EntityType{types.EntityTypeRole, types.EntityTypeUser, types.EntityTypeGroup, types.EntityTypeLocalManagedPolicy, types.EntityTypeAWSManagedPolicy},
+	})
+	for pages.HasMorePages() {
+		page, err := pages.NextPage(ctx)
+		if err != nil {
+			r.unread(err, action, "*", "the roles and users of the account")
+			return
+		}
+		roles, users, groups = append(roles, page.RoleDetailList...), append(users, page.UserDetailList...), append(groups, page.GroupDetailList...)
+		for _, p := range page.Policies {
+			for _, version := range p.PolicyVersionList {
+				if version.IsDefaultVersion {
+					d.managed[aws.ToString(p.Arn)] = document(version.Document)
+				}
+			}
+		}
+	}
+	for _, g := range groups {
+		d.groups[aws.ToString(g.GroupName)] = d.policies(g.GroupPolicyList, g.AttachedManagedPolicies)
+	}
+	r.people = []*person{}
+	for _, role := range roles {
+		arn := aws.ToString(role.Arn)
+		p := &person{arn: arn, name: aws.ToString(role.RoleName), role: true, service: strings.Contains(arn, ":role/aws-service-role/"), trust: document(role.AssumeRolePolicyDocument)}
+		p.policies, p.boundary = d.policies(role.RolePolicyList, role.AttachedManagedPolicies), d.boundary(role.PermissionsBoundary)
+		r.people = append(r.people, p)
+	}
+	for _, user := range users {
+		p := &person{arn: aws.ToString(user.Arn), name: aws.ToString(user.UserName)}
+		p.policies, p.boundary = d.policies(user.UserPolicyList, user.AttachedManagedPolicies), d.boundary(user.PermissionsBoundary)
+		for _, group := range user.GroupList {
+			p.policies = append(p.policies, d.groups[group]...)
+		}
+		r.people = append(r.people, p)
+	}
+	slices.SortFunc(r.people, func(a, b *person) int { return strings.Compare(a.arn, b.arn) })
+	r.report.Looked["roles and users"] = len(r.people)
+}
+
+// document reads a policy as IAM gives it: encoded as in a URL. One that cannot be read may allow anything.
+func document(text *string) *policy.Document {
+	plain, err := url.PathUnescape(aws.ToString(text)) // RFC 3986, where + is itself
+	if err == nil {
+		var d *policy.Document
+		if d, err = policy.Parse(plain); err == nil {
+			return d
+		}
+	}
+	return policy.Opaque()
+}
+
+func (d directory) policies(inline []types.PolicyDetail, attached []types.AttachedPolicy) []named {
+	var all []named
+	for _, p := range inline {
+		all = append(all, named{aws.ToString(p.PolicyName), document(p.PolicyDocument)})
+	}
+	for _, p := range attached {
+		found := d.managed[aws.ToString(p.PolicyArn)]
+		if found == nil {
+			found = policy.Opaque()
+		}
+		all = append(all, named{aws.ToString(p.PolicyArn), found})
+	}
+	return all
+}
+
+func (d directory) boundary(b *types.AttachedPermissionsBoundary) *policy.Document {
+	if b == nil {
+		return nil
+	}
+	if found := d.managed[aws.ToString(b.PermissionsBoundaryArn)]; found != nil {
+		return found
+	}
+	return policy.Opaque()
+}
+
+// role finds a role by its name or ARN.
+func (r *reviewer) role(nameOrARN string) *person {
+	for _, p := range r.people {
+		if p.role && (p.arn == nameOrARN || p.name == nameOrARN) {
+			return p
+		}
+	}
+	return nil
+}
+
+// own are the roles of the mesh, with the services that may take them.
+func (r *reviewer) own() map[string]string {
+	all := map[string]string{r.roleARN(r.RotationRole): "lambda.amazonaws.com"}
+	for _, w := range r.workloads {
+		for _, arn := range []string{w.taskRole, w.executionRole} {
+			if arn != "" {
+				all[arn] = "ecs-tasks.amazonaws.com"
+			}
+		}
+	}
+	return all
+}
+
+// sensitive are the actions on secrets and keys that no wildcard may be about.
+var sensitive = []string{
+	"secretsmanager:GetSecretValue", "secretsmanager:BatchGetSecretValue", "secretsmanager:PutSecretValue", "secretsmanager:UpdateSecret",
+	"secretsmanager:UpdateSecretVersionStage", "secretsmanager:PutResourcePolicy", "kms:Decrypt", "kms:GenerateDataKey", "kms:CreateGrant", "kms:PutKeyPolicy",
+}
+
+// judgeRoles looks at the mesh's own roles: at wildcards, and at who may take them.
+func (r *reviewer) judgeRoles() {
+	if r.people == nil {
+		return
+	}
+	for _, arn := range sorted(r.own()) {
+		p := r.role(arn)
+		if p == nil {
+			r.add(Unknown, Undecided, arn, "this role of the mesh is not among the roles of the account", "see whether it is called otherwise (--rotation-role NAME), or of another account; a role that is not there is deployed again")
+			continue
+		}
+		for _, n := range p.policies {
+			for i, s := range n.Statements {
+				hit := slices.DeleteFunc(slices.Clone(sensitive), func(action string) bool { return !s.Wild(action) })
+				if len(hit) > 0 {
+					where := fmt.Sprintf("statement %d", i+1)
+					if s.Sid != "" {
+						where = "statement " + s.Sid
+					}
+					r.add(Error, Wildcard, arn, fmt.Sprintf("the policy %s, %s, allows %s with a wildcard", n.name, where, strings.Join(hit, ", ")),
+						"name each action and each ARN; `countersign generate iam` writes the policy without wildcards")
+				}
+			}
+		}
+		r.judgeTrust(p, r.own()[arn])
+	}
+}
+
+// judgeTrust looks at who may take a role of the mesh.
+func (r *reviewer) judgeTrust(p *person, service string) {
+	var others []string
+	for _, s := range p.trust.Statements {
+		if s.Deny {
+			continue
+		}
+		for _, who := range s.Principals {
+			if who.Kind != "Service" || who.Value != service {
+				others = append(others, who.Kind+" "+who.Value)
+			}
+		}
+		switch {
+		case s.NotPrincipals != nil:
+			others = append(others, "everybody but some")
+		case s.Principals == nil:
+			others = append(others, "whom, could not be read")
+		}
+	}
+	if len(others) > 0 {
+		slices.Sort(others)
+		r.add(Error, Trusts, p.arn, "its trust policy lets others than "+service+" take the role: "+strings.Join(slices.Compact(others), ", "),
+			"let the trust policy name "+service+" alone: whoever takes the role reads what it reads")
+	}
+}
+
+func sorted[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for key := range m {
+		keys = append(keys, key)
+	}
+	slices.Sort(keys)
+	return keys
+}

@@ -1,0 +1,257 @@
+package review
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/kms"
+	kmstypes "github.com/aws/aws-sdk-go-v2/service/kms/types"
+	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
+	smtypes "github.com/aws/aws-sdk-go-v2/service/secretsmanager/types"
+
+	"countersign.dev/aws/review/policy"
+)
+
+// The actions that are asked about. A batch reads each secret by the right to read it, too.
+var (
+	reading = []string{"secretsmanager:GetSecretValue"}
+	writing = []string{"secretsmanager:PutSecretValue", "secretsmanager:UpdateSecret", "secretsmanager:UpdateSecretVersionStage"}
+)
+
+// readSecret reads what a secret is, and what hangs at it. Its value is never asked for.
+func (r *reviewer) readSecret(ctx context.Context, s *secret) {
+	const describe = "secretsmanager:DescribeSecret"
+	resource := r.arn(s.place, "secretsmanager", "secret:"+s.name+"-*")
+	out, err := s.place.secrets.DescribeSecret(ctx, &secretsmanager.DescribeSecretInput{SecretId: &s.name})
+	if _, missing := errors.AsType[*smtypes.ResourceNotFoundException](err); missing {
+		r.add(Error, SecretMissing, s.name, "there is no such secret in "+s.place.config.Region, "deploy the template of `countersign generate cloudformation`, which makes it, or see the store's region")
+		return
+	}
+	if err != nil {
+		r.unread(err, describe, resource, s.name)
+		return
+	}
+	s.arn, s.key = aws.ToString(out.ARN), aws.ToString(out.KmsKeyId)
+	r.report.Looked["secrets"]++
+	if out.DeletedDate != nil {
+		r.add(Error, SecretMissing, s.arn, "the secret is to be deleted on "+out.DeletedDate.UTC().Format(time.DateOnly), "restore it (`aws secretsmanager restore-secret`): no task starts without it")
+	}
+	if s.key == "" || strings.HasSuffix(s.key, "alias/aws/secretsmanager") {
+		r.add(Warning, DefaultKey, s.arn, "it is encrypted with the account's own key for Secrets Manager, which everybody in the account may use through it",
+			"give it a key of its own (kmsKey of the store), whose policy names who decrypts")
+	}
+	attached, err := s.place.secrets.GetResourcePolicy(ctx, &secretsmanager.GetResourcePolicyInput{SecretId: &s.arn})
+	if err != nil {
+		r.unread(err, "secretsmanager:GetResourcePolicy", s.arn, s.arn)
+	} else {
+		s.policy, s.read = aws.ToString(attached.ResourcePolicy), true
+	}
+	if s.leaf != nil {
+		r.readAge(ctx, s)
+	}
+}
+
+// A rotation may come so late before it is a fault: a quarter of the time that is left for it, at least two runs of the schedule.
+const (
+	spareShare = 4
+	leastSpare = 2 * time.Hour
+)
+
+// readAge sees when the current version was written. The value itself says more, and is not for us.
+func (r *reviewer) readAge(ctx context.Context, s *secret) {
+	pages := secretsmanager.NewListSecretVersionIdsPaginator(s.place.secrets, &secretsmanager.ListSecretVersionIdsInput{SecretId: &s.arn})
+	for pages.HasMorePages() {
+		page, err := pages.NextPage(ctx)
+		if err != nil {
+			r.unread(err, "secretsmanager:ListSecretVersionIds", s.arn, s.arn)
+			return
+		}
+		for _, version := range page.Versions {
+			if !slices.Contains(version.VersionStages, "AWSCURRENT") || version.CreatedDate == nil {
+				continue
+			}
+			c := s.leaf.plan.Certificate
+			spare := (time.Duration(c.TTL) - time.Duration(c.RenewAfter)) / spareShare
+			late := r.report.Checked.Sub(version.CreatedDate.Add(time.Duration(c.RenewAfter) + max(spare, leastSpare)))
+			if late > 0 {
+				r.add(Error, RotationOverdue, s.arn, fmt.Sprintf("its current version is of %s, and was to be replaced after %s", version.CreatedDate.UTC().Format(time.RFC3339), time.Duration(c.RenewAfter)),
+					"see why the rotation does not run: `countersign rotate status`, the log of the function "+r.Function+", and the schedule")
+			}
+			return
+		}
+	}
+	r.add(Error, RotationOverdue, s.arn, "it has no current version", "rotate it: `countersign rotate once "+s.leaf.name+" --mesh PATH`")
+}
+
+// may is who of the mesh may read a secret, and who may write it, by their ARNs.
+func (r *reviewer) may(s *secret) (read, write []string) {
+	rotation := r.roleARN(r.RotationRole)
+	read = []string{rotation}
+	for _, w := range s.readers {
+		read = append(read, w.reader(r))
+	}
+	return read, []string{rotation}
+}
+
+// judgeReaders tells who else can read or write secrets.
+func (r *reviewer) judgeReaders() {
+	for _, s := range r.secrets {
+		if s.arn == "" || !s.read {
+			continue // that is a finding already
+		}
+		attached := r.judgeResourcePolicy(s)
+		if r.people == nil {
+			continue
+		}
+		read, write := r.may(s)
+		r.judgeAccess(s, attached, reading, read, CanRead, "read its value")
+		r.judgeAccess(s, attached, writing, write, CanWrite, "write its value")
+	}
+}
+
+// judgeAccess names who may do one of the actions, and is not among those who are meant to.
+func (r *reviewer) judgeAccess(s *secret, attached *policy.Document, actions, meant []string, code Code, what string) {
+	var can, perhaps []string
+	for _, p := range r.people {
+		if p.service || slices.Contains(meant, p.arn) {
+			continue
+		}
+		verdict := policy.No
+		for _, action := range actions {
+			q := policy.Question{Action: action, Resource: s.arn, Context: map[string]string{"secretsmanager:secretid": s.arn}}
+			verdict = max(verdict, p.decide(q, attached, false))
+		}
+		switch verdict {
+		case policy.Yes:
+			can = append(can, p.arn)
+		case policy.Maybe:
+			perhaps = append(perhaps, p.arn)
+		case policy.No:
+		}
+	}
+	const mend = "take the right from their policies, and let the secret's resource policy deny it to all but the mesh's own (`countersign generate iam` writes it)"
+	if len(can) > 0 {
+		r.add(Error, code, s.arn, few(can)+" can "+what, mend)
+	}
+	if len(perhaps) > 0 {
+		r.add(Unknown, Undecided, s.arn, "whether "+few(perhaps)+" can "+what+" hangs on conditions, or on policies, that are not understood here", mend+"; then it hangs on nothing else")
+	}
+}
+
+// few names some, and counts the rest.
+func few(all []string) string {
+	const most = 5
+	if len(all) <= most {
+		return strings.Join(all, ", ")
+	}
+	return fmt.Sprintf("%s and %d others", strings.Join(all[:most], ", "), len(all)-most)
+}
+
+// judgeResourcePolicy looks at what hangs at a secret, and gives it.
+func (r *reviewer) judgeResourcePolicy(s *secret) *policy.Document {
+	const mend = "put the policy that `countersign generate iam` writes: it denies reading and writing to all but the mesh's own roles"
+	if s.policy == "" {
+		r.add(Error, NoResourcePolicy, s.arn, "it has no resource policy: whoever may read secrets in this account, an administrator for example, reads it", mend)
+		return nil
+	}
+	attached, err := policy.Parse(s.policy)
+	if err != nil {
+		r.add(Unknown, Undecided, s.arn, "its resource policy cannot be read: "+err.Error(), mend)
+		return nil
+	}
+	var granted []string
+	for _, statement := range attached.Statements {
+		if statement.Deny || !slices.ContainsFunc(slices.Concat(reading, writing), statement.Covers) {
+			continue
+		}
+		if statement.NotPrincipals != nil {
+			granted = append(granted, "everybody but some")
+		}
+		for _, p := range statement.Principals {
+			if p.Kind != "AWS" || p.Account() != r.account {
+				granted = append(granted, p.Kind+" "+p.Value)
+			}
+		}
+	}
+	if len(granted) > 0 {
+		slices.Sort(granted)
+		r.add(Error, PolicyGrants, s.arn, "its resource policy lets others in: "+few(slices.Compact(granted)), mend)
+	}
+	return attached
+}
+
+// readKeys looks at the keys of the secrets: their state, and who can decrypt by them.
+func (r *reviewer) readKeys(ctx context.Context) {
+	seen := map[string]bool{}
+	for _, s := range r.secrets {
+		id := s.place.config.Region + " " + s.key
+		if s.key == "" || seen[id] || strings.HasSuffix(s.key, "alias/aws/secretsmanager") {
+			continue
+		}
+		seen[id] = true
+		out, err := s.place.kms.DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: &s.key})
+		if err != nil {
+			if _, missing := errors.AsType[*kmstypes.NotFoundException](err); missing {
+				r.add(Error, KeyState, s.key, "the key of "+s.name+" is not there", "nothing that is encrypted with it can be read again: give the secrets another key, and rotate")
+				continue
+			}
+			r.unread(err, "kms:DescribeKey", s.key, s.key)
+			continue
+		}
+		r.report.Looked["keys"]++
+		arn := aws.ToString(out.KeyMetadata.Arn)
+		if state := out.KeyMetadata.KeyState; state != kmstypes.KeyStateEnabled {
+			r.add(Error, KeyState, arn, fmt.Sprintf("it is %s: no task that reads %s can start", state, s.name),
+				"enable it (`aws kms enable-key`), or cancel its deletion (`aws kms cancel-key-deletion`) and enable it then")
+		}
+		attached, err := s.place.kms.GetKeyPolicy(ctx, &kms.GetKeyPolicyInput{KeyId: &arn, PolicyName: aws.String("default")})
+		if err != nil {
+			r.unread(err, "kms:GetKeyPolicy", arn, arn)
+			continue
+		}
+		r.judgeKey(arn, s.key, aws.ToString(attached.Policy))
+	}
+}
+
+// judgeKey tells who else could have a secret of the key decrypted. The secret's own policy stands before that: two locks are meant.
+func (r *reviewer) judgeKey(arn, id, text string) {
+	const mend = "put the key policy that `countersign generate iam` writes: it names who decrypts, and leaves administration"
+	attached, err := policy.Parse(text)
+	if err != nil {
+		r.add(Unknown, Undecided, arn, "its policy cannot be read: "+err.Error(), mend)
+		return
+	}
+	var can, perhaps []string
+	for _, p := range r.people {
+		verdict := policy.No
+		for _, s := range r.secrets {
+			meant, _ := r.may(s)
+			if s.arn == "" || s.key != id || p.service || slices.Contains(meant, p.arn) {
+				continue
+			}
+			q := policy.Question{Action: "kms:Decrypt", Resource: arn, Context: map[string]string{
+				"kms:viaservice": "secretsmanager." + s.place.config.Region + ".amazonaws.com", "kms:calleraccount": account(p.arn),
+				"kms:encryptioncontext:secretarn": s.arn, "kms:encryptioncontext:secretversionid": "any",
+			}}
+			verdict = max(verdict, p.decide(q, attached, true))
+		}
+		switch verdict {
+		case policy.Yes:
+			can = append(can, p.arn)
+		case policy.Maybe:
+			perhaps = append(perhaps, p.arn)
+		case policy.No:
+		}
+	}
+	if len(can) > 0 {
+		r.add(Warning, CanDecrypt, arn, few(can)+" could have secrets decrypted that are not for them; only the secrets' own policies stand in the way", mend)
+	}
+	if len(perhaps) > 0 {
+		r.add(Unknown, Undecided, arn, "whether "+few(perhaps)+" could have secrets decrypted hangs on conditions that are not understood here", mend)
+	}
+}
