@@ -392,6 +392,38 @@ func TestRolloutTimeout(t *testing.T) {
 	})
 }
 
+// TestEarly rotates what is not due, and takes none of the liberties of a person's --force.
+func TestEarly(t *testing.T) {
+	w := newWorld(t, secret.LayoutJSON)
+	c := newCluster(w)
+	first := w.first()
+	if again := w.must(Options{Early: true}, Rotated); again.Serial == first.Serial {
+		t.Error("the certificate is the one of before")
+	}
+	w.check()
+	c.unreachable = true
+	if r := w.run(Options{Early: true}); !errors.Is(r.Err, ErrUnreachable) {
+		t.Errorf("nobody could see what is asked for, and: %+v", r)
+	}
+	c.unreachable = false
+	name := w.target.Secret + stateSuffix
+	current, err := currentVersion(t.Context(), w.files, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := w.files.Stage(t.Context(), name, "", []byte("somebody's"))
+	if err == nil {
+		err = w.files.Replace(t.Context(), name, id, current)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	issued := w.authority.issued()
+	if r := w.run(Options{Early: true}); !errors.Is(r.Err, secret.ErrCorrupt) || w.authority.issued() != issued {
+		t.Errorf("the record of a rotation that may be in progress is damaged, and: %+v", r)
+	}
+}
+
 // TestUnreachable asks for nothing that could not be proved.
 func TestUnreachable(t *testing.T) {
 	w := newWorld(t, secret.LayoutJSON)
