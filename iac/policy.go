@@ -453,16 +453,24 @@ const (
 
 // checkPolicies finds policies that are longer than AWS takes.
 func (d *deployment) checkPolicies() error {
-	for _, p := range []struct {
+	type written struct {
 		what string
 		p    policy
 		most int
-	}{
+	}
+	all := []written{
 		{"the policy of the role " + d.function.role.name, d.functionPolicy(), mostInline},
 		{"the policy of the logs' key", d.logKeyPolicy(), mostKeyPolicy},
-	} {
-		if n := len(compactJSON(p.p.document(), longest)); n > p.most {
-			return fmt.Errorf("%w: %s would have up to %d characters, and AWS takes %d: deploy the mesh as two, or with fewer secrets (layout: json has one for each workload)", ErrTooLarge, p.what, n, p.most)
+	}
+	for _, k := range d.keys {
+		all = append(all, written{"the policy of the key of the store " + k.store, d.keyPolicy(k), mostKeyPolicy})
+	}
+	for _, s := range d.secrets {
+		all = append(all, written{"the policy of the secret " + s.name, d.secretPolicy(s), mostResourcePolicy})
+	}
+	for _, w := range all {
+		if n := len(compactJSON(w.p.document(), longest)); n > w.most {
+			return fmt.Errorf("%w: %s would have up to %d characters, and AWS takes %d: deploy the mesh as two, or with fewer secrets (layout: json has one for each workload)", ErrTooLarge, w.what, n, w.most)
 		}
 	}
 	return nil
