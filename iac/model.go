@@ -215,6 +215,7 @@ const (
 	healthNote   = "Health is a TCP connection: a balancer has no certificate that the proxy would take."
 	shellNote    = "A shell in a container could read the key."
 	acmNote      = "ACM renews by itself what was exported, and says so; then it is exported again."
+	onceNote     = "What failed is tried again by the schedule. Lambda would do so twice at once, and each try may cost a certificate."
 	alarmsTitle  = "Alarms. Data that is missing is an alarm, too: a schedule that stopped silently is one"
 	schedule     = "rate(1 hour)"
 	graceSeconds = 60

@@ -191,12 +191,13 @@ const (
 	functionSeconds = 900
 	functionsAtOnce = 2
 	functionMiB     = 512
+	eventSeconds    = 3600 // until the schedule's next one
 )
 
 // rotation makes the function and what starts it.
 func (t *template) rotation() {
 	t.begin("The rotation: every hour what is due, and what ACM tells")
-	t.add("RotationFunction", "AWS::Lambda::Function", "", object{
+	function := object{
 		{key: "FunctionName", value: t.d.function.name},
 		{key: "Description", value: "Rotates the certificates of the mesh " + t.d.spec.Mesh},
 		{key: "Runtime", value: "provided.al2023"},
@@ -208,8 +209,17 @@ func (t *template) rotation() {
 		{key: "MemorySize", value: functionMiB},
 		{key: "ReservedConcurrentExecutions", value: functionsAtOnce},
 		{key: "VpcConfig", value: object{{key: "SubnetIds", value: param("SubnetIds")}, {key: "SecurityGroupIds", value: list{group("RotationGroup")}}}},
-		{key: "Environment", value: object{{key: "Variables", value: t.d.functionVariables()}}},
-	}, dependsOn(t.d.function.role.policy(), "RotationLogs"))
+	}
+	if variables := t.d.functionVariables(); len(variables) > 0 {
+		function = append(function, field{key: "Environment", value: object{{key: "Variables", value: variables}}})
+	}
+	t.add("RotationFunction", "AWS::Lambda::Function", "", function, dependsOn(t.d.function.role.policy(), "RotationLogs"))
+	t.add("RotationInvocations", "AWS::Lambda::EventInvokeConfig", onceNote, object{
+		{key: "FunctionName", value: param("RotationFunction")},
+		{key: "Qualifier", value: "$LATEST"},
+		{key: "MaximumRetryAttempts", value: 0},
+		{key: "MaximumEventAgeInSeconds", value: eventSeconds},
+	})
 	t.trigger("RotationSchedule", "", object{{key: "Description", value: "Rotates what is due in the mesh " + t.d.spec.Mesh}, {key: "ScheduleExpression", value: schedule}, {key: "State", value: "ENABLED"}})
 	if t.d.acm() {
 		t.trigger("RotationOnACM", acmNote, object{
@@ -225,9 +235,10 @@ func eventPattern() object {
 	return object{{key: "source", value: list{"aws.acm"}}, {key: "detail-type", value: list{"ACM Certificate Approaching Expiration", "ACM Certificate Available"}}}
 }
 
-// functionVariables is the function's environment. Nothing in it is secret.
+// functionVariables is the function's environment. Nothing in it is secret. Where the specification is, the function
+// knows: that depends on whether it has one file or several.
 func (d *deployment) functionVariables() object {
-	o := object{{key: "COUNTERSIGN_MESH", value: "/var/task/mesh.yaml"}}
+	var o object
 	for _, a := range d.authorities {
 		if a.own {
 			o = append(o, field{key: mesh.AuthorityVariable(a.name), value: a.arn})

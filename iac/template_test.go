@@ -1,6 +1,7 @@
 package iac_test
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
 	"regexp"
@@ -440,6 +441,25 @@ func checkOrder(t *testing.T, task string, containers []any) {
 	}
 	if !maps.Equal(got, want) {
 		t.Errorf("%s: the containers wait for %v, want %v", task, got, want)
+	}
+}
+
+// TestFunction asserts that what failed is not tried again at once, and that the function itself finds its specification, which
+// is one file or several.
+func TestFunction(t *testing.T) {
+	for name, write := range variants(t) {
+		t.Run(name, func(t *testing.T) {
+			text := write(iac.CloudFormation)
+			s := readStack(t, text)
+			for id, properties := range s.of("AWS::Lambda::EventInvokeConfig") {
+				if fmt.Sprint(properties["MaximumRetryAttempts"]) != "0" || at(properties["FunctionName"], "Ref") != "RotationFunction" {
+					t.Errorf("%s: %v", id, properties)
+				}
+			}
+			if len(s.of("AWS::Lambda::EventInvokeConfig")) != 1 || bytes.Contains(text, []byte("COUNTERSIGN_MESH")) {
+				t.Error("Lambda tries again, or the function is told where its specification is")
+			}
+		})
 	}
 }
 

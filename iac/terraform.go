@@ -373,7 +373,7 @@ func (t *terraform) service(w *workload) {
 func (t *terraform) rotation() {
 	t.begin("The rotation: every hour what is due, and what ACM tells")
 	name := t.function()
-	t.resource("aws_lambda_function", name, "",
+	function := []any{
 		arg("function_name", t.d.function.name),
 		arg("description", "Rotates the certificates of the mesh "+t.d.spec.Mesh),
 		arg("runtime", "provided.al2023"),
@@ -386,8 +386,16 @@ func (t *terraform) rotation() {
 		arg("memory_size", functionMiB),
 		arg("reserved_concurrent_executions", functionsAtOnce),
 		sub("vpc_config", arg("subnet_ids", expression("var.subnet_ids")), arg("security_group_ids", list{groupOf(name)})),
-		sub("environment", arg("variables", t.d.functionVariables())),
-		arg("depends_on", list{expression("aws_iam_role_policy." + label(t.d.function.role.name)), expression("aws_cloudwatch_log_group." + name)}))
+	}
+	if variables := t.d.functionVariables(); len(variables) > 0 {
+		function = append(function, sub("environment", arg("variables", variables)))
+	}
+	after := list{expression("aws_iam_role_policy." + label(t.d.function.role.name)), expression("aws_cloudwatch_log_group." + name)}
+	t.resource("aws_lambda_function", name, "", append(function, arg("depends_on", after))...)
+	t.resource("aws_lambda_function_event_invoke_config", name, onceNote,
+		arg("function_name", attribute("aws_lambda_function", name, "function_name")),
+		arg("maximum_retry_attempts", 0),
+		arg("maximum_event_age_in_seconds", eventSeconds))
 	t.trigger(name+"_schedule", "", arg("description", "Rotates what is due in the mesh "+t.d.spec.Mesh), arg("schedule_expression", schedule))
 	if t.d.acm() {
 		t.trigger(name+"_on_acm", acmNote, arg("description", "Tells the rotation of the mesh "+t.d.spec.Mesh+" what ACM says"), arg("event_pattern", encoded{eventPattern()}))

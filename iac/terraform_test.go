@@ -32,6 +32,7 @@ var required = map[string]string{
 	"aws_kms_alias":                                "name target_key_id",
 	"aws_kms_key":                                  "enable_key_rotation policy",
 	"aws_lambda_function":                          "function_name handler role runtime s3_bucket s3_key vpc_config",
+	"aws_lambda_function_event_invoke_config":      "function_name maximum_event_age_in_seconds maximum_retry_attempts",
 	"aws_lambda_permission":                        "action function_name principal source_arn",
 	"aws_lb":                                       "internal load_balancer_type security_groups subnets",
 	"aws_lb_listener":                              "default_action load_balancer_arn port protocol",

@@ -21,6 +21,9 @@ const (
 	// firstRetry and lastRetry are the times between tries of what fails; each is twice the one before.
 	firstRetry = 10 * time.Second
 	lastRetry  = 10 * time.Minute
+	// firstDear and lastDear are the same where each try has a certificate issued that is paid for, and then is not used.
+	firstDear = 5 * time.Minute
+	lastDear  = 3 * time.Hour
 )
 
 // Daemon rotates what is due, for as long as it runs.
@@ -75,11 +78,11 @@ func (d *Daemon) round(ctx context.Context, retries map[string]*retry) time.Dura
 	}
 	next, asked := time.Now().Add(maxIdle), err == nil
 	for _, bundle := range SharedBundles(targets) {
-		next = earlier(next, d.turn(ctx, retries, "bundle "+bundle.StoreName+" "+bundle.Name, asked, func(o Options) Result { return d.Rotator.RotateBundle(ctx, bundle, o) }))
+		next = earlier(next, d.turn(ctx, retries, "bundle "+bundle.StoreName+" "+bundle.Name, asked, false, func(o Options) Result { return d.Rotator.RotateBundle(ctx, bundle, o) }))
 	}
 	turns := make([]time.Time, len(targets))
 	inWaves(targets, func(i int) {
-		turns[i] = d.turn(ctx, retries, "service "+targets[i].Workload.Name, asked, func(o Options) Result { return d.Rotator.Rotate(ctx, targets[i], o) })
+		turns[i] = d.turn(ctx, retries, "service "+targets[i].Workload.Name, asked, targets[i].Authority != nil, func(o Options) Result { return d.Rotator.Rotate(ctx, targets[i], o) })
 	})
 	for _, at := range turns {
 		next = earlier(next, at)
@@ -111,8 +114,8 @@ func earlier(a, b time.Time) time.Time {
 
 // turn gives one secret its turn, and says when it is to have the next one. A look without a lease comes first: most
 // of the time there is nothing to do. When the server could not be asked in this round, that look would only fail, perhaps
-// after a while, and would count for nothing.
-func (d *Daemon) turn(ctx context.Context, retries map[string]*retry, name string, asked bool, rotate func(Options) Result) time.Time {
+// after a while, and would count for nothing. Paid is set where the authority is somebody's who wants money for certificates.
+func (d *Daemon) turn(ctx context.Context, retries map[string]*retry, name string, asked, paid bool, rotate func(Options) Result) time.Time {
 	again := d.again(retries, name)
 	if again != nil && time.Now().Before(again.next) {
 		return again.next
@@ -150,13 +153,22 @@ func (d *Daemon) turn(ctx context.Context, retries map[string]*retry, name strin
 		log.InfoContext(ctx, "somebody else rotates it", "error", result.Error)
 		return time.Now().Add(firstRetry)
 	}
+	return d.later(ctx, log, retries, name, again, &result, paid && (result.Outcome == RolledBack || errors.Is(result.Err, ErrUnfit)))
+}
+
+// later notes that a rotation has failed, and says when it is tried again; dear, when what it had issued was of no use.
+func (d *Daemon) later(ctx context.Context, log *slog.Logger, retries map[string]*retry, name string, again *retry, result *Result, dear bool) time.Time {
 	if again == nil {
 		again = &retry{}
 		d.mu.Lock()
 		retries[name] = again
 		d.mu.Unlock()
 	}
-	pause := min(lastRetry, firstRetry<<min(again.failures, 10))
+	first, last := firstRetry, lastRetry
+	if dear {
+		first, last = firstDear, lastDear
+	}
+	pause := min(last, first<<min(again.failures, 10))
 	if left := time.Until(result.NotAfter); left > 0 {
 		pause = min(pause, max(firstRetry, left/8)) // several tries before the end
 	}

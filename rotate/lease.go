@@ -52,7 +52,7 @@ func plainName(name string) string {
 const nowhere = "unknown"
 
 // place tells the machine, its last start and the namespace of process ids from all others: containers may have the
-// name of their host, and every one of them has a process 1.
+// name of their host, and every one of them has a process 1. In Lambda and on ECS it tells the environment, too.
 func place() string {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -62,7 +62,8 @@ func place() string {
 	if err != nil {
 		return nowhere
 	}
-	sum := sha256.Sum256(append(boot, namespace...))
+	// Virtual machines that were started from one image of memory have both in common: AWS gives each a name of its own.
+	sum := sha256.Sum256(fmt.Append(boot, namespace, "\x00", os.Getenv("AWS_LAMBDA_LOG_STREAM_NAME"), "\x00", os.Getenv("ECS_CONTAINER_METADATA_URI_V4")))
 	return hex.EncodeToString(sum[:6])
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -390,6 +391,62 @@ func TestRolloutTimeout(t *testing.T) {
 			t.Errorf("%d roll-outs", len(c.begun))
 		}
 	})
+}
+
+// TestDaemonPaid has a roll-out fail again and again: where each try costs a certificate, the next one comes later.
+func TestDaemonPaid(t *testing.T) {
+	for _, paid := range []bool{false, true} {
+		w := newWorld(t, secret.LayoutJSON)
+		c := newCluster(w)
+		w.first()
+		w.target.Certificate.RenewAfter = 1 // it is due
+		if paid {
+			w.target.Authority = w.authority
+		}
+		c.refuse = fmt.Errorf("%w: denied", ErrRolloutFailed)
+		d := &Daemon{Rotator: w.rotator(), Log: slog.New(slog.DiscardHandler), Targets: func(context.Context) ([]Target, error) { return []Target{w.target}, nil }}
+		retries := map[string]*retry{}
+		d.round(t.Context(), retries)
+		r := retries["service orders"]
+		if r == nil || w.authority.issued() != 2 {
+			t.Fatalf("it did not fail: %+v, %d issued", r, w.authority.issued())
+		}
+		if wait := time.Until(r.next); (wait > firstRetry) != paid {
+			t.Errorf("paid for: %t; it is tried again in %s", paid, wait)
+		}
+	}
+}
+
+// TestEarly rotates what is not due, and takes none of the liberties of a person's --force.
+func TestEarly(t *testing.T) {
+	w := newWorld(t, secret.LayoutJSON)
+	c := newCluster(w)
+	first := w.first()
+	if again := w.must(Options{Early: true}, Rotated); again.Serial == first.Serial {
+		t.Error("the certificate is the one of before")
+	}
+	w.check()
+	c.unreachable = true
+	if r := w.run(Options{Early: true}); !errors.Is(r.Err, ErrUnreachable) {
+		t.Errorf("nobody could see what is asked for, and: %+v", r)
+	}
+	c.unreachable = false
+	name := w.target.Secret + stateSuffix
+	current, err := currentVersion(t.Context(), w.files, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := w.files.Stage(t.Context(), name, "", []byte("somebody's"))
+	if err == nil {
+		err = w.files.Replace(t.Context(), name, id, current)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	issued := w.authority.issued()
+	if r := w.run(Options{Early: true}); !errors.Is(r.Err, secret.ErrCorrupt) || w.authority.issued() != issued {
+		t.Errorf("the record of a rotation that may be in progress is damaged, and: %+v", r)
+	}
 }
 
 // TestUnreachable asks for nothing that could not be proved.

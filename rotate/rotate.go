@@ -353,6 +353,8 @@ func inTurn(progress func(string, Step, string)) func(string, Step, string) {
 type Options struct {
 	// Force rotates although nothing is due, and replaces a current version that is damaged.
 	Force bool
+	// Early rotates although nothing is due, and no more than that: what is damaged, or nobody's here, is refused as ever.
+	Early bool
 	// NoDeploy makes the new version current and goes no further: nothing is restarted and nobody is looked at. A trust
 	// bundle that somebody takes only by being restarted is deployed by the next rotation without it.
 	NoDeploy bool

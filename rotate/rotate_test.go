@@ -294,4 +294,12 @@ func TestHolders(t *testing.T) {
 			t.Errorf("%q is known", other)
 		}
 	}
+	// Two machines that were started from one image differ in what AWS calls them alone.
+	for _, variable := range []string{"AWS_LAMBDA_LOG_STREAM_NAME", "ECS_CONTAINER_METADATA_URI_V4"} {
+		t.Setenv(variable, "another")
+		if lifeOf(holder) != unknownLife {
+			t.Errorf("%s: %q is known to be dead on another machine", variable, holder)
+		}
+		t.Setenv(variable, "")
+	}
 }

@@ -361,6 +361,8 @@ func (n *run) reason() (string, error) {
 		return "the authority signs with another key than that of its issuer", nil
 	case n.t.Bundle == "" && !sameCertificates(n.current.bundle, n.trust.Bundle):
 		return "the trust bundle has changed", nil
+	case n.o.Early:
+		return "it was asked for before it is due", nil
 	}
 	if newer, err := n.newer(); err != nil || newer != "" {
 		return newer, err

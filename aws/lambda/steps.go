@@ -45,12 +45,14 @@ func (s *steps) find(arn string) (rotate.Target, error) {
 	return rotate.Target{}, fmt.Errorf("%w: %s holds no credential of the mesh that this function knows", ErrNotSet, arn)
 }
 
-// Begun is that of [Steps].
+// Begun is that of [Steps]. It asks about the target's own secret: the event may name one of another account or region, which its
+// owner has called the same, and in which he rotates what he likes.
 func (s *steps) Begun(ctx context.Context, arn, version string) (bool, error) {
-	if _, err := s.find(arn); err != nil {
+	target, err := s.find(arn)
+	if err != nil {
 		return false, err
 	}
-	return s.Rotates(ctx, arn, version)
+	return s.Rotates(ctx, target.Secret, version)
 }
 
 // Create is that of [Steps].

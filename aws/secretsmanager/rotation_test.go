@@ -367,6 +367,33 @@ func TestOwnRotationRefuses(t *testing.T) {
 	}
 }
 
+// vouching is a store of which somebody else has a secret of the same name in his account, and rotates it.
+type vouching struct{ *Store }
+
+func (v vouching) Rotates(ctx context.Context, name, version string) (bool, error) {
+	if strings.Contains(name, ":999999999999:") {
+		return false, nil
+	}
+	return v.Store.Rotates(ctx, name, version)
+}
+
+// A rotation of a stranger's secret moves nothing here.
+func TestRotationOfAStranger(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	first := w.rotate(rotate.Options{}, rotate.Rotated)
+	h := &lambda.Handler{Log: slog.New(slog.DiscardHandler), Steps: lambda.NewSteps(w.rotator(), vouching{w.store}, []rotate.Target{w.target}, rotate.Options{})}
+	arn := "arn:aws:secretsmanager:eu-central-1:999999999999:secret:" + w.target.Secret + "-AbCdEf"
+	for _, step := range []string{"createSecret", "setSecret", "testSecret", "finishSecret"} {
+		if _, err := h.Handle(t.Context(), stepEvent(step, arn, fmt.Sprintf(token, 1))); !errors.Is(err, ErrNoRotation) {
+			t.Errorf("%s: %v", step, err)
+		}
+	}
+	if _, current, err := w.store.Read(t.Context(), w.target.Secret, ""); err != nil || current != first.Version || len(w.answers) != 1 {
+		t.Errorf("current is %s, %v, with %d certificates", current, err, len(w.answers))
+	}
+}
+
 // id33 is an id of nobody's rotation.
 const id33 = "somebody-has-put-this-by-hand-0001"
 

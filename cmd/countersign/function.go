@@ -81,11 +81,15 @@ func serveFunction(ctx context.Context, stdout, stderr io.Writer) int {
 			lambda.Serve(ctx, &lambda.Handler{Work: f, Steps: functionSteps{f}, Measure: f.measure, Log: p.log})
 		}
 	}
-	if err != nil {
-		p.log.ErrorContext(ctx, "the function cannot be made", "error", err)
-		err = errors.Join(err, lambda.Refuse(ctx, err))
+	return notMade(ctx, err, stderr)
+}
+
+// notMade tells Lambda, and so whoever invokes the function, why it cannot be made. It gives the exit status.
+func notMade(ctx context.Context, why error, stderr io.Writer) int {
+	if why != nil {
+		why = errors.Join(why, lambda.Refuse(ctx, why))
 	}
-	return status(err, stderr)
+	return status(why, stderr)
 }
 
 // ready reads the specification, and opens what it names.
@@ -157,7 +161,8 @@ func (f *function) exported(ctx context.Context, certificate string, ends bool) 
 		if err != nil {
 			return lambda.Report{}, fmt.Errorf("asking ACM for the certificate of %s: %w", target.Workload.Name, err)
 		}
-		o.Force = !end.IsZero() && time.Until(end) <= approaching
+		// Nobody is there to answer for more than that: --force is a person's.
+		o.Early = !end.IsZero() && time.Until(end) <= approaching
 	}
 	_, targets := f.known()
 	return lambda.ReportOf([]string{o.Service}, f.rotator.RotateAll(ctx, targets, o)), nil

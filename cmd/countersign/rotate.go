@@ -211,8 +211,9 @@ type rotateDaemonCmd struct {
 func (rotateDaemonCmd) Help() string {
 	return `Does what 'rotate once' does whenever something is due, and looks again every minute in any case: the
 specification, the trust bundle or the authority may have changed. What fails is tried again after ten
-seconds, then later each time, up to ten minutes. SIGTERM ends it between two steps of a rotation; the next
-start goes on from there.
+seconds, then later each time, up to ten minutes; where AWS was paid for a certificate that could not be
+used, after five minutes, up to three hours. SIGTERM ends it between two steps of a rotation; the next start
+goes on from there.
 
 The metrics: countersign_rotate_certificate_expiry_days, countersign_rotate_last_success_timestamp_seconds,
 countersign_rotate_failures_total and countersign_rotate_in_flight, each by service; and whether the server

@@ -20,6 +20,12 @@ type anyStore struct {
 	lister
 }
 
+// FewWrites implements [rotate.Thrifty]: that of the store is not among the methods that it is kept by.
+func (s *anyStore) FewWrites() bool {
+	thrifty, ok := s.Store.(rotate.Thrifty)
+	return ok && thrifty.FewWrites()
+}
+
 // lister lists the secrets of a store. Damaged ones are in the error, and the others are listed all the same.
 type lister interface {
 	List(ctx context.Context) ([]secret.Entry, error)

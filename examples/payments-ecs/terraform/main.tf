@@ -2352,12 +2352,16 @@ resource "aws_lambda_function" "payments_rotation" {
     security_group_ids = [aws_security_group.payments_rotation.id]
   }
   environment {
-    variables = {
-      COUNTERSIGN_MESH              = "/var/task/mesh.yaml"
-      COUNTERSIGN_AUTHORITY_PCA_ARN = aws_acmpca_certificate_authority.pca.arn
-    }
+    variables = { COUNTERSIGN_AUTHORITY_PCA_ARN = aws_acmpca_certificate_authority.pca.arn }
   }
   depends_on = [aws_iam_role_policy.payments_rotation, aws_cloudwatch_log_group.payments_rotation]
+}
+
+# What failed is tried again by the schedule. Lambda would do so twice at once, and each try may cost a certificate.
+resource "aws_lambda_function_event_invoke_config" "payments_rotation" {
+  function_name                = aws_lambda_function.payments_rotation.function_name
+  maximum_retry_attempts       = 0
+  maximum_event_age_in_seconds = 3600
 }
 
 resource "aws_cloudwatch_event_rule" "payments_rotation_schedule" {

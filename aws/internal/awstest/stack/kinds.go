@@ -58,6 +58,7 @@ var kinds = map[string]kind{
 	"AWS::Events::Rule":                           {makeRule, false},
 	"AWS::CloudWatch::Alarm":                      {makeAlarm, false},
 	"AWS::Lambda::Function":                       {recorded(recordFunction), false},
+	"AWS::Lambda::EventInvokeConfig":              {recorded[functionEvents](func(_ *Stack, id string, _ *functionEvents) result { return physical(id) }), false},
 	"AWS::Lambda::Permission":                     {recorded[functionPermission](func(_ *Stack, id string, _ *functionPermission) result { return physical(id) }), false},
 	"AWS::Logs::LogGroup":                         {recorded(recordLogGroup), false},
 	"AWS::SNS::Topic":                             {recorded(recordTopic), false},
@@ -121,6 +122,11 @@ func recordFunction(s *Stack, id string, f *function) result {
 
 type functionPermission struct {
 	Action, FunctionName, Principal, SourceArn, SourceAccount string
+}
+
+type functionEvents struct {
+	FunctionName, Qualifier                        string
+	MaximumRetryAttempts, MaximumEventAgeInSeconds *int32
 }
 
 type logGroup struct {
