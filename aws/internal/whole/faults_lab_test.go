@@ -34,7 +34,7 @@ var faulty = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, "countersign")
-	build := exec.Command("go", "build", "-tags", "faultinject", "-o", path, "countersign.dev/cmd/countersign")
+	build := exec.Command("go", "build", "-pgo=off", "-tags", "faultinject", "-o", path, "countersign.dev/cmd/countersign")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as its other tests build it
 	if output, err := build.CombinedOutput(); err != nil {
 		return "", errors.Join(err, errors.New(string(output)))
