@@ -120,13 +120,19 @@ func (t *template) add(id, kind, note string, properties object, options ...opti
 	if len(properties) > 0 {
 		o = append(o, field{key: "Properties", value: properties})
 	}
-	if slices.ContainsFunc(t.resources, func(f field) bool { return f.key == id }) || slices.ContainsFunc(t.parameters, func(f field) bool { return f.key == id }) {
-		t.refusal.addf("two things would both be %s in the template, one of them a %s: rename the service, gateway, store, authority or secret whose name makes it so", id, kind)
-	}
+	t.once(id, kind)
 	note = strings.TrimSuffix(t.section+note, "\n")
 	t.section = ""
 	t.resources = append(t.resources, field{key: id, value: o, note: note})
 	t.count++
+}
+
+// once refuses a name that the template has already: of two YAML keys, the later one would silently count.
+func (t *template) once(id, kind string) {
+	named := func(f field) bool { return f.key == id }
+	if slices.ContainsFunc(t.resources, named) || slices.ContainsFunc(t.parameters, named) {
+		t.refusal.addf("two things would both be %s in the template, one of them a %s: rename the service, gateway, store, authority or secret whose name makes it so", id, kind)
+	}
 }
 
 // parameter declares the parameters.
@@ -134,6 +140,7 @@ func (t *template) parameter() {
 	declare := func(name, kind, description string, more ...field) {
 		o := object{{key: "Type", value: kind}}
 		o = append(append(o, more...), field{key: "Description", value: description})
+		t.once(name, "parameter")
 		t.parameters = append(t.parameters, field{key: name, value: o})
 	}
 	otherwise := func(value any) field { return field{key: "Default", value: value} }

@@ -12,7 +12,7 @@ import (
 )
 
 // Given are the facts of what is there already, for output without a template around it. Nothing is guessed: what is
-// missing is an [ErrMissing] that lists it, and what is wrong or not asked for an [ErrRefused].
+// missing is an [ErrMissing] that lists it, and what is wrong or not asked for an [ErrGiven].
 type Given struct {
 	// ARNs are by the name of a secret, "key/STORE" for the KMS key of a store's secrets, "authority/NAME" for a
 	// private CA, and "repository/NAME" for each repository of images. None may hold a wildcard.
@@ -40,7 +40,7 @@ func (g *Given) repositories() []string {
 }
 
 // IAM writes, as JSON, the policies of all roles, secrets and keys that a specification takes, for those whose
-// templates are made by somebody else. The error wraps [ErrRefused], [ErrMissing] or [ErrTooLarge].
+// templates are made by somebody else. The error wraps [ErrRefused], [ErrGiven], [ErrMissing] or [ErrTooLarge].
 func IAM(spec *mesh.Spec, o Options, given Given) ([]byte, error) {
 	d, err := build(spec, o)
 	if err != nil {
@@ -50,7 +50,7 @@ func IAM(spec *mesh.Spec, o Options, given Given) ([]byte, error) {
 	if err := d.checkPolicies(); err != nil {
 		return nil, err
 	}
-	g := gathering{d: d}
+	g := newGathering(d)
 	if err := g.take(d.secrets); err != nil {
 		return nil, err
 	}
@@ -86,7 +86,8 @@ func IAM(spec *mesh.Spec, o Options, given Given) ([]byte, error) {
 }
 
 // TaskDefinition writes the task definition of a workload as JSON, as `aws ecs register-task-definition
-// --cli-input-json` takes it. The error wraps [ErrRefused], [ErrMissing], [ErrTooLarge] or [mesh.ErrNoWorkload].
+// --cli-input-json` takes it. The error wraps [ErrRefused], [ErrGiven], [ErrMissing], [ErrTooLarge] or
+// [mesh.ErrNoWorkload].
 func TaskDefinition(spec *mesh.Spec, name string, o Options, given Given) ([]byte, error) {
 	if _, err := spec.Compile(name); err != nil {
 		return nil, err
@@ -97,11 +98,12 @@ func TaskDefinition(spec *mesh.Spec, name string, o Options, given Given) ([]byt
 	}
 	d.given = &given
 	w := d.workloads[slices.IndexFunc(d.workloads, func(w *workload) bool { return w.name == name })]
-	g := gathering{d: d}
+	g := newGathering(d)
+	g.checkTask(w)
 	if err := g.take(w.secrets); err != nil {
 		return nil, err
 	}
-	definition, err := d.taskDefinition(w, cmp.Or(given.CPU, "512"), cmp.Or(given.Memory, "1024"), cmp.Or(given.Architecture, "X86_64"))
+	definition, err := d.taskDefinition(w, cmp.Or(given.CPU, defaultCPU), cmp.Or(given.Memory, defaultMemory), cmp.Or(given.Architecture, "X86_64"))
 	if err != nil {
 		return nil, err
 	}
@@ -132,17 +134,22 @@ type gathering struct {
 	refusal refusal
 }
 
+func newGathering(d *deployment) *gathering {
+	return &gathering{d: d, facts: map[string]string{}, used: map[string]bool{}, refusal: refusal{of: ErrGiven}}
+}
+
+const uuid = `[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}`
+
 // kinds are the forms of ARNs, by what their names begin with.
 var kinds = map[string]*regexp.Regexp{
-	"key":        regexp.MustCompile(`^(arn:aws[a-z-]*):kms:([a-z0-9-]+):([0-9]{12}):key/[A-Za-z0-9-]+$`),
-	"authority":  regexp.MustCompile(`^(arn:aws[a-z-]*):acm-pca:([a-z0-9-]+):([0-9]{12}):certificate-authority/[a-f0-9-]+$`),
+	"key":        regexp.MustCompile(`^(arn:aws[a-z-]*):kms:([a-z0-9-]+):([0-9]{12}):key/(?:mrk-[0-9a-f]{32}|` + uuid + `)$`),
+	"authority":  regexp.MustCompile(`^(arn:aws[a-z-]*):acm-pca:([a-z0-9-]+):([0-9]{12}):certificate-authority/` + uuid + `$`),
 	"repository": regexp.MustCompile(`^(arn:aws[a-z-]*):ecr:([a-z0-9-]+):([0-9]{12}):repository/[a-z0-9][a-z0-9._/-]*$`),
 	"secret":     regexp.MustCompile(`^(arn:aws[a-z-]*):secretsmanager:([a-z0-9-]+):([0-9]{12}):secret:(.+)-[A-Za-z0-9]{6}$`),
 }
 
 // take checks the ARNs that are given; those of the secrets say where everything is.
 func (g *gathering) take(secrets []*storedSecret) error {
-	g.facts, g.used = map[string]string{}, map[string]bool{}
 	for _, s := range secrets {
 		arn, ok := g.d.given.ARNs[s.name]
 		if !ok {
@@ -151,12 +158,12 @@ func (g *gathering) take(secrets []*storedSecret) error {
 		}
 		parts := kinds["secret"].FindStringSubmatch(arn)
 		if parts == nil || parts[4] != s.name {
-			g.refusal.addf("--arn %s=%s: that is not the ARN of the secret: it is arn:aws:secretsmanager:REGION:ACCOUNT:secret:%s-SUFFIX, without a wildcard", s.name, arn, s.name)
+			g.refusal.addf("--arn %s=%.200q: that is not the ARN of the secret: it is arn:aws:secretsmanager:REGION:ACCOUNT:secret:%s-SUFFIX, without a wildcard", s.name, arn, s.name)
 			continue
 		}
 		for fact, value := range map[string]string{"partition": strings.TrimPrefix(parts[1], "arn:"), "region": parts[2], "account": parts[3]} {
 			if other := g.facts[fact]; other != "" && other != value {
-				g.refusal.addf("--arn %s=%s: its %s is %s, and that of others is %s", s.name, arn, fact, value, other)
+				g.refusal.addf("--arn %s=%q: its %s is %s, and that of others is %s", s.name, arn, fact, value, other)
 			}
 			g.facts[fact] = value
 		}
@@ -167,10 +174,34 @@ func (g *gathering) take(secrets []*storedSecret) error {
 		if _, known := g.known()[name]; !known && kind != "repository" {
 			g.refusal.addf("--arn %s: nothing of that name is needed; there are %s", name, strings.Join(slices.Sorted(maps.Keys(g.known())), ", "))
 		} else if ok && form != nil && !g.isSecret(name) && !form.MatchString(g.d.given.ARNs[name]) {
-			g.refusal.addf("--arn %s=%s: that is not one of the kind %s, or it has a wildcard", name, g.d.given.ARNs[name], kind)
+			g.refusal.addf("--arn %s=%.200q: that is not one of the kind %s, or it has a wildcard; write %s", name, g.d.given.ARNs[name], kind, written[kind])
+		} else if ok && form != nil && !g.isSecret(name) {
+			g.beside(name, kind, form.FindStringSubmatch(g.d.given.ARNs[name]))
 		}
 	}
 	return g.refusal.err()
+}
+
+// written are the forms of ARNs as people read them.
+var written = map[string]string{
+	"key":        "arn:aws:kms:REGION:ACCOUNT:key/ID, the key's own and not that of an alias",
+	"authority":  "arn:aws:acm-pca:REGION:ACCOUNT:certificate-authority/ID",
+	"repository": "arn:aws:ecr:REGION:ACCOUNT:repository/NAME",
+}
+
+// beside checks an ARN against those of the secrets: a key works in the region of its secrets only, and no role is known
+// in two partitions. An account may be another one.
+func (g *gathering) beside(name, kind string, parts []string) {
+	if partition := strings.TrimPrefix(parts[1], "arn:"); g.facts["partition"] != "" && partition != g.facts["partition"] {
+		g.refusal.addf("--arn %s=%q: its partition is %s, and that of the secrets is %s", name, parts[0], partition, g.facts["partition"])
+	}
+	in, who := g.facts["region"], "the secrets"
+	if kind == "authority" {
+		in, who = g.d.spec.Authorities[strings.TrimPrefix(name, "authority/")].Region, "the authority in the specification"
+	}
+	if kind != "repository" && in != "" && parts[2] != in {
+		g.refusal.addf("--arn %s=%q: its region is %s, and that of %s is %s", name, parts[0], parts[2], who, in)
+	}
 }
 
 // known are the names of ARNs that may be given. Those of other outputs are taken, so that one list does for all.

@@ -131,6 +131,12 @@ func TestWrongARNs(t *testing.T) {
 		"another account":           {"payments/ledger", strings.Replace(secretARN("payments/ledger"), "123456789012", "111122223333", 1), "its account is"},
 		"a key's alias":             {"key/vault", "arn:aws:kms:eu-central-1:123456789012:alias/vault", "that is not one of the kind key"},
 		"all keys":                  {"key/vault", "arn:aws:kms:eu-central-1:123456789012:key/*", "that is not one of the kind key, or it has a wildcard"},
+		"a key's short id":          {"key/vault", "arn:aws:kms:eu-central-1:123456789012:key/1", "write arn:aws:kms:REGION:ACCOUNT:key/ID"},
+		"a key elsewhere":           {"key/vault", strings.Replace(exampleARNs()["key/vault"], "central", "west", 1), "its region is eu-west-1, and that of the secrets is eu-central-1"},
+		"a key in China":            {"key/vault", strings.Replace(exampleARNs()["key/vault"], "aws", "aws-cn", 1), "its partition is aws-cn"},
+		"an authority in China":     {"authority/pca", strings.Replace(exampleARNs()["authority/pca"], "aws", "aws-cn", 1), "its partition is aws-cn"},
+		"an authority's short id":   {"authority/pca", "arn:aws:acm-pca:eu-central-1:123456789012:certificate-authority/0", "that is not one of the kind authority"},
+		"a line's end":              {"key/vault", exampleARNs()["key/vault"] + "\n", "that is not one of the kind key"},
 		"all authorities":           {"authority/pca", "arn:aws:acm-pca:eu-central-1:123456789012:certificate-authority/*", "that is not one of the kind authority"},
 		"all repositories":          {"repository/all", "arn:aws:ecr:eu-central-1:123456789012:repository/*", "that is not one of the kind repository"},
 		"a name that nobody has":    {"payments/chekout", secretARN("payments/chekout"), "nothing of that name is needed"},
@@ -141,7 +147,7 @@ func TestWrongARNs(t *testing.T) {
 			arns := exampleARNs()
 			arns[test.arn] = test.value
 			_, err := iac.IAM(spec, iac.Options{}, iac.Given{ARNs: arns})
-			if !errors.Is(err, iac.ErrRefused) || !strings.Contains(fmt.Sprint(err), test.want) {
+			if !errors.Is(err, iac.ErrGiven) || !strings.Contains(fmt.Sprint(err), test.want) {
 				t.Errorf("%v, want a refusal with %q", err, test.want)
 			}
 		})
@@ -157,7 +163,7 @@ func TestIdle(t *testing.T) {
 	} {
 		given := checkoutTask()
 		change(&given)
-		if _, err := iac.TaskDefinition(spec, "checkout", iac.Options{}, given); !errors.Is(err, iac.ErrRefused) || !strings.Contains(fmt.Sprint(err), name) {
+		if _, err := iac.TaskDefinition(spec, "checkout", iac.Options{}, given); !errors.Is(err, iac.ErrGiven) || !strings.Contains(fmt.Sprint(err), name) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -169,5 +175,69 @@ func TestIdle(t *testing.T) {
 	}
 	if _, err := iac.TaskDefinition(spec, "chekout", iac.Options{}, given); !errors.Is(err, mesh.ErrNoWorkload) {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestDeclaredRegion asserts that a private CA that is made elsewhere is in the region that is declared for it.
+func TestDeclaredRegion(t *testing.T) {
+	spec := parse(t, strings.Replace(good, "type: acmpca", "type: acmpca, region: eu-west-1", 1))
+	arns := map[string]string{"authority/pca": exampleARNs()["authority/pca"]}
+	if _, err := iac.IAM(spec, iac.Options{}, iac.Given{ARNs: arns}); !errors.Is(err, iac.ErrGiven) || !strings.Contains(fmt.Sprint(err), "that of the authority in the specification is eu-west-1") {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestTaskSettings asserts that what ECS would refuse later is refused now, each by its flag.
+func TestTaskSettings(t *testing.T) {
+	spec := load(t, example+"mesh.yaml")
+	for want, change := range map[string]func(*iac.Given){
+		`--cpu "lots"`:                 func(g *iac.Given) { g.CPU = "lots" },
+		`--cpu "500"`:                  func(g *iac.Given) { g.CPU = "500" },
+		`--memory "1"`:                 func(g *iac.Given) { g.Memory = "1" },
+		`--memory "512MB"`:             func(g *iac.Given) { g.Memory = "512MB" },
+		`--memory "+1024"`:             func(g *iac.Given) { g.Memory = "+1024" },
+		`--memory "1500"`:              func(g *iac.Given) { g.Memory = "1500" },
+		`512, 1024 or 2048`:            func(g *iac.Given) { g.CPU, g.Memory = "256", "1536" },
+		`from 4096 to 16384 MiB`:       func(g *iac.Given) { g.CPU, g.Memory = "2048", "17408" },
+		`--image checkout="a b"`:       func(g *iac.Given) { g.Images["checkout"] = "a b" },
+		`--image nginx="n\n"`:          func(g *iac.Given) { g.Images["nginx"] = "n\n" },
+		`--stream-module "m.so"`:       func(g *iac.Given) { g.StreamModule = "m.so" },
+		`--stream-module "/m.so;x"`:    func(g *iac.Given) { g.StreamModule = "/m.so;x" },
+		`--health-check "curl"`:        func(g *iac.Given) { g.Health = []string{"curl"} },
+		`--health-check CMD: `:         func(g *iac.Given) { g.Health = []string{"CMD"} },
+		`CMD-SHELL has one command`:    func(g *iac.Given) { g.Health = []string{"CMD-SHELL", "a", "b"} },
+		`--health-check CMD-SHELL: th`: func(g *iac.Given) { g.Health = []string{"CMD-SHELL", ""} },
+	} {
+		given := checkoutTask()
+		change(&given)
+		if out, err := iac.TaskDefinition(spec, "checkout", iac.Options{}, given); !errors.Is(err, iac.ErrGiven) || !strings.Contains(fmt.Sprint(err), want) || out != nil {
+			t.Errorf("%v, want a refusal with %s", err, want)
+		}
+	}
+	for cpu, memory := range map[string]string{"256": "2048", "512": "4096", "1024": "2048", "8192": "20480", "16384": "122880"} {
+		given := checkoutTask()
+		given.CPU, given.Memory = cpu, memory
+		if _, err := iac.TaskDefinition(spec, "checkout", iac.Options{}, given); err != nil {
+			t.Errorf("%s and %s: %v", cpu, memory, err)
+		}
+	}
+	if _, err := iac.TaskDefinition(spec, "ledger", iac.Options{}, iac.Given{StreamModule: "/m.so"}); !errors.Is(err, iac.ErrGiven) || !strings.Contains(fmt.Sprint(err), "the proxy of ledger is haproxy") {
+		t.Errorf("%v", err)
+	}
+	if _, err := iac.TaskDefinition(spec, "paygate", iac.Options{}, iac.Given{Health: []string{"CMD", "x"}}); !errors.Is(err, iac.ErrGiven) || !strings.Contains(fmt.Sprint(err), "paygate is a gateway") {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestImageOfTwo asserts that no service gets the image of its proxy, nor the proxy that of the service.
+func TestImageOfTwo(t *testing.T) {
+	for _, name := range []string{"nginx", "countersign"} {
+		spec := parse(t, strings.Replace(good, "  one:", "  "+name+":", 1))
+		if _, err := iac.TaskDefinition(spec, name, iac.Options{}, iac.Given{}); !errors.Is(err, iac.ErrGiven) || !strings.Contains(fmt.Sprint(err), "--image "+name+" would be") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := iac.CloudFormation(spec, iac.Options{}); !errors.Is(err, iac.ErrRefused) || !strings.Contains(fmt.Sprint(err), "one of them a parameter") {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

@@ -9,6 +9,7 @@
 package iac
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -19,6 +20,8 @@ import (
 var (
 	// ErrRefused says that a specification cannot be deployed by these templates. The error holds every reason.
 	ErrRefused = errors.New("the specification cannot be deployed on ECS by these templates")
+	// ErrGiven says what was given and does not fit; see [Given]. The error holds every reason.
+	ErrGiven = errors.New("what is given does not fit")
 	// ErrMissing says what was not given; see [Given].
 	ErrMissing = errors.New("nothing is guessed, and this is not given")
 	// ErrTooLarge says that something is larger than AWS takes.
@@ -44,7 +47,10 @@ type Options struct {
 }
 
 // refusal collects reasons.
-type refusal struct{ reasons []string }
+type refusal struct {
+	of      error // [ErrRefused] when nil
+	reasons []string
+}
 
 func (r *refusal) addf(format string, args ...any) {
 	if reason := fmt.Sprintf(format, args...); !slices.Contains(r.reasons, reason) {
@@ -56,7 +62,7 @@ func (r *refusal) err() error {
 	if len(r.reasons) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%w:\n  - %s", ErrRefused, strings.Join(r.reasons, "\n  - "))
+	return fmt.Errorf("%w:\n  - %s", cmp.Or(r.of, ErrRefused), strings.Join(r.reasons, "\n  - "))
 }
 
 // Where a container finds its files. The image of countersign declares both volumes, so that they belong to its user.

@@ -42,7 +42,7 @@ func (c checker) authorities() {
 			continue
 		}
 		c.privateCA(v)
-		c.budget(v, c.spec.Authorities[m.name])
+		c.budget(v, m.name)
 		for _, name := range members(v.get("names")) {
 			if c.spec.Services[name.name] == nil && c.spec.Gateways[name.name] == nil && !c.root.get("services").isBad() && !c.root.get("gateways").isBad() {
 				c.add(name.at, name.value.path, quote(name.name)+" is no service or gateway", c.nearest.right(name.name, slices.Concat(c.services, c.gateways), "remove it"))
@@ -57,6 +57,9 @@ func (c checker) privateCA(v *value) {
 	if in := parseARN(arn.str()).region; in != "" && region.isGood() && region.text != in {
 		c.wrong(region, fmt.Sprintf("%s is not the region of the arn, %s", region.text, in), "remove it: the arn says it")
 	}
+	if in := parseARN(v.get("parent").str()).region; in != "" && region.isGood() && region.text != in {
+		c.wrong(v.get("parent"), "is a private CA of "+in+", and the one that it is to sign is in "+region.text, "name one of the same region, or leave it out, and have it sign by `countersign ca aws activate --parent`")
+	}
 	if arn != nil {
 		c.useless(v, "beside arn: that CA is there already", "remove it, or remove the arn for a CA that templates create", "create", "parent")
 	} else if v.get("create").str() != CreateSubordinate && !v.get("create").isBad() {
@@ -65,6 +68,15 @@ func (c checker) privateCA(v *value) {
 	template := v.get("template")
 	if want := partitionOf(c.regionOf(v)); template.isGood() && c.regionOf(v) != "" && parseARN(template.text).partition != want {
 		c.wrong(template, "is of another partition than the CA", "write arn:"+want+":...")
+	}
+}
+
+// partition finds an authority and the store of its certificates, or of their count, in two partitions of AWS: no role
+// is known in both.
+func (c checker) partition(at *value, authority string, store string) {
+	region, other := c.spec.Authorities[authority].Region, c.spec.Stores[store].Region
+	if region != "" && other != "" && partitionOf(region) != partitionOf(other) {
+		c.wrong(at, fmt.Sprintf("is in %s, and the authority %s is in %s: no role of AWS is known in both partitions", other, authority, region), "name a store and an authority of one partition")
 	}
 }
 
@@ -77,7 +89,8 @@ func (c checker) regionOf(v *value) string {
 }
 
 // budget checks where an authority's certificates are counted.
-func (c checker) budget(v *value, a Authority) {
+func (c checker) budget(v *value, name string) {
+	a := c.spec.Authorities[name]
 	store := v.get("budget").get("store")
 	names := slices.Sorted(maps.Keys(c.spec.Stores))
 	switch {
@@ -86,6 +99,7 @@ func (c checker) budget(v *value, a Authority) {
 		if _, known := c.spec.Stores[store.text]; !known {
 			c.wrong(store, quote(store.text)+" is no store", c.nearest.right(store.text, names, "declare it below stores"))
 		}
+		c.partition(store, name, store.text)
 	case a.Budget.Store == "" && v.get("budget") == nil:
 		c.missing(v, "budget", "is missing, and there is more than one store, or none, in which certificates could be counted", `write budget: {store: NAME}`)
 	case a.Budget.Store == "":
@@ -128,6 +142,9 @@ func (c checker) issued(m member, certificates Certificates, d DeliveryPlan) {
 	c.fromStore(m.value, certificates.Authority, authority.Type, d)
 	if authority.Type == AuthorityACM {
 		c.exported(m, certificates, authority, d)
+	}
+	if store := m.value.get("delivery").get("store"); store.isGood() {
+		c.partition(store, certificates.Authority, store.text)
 	}
 	own, mesh := m.value.get("certificates"), c.root.get("certificates")
 	if authority.Type == AuthorityACMPCA && authority.Mode == ModeShortLived && time.Duration(certificates.TTL) > MaxShortLived {

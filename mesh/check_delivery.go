@@ -24,14 +24,16 @@ func (c checker) deliveries() {
 	if stale := c.root.get("staleCRL"); stale.isGood() && c.root.get("revocation").str() == revocationNone {
 		c.wrong(stale, "is without effect where revocation is none", "remove it")
 	}
-	owners := map[string]secretOwner{}
+	owners, deployed := map[string]secretOwner{}, map[ECSDeploy]secretOwner{}
 	for _, m := range members(c.root.get("services")) {
-		c.delivery(m, "service "+m.name, c.spec.Services[m.name].Proxy, c.spec.Services[m.name].Delivery, owners)
-		c.deployment(m.value)
+		who, service := "service "+m.name, c.spec.Services[m.name]
+		c.delivery(m, who, service.Proxy, service.Delivery, owners)
+		c.deployment(m.value, who, service.ECS, deployed)
 	}
 	for _, m := range members(c.root.get("gateways")) {
-		c.delivery(m, "gateway "+m.name, c.spec.Gateways[m.name].Proxy, c.spec.Gateways[m.name].Delivery, owners)
-		c.deployment(m.value)
+		who, gateway := "gateway "+m.name, c.spec.Gateways[m.name]
+		c.delivery(m, who, gateway.Proxy, gateway.Delivery, owners)
+		c.deployment(m.value, who, gateway.ECS, deployed)
 	}
 }
 
@@ -126,9 +128,21 @@ func (c checker) delivery(m member, who string, proxy ProxyPlan, d DeliveryPlan,
 	}
 }
 
-// deployment checks that a deployment has the keys of its type, and no others.
-func (c checker) deployment(workload *value) {
+// deployment checks that a deployment has the keys of its type, and no others, and that no other workload is the
+// same service of ECS: each would wait for the other's tasks to show its certificate.
+func (c checker) deployment(workload *value, who string, ecs *ECSDeploy, deployed map[ECSDeploy]secretOwner) {
 	deploy := workload.get("deploy")
+	if at := deploy.get("service"); ecs != nil && ecs.Cluster != "" && !deploy.isBad() && !deploy.get("cluster").isBad() && !at.isBad() {
+		if at == nil {
+			at = deploy
+		}
+		if other, taken := deployed[*ecs]; taken {
+			c.wrong(at, fmt.Sprintf("is the service %s in the cluster %s, as %s is, too, at %s", ecs.Service, ecs.Cluster, other.who, c.place(other.at)),
+				"give each workload a service of its own: write its name in ECS as service")
+		} else {
+			deployed[*ecs] = secretOwner{who: who, at: at.at}
+		}
+	}
 	switch kind := deploy.get("type").str(); Deploy(kind) {
 	case DeployECS:
 		c.needs(deploy, "cluster", "name the cluster of Amazon ECS in which the service runs")
@@ -236,7 +250,9 @@ var reservedEnds = [][2]string{
 
 // secret notes that a workload has a secret, and is false when somebody else has it.
 func (c checker) secret(v *value, full string, mine secretOwner, d DeliveryPlan, owners map[string]secretOwner) bool {
-	if err := secret.CheckName(full); err != nil {
+	if err := secret.CheckName(full); err != nil && len(full) <= secret.MaxName {
+		return false // the name of the mesh or of the workload is none, which is said there
+	} else if err != nil {
 		c.wrong(v, fmt.Sprintf("stands for %s, which has %d characters", quote(full), len(full)), fmt.Sprintf("shorten it: a secret's name has at most %d", secret.MaxName))
 		return false
 	}

@@ -3,6 +3,7 @@ package mesh
 import (
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 )
 
@@ -35,16 +36,8 @@ var (
 	}
 	certificateTemplate = &shape{kind: textKind, name: "template's ARN", pattern: caTemplatePattern, maxLen: 200, check: checkTemplate}
 	awsEndpoint         = &shape{kind: textKind, name: "URL", pattern: endpointPattern, maxLen: 300, check: checkEndpoint}
-	kmsKey              = &shape{
-		kind: textKind, name: "key of KMS", pattern: kmsPattern, maxLen: 400,
-		check: func(s string) (string, string) {
-			if strings.HasPrefix(s, "alias/aws/") {
-				return quote(s) + " is a key of AWS, whose policy nobody can write", "name a key of your own, or leave it out for that of Secrets Manager"
-			}
-			return checkPattern(s, kmsPattern, "key of KMS", "write an alias such as alias/payments, a key's id, or the ARN of either")
-		},
-	}
-	ecsName = &shape{
+	kmsKey              = &shape{kind: textKind, name: "key of KMS", pattern: kmsPattern, maxLen: 400, check: checkKey}
+	ecsName             = &shape{
 		kind: textKind, name: "name in ECS", pattern: ecsNamePattern, maxLen: 255,
 		check: func(s string) (string, string) {
 			return checkPattern(s, ecsNamePattern, "name in ECS", "write letters, digits, - and _; it is the name, not the ARN")
@@ -59,6 +52,19 @@ func inPartition(s string) (string, string) {
 		return quote(s) + " names a region that is not in the partition " + arn.partition, "write arn:" + want
 	}
 	return "", ""
+}
+
+func checkKey(s string) (string, string) {
+	if strings.HasPrefix(s, "alias/aws/") || strings.Contains(s, ":alias/aws/") {
+		return quote(s) + " is a key of AWS, whose policy nobody can write", "name a key of your own, or leave it out for that of Secrets Manager"
+	}
+	if wrong, right := checkPattern(s, kmsPattern, "key of KMS", "write an alias such as alias/payments, a key's id, or the ARN of either"); wrong != "" {
+		return wrong, right
+	}
+	if parseARN(s).region == "" { // it is no ARN
+		return "", ""
+	}
+	return inPartition(s)
 }
 
 func checkAuthorityARN(s string) (string, string) {
@@ -88,6 +94,11 @@ func checkEndpoint(s string) (string, string) {
 	u, err := url.Parse(s)
 	if err != nil || !compiled(endpointPattern).MatchString(s) || u.Hostname() == "" {
 		return quote(s) + " is not a URL of a service", write
+	}
+	if _, port, _ := strings.Cut(u.Host[strings.LastIndex(u.Host, "]")+1:], ":"); port != "" {
+		if number, err := strconv.ParseUint(port, 10, 16); err != nil || number == 0 {
+			return quote(s) + " names a port that nobody listens on", "write one from 1 to 65535, or leave it out"
+		}
 	}
 	if u.Scheme == "http" && !isLoopback(u.Hostname()) {
 		return quote(s) + " is plain HTTP to another machine, which would see the secrets", "write https, or the address of this machine"

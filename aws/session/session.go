@@ -69,7 +69,7 @@ func Load(ctx context.Context, c Config) (aws.Config, error) {
 		return aws.Config{}, fmt.Errorf("making a client of AWS: reading the environment and the shared configuration files: %w", err)
 	}
 	if loaded.Region == "" {
-		return aws.Config{}, fmt.Errorf("making a client of AWS: %w: it has no region; name one in the specification (region:), or set AWS_REGION", ErrConfig)
+		return aws.Config{}, fmt.Errorf("making a client of AWS: %w: it has no region; name one in the specification (region:) or by --region, or set AWS_REGION", ErrConfig)
 	}
 	if err := checkRegion(loaded.Region); err != nil {
 		return aws.Config{}, fmt.Errorf("making a client of AWS: %w", err)

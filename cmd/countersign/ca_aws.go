@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -180,6 +181,14 @@ func (c *caAWSCreateCmd) check() error {
 			return usagef("--parent: %w", err)
 		}
 	}
+	if c.CSROut != "" { // a CA whose request cannot be written would cost money all the same
+		if at, err := os.Stat(filepath.Dir(c.CSROut)); err != nil || !at.IsDir() {
+			return usagef("--csr-out %s: there is no directory %s; make it first", c.CSROut, filepath.Dir(c.CSROut))
+		}
+		if at, err := os.Stat(c.CSROut); err == nil && at.IsDir() {
+			return usagef("--csr-out %s is a directory; name a file", c.CSROut)
+		}
+	}
 	if c.Validity == 0 {
 		c.Validity = defaultRootLife
 		if sub {
@@ -272,6 +281,19 @@ func (c caAWSActivateCmd) check() (string, error) {
 	if c.Parent != "" {
 		if _, err := acmpca.RegionOf(c.Parent); err != nil {
 			return "", usagef("--parent: %w", err)
+		}
+		if c.Parent == c.ARN {
+			return "", usagef("--parent is the CA itself: a root signs itself without it, and a subordinate CA needs another one")
+		}
+	}
+	for flag, file := range map[string]string{"--certificate": c.Certificate, "--chain": c.Chain} {
+		if file == "" || file == "-" {
+			continue
+		}
+		if at, err := os.Stat(file); err != nil {
+			return "", usagef("%s: %w", flag, err)
+		} else if at.IsDir() {
+			return "", usagef("%s %s is a directory; name the file", flag, file)
 		}
 	}
 	return region, nil

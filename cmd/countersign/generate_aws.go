@@ -3,7 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
-	"net"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"countersign.dev/durable"
@@ -116,9 +117,9 @@ func (c generateTaskDefinitionCmd) Run(p *process) error {
 			return err
 		}
 	}
-	for _, at := range given.Endpoints {
-		if host, port, err := net.SplitHostPort(at); err != nil || host == "" || port == "" {
-			return usagef("--endpoint %q is not SERVICE:PORT=HOST:PORT", at)
+	for _, text := range c.Endpoint { // as init in the task reads it
+		if _, err := parseEndpoint(text); err != nil {
+			return err
 		}
 	}
 	return c.write(p, func(spec *mesh.Spec, o iac.Options) ([]byte, error) {
@@ -142,15 +143,48 @@ func pairs(flag, form string, texts []string) (map[string]string, error) {
 	return m, nil
 }
 
+// checkOut refuses to write over what is read, and where no file can be.
+func checkOut(out, path string) error {
+	if out == "" {
+		return nil
+	}
+	to, err := os.Stat(out)
+	if err != nil {
+		return nil //nolint:nilerr // there is nothing that could be lost; writing says what is wrong with the place
+	}
+	if to.IsDir() {
+		return usagef("--out %s is a directory; name a file, such as %s", out, filepath.Join(out, "NAME"))
+	}
+	from, err := os.Stat(path)
+	if err != nil {
+		return nil //nolint:nilerr // reading the specification says it
+	}
+	if os.SameFile(to, from) {
+		return usagef("--out %s is the specification itself; name another file", out)
+	}
+	if from.IsDir() {
+		inside, err := mesh.ReadDocuments(path)
+		for _, d := range inside {
+			if part, statErr := os.Stat(d.Name); err == nil && statErr == nil && os.SameFile(to, part) {
+				return usagef("--out %s is a part of the specification; name another file", out)
+			}
+		}
+	}
+	return nil
+}
+
 // write reads the specification and writes what is made of it.
 func (c awsFlags) write(p *process, generate func(*mesh.Spec, iac.Options) ([]byte, error)) error {
+	if err := checkOut(c.Out, c.Path); err != nil {
+		return err
+	}
 	spec, err := loadSpec(p, c.Path)
 	if err != nil {
 		return err
 	}
 	text, err := generate(spec, iac.Options{Init: iac.Init(c.Init)})
 	switch {
-	case errors.Is(err, iac.ErrRefused), errors.Is(err, iac.ErrMissing), errors.Is(err, iac.ErrTooLarge), errors.Is(err, mesh.ErrNoWorkload):
+	case errors.Is(err, iac.ErrRefused), errors.Is(err, iac.ErrGiven), errors.Is(err, iac.ErrMissing), errors.Is(err, iac.ErrTooLarge), errors.Is(err, mesh.ErrNoWorkload):
 		return usageError{err}
 	case err != nil:
 		return err

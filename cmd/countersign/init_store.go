@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 
 	"countersign.dev/aws/secretsmanager"
+	"countersign.dev/aws/session"
 	"countersign.dev/credential"
 	"countersign.dev/deliver"
 	"countersign.dev/mesh"
@@ -156,7 +158,9 @@ func (c initCmd) openStore(ctx context.Context) (*storeSource, error) {
 		return nil, err
 	}
 	store, err := openStore(ctx, c.declared())
-	if err != nil {
+	if errors.Is(err, session.ErrConfig) { // --region, --endpoint-url or what stands for them in the environment
+		return nil, usageError{err}
+	} else if err != nil {
 		return nil, err
 	}
 	source := &storeSource{store: store, shape: shape, bundle: bundle, cmd: c}

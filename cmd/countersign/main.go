@@ -33,7 +33,7 @@ type root struct {
 	CA       caCmd       `cmd:"" name:"ca" help:"The certificate authority: init, show, issue, list, revoke, crl, rotate."`
 	Check    checkCmd    `cmd:"" help:"What is about to go wrong: expiry."`
 	Example  exampleCmd  `cmd:"" help:"The example meshes: their files and their applications."`
-	Generate generateCmd `cmd:"" help:"Configurations of other proxies: nginx, haproxy."`
+	Generate generateCmd `cmd:"" help:"Configurations of other proxies (nginx, haproxy), and what runs a mesh on Amazon ECS (cloudformation, terraform, iam, task-definition)."`
 	Init     initCmd     `cmd:"" help:"Put certificate, key and roots from a secret into files for a proxy, checked."`
 	Proxy    proxyCmd    `cmd:"" help:"The sidecar of one instance."`
 	Rotate   rotateCmd   `cmd:"" help:"New certificates for services that take theirs from a store: once, daemon, status, package."`

@@ -25,10 +25,10 @@ type rotateCmd struct {
 }
 
 type rotateOnceCmd struct {
-	Service  string `arg:"" optional:"" help:"The service or gateway. Default: all whose certificate comes from a store."`
-	DryRun   bool   `help:"Say what would be done, and why. Nothing is written and no lease is taken."`
-	Force    bool   `help:"Rotate although nothing is due, and replace a current version that is damaged."`
-	NoDeploy bool   `help:"Make the new version current, and go no further: nothing is restarted and nobody is looked at."`
+	Service  *string `arg:"" optional:"" help:"The service or gateway. Default: all whose certificate comes from a store."`
+	DryRun   bool    `help:"Say what would be done, and why. Nothing is written and no lease is taken."`
+	Force    bool    `help:"Rotate although nothing is due, and replace a current version that is damaged."`
+	NoDeploy bool    `help:"Make the new version current, and go no further: nothing is restarted and nobody is looked at."`
 	rotationTimes
 	worldFlags
 	outputFlag
@@ -89,16 +89,22 @@ func (c *rotateOnceCmd) Run(p *process) error {
 	if err := c.check(); err != nil {
 		return err
 	}
+	service := ""
+	if c.Service != nil {
+		if service = *c.Service; service == "" { // a variable of a script that is not set would rotate, and pay, everything
+			return usagef("the service's name is empty; name one, or leave it out for all")
+		}
+	}
 	world, err := newRotation(p, c.worldFlags)
 	if err != nil {
 		return err
 	}
-	targets, err := world.targets(p.ctx, c.Service)
+	targets, err := world.targets(p.ctx, service)
 	if err == nil {
 		err = unknown(targets)
 	}
 	if err == nil && !c.NoDeploy {
-		err = world.unseen(targets, c.Service)
+		err = world.unseen(targets, service)
 	}
 	if err != nil {
 		return world.refused(p, err)
@@ -109,7 +115,7 @@ func (c *rotateOnceCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	results := rotator.RotateAll(p.ctx, targets, rotate.Options{Force: c.Force, NoDeploy: c.NoDeploy, DryRun: c.DryRun, Service: c.Service})
+	results := rotator.RotateAll(p.ctx, targets, rotate.Options{Force: c.Force, NoDeploy: c.NoDeploy, DryRun: c.DryRun, Service: service})
 	if c.json() {
 		err = writeJSON(p, results)
 	} else {

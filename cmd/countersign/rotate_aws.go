@@ -88,7 +88,7 @@ func withARN(name string, declared mesh.Authority) (mesh.Authority, error) {
 	}
 	declared, err := declared.At(declared.ARN)
 	if err != nil {
-		return declared, fmt.Errorf("%s: %w", variable, err)
+		return declared, fmt.Errorf("%w: %s: %w", errNoARN, variable, err)
 	}
 	return declared, nil
 }

@@ -53,6 +53,9 @@ func (c *rotatePackageCmd) Run(p *process) error {
 	if c.Out == "" {
 		return usagef("--out is empty; name the ZIP file to write")
 	}
+	if err := checkOut(c.Out, c.Mesh); err != nil {
+		return err
+	}
 	spec, err := loadSpec(p, c.Mesh)
 	if err != nil {
 		return err
