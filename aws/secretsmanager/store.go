@@ -158,8 +158,11 @@ func (s *Store) explain(err error, operation, name string) error {
 		return nil
 	}
 	explained := session.Explain(err, "secretsmanager:"+operation, s.resource(name))
-	if errors.Is(explained, session.ErrKey) || errors.Is(explained, session.ErrDenied) {
+	switch {
+	case errors.Is(explained, session.ErrKey):
 		return explained
+	case errors.Is(explained, session.ErrDenied):
+		return fmt.Errorf("%w; or it does not exist any more, or under another ARN, which AWS says in the same words to a role that may only what it names: `aws secretsmanager describe-secret --secret-id %s`", explained, name)
 	}
 	switch text := err.Error(); session.Code(err) {
 	case "ResourceNotFoundException":

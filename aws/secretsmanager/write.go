@@ -103,10 +103,33 @@ func (s *Store) stage(ctx context.Context, name, id string, value []byte, labels
 			}
 		}
 	}
-	if isRequest(id) || now.has(id, labelPending) || now.has(id, labelCurrent) {
+	if isRequest(id) {
 		return nil
 	}
-	return s.move(ctx, name, labelPending, id, now.with(labelPending))
+	return s.pend(ctx, name, id, now)
+}
+
+// pend makes a version the pending one. Of several who do that at one time, such as processes that count in one budget, AWS
+// refuses those who were overtaken; they look again.
+func (s *Store) pend(ctx context.Context, name, id string, now described) error {
+	var last error
+	for range attempts {
+		if now.has(id, labelPending) || now.has(id, labelCurrent) {
+			return nil
+		}
+		err := s.move(ctx, name, labelPending, id, now.with(labelPending))
+		if err == nil || !elsewhere(err) {
+			return err
+		}
+		last = err
+		if err := pause(ctx); err != nil {
+			return errors.Join(err, last)
+		}
+		if now, err = s.describe(ctx, name); err != nil {
+			return err
+		}
+	}
+	return last
 }
 
 // readBack makes sure that a version holds what was written. AWS may take a moment to give it.
