@@ -217,12 +217,18 @@ func (f *function) measure(ctx context.Context) error {
 	if spec == nil {
 		return nil // the event did not get as far
 	}
+	metrics, err := f.world.metrics(ctx, spec, targets)
+	return errors.Join(err, cloudwatch.WriteEmbedded(f.p.stdout, metrics, time.Now()))
+}
+
+// metrics are those of a mesh, as far as they can be had.
+func (w *rotation) metrics(ctx context.Context, spec *mesh.Spec, targets []rotate.Target) ([]cloudwatch.Metric, error) {
 	var statuses []rotate.Status
 	for _, t := range targets {
 		statuses = append(statuses, rotate.ReadStatus(ctx, t))
 	}
-	budgets, err := f.world.cloud.budgets(ctx)
-	return errors.Join(err, cloudwatch.WriteEmbedded(f.p.stdout, cloudwatch.Metrics(spec.Mesh, statuses, budgets, time.Now()), time.Now()))
+	budgets, err := w.cloud.budgets(ctx)
+	return cloudwatch.Metrics(spec.Mesh, statuses, budgets, time.Now()), err
 }
 
 // budgets are what was spent by each authority.

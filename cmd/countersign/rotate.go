@@ -12,6 +12,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"countersign.dev/aws/cloudwatch"
 	"countersign.dev/mesh"
 	"countersign.dev/rotate"
 )
@@ -29,6 +30,7 @@ type rotateOnceCmd struct {
 	DryRun   bool    `help:"Say what would be done, and why. Nothing is written and no lease is taken."`
 	Force    bool    `help:"Rotate although nothing is due, and replace a current version that is damaged."`
 	NoDeploy bool    `help:"Make the new version current, and go no further: nothing is restarted and nobody is looked at."`
+	Publish  bool    `name:"cloudwatch" help:"Tell Amazon CloudWatch at the end how all services stand, by PutMetricData in the region of the environment. The function for Lambda does so by its log."`
 	rotationTimes
 	worldFlags
 	outputFlag
@@ -121,10 +123,32 @@ func (c *rotateOnceCmd) Run(p *process) error {
 	} else {
 		err = printResults(p, results)
 	}
-	if c.DryRun && err == nil {
+	switch {
+	case c.DryRun && err == nil:
 		err = c.costs(p, world, targets, results)
+	case c.Publish && !c.DryRun:
+		err = errors.Join(err, world.publish(p.ctx, targets))
 	}
 	return cmp.Or(err, c.verdict(p, results))
+}
+
+// publishTimeout is how long telling CloudWatch may take, also when the process is to end.
+const publishTimeout = 30 * time.Second
+
+// publish tells CloudWatch how the services stand.
+func (w *rotation) publish(ctx context.Context, targets []rotate.Target) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTimeout)
+	defer cancel()
+	spec, err := w.spec(ctx)
+	if err != nil {
+		return fmt.Errorf("publishing metrics: %w", err)
+	}
+	metrics, err := w.metrics(ctx, spec, targets)
+	publisher, err2 := cloudwatch.Open(ctx, cloudwatch.Config{})
+	if err2 == nil {
+		err2 = publisher.Publish(ctx, metrics, time.Now())
+	}
+	return errors.Join(err, err2)
 }
 
 // verdict says what failed, once more and together, and makes it the exit status.

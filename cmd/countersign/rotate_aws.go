@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -146,15 +145,4 @@ func (b brokenService) Wait(context.Context, rotate.Target, string, func(string)
 // Look implements [rotate.Observer].
 func (b brokenService) Look(context.Context, rotate.Target) ([]rotate.Sighting, error) {
 	return nil, b.err
-}
-
-// calls are the names of the workloads that a Plan calls.
-func calls(plan *mesh.Plan) []string {
-	var names []string
-	for _, u := range plan.Upstreams {
-		if !slices.Contains(names, u.Service) {
-			names = append(names, u.Service)
-		}
-	}
-	return names
 }

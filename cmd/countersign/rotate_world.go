@@ -139,7 +139,6 @@ func (w *rotation) target(ctx context.Context, spec *mesh.Spec, plan *mesh.Plan)
 	if err != nil {
 		return target, usageError{err}
 	}
-	target.Calls = calls(plan)
 	if store, err := w.store(ctx, plan.Delivery.Store); err == nil {
 		target.Store, target.Keeper = store, store
 	} else {
