@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"countersign.dev/cmd/countersign/internal/flags"
 	"countersign.dev/durable"
 	"countersign.dev/iac"
 	"countersign.dev/mesh"
@@ -118,8 +119,8 @@ func (c generateTaskDefinitionCmd) Run(p *process) error {
 		}
 	}
 	for _, text := range c.Endpoint { // as init in the task reads it
-		if _, err := parseEndpoint(text); err != nil {
-			return err
+		if _, err := flags.ParseEndpoint(text); err != nil {
+			return usagef("--endpoint %.200q: %w", text, err)
 		}
 	}
 	return c.write(p, func(spec *mesh.Spec, o iac.Options) ([]byte, error) {
