@@ -241,3 +241,14 @@ func TestImageOfTwo(t *testing.T) {
 		}
 	}
 }
+
+// TestFunctionFindsItsSpecification asserts that no path is said: a specification of several files lies in a directory of the
+// package, which the function finds beside itself.
+func TestFunctionFindsItsSpecification(t *testing.T) {
+	for name, generate := range map[string]func(*mesh.Spec, iac.Options) ([]byte, error){"cloudformation": iac.CloudFormation, "terraform": iac.Terraform} {
+		out, err := generate(parse(t, good), iac.Options{})
+		if err != nil || strings.Contains(string(out), "COUNTERSIGN_MESH") || !strings.Contains(string(out), "COUNTERSIGN_AUTHORITY_PCA_ARN") {
+			t.Errorf("%s: %v; it says where the specification lies, or not which private CA it is", name, err)
+		}
+	}
+}

@@ -235,10 +235,10 @@ func eventPattern() object {
 	return object{{key: "source", value: list{"aws.acm"}}, {key: "detail-type", value: list{"ACM Certificate Approaching Expiration", "ACM Certificate Available"}}}
 }
 
-// functionVariables is the function's environment. Nothing in it is secret. Where the specification is, the function
-// knows: that depends on whether it has one file or several.
+// functionVariables is the function's environment. Nothing in it is secret. Where the specification lies is not said: the
+// package has it beside the program, as a file or as a directory.
 func (d *deployment) functionVariables() object {
-	var o object
+	o := object{{key: "COUNTERSIGN_LOG_LEVEL", value: "info"}}
 	for _, a := range d.authorities {
 		if a.own {
 			o = append(o, field{key: mesh.AuthorityVariable(a.name), value: a.arn})

@@ -2352,7 +2352,7 @@ resource "aws_lambda_function" "payments_rotation" {
     security_group_ids = [aws_security_group.payments_rotation.id]
   }
   environment {
-    variables = { COUNTERSIGN_AUTHORITY_PCA_ARN = aws_acmpca_certificate_authority.pca.arn }
+    variables = { COUNTERSIGN_LOG_LEVEL = "info", COUNTERSIGN_AUTHORITY_PCA_ARN = aws_acmpca_certificate_authority.pca.arn }
   }
   depends_on = [aws_iam_role_policy.payments_rotation, aws_cloudwatch_log_group.payments_rotation]
 }
