@@ -178,13 +178,15 @@ func get(ctx context.Context, url string) (string, error) {
 	return string(body), err
 }
 
-// rotations rotates everything some times, callees before their callers, and says how many rotations that were.
+// rotations rotates everything some times, callees before their callers, until no replaced task is left, and says how many rotations
+// that were.
 func (e *fargate) rotations() (done int) {
 	e.t.Helper()
 	rounds := 3
 	if soaking() {
 		rounds = 10
 	}
+	var replaced []string
 	for range rounds {
 		before := e.tasks("checkout", "ledger", "terminal", "paygate")
 		for _, result := range e.rotate("--force") {
@@ -192,6 +194,13 @@ func (e *fargate) rotations() (done int) {
 				e.closed(result, before)
 				done++
 			}
+		}
+		replaced = before
+	}
+	// The last ones drain and stop while the load goes on.
+	for _, task := range replaced {
+		if _, err := e.Stopped(e.ctx, "checkout", task); err != nil {
+			e.t.Error(err)
 		}
 	}
 	return done

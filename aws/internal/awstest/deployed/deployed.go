@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 
 	"countersign.dev/aws/internal/awstest"
@@ -111,8 +113,16 @@ func Start(t testing.TB, o Options) *Mesh {
 	m.Cloud.Mount("acm", m.ACM)
 	m.Cloud.Mount("ecs", m.ECS)
 	m.Cloud.Mount("elasticloadbalancing", m.ECS)
-	m.admin = ecs.NewFromConfig(m.Cloud.Admin())
+	m.admin = ecs.NewFromConfig(m.config())
 	return m
+}
+
+// config is for an administrator who looks often, and tries again what breaks on the way: net/http now and then ends a connection
+// under a request, which the SDK knows and repeats.
+func (m *Mesh) config() aws.Config {
+	config := m.Cloud.Admin()
+	config.Retryer = func() aws.Retryer { return retry.NewStandard() }
+	return config
 }
 
 // generate writes the specification and has the program make the template of it.
@@ -187,7 +197,7 @@ func (m *Mesh) Deploy(ctx context.Context, count int, more map[string]string) er
 	if m.Stack != nil {
 		return m.Stack.Update(ctx, []byte(m.Template), parameters)
 	}
-	created, err := stack.Create(ctx, stack.Options{Config: m.Cloud.Admin(), Account: m.Cloud.Account, Name: m.Name}, []byte(m.Template), parameters)
+	created, err := stack.Create(ctx, stack.Options{Config: m.config(), Account: m.Cloud.Account, Name: m.Name}, []byte(m.Template), parameters)
 	if err == nil {
 		m.Stack = created
 	}
