@@ -7,6 +7,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -130,6 +131,17 @@ func TestUnseen(t *testing.T) {
 		t.Error("it did not wait for a peer")
 	}
 	says(t, w.progress.String(), "no peer has seen it yet")
+}
+
+// TestAlone takes the word of an instance at once where nobody else will ever tell.
+func TestAlone(t *testing.T) {
+	w := newWorld(t, secret.LayoutJSON)
+	w.fleet.by, w.fleet.alone = ByReport, true
+	w.config.unseen = time.Hour
+	w.first()
+	if said := w.progress.String(); strings.Contains(said, "no peer has seen it yet") {
+		t.Errorf("it waited for a peer: %s", said)
+	}
 }
 
 // TestDenied does not take an instance's own word while peers see it present another certificate.

@@ -288,7 +288,7 @@ func (n *run) wrong(sightings []Sighting, serial, instance string, passed time.D
 			continue
 		}
 		denied := n.isDenied(s)
-		if (s.Serial == serial || (serial == "" && s.Serial != "")) && (s.By != ByReport || (passed >= n.r.config.unseen && !denied)) {
+		if (s.Serial == serial || (serial == "" && s.Serial != "")) && (s.By != ByReport || s.Alone || (passed >= n.r.config.unseen && !denied)) {
 			continue
 		}
 		where := s.Instance

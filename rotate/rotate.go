@@ -168,6 +168,9 @@ type Sighting struct {
 	// that it presents Serial. Both are empty when nobody has seen another one.
 	Peers   string    `json:"peers,omitempty"`
 	PeersAt time.Time `json:"peersAt,omitzero"`
+	// Alone is set where nobody else will ever tell what an instance presents: its word, or what is known of how it was started, counts at
+	// once, and not after the time that peers are given to see it.
+	Alone bool `json:"-"`
 	// Away is set for an instance that the server has lost: it may be back in a moment, or never.
 	Away bool `json:"away,omitempty"`
 	// Problem says why nothing was seen, or what is wrong with the instance in its own words.

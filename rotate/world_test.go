@@ -196,6 +196,7 @@ type fleet struct {
 	// blind is why nobody can be looked at.
 	blind error
 	by    By
+	alone bool // nobody else will ever see it
 	// others are what peers saw while an instance says that it serves a serial.
 	others func(serial string) (string, time.Time)
 	// broken is what a restart of an instance says; it is gone afterwards when gone says so.
@@ -254,7 +255,7 @@ func (f *fleet) Look(context.Context, Target) ([]Sighting, error) {
 			sightings = append(sightings, Sighting{Instance: instance, By: ByReport, Away: true, Problem: "not connected"})
 			continue
 		}
-		s := Sighting{Instance: instance, Endpoint: "0.0.0.0_9080", Serial: f.serves[instance], By: f.by}
+		s := Sighting{Instance: instance, Endpoint: "0.0.0.0_9080", Serial: f.serves[instance], By: f.by, Alone: f.alone}
 		if f.others != nil {
 			s.Peers, s.PeersAt = f.others(s.Serial)
 		}

@@ -131,7 +131,7 @@ func look(ctx context.Context, target rotate.Target, task *types.Task, roots []*
 
 // believed is what is taken for true of a task that nobody can look at.
 func believed(target rotate.Target, task *types.Task, instance, problem string) rotate.Sighting {
-	s := rotate.Sighting{Instance: instance, By: rotate.ByReport, Problem: problem}
+	s := rotate.Sighting{Instance: instance, By: rotate.ByReport, Alone: true, Problem: problem} // peers report to nobody here
 	since, err := parseDeployment(target.Now.Rollout)
 	switch {
 	case problem != "":

@@ -111,12 +111,12 @@ func TestBelieved(t *testing.T) {
 	} {
 		target.Now.Rollout = rollout
 		seen, err := s.Look(t.Context(), target)
-		if diff := cmp.Diff(want, seen, cmpopts.IgnoreFields(rotate.Sighting{}, "By")); err != nil || diff != "" {
+		if diff := cmp.Diff(want, seen, cmpopts.IgnoreFields(rotate.Sighting{}, "By", "Alone")); err != nil || diff != "" {
 			t.Errorf("%s: %v (-want +got):\n%s", rollout, err, diff)
 		}
 		for _, sighting := range seen {
-			if sighting.By != rotate.ByReport {
-				t.Errorf("%s was seen by %s", sighting.Instance, sighting.By)
+			if sighting.By != rotate.ByReport || !sighting.Alone {
+				t.Errorf("%s was seen by %s, alone: %v", sighting.Instance, sighting.By, sighting.Alone)
 			}
 		}
 	}
