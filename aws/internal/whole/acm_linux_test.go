@@ -152,8 +152,8 @@ func (w *acmWay) newest(ctx context.Context, workload string) string {
 	return ""
 }
 
-// serve makes sure that every task serves what ACM has, by a handshake with each, and that peers believe one another. The books
-// and cashier show certificates; entrance shows its own to cashier alone, which lets nobody else in.
+// serve makes sure that every task of cashier and books serves what ACM has, by a handshake with each, and that peers believe
+// one another. The entrance has no port to look at.
 func (w *acmWay) serve(ctx context.Context) (cashier, books string) {
 	w.t.Helper()
 	if err := pay(ctx, w.Mesh, "entrance"); err != nil {
@@ -182,6 +182,7 @@ func (w *acmWay) asked(requests, renewals int) {
 // decrypted when tasks start. When ACM cannot renew one, its event has it renewed by us; when it has, its event has it exported; and
 // where that event was lost, the schedule sees the other serial.
 func TestACM(t *testing.T) {
+	t.Parallel()
 	w := &acmWay{t: t, time: &acmTime{behind: 351 * 24 * time.Hour}} // 44 days are left of 395
 	w.Mesh = deploy(t, deployed.Options{
 		Specification: []byte(ofACM),
@@ -204,6 +205,7 @@ func TestACM(t *testing.T) {
 	}
 	open(ctx, t, w.Mesh, "entrance")
 	cashier, books := w.serve(ctx)
+	calledWith(ctx, t, w.Mesh, "cashier", w.newest(ctx, "entrance"))
 
 	w.ACM.Deny("PCA_ACCESS_DENIED")
 	w.time.today()
@@ -239,6 +241,7 @@ func TestACM(t *testing.T) {
 	}
 	f.does(schedule)
 	w.serve(ctx)
+	calledWith(ctx, t, w.Mesh, "cashier", before)
 	allowed(t, w.Mesh)
 	if log := f.log.String(); !strings.Contains(log, `"BudgetSpent":6,`) || strings.Contains(log, `"BudgetSpent":7,`) {
 		t.Error("three certificates and three renewals are not what was counted")

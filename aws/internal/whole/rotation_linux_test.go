@@ -160,6 +160,29 @@ func open(ctx context.Context, t *testing.T, m *deployed.Mesh, gateway string) {
 	}
 }
 
+// calledWith waits until a task of NGINX has logged a caller with a serial.
+func calledWith(ctx context.Context, t *testing.T, m *deployed.Mesh, callee, serial string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	tasks, err := m.Tasks(ctx, callee)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		for _, task := range tasks {
+			if strings.Contains(strings.ToLower(m.ECS.Logs(id(task), "proxy")), `"peerserial":"`+strings.TrimLeft(serial, "0")) {
+				return
+			}
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			t.Fatalf("nobody has called %s with %s", callee, serial)
+		}
+	}
+}
+
 // allowed makes sure that nobody of a mesh was refused anything.
 func allowed(t *testing.T, m *deployed.Mesh) {
 	t.Helper()
