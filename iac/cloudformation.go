@@ -25,6 +25,7 @@ type template struct {
 	outputs    object
 	section    string
 	count      int
+	refusal    refusal
 }
 
 // CloudFormation writes the template of a stack with everything that a specification takes. It is the same for the
@@ -51,6 +52,9 @@ func CloudFormation(spec *mesh.Spec, o Options) ([]byte, error) {
 	t.rotation()
 	t.alarms()
 	t.output()
+	if err := t.refusal.err(); err != nil {
+		return nil, err
+	}
 	if t.count > mostResources || len(t.parameters) > mostParameters {
 		return nil, fmt.Errorf("%w: the template would have %d resources and %d parameters, and CloudFormation takes %d and %d: deploy the mesh as two", ErrTooLarge, t.count, len(t.parameters), mostResources, mostParameters)
 	}
@@ -115,6 +119,9 @@ func (t *template) add(id, kind, note string, properties object, options ...opti
 	}
 	if len(properties) > 0 {
 		o = append(o, field{key: "Properties", value: properties})
+	}
+	if slices.ContainsFunc(t.resources, func(f field) bool { return f.key == id }) || slices.ContainsFunc(t.parameters, func(f field) bool { return f.key == id }) {
+		t.refusal.addf("two things would both be %s in the template, one of them a %s: rename the service, gateway, store, authority or secret whose name makes it so", id, kind)
 	}
 	note = strings.TrimSuffix(t.section+note, "\n")
 	t.section = ""

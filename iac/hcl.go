@@ -193,11 +193,15 @@ func hclText(t text) string {
 		return r.tf
 	}
 	var b strings.Builder
-	for _, part := range t {
+	for i, part := range t {
 		switch p := part.(type) {
 		case string:
 			quoted := hclQuote(p)
-			b.WriteString(quoted[1 : len(quoted)-1])
+			quoted = quoted[1 : len(quoted)-1]
+			if plain := strings.TrimRight(quoted, "$%"); i < len(t)-1 && plain != quoted {
+				quoted = plain + `${"` + quoted[len(plain):] + `"}` // or what follows would be an escape
+			}
+			b.WriteString(quoted)
 		case ref:
 			b.WriteString("${" + p.tf + "}")
 		}

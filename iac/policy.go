@@ -260,28 +260,50 @@ func (d *deployment) issueStatements(a *authority) policy {
 		issue.conditions = []condition{when("StringEquals", "acm-pca:TemplateArn", say(a.Template))}
 		return policy{look, issue}
 	}
-	issue.note = "ACM asks the private CA in the name of who asks ACM."
-	issue.conditions = []condition{when("StringEquals", "acm-pca:TemplateArn", say("arn:", partition, ":acm-pca:::template/EndEntityCertificate/V1"))}
-	const made = "the ARNs of certificates are made by ACM"
-	var names []text
+	issue.note = "ACM asks the private CA in the name of who requests a certificate."
+	issue.conditions = []condition{when("StringEqualsIfExists", "acm-pca:TemplateArn", say("arn:", partition, ":acm-pca:::template/EndEntityCertificate/V1"))}
+	return append(policy{look, issue}, d.acmStatements(a)...)
+}
+
+// workloadTag is how a certificate of ACM says whose it is. The rotation writes it with the request.
+const workloadTag = "countersign:workload"
+
+// acmStatements let the rotation request certificates for its own workloads, and export these. A certificate has no name
+// before it is there; afterwards the tag says whose it is. To tag with a request is to tag certificate/*, to the letter.
+func (d *deployment) acmStatements(a *authority) policy {
+	var names, workloads []text
 	for _, w := range d.workloads {
 		if w.authority == a {
 			names = append(names, plainTexts(w.plan.Certificate.DNSNames)...)
+			workloads = append(workloads, say(w.plan.Workload.Identity.String()))
 		}
 	}
+	certificates := func(name string) []any {
+		return []any{"arn:", partition, ":acm:", region, ":", account, ":certificate/" + name}
+	}
+	const unnamed = "a certificate has no name before it is there"
 	return policy{
-		look, issue,
 		{
 			sid: "RequestFromACM", actions: []string{"acm:RequestCertificate"},
-			resources: []resource{unavoidable("there is no certificate yet; the conditions name the CA and the DNS names", "*")},
+			resources: []resource{unavoidable(unnamed+"; the conditions name the CA and the DNS names", certificates("*")...)},
 			conditions: []condition{
 				when("ArnEquals", "acm:CertificateAuthority", a.arn),
 				when("ForAllValues:StringEquals", "acm:DomainNames", names...),
 			},
 		},
 		{
-			sid: "ExportFromACM", actions: []string{"acm:AddTagsToCertificate", "acm:DescribeCertificate", "acm:ExportCertificate", "acm:RenewCertificate"},
-			resources: []resource{unavoidable(made, "arn:", partition, ":acm:", region, ":", account, ":certificate/*")},
+			sid: "TagWhatIsRequested", actions: []string{"acm:AddTagsToCertificate"},
+			resources:  []resource{unavoidable(unnamed+"; the next statement keeps the rotation from tagging one that is", certificates("*")...)},
+			conditions: []condition{when("StringEquals", "aws:RequestTag/"+workloadTag, workloads...)},
+		},
+		{
+			sid: "TagNothingElse", deny: true, actions: []string{"acm:AddTagsToCertificate", "acm:RemoveTagsFromCertificate"},
+			resources: []resource{unavoidable("these are the names of all that are there", certificates("????????-????-????-????-????????????")...)},
+		},
+		{
+			sid: "ExportFromACM", actions: []string{"acm:DescribeCertificate", "acm:ExportCertificate", "acm:RenewCertificate"},
+			resources:  []resource{unavoidable("ACM makes the names of certificates; the condition says whose", certificates("*")...)},
+			conditions: []condition{when("StringEquals", "aws:ResourceTag/"+workloadTag, workloads...)},
 		},
 		{sid: "FindInACM", actions: []string{"acm:ListCertificates"}, resources: []resource{unavoidable("acm:ListCertificates knows no other resource", "*")}},
 		{sid: "MakePassphrases", actions: []string{"secretsmanager:GetRandomPassword"}, resources: []resource{unavoidable("secretsmanager:GetRandomPassword is about no secret", "*")}},
@@ -431,16 +453,24 @@ const (
 
 // checkPolicies finds policies that are longer than AWS takes.
 func (d *deployment) checkPolicies() error {
-	for _, p := range []struct {
+	type written struct {
 		what string
 		p    policy
 		most int
-	}{
+	}
+	all := []written{
 		{"the policy of the role " + d.function.role.name, d.functionPolicy(), mostInline},
 		{"the policy of the logs' key", d.logKeyPolicy(), mostKeyPolicy},
-	} {
-		if n := len(compactJSON(p.p.document(), longest)); n > p.most {
-			return fmt.Errorf("%w: %s would have up to %d characters, and AWS takes %d: deploy the mesh as two, or with fewer secrets (layout: json has one for each workload)", ErrTooLarge, p.what, n, p.most)
+	}
+	for _, k := range d.keys {
+		all = append(all, written{"the policy of the key of the store " + k.store, d.keyPolicy(k), mostKeyPolicy})
+	}
+	for _, s := range d.secrets {
+		all = append(all, written{"the policy of the secret " + s.name, d.secretPolicy(s), mostResourcePolicy})
+	}
+	for _, w := range all {
+		if n := len(compactJSON(w.p.document(), longest)); n > w.most {
+			return fmt.Errorf("%w: %s would have up to %d characters, and AWS takes %d: deploy the mesh as two, or with fewer secrets (layout: json has one for each workload)", ErrTooLarge, w.what, n, w.most)
 		}
 	}
 	return nil

@@ -7,13 +7,14 @@ import (
 
 	"github.com/hashicorp/hcl/v2"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
+	"github.com/zclconf/go-cty/cty"
 	"go.yaml.in/yaml/v4"
 )
 
 // hard are texts that a template could take for something else.
 var hard = []string{
 	"", "a", "yes", "No", "null", "~", "12", "1e3", "0x1F", "2012-10-17", "12:30:45", "- a", "-", "--from", "a: b", "a:", ": a", "a #b", "#", "'", "it's", `"`, `\`, `a\nb`, "a\nb",
-	"${AWS::Region}", "${!x}", "$${x}", "%{if true}", "$", "{", "[", "!Ref X", "&a", "*a", "|", ">", "@", "`", "%", " a", "a ", "a\tb", "\u0085", "\u2028", "ä", "a,b", "=", "<<", ".5", "true", "{{resolve:x}}",
+	"${AWS::Region}", "${!x}", "$${x}", "%{if true}", "$", "%", "a$", "$$", "{", "[", "!Ref X", "&a", "*a", "|", ">", "@", "`", "%", " a", "a ", "a\tb", "\u0085", "\u2028", "ä", "a,b", "=", "<<", ".5", "true", "{{resolve:x}}",
 }
 
 // FuzzYAMLText asserts that a text comes out of YAML as it went in, alone, in a list and beside a ref.
@@ -63,6 +64,14 @@ func FuzzHCLQuote(f *testing.F) {
 		value, problems := expression.Value(nil)
 		if problems.HasErrors() {
 			t.Fatalf("%q makes %s: %v", s, hclQuote(s), problems)
+		}
+		beside, problems := hclsyntax.ParseExpression([]byte(hclText(say(s, ref{tf: "x"}))), "", hcl.InitialPos)
+		if problems.HasErrors() {
+			t.Fatalf("%q beside a ref: %v", s, problems)
+		}
+		both, problems := beside.Value(&hcl.EvalContext{Variables: map[string]cty.Value{"x": cty.StringVal("X")}})
+		if problems.HasErrors() || both.AsString() != s+"X" && !composed(both.AsString(), s+"X") {
+			t.Errorf("%q beside a ref is read as %#v: %v", s, both, problems)
 		}
 		if got := value.AsString(); got != s && !composed(got, s) {
 			t.Errorf("%q is read as %q", s, got)

@@ -116,6 +116,27 @@ func TestTwoStores(t *testing.T) {
 	}
 }
 
+// TestOneName asserts that names that would meet in a template are refused, and not written over one another.
+func TestOneName(t *testing.T) {
+	for name, test := range map[string]struct {
+		replace []string
+		want    string
+	}{
+		"a service rotation":   {[]string{"  one:", "  rotation:"}, "RotationGroup"},
+		"a store logs":         {[]string{"vault", "logs"}, "LogsKey"},
+		"a service's balancer": {[]string{"  one:", "  one-balancer: &one\n    ports: [{port: 8443, protocol: http, app: 8080}]\n    proxy: {engine: nginx}\n    delivery: {type: store, store: vault, secret: \"{mesh}/{service}\"}\n    deploy: {type: ecs, cluster: c}\n  one:"}, "OneBalancerGroup"},
+	} {
+		_, err := iac.CloudFormation(parse(t, strings.NewReplacer(test.replace...).Replace(good)), iac.Options{})
+		if !errors.Is(err, iac.ErrRefused) || !strings.Contains(fmt.Sprint(err), "would both be "+test.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	spec := parse(t, strings.NewReplacer("  one:", "  small-rotation:").Replace(good))
+	if _, err := iac.Terraform(spec, iac.Options{}); !errors.Is(err, iac.ErrRefused) || !strings.Contains(fmt.Sprint(err), "would both be aws_security_group.small_rotation") {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestInitUnknown asserts that another way than the two is refused.
 func TestInitUnknown(t *testing.T) {
 	if _, err := iac.CloudFormation(parse(t, good), iac.Options{Init: "magic"}); !errors.Is(err, iac.ErrRefused) {

@@ -15,6 +15,7 @@ type terraform struct {
 	d       *deployment
 	blocks  []block
 	section string
+	refusal refusal
 }
 
 // Terraform writes the configuration of Terraform with everything that a specification takes: the same as
@@ -42,6 +43,9 @@ func Terraform(spec *mesh.Spec, o Options) ([]byte, error) {
 	t.rotation()
 	t.alarms()
 	t.outputs()
+	if err := t.refusal.err(); err != nil {
+		return nil, err
+	}
 	w := &hclWriter{}
 	w.comment(d.header("generate terraform"))
 	for _, b := range t.blocks {
@@ -55,6 +59,9 @@ func Terraform(spec *mesh.Spec, o Options) ([]byte, error) {
 func (t *terraform) begin(title string) { t.section = title + "\n\n" }
 
 func (t *terraform) add(b block) {
+	if b.kind != "locals" && b.kind != "terraform" && slices.ContainsFunc(t.blocks, func(other block) bool { return other.kind == b.kind && slices.Equal(other.labels, b.labels) }) {
+		t.refusal.addf("two things would both be %s in the configuration: rename the service, gateway, store, authority or secret whose name makes it so", strings.Join(b.labels, "."))
+	}
 	b.note, t.section = t.section+b.note, ""
 	t.blocks = append(t.blocks, b)
 }

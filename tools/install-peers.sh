@@ -65,6 +65,10 @@ fi
 # Nothing is compiled here: Python does so on the first use of what is used, which is a tenth.
 python() {
 	local name=$1 requirements=tools/aws/$2 sum venv
+	if ! command -v flock >/dev/null || ! command -v sha256sum >/dev/null; then
+		missing+=("$name (wants flock and sha256sum)")
+		return 0
+	fi
 	sum=$(sha256sum "$requirements" | cut -d' ' -f1)
 	venv=${XDG_CACHE_HOME:-$HOME/.cache}/countersign/$name-${sum:0:16}
 	mkdir -p "$(dirname "$venv")" tools/bin

@@ -38,6 +38,39 @@ func settled(t *testing.T) (*Store, *awstest.Cloud, string) {
 	return s, cloud, name
 }
 
+// Of several who stage versions in one secret at a time, nobody fails: AWS refuses to move a label from where it is no more.
+func TestStageWhileOthersDo(t *testing.T) {
+	s, cloud, name := settled(t)
+	stage(t, s, name, id(3), "three")
+	others := []string{id(1), id(3)}
+	label := sdk.NewFromConfig(cloud.Admin())
+	moved := 0
+	var within atomic.Bool
+	cloud.Fault(func(r *http.Request, action string) *http.Response {
+		if action != "secretsmanager:UpdateSecretVersionStage" || moved == 2 || !within.CompareAndSwap(false, true) {
+			return nil
+		}
+		defer within.Store(false)
+		answer, err := label.DescribeSecret(r.Context(), &sdk.DescribeSecretInput{SecretId: &name})
+		if err != nil {
+			t.Error(err)
+			return nil
+		}
+		from, to := described(answer.VersionIdsToStages).with(labelPending), others[moved]
+		if _, err := label.UpdateSecretVersionStage(r.Context(), &sdk.UpdateSecretVersionStageInput{
+			SecretId: &name, VersionStage: aws.String(labelPending), MoveToVersionId: &to, RemoveFromVersionId: &from,
+		}); err != nil {
+			t.Error(err)
+		}
+		moved++
+		return nil // of which the label is not where it was when it was looked at
+	})
+	stage(t, s, name, id(2), "two")
+	if labels := staged(t, s, name); labels[id(2)] != string(secret.Pending) || moved != 2 {
+		t.Errorf("%v after others were faster %d times", labels, moved)
+	}
+}
+
 // Whatever fails, what is current stays, nothing is shown of a value, and the message says what to do.
 func TestFaults(t *testing.T) {
 	const denied = "User: arn:aws:sts::123456789012:assumed-role/rotation/x is not authorized to perform: %s on resource: arn:aws:secretsmanager:eu-central-1:123456789012:secret:a-AbCdEf"
@@ -50,6 +83,9 @@ func TestFaults(t *testing.T) {
 		"denied": {func(action string) *http.Response {
 			return refuse(400, "AccessDeniedException", fmt.Sprintf(denied, action))
 		}, session.ErrDenied, `{"Effect":"Allow","Action":"secretsmanager:`},
+		"denied, or gone": {func(action string) *http.Response {
+			return refuse(400, "AccessDeniedException", fmt.Sprintf(denied, action))
+		}, session.ErrDenied, "or it does not exist any more, or under another ARN"},
 		"500": {func(string) *http.Response {
 			return refuse(500, "InternalServiceError", "An error occurred on the server side.")
 		}, session.ErrUnavailable, "try again later"},

@@ -137,6 +137,7 @@ func (w *world) rotate(o rotate.Options, want rotate.Outcome) rotate.Result {
 }
 
 func TestRotation(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	first := w.rotate(rotate.Options{}, rotate.Rotated)
 	w.rotate(rotate.Options{}, rotate.Nothing)
@@ -166,6 +167,7 @@ func TestRotation(t *testing.T) {
 // Whichever call fails, and however often: what is current is never unproved, and the rotation comes to its end with at most one more
 // certificate.
 func TestRotationThroughFaults(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	before := w.rotate(rotate.Options{}, rotate.Rotated)
 	for _, broken := range []string{"DescribeSecret", "PutSecretValue", "GetSecretValue", "UpdateSecretVersionStage", "ListSecretVersionIds"} {
@@ -239,6 +241,7 @@ func stepEvent(step, arn, version string) json.RawMessage {
 
 // Secrets Manager's own rotation, each step twice, as AWS may order it.
 func TestSecretsManagersOwnRotation(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	first := w.rotate(rotate.Options{}, rotate.Rotated)
 	arn, version := w.begin(1)
@@ -285,6 +288,38 @@ func TestSecretsManagersOwnRotation(t *testing.T) {
 	if _, current, err := w.store.Read(t.Context(), w.target.Secret, ""); err != nil || current != fmt.Sprintf(token, 1) {
 		t.Errorf("after a rotation that failed current is %s, %v", current, err)
 	}
+}
+
+// AWS has room for twenty labels on all versions of a secret together: a rotation that is over leaves none behind.
+func TestOwnRotationLeavesNoLabels(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.rotate(rotate.Options{}, rotate.Rotated)
+	h := &lambda.Handler{Log: slog.New(slog.DiscardHandler), Steps: lambda.NewSteps(w.rotator(), w.store, []rotate.Target{w.target}, rotate.Options{})}
+	const rotations = 4
+	for n := range rotations {
+		arn, version := w.begin(n)
+		for _, step := range []string{"createSecret", "createSecret", "testSecret", "finishSecret"} {
+			if _, err := h.Handle(t.Context(), stepEvent(step, arn, version)); err != nil {
+				t.Fatalf("%s: %v", step, err)
+			}
+		}
+	}
+	now, err := w.store.describe(t.Context(), w.target.Secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, labels := range now {
+		for _, label := range labels {
+			if label != labelCurrent && label != labelPrevious && label != labelPending {
+				t.Errorf("the version %s has kept the label %s", id, label)
+			}
+		}
+	}
+	if len(now) != 2 {
+		t.Errorf("labels are on the versions %v; want them on the current one and the one before", now)
+	}
+	w.rotate(rotate.Options{}, rotate.Nothing)
 }
 
 func TestOwnRotationRefuses(t *testing.T) {
@@ -339,18 +374,20 @@ var _ lambda.Versions = (*Store)(nil)
 
 // However many are told to rotate at one time, one certificate is asked for.
 func TestManyTriggersIssueOnce(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	const triggers = 50
 	var group sync.WaitGroup
 	for range triggers {
 		group.Go(func() {
 			result := w.rotator().Rotate(t.Context(), w.target, rotate.Options{})
-			if result.Err != nil && !errors.Is(result.Err, secret.ErrHeld) && !errors.Is(result.Err, errContended) {
+			if result.Err != nil && !errors.Is(result.Err, secret.ErrHeld) && !errors.Is(result.Err, secret.ErrLeaseLost) && !errors.Is(result.Err, errContended) {
 				t.Errorf("%s: %v", result.Outcome, result.Err)
 			}
 		})
 	}
 	group.Wait()
+	w.rotator().Rotate(t.Context(), w.target, rotate.Options{}) // where a machine stood still for longer than a lease
 	w.rotate(rotate.Options{}, rotate.Nothing)
 	if len(w.answers) != 1 {
 		t.Errorf("%d certificates were issued", len(w.answers))

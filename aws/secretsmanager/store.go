@@ -158,8 +158,11 @@ func (s *Store) explain(err error, operation, name string) error {
 		return nil
 	}
 	explained := session.Explain(err, "secretsmanager:"+operation, s.resource(name))
-	if errors.Is(explained, session.ErrKey) || errors.Is(explained, session.ErrDenied) {
+	switch {
+	case errors.Is(explained, session.ErrKey):
 		return explained
+	case errors.Is(explained, session.ErrDenied):
+		return fmt.Errorf("%w; or it does not exist any more, or under another ARN, which AWS says in the same words to a role that may only what it names: `aws secretsmanager describe-secret --secret-id %s`", explained, name)
 	}
 	switch text := err.Error(); session.Code(err) {
 	case "ResourceNotFoundException":
@@ -167,7 +170,8 @@ func (s *Store) explain(err error, operation, name string) error {
 	case "ResourceExistsException":
 		return fmt.Errorf("%w: %w; give another id, or none", secret.ErrConflict, explained)
 	case "LimitExceededException":
-		return fmt.Errorf("%w, and what was current is unharmed: %w; a secret has room for about a hundred versions, and AWS removes old ones after a day", secret.ErrFull, explained)
+		return fmt.Errorf("%w, and what was current is unharmed: %w; a secret has room for about a hundred versions, of which AWS removes old ones after a day, and for twenty staging labels on all of them together: "+
+			"`aws secretsmanager describe-secret --secret-id %s` shows them, and `update-secret-version-stage --remove-from-version-id` takes one away", secret.ErrFull, explained, name)
 	case "InvalidRequestException":
 		if strings.Contains(text, "delet") {
 			return deleted(name, explained)

@@ -66,7 +66,8 @@ type Call struct {
 }
 
 // Fault answers a request in place of the service, or returns nil to let it through. It may wait, and sees every request
-// whose signature is right, before its policies are looked at. The action is written as policies do.
+// whose signature is right, before its policies are looked at. The action is written as policies do. One
+// that waits has to end with the request's context: the front waits for it when it closes.
 type Fault func(request *http.Request, action string) *http.Response
 
 // Start begins a front, and the doubles when this is the first one of the process. It skips the test where they are not

@@ -190,6 +190,7 @@ func TestContractGenerated(t *testing.T) {
 	}
 	path := filepath.Join("..", "..", "..", "docs", "doubles.md")
 	want := document(results)
+	t.Logf("operation by double:\n%s", want)
 	if *update {
 		if err := os.WriteFile(path, want, 0o644); err != nil {
 			t.Fatal(err)
@@ -285,8 +286,8 @@ const preface = `<!-- Written by TestContractGenerated in aws/internal/awstest: 
 AWS is not reached by any test. The AWS SDK, unchanged, speaks to doubles: [moto](https://github.com/getmoto/moto) 5.2.5 and
 [ministack](https://pypi.org/project/ministack/) 1.5.33, which others wrote, and fakes of ours for what both get wrong. Before all
 of them stands a front (` + "`aws/internal/awstest`" + `) that checks signatures and sessions, evaluates the policies of roles, secrets
-and keys, and refuses as AWS does; neither double does any of that. The front also asks KMS in Secrets Manager's name, which moto
-and ministack do not.
+and keys, and refuses as AWS does; as they are started here, neither double does any of that. The front also asks KMS in Secrets
+Manager's name, which moto and ministack do not.
 
 The tables below are what one suite found when it asked every double for the same things through the SDK. The column AWS is from
 the documentation that is linked there, not from a run: what was misread there is wrong in all columns.

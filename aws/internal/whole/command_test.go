@@ -22,7 +22,12 @@ import (
 // programDir is where the binary lies.
 var programDir string
 
+// TestMain enters namespaces of its own, in which the double of ECS runs tasks, and makes room for the binary.
 func TestMain(m *testing.M) {
+	if err := enter(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	var err error
 	if programDir, err = os.MkdirTemp("", "whole"); err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -3,7 +3,6 @@ package whole_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"regexp"
@@ -16,13 +15,12 @@ import (
 	"countersign.dev/aws/internal/awstest/ecsfake"
 )
 
-// TestMain enters namespaces of its own, in which the double of ECS runs tasks.
-func TestMain(m *testing.M) {
+// enter enters the namespaces, where that can be done.
+func enter() error {
 	if err := ecsfake.Enter(); err != nil && !errors.Is(err, ecsfake.ErrUnavailable) {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+		return err
 	}
-	os.Exit(m.Run())
+	return nil
 }
 
 // example is the specification of examples/payments-ecs; with a name, that of the mesh and its cluster is changed, because the doubles

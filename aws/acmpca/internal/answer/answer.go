@@ -125,9 +125,9 @@ func (w Wanted) form(leaf *x509.Certificate) error {
 	case leaf.NotAfter.Sub(w.NotAfter).Abs() > allowance:
 		return fmt.Errorf("it is valid to %s, and %s was asked for", leaf.NotAfter.UTC().Format(time.RFC3339), w.NotAfter.UTC().Format(time.RFC3339))
 	case w.Now.Before(leaf.NotBefore.Add(-allowance)):
-		return fmt.Errorf("it is not valid before %s", leaf.NotBefore.UTC().Format(time.RFC3339))
+		return fmt.Errorf("it is not valid before %s, and by this machine's clock it is %s: see that the clock is right", leaf.NotBefore.UTC().Format(time.RFC3339), w.Now.UTC().Format(time.RFC3339))
 	case !w.Now.Before(leaf.NotAfter):
-		return fmt.Errorf("it was valid to %s", leaf.NotAfter.UTC().Format(time.RFC3339))
+		return fmt.Errorf("it was valid to %s, and by this machine's clock it is %s: see that the clock is right", leaf.NotAfter.UTC().Format(time.RFC3339), w.Now.UTC().Format(time.RFC3339))
 	}
 	return nil
 }

@@ -129,7 +129,7 @@ func (f *Fake) probe(t *target) {
 			f.wake()
 		}
 		f.mu.Unlock()
-		if !f.pause(orDefaultNumber(g.HealthCheckIntervalSeconds, 30)) {
+		if !f.pause(f.seconds(orDefaultNumber(g.HealthCheckIntervalSeconds, 30))) {
 			return
 		}
 	}
@@ -220,7 +220,7 @@ func (f *Fake) drain(t *target) {
 	f.wake()
 	delay, _ := strconv.ParseInt(t.group.attributes["deregistration_delay.timeout_seconds"], 10, 32) // was checked when it was set
 	f.run(func() {
-		f.pause(int32(delay))
+		f.pause(time.Duration(delay) * f.options.Drain)
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		t.state = gone

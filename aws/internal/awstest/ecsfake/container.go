@@ -287,7 +287,7 @@ func (f *Fake) checkUp(c *container) {
 	}
 	grace := time.Now().Add(f.seconds(aws.ToInt32(h.StartPeriod)))
 	failures := int32(0)
-	for f.pause(orDefaultNumber(h.Interval, 30)) {
+	for f.pause(f.seconds(orDefaultNumber(h.Interval, 30))) {
 		ctx, cancel := context.WithTimeout(f.ctx, time.Duration(orDefaultNumber(h.Timeout, 5))*time.Second)
 		code, output, err := c.process.Exec(ctx, command)
 		cancel()

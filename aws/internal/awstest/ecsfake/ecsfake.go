@@ -50,6 +50,9 @@ type Options struct {
 	// Second is how long a second lasts of health check intervals, start periods and timeouts, deregistration
 	// delays and back-off; one second when 0. The time that a program has to end or a check to answer is real.
 	Second time.Duration
+	// Drain is how long a second of deregistration delays lasts, where that has to be in proportion to the real age of
+	// connections; Second when 0.
+	Drain time.Duration
 	// Log is told what the double does; nil: nobody.
 	Log func(format string, arguments ...any)
 }
@@ -91,6 +94,9 @@ func New(options Options) (*Fake, error) {
 	}
 	if options.Second == 0 {
 		options.Second = time.Second
+	}
+	if options.Drain == 0 {
+		options.Drain = options.Second
 	}
 	if options.Log == nil {
 		options.Log = func(string, ...any) {}
@@ -224,9 +230,9 @@ func (f *Fake) await(limit time.Duration, condition func() bool) bool {
 	}
 }
 
-// pause waits some of AWS's seconds; false says that the double is closed.
-func (f *Fake) pause(seconds int32) bool {
-	timer := time.NewTimer(f.seconds(seconds))
+// pause waits; false says that the double is closed.
+func (f *Fake) pause(length time.Duration) bool {
+	timer := time.NewTimer(length)
 	defer timer.Stop()
 	select {
 	case <-timer.C:

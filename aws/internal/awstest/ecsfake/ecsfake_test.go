@@ -28,8 +28,11 @@ import (
 	"countersign.dev/aws/internal/awstest/ecsfake/jail"
 )
 
-// second is how long a second of AWS's lasts in these tests.
-const second = 20 * time.Millisecond
+// How long a second of AWS's lasts in these tests, and one of deregistration delays.
+const (
+	second = 20 * time.Millisecond
+	drain  = 40 * time.Millisecond
+)
 
 func TestMain(m *testing.M) {
 	if os.Getenv("ECSFAKE_TEST_APP") != "" {
@@ -93,7 +96,7 @@ func start(t *testing.T) *rig {
 	initial.Dirs = []jail.Dir{{Path: "/tls", UID: 101, GID: 101, Mode: 0o700}}
 	initial.Volumes = []string{"/tls"}
 	fake, err := ecsfake.New(ecsfake.Options{
-		Region: "eu-central-1", Account: "123456789012", Second: second, Front: secrets.URL, Log: t.Logf,
+		Region: "eu-central-1", Account: "123456789012", Second: second, Drain: drain, Front: secrets.URL, Log: t.Logf,
 		Images: map[string]ecsfake.Image{"shell": ecsfake.Shell(), "app": app, "init": initial, "nginx": ecsfake.NGINX()},
 		Assume: func(role string) (ecsfake.Credentials, error) {
 			return ecsfake.Credentials{AccessKeyID: "AKIA" + role[strings.LastIndex(role, "/")+1:], SecretAccessKey: "secret", Token: "token", Expires: time.Now().Add(time.Hour)}, nil

@@ -2,7 +2,6 @@ package iam_test
 
 import (
 	"encoding/json"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -362,10 +361,26 @@ func TestGeneratedACM(t *testing.T) {
 			t.Errorf("%s: %t, want %t", name, got, test.want)
 		}
 	}
+	const uuid = "11111111-2222-3333-4444-555555555555"
+	ours, others := []string{"spiffe://cards.internal/service/ledger"}, []string{"spiffe://bank.internal/service/ledger"}
 	for role := range w.trusts {
 		for _, action := range []string{"acm:ExportCertificate", "acm:RenewCertificate", "acm:DescribeCertificate"} {
-			if got := w.asks(role, question{action: action, resource: "arn:aws:acm" + prefix + "certificate/1"}); got != (role == "cards-rotation") {
-				t.Errorf("%s may %s: %t", role, action, got)
+			for whose, context := range map[string]map[string][]string{"ours": {"aws:ResourceTag/countersign:workload": ours}, "another's": {"aws:ResourceTag/countersign:workload": others}, "nobody's": nil} {
+				want := role == "cards-rotation" && whose == "ours"
+				if got := w.asks(role, question{action: action, resource: "arn:aws:acm" + prefix + "certificate/" + uuid, context: context}); got != want {
+					t.Errorf("%s may %s for a certificate of %s: %t", role, action, whose, got)
+				}
+			}
+		}
+		// The tag is written with the request, and to nothing that is there already.
+		for resource, own := range map[string]bool{"*": true, uuid: false} {
+			q := question{action: "acm:AddTagsToCertificate", resource: "arn:aws:acm" + prefix + "certificate/" + resource, context: map[string][]string{"aws:RequestTag/countersign:workload": ours}}
+			if got := w.asks(role, q); got != (own && role == "cards-rotation") {
+				t.Errorf("%s may tag %s: %t", role, resource, got)
+			}
+			q.context = map[string][]string{"aws:RequestTag/countersign:workload": others}
+			if w.asks(role, q) {
+				t.Errorf("%s may tag %s as another mesh's", role, resource)
 			}
 		}
 	}
@@ -388,6 +403,6 @@ func TestGeneratedTrust(t *testing.T) {
 		}
 	}
 	if len(w.trusts) == 0 {
-		t.Error(fmt.Sprint("no role is there"))
+		t.Error("no role is there")
 	}
 }

@@ -2,6 +2,7 @@ package stack
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 
@@ -20,7 +21,7 @@ type authority struct {
 }
 
 // makeAuthority creates a private CA, and asks for its certificate request.
-func makeAuthority(ctx context.Context, s *Stack, id string, properties map[string]any, _ *Resource) (result, error) {
+func makeAuthority(ctx context.Context, s *Stack, _ string, properties map[string]any, _ *Resource) (result, error) {
 	p, err := decode[authority](properties)
 	if err != nil {
 		return result{}, err
@@ -28,7 +29,7 @@ func makeAuthority(ctx context.Context, s *Stack, id string, properties map[stri
 	created, err := s.clients.pca.CreateCertificateAuthority(ctx, &acmpca.CreateCertificateAuthorityInput{
 		CertificateAuthorityType: types.CertificateAuthorityType(p.Type), UsageMode: types.CertificateAuthorityUsageMode(p.UsageMode),
 		KeyStorageSecurityStandard: types.KeyStorageSecurityStandard(p.KeyStorageSecurityStandard), RevocationConfiguration: p.RevocationConfiguration, Tags: p.Tags,
-		IdempotencyToken: s.named(nil, id, 64),
+		IdempotencyToken: aws.String(rand.Text()),
 		CertificateAuthorityConfiguration: &types.CertificateAuthorityConfiguration{
 			KeyAlgorithm: types.KeyAlgorithm(p.KeyAlgorithm), SigningAlgorithm: types.SigningAlgorithm(p.SigningAlgorithm), Subject: p.Subject, CsrExtensions: p.CsrExtensions,
 		},
@@ -69,14 +70,14 @@ type certificate struct {
 }
 
 // makeCertificate has a CA sign a request.
-func makeCertificate(ctx context.Context, s *Stack, id string, properties map[string]any, _ *Resource) (result, error) {
+func makeCertificate(ctx context.Context, s *Stack, _ string, properties map[string]any, _ *Resource) (result, error) {
 	p, err := decode[certificate](properties)
 	if err != nil {
 		return result{}, err
 	}
 	issued, err := s.clients.pca.IssueCertificate(ctx, &acmpca.IssueCertificateInput{
 		CertificateAuthorityArn: &p.CertificateAuthorityArn, Csr: []byte(p.CertificateSigningRequest), SigningAlgorithm: types.SigningAlgorithm(p.SigningAlgorithm),
-		TemplateArn: p.TemplateArn, Validity: p.Validity, ValidityNotBefore: p.ValidityNotBefore, ApiPassthrough: p.APIPassthrough, IdempotencyToken: s.named(nil, id, 36),
+		TemplateArn: p.TemplateArn, Validity: p.Validity, ValidityNotBefore: p.ValidityNotBefore, ApiPassthrough: p.APIPassthrough, IdempotencyToken: aws.String(rand.Text()),
 	})
 	if err != nil {
 		return result{}, fmt.Errorf("issue the certificate: %w", err)

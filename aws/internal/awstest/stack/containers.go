@@ -40,10 +40,14 @@ func makeCluster(ctx context.Context, s *Stack, id string, properties map[string
 }
 
 // makeTaskDefinition registers a revision, and another one when it differs.
-func makeTaskDefinition(ctx context.Context, s *Stack, id string, properties map[string]any, _ *Resource) (result, error) {
+func makeTaskDefinition(ctx context.Context, s *Stack, id string, properties map[string]any, old *Resource) (result, error) {
 	in, err := decode[ecs.RegisterTaskDefinitionInput](properties)
 	if err != nil {
 		return result{}, err
+	}
+	if old != nil && in.Family == nil {
+		family, _, _ := strings.Cut(old.Physical[strings.LastIndex(old.Physical, "/")+1:], ":")
+		in.Family = &family
 	}
 	in.Family = s.named(in.Family, id, 255)
 	out, err := s.clients.ecs.RegisterTaskDefinition(ctx, in)
@@ -59,6 +63,9 @@ func makeService(ctx context.Context, s *Stack, id string, properties map[string
 	in, err := decode[ecs.CreateServiceInput](properties)
 	if err != nil {
 		return result{}, err
+	}
+	if old != nil {
+		in.ServiceName = aws.String(old.Attributes["Name"])
 	}
 	in.ServiceName = s.named(in.ServiceName, id, 255)
 	var service *types.Service

@@ -11,10 +11,13 @@ import (
 )
 
 // makeRule puts a rule and its targets, again when they differ.
-func makeRule(ctx context.Context, s *Stack, id string, properties map[string]any, _ *Resource) (result, error) {
+func makeRule(ctx context.Context, s *Stack, id string, properties map[string]any, old *Resource) (result, error) {
 	r, err := decode[rule](properties)
 	if err != nil {
 		return result{}, err
+	}
+	if old != nil {
+		r.Name = &old.Physical
 	}
 	in := &eventbridge.PutRuleInput{
 		Name: s.named(r.Name, id, 64), Description: r.Description, EventBusName: r.EventBusName, RoleArn: r.RoleArn, ScheduleExpression: r.ScheduleExpression,

@@ -71,10 +71,13 @@ func physical(name string) result { return result{physical: name} }
 
 // recorded makes nothing: the properties are checked, and what the resource is known by is worked out.
 func recorded[T any](name func(s *Stack, id string, properties *T) result) maker {
-	return func(_ context.Context, s *Stack, id string, properties map[string]any, _ *Resource) (result, error) {
+	return func(_ context.Context, s *Stack, id string, properties map[string]any, old *Resource) (result, error) {
 		decoded, err := decode[T](properties)
 		if err != nil {
 			return result{}, err
+		}
+		if old != nil { // what it is called does not change
+			return result{old.Physical, old.Attributes}, nil
 		}
 		return name(s, id, decoded), nil
 	}
@@ -169,10 +172,13 @@ func recordSecurityGroup(s *Stack, id string, g *securityGroup) result {
 }
 
 // makeAlarm puts an alarm, again when it differs.
-func makeAlarm(ctx context.Context, s *Stack, id string, properties map[string]any, _ *Resource) (result, error) {
+func makeAlarm(ctx context.Context, s *Stack, id string, properties map[string]any, old *Resource) (result, error) {
 	in, err := decode[cloudwatch.PutMetricAlarmInput](properties)
 	if err != nil {
 		return result{}, err
+	}
+	if old != nil {
+		in.AlarmName = &old.Physical
 	}
 	in.AlarmName = s.named(in.AlarmName, id, 255)
 	if _, err := s.clients.alarms.PutMetricAlarm(ctx, in); err != nil {

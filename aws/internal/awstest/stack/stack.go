@@ -6,13 +6,13 @@ package stack
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"reflect"
 	"slices"
-	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 
@@ -68,7 +68,8 @@ type kind struct {
 	fixed bool
 }
 
-// Create creates the resources of a template. What was created before an error stays there.
+// Create creates the resources of a template. What was created before an error stays there: the stack that is given
+// beside the error can be deleted.
 func Create(ctx context.Context, options Options, text []byte, parameters map[string]string) (*Stack, error) {
 	s := &Stack{
 		options: options, clients: connect(options.Config), resources: map[string]*Resource{},
@@ -110,7 +111,7 @@ func (s *Stack) Update(ctx context.Context, text []byte, parameters map[string]s
 	}
 	for _, id := range s.order {
 		if !wanted[id] {
-			return fmt.Errorf("resource %s is no more in the template: the double deletes nothing", id)
+			return fmt.Errorf("resource %s is no more in the template: the double deletes only whole stacks", id)
 		}
 	}
 	return s.output(values, t.Outputs)
@@ -234,16 +235,18 @@ func text(document any) (string, error) {
 	return string(encoded), nil
 }
 
-// named is the name that the template gives, or one made of the stack's and the resource's, of at most so many characters.
+// named is the name that the template gives, or one made of the stack's, the resource's and chance, of at most so many
+// characters, as CloudFormation makes them.
 func (s *Stack) named(given *string, id string, most int) *string {
 	if given != nil {
 		return given
 	}
+	chance := "-" + rand.Text()[:8]
 	name := s.options.Name + "-" + id
-	if len(name) > most {
-		name = name[len(name)-most:]
+	if len(name)+len(chance) > most {
+		name = name[:most-len(chance)]
 	}
-	return aws.String(strings.Trim(name, "-"))
+	return aws.String(name + chance)
 }
 
 // arn spells an ARN of this stack's account and region.

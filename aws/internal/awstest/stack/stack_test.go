@@ -166,7 +166,7 @@ Resources:
     Properties: {FunctionName: !Sub '${Mesh}-rotation', Runtime: provided.al2023, Handler: bootstrap, Code: {S3Bucket: a, S3Key: b}, Role: !GetAtt Execution.Arn, Timeout: 900, Environment: {Variables: {A: !GetAtt Authority.Arn}}}
   Schedule:
     Type: AWS::Events::Rule
-    Properties: {Name: !Sub '${Mesh}-schedule', ScheduleExpression: rate(1 hour), State: !Ref State, Targets: [{Id: rotation, Arn: !GetAtt Function.Arn}]}
+    Properties: {ScheduleExpression: rate(1 hour), State: !Ref State, Targets: [{Id: rotation, Arn: !GetAtt Function.Arn}]}
   Topic: {Type: AWS::SNS::Topic, Properties: {TopicName: alarms}}
   Alarm:
     Type: AWS::CloudWatch::Alarm
@@ -183,6 +183,7 @@ func TestCreateAndUpdate(t *testing.T) {
 	text := []byte(strings.ReplaceAll(whole, "&trust ", ""))
 	options := stack.Options{Config: cloud.Admin(), Account: cloud.Account, Name: "stacktest"}
 	s, err := stack.Create(ctx, options, text, map[string]string{"Mesh": "stacktest"})
+	remove(t, s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,7 +233,7 @@ func TestCreateAndUpdate(t *testing.T) {
 		t.Fatalf("tasks %v after %v", second, first)
 	}
 	said(t, fake, second[0], "open second\n")
-	rule, err := eventbridge.NewFromConfig(cloud.Admin()).DescribeRule(ctx, &eventbridge.DescribeRuleInput{Name: aws.String("stacktest-schedule")})
+	rule, err := eventbridge.NewFromConfig(cloud.Admin()).DescribeRule(ctx, &eventbridge.DescribeRuleInput{Name: aws.String(s.Resources("AWS::Events::Rule")[0].Physical)})
 	if err != nil || rule.State != "DISABLED" {
 		t.Errorf("the schedule: %v, %v", rule, err)
 	}
@@ -248,6 +249,20 @@ func TestCreateAndUpdate(t *testing.T) {
 	}
 }
 
+// remove deletes a stack at the end of the test, and looks whether it is empty.
+func remove(t *testing.T, s *stack.Stack) {
+	t.Helper()
+	t.Cleanup(func() {
+		roles := s.Resources("AWS::IAM::Role")
+		if err := s.Delete(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if left := s.Resources("AWS::IAM::Role"); len(roles) == 0 || len(left) != 0 {
+			t.Errorf("%d roles before, and %d after the stack was deleted", len(roles), len(left))
+		}
+	})
+}
+
 // said waits until the application of a task has said something, which comes through a pipe.
 func said(t *testing.T, fake *ecsfake.Fake, task, want string) {
 	t.Helper()
@@ -261,7 +276,7 @@ func said(t *testing.T, fake *ecsfake.Fake, task, want string) {
 	t.Errorf("task %s says %q, want %q", task, fake.Logs(task, "app"), want)
 }
 
-// The example's generated template creates a stack as it is.
+// The example's generated template creates a stack as it is, and again when that was deleted.
 func TestExample(t *testing.T) {
 	cloud, _ := start(t)
 	text, err := os.ReadFile("../../../../examples/payments-ecs/cloudformation.yaml")
@@ -270,16 +285,21 @@ func TestExample(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	s, err := stack.Create(ctx, stack.Options{Config: cloud.Admin(), Account: cloud.Account, Name: "example"}, text, map[string]string{
-		"VpcId": "vpc-1", "SubnetIds": "subnet-1,subnet-2", "CountersignImage": "countersign", "NginxImage": "nginx", "HaproxyImage": "haproxy",
-		"CheckoutImage": "app", "LedgerImage": "app", "TerminalImage": "app", "ImageRepositories": "arn:aws:ecr:eu-central-1:123456789012:repository/app",
-		"FunctionBucket": "bucket", "FunctionKey": "function.zip", "AlarmTopic": "arn:aws:sns:eu-central-1:123456789012:alarms",
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if services := s.Resources("AWS::ECS::Service"); len(services) != 4 || s.Outputs["PcaAuthorityArn"] == "" {
-		t.Errorf("%d services, outputs %v", len(services), s.Outputs)
+	for range 2 {
+		s, err := stack.Create(ctx, stack.Options{Config: cloud.Admin(), Account: cloud.Account, Name: "example"}, text, map[string]string{
+			"VpcId": "vpc-1", "SubnetIds": "subnet-1,subnet-2", "CountersignImage": "countersign", "NginxImage": "nginx", "HaproxyImage": "haproxy",
+			"CheckoutImage": "app", "LedgerImage": "app", "TerminalImage": "app", "ImageRepositories": "arn:aws:ecr:eu-central-1:123456789012:repository/app",
+			"FunctionBucket": "bucket", "FunctionKey": "function.zip", "AlarmTopic": "arn:aws:sns:eu-central-1:123456789012:alarms",
+		})
+		if err != nil {
+			t.Fatal(errors.Join(err, s.Delete(ctx)))
+		}
+		if services := s.Resources("AWS::ECS::Service"); len(services) != 4 || s.Outputs["PcaAuthorityArn"] == "" {
+			t.Errorf("%d services, outputs %v", len(services), s.Outputs)
+		}
+		if err := s.Delete(ctx); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
