@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -228,6 +229,10 @@ func TestTable(t *testing.T) {
 }
 
 func TestCommand(t *testing.T) {
+	// What is started in the background by a shell ignores SIGINT, and so would the commands, which cannot undo it.
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGINT)
+	defer signal.Stop(caught)
 	for name, test := range map[string]struct {
 		script string
 		signal syscall.Signal

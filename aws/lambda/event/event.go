@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"countersign.dev/secret"
@@ -96,10 +97,15 @@ type document struct {
 	Token  string  `json:"ClientRequestToken"`
 }
 
+// lazily compiles an expression when it is wanted first: only the rotation function is sent events.
+func lazily(expression string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expression) })
+}
+
 var (
-	certificateARN = regexp.MustCompile(`^arn:aws[a-z-]*:acm:[a-z0-9-]{1,40}:[0-9]{12}:certificate/[A-Za-z0-9-]{1,64}$`)
-	secretARN      = regexp.MustCompile(`^arn:aws[a-z-]*:secretsmanager:[a-z0-9-]{1,40}:[0-9]{12}:secret:[A-Za-z0-9/_+=.@-]{1,512}$`)
-	word           = regexp.MustCompile(`^[A-Za-z0-9 ._*@=/+-]{0,253}$`)
+	certificateARN = lazily(`^arn:aws[a-z-]*:acm:[a-z0-9-]{1,40}:[0-9]{12}:certificate/[A-Za-z0-9-]{1,64}$`)
+	secretARN      = lazily(`^arn:aws[a-z-]*:secretsmanager:[a-z0-9-]{1,40}:[0-9]{12}:secret:[A-Za-z0-9/_+=.@-]{1,512}$`)
+	word           = lazily(`^[A-Za-z0-9 ._*@=/+-]{0,253}$`)
 )
 
 // Parse reads an event. What is none of those of this package is [ErrEvent], with what was sent and what to do.
@@ -145,7 +151,7 @@ func parse(data []byte) (Event, error) {
 
 // clean drops what is no plain word: it goes to logs.
 func clean(text string) string {
-	if !word.MatchString(text) {
+	if !word().MatchString(text) {
 		return ""
 	}
 	return text
@@ -153,7 +159,7 @@ func clean(text string) string {
 
 // certificate reads what ACM says of a certificate.
 func (d document) certificate(e *Event) error {
-	if len(d.Resources) != 1 || !certificateARN.MatchString(d.Resources[0]) {
+	if len(d.Resources) != 1 || !certificateARN().MatchString(d.Resources[0]) {
 		return fmt.Errorf("it is from ACM, and its resources are not the ARN of one certificate: %.200q", d.Resources)
 	}
 	var detail struct {
@@ -187,7 +193,7 @@ func (d document) rotation() (Event, error) {
 	default:
 		return Event{}, fmt.Errorf("it is from Secrets Manager, and %.40q is no step of a rotation", *d.Step)
 	}
-	if !secretARN.MatchString(e.Secret) {
+	if !secretARN().MatchString(e.Secret) {
 		return Event{}, fmt.Errorf("it is from Secrets Manager, and its SecretId is not the ARN of a secret: %.200q", e.Secret)
 	}
 	const shortest = 32
@@ -201,5 +207,5 @@ func (d document) rotation() (Event, error) {
 func Names(arn, name string) bool {
 	const added = len("-AbCdEf")
 	_, rest, found := strings.Cut(arn, ":secret:")
-	return found && secretARN.MatchString(arn) && len(rest) == len(name)+added && strings.HasPrefix(rest, name+"-")
+	return found && secretARN().MatchString(arn) && len(rest) == len(name)+added && strings.HasPrefix(rest, name+"-")
 }

@@ -5,6 +5,7 @@ package words
 import (
 	"regexp"
 	"strings"
+	"sync"
 	"unicode"
 	"unicode/utf8"
 )
@@ -24,26 +25,31 @@ type Message struct {
 
 const arnRest = `[A-Za-z0-9/_+=.@:*?$-]{1,300}`
 
+// lazily compiles an expression when it is wanted first: a process that meets no error of AWS does without, in time and in memory.
+func lazily(expression string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expression) })
+}
+
 var (
-	callerIs   = regexp.MustCompile(`(arn:[a-z0-9-]{3,20}:(?:sts|iam)::[0-9]{12}:` + arnRest + `) is not authorized`)
-	actionIs   = regexp.MustCompile(`perform:? ([a-z0-9-]{2,60}:[A-Za-z0-9]{2,80})`)
-	resourceIs = regexp.MustCompile(`on (?:the )?resource:? (arn:[a-z0-9-]{3,20}:` + arnRest + `|[A-Za-z0-9/_+=.@-]{1,512})`)
-	denyIs     = regexp.MustCompile(`with an explicit deny in (?:a |an |the )?([a-z -]{1,60}polic(?:y|ies))`)
-	keyIs      = regexp.MustCompile(`arn:[a-z0-9-]{3,20}:kms:[a-z0-9-]{0,40}:[0-9]{12}:(?:key|alias)/[A-Za-z0-9/_-]{1,256}`)
-	ofKMS      = regexp.MustCompile(`(?i)perform:? kms:|arn:[a-z0-9-]+:kms:|access to kms|kms (?:customer )?key|key.{0,60} kms`)
+	callerIs   = lazily(`(arn:[a-z0-9-]{3,20}:(?:sts|iam)::[0-9]{12}:` + arnRest + `) is not authorized`)
+	actionIs   = lazily(`perform:? ([a-z0-9-]{2,60}:[A-Za-z0-9]{2,80})`)
+	resourceIs = lazily(`on (?:the )?resource:? (arn:[a-z0-9-]{3,20}:` + arnRest + `|[A-Za-z0-9/_+=.@-]{1,512})`)
+	denyIs     = lazily(`with an explicit deny in (?:a |an |the )?([a-z -]{1,60}polic(?:y|ies))`)
+	keyIs      = lazily(`arn:[a-z0-9-]{3,20}:kms:[a-z0-9-]{0,40}:[0-9]{12}:(?:key|alias)/[A-Za-z0-9/_-]{1,256}`)
+	ofKMS      = lazily(`(?i)perform:? kms:|arn:[a-z0-9-]+:kms:|access to kms|kms (?:customer )?key|key.{0,60} kms`)
 )
 
 // Read reads a message.
 func Read(text string) Message {
-	first := func(expression *regexp.Regexp) string {
-		if found := expression.FindStringSubmatch(text); found != nil {
+	first := func(expression func() *regexp.Regexp) string {
+		if found := expression().FindStringSubmatch(text); found != nil {
 			return strings.TrimSpace(found[1])
 		}
 		return ""
 	}
 	return Message{
 		Caller: first(callerIs), Action: first(actionIs), Resource: strings.TrimRight(first(resourceIs), "."), Deny: first(denyIs),
-		Key: keyIs.FindString(text), OfKMS: ofKMS.MatchString(text),
+		Key: keyIs().FindString(text), OfKMS: ofKMS().MatchString(text),
 	}
 }
 

@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -269,7 +268,7 @@ func TestNothingSurvives(t *testing.T) {
 	}
 	join(t)
 	victim := exec.Command("/proc/self/exe", "-test.run=^TestNothingSurvives$")
-	victim.Env = append(os.Environ(), "JAIL_TEST_VICTIM=1")
+	victim.Env = append(os.Environ(), "JAIL_TEST_VICTIM=1", "TMPDIR="+t.TempDir()) // it cannot remove its own
 	if err := victim.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -297,7 +296,7 @@ func awaitProcess(t *testing.T, want string, there bool) {
 		if found == there {
 			return
 		}
-		runtime.Gosched()
+		time.Sleep(5 * time.Millisecond)
 	}
 	t.Fatalf("process %q there: want %v", want, there)
 }
