@@ -244,11 +244,22 @@ func disabledKey(t *testing.T) {
 	wants := []string{"the KMS key cannot be used", "aws kms enable-key", l.key, "what is encrypted with it is not lost"}
 	l.failsWith(nil, off, on, wants...)
 	for _, at := range []site{
-		{"secretsmanager:PutSecretValue", "the secret", 1}, {"secretsmanager:PutSecretValue", "the budget", 1}, {"acm-pca:IssueCertificate", "it", 1},
-		{"secretsmanager:PutSecretValue", "the secret", 2}, {"secretsmanager:UpdateSecretVersionStage", "the secret", 1}, {"secretsmanager:UpdateSecretVersionStage", "the secret", 2},
+		{"secretsmanager:PutSecretValue", "the secret", 1},
+		{"secretsmanager:PutSecretValue", "the budget", 1},
+		{"acm-pca:IssueCertificate", "it", 1},
+		{"secretsmanager:PutSecretValue", "the secret", 2},
+		{"secretsmanager:UpdateSecretVersionStage", "the secret", 1},
+		{"secretsmanager:UpdateSecretVersionStage", "the secret", 2},
 	} {
 		l.failsWith(&at, off, on, wants...)
 	}
+}
+
+// skewed is what AWS says to who signs with a wrong time.
+var skewed = trouble{
+	"skewed",
+	fault{answer: refusing(400, "InvalidSignatureException", "Signature not yet current: 20261123T101600Z is still later than 20261123T100500Z (20261123T100000Z + 5 min.)")},
+	[]string{"the AWS credentials do not hold", "see that this machine's clock is right"},
 }
 
 // clocks has clocks differ: of the machine and AWS, of the machine and the CA, and of machines that worked before.
@@ -270,11 +281,7 @@ func clocks(t *testing.T) {
 
 	// AWS refuses what is signed by a wrong clock.
 	at := site{"acm-pca:DescribeCertificateAuthority", "it", 2}
-	l.fails(at, trouble{
-		"skewed",
-		fault{answer: refusing(400, "InvalidSignatureException", "Signature not yet current: 20261123T101600Z is still later than 20261123T100500Z (20261123T100000Z + 5 min.)")},
-		[]string{"the AWS credentials do not hold", "see that this machine's clock is right"},
-	})
+	l.fails(at, skewed)
 
 	// The CA's clock is ahead of ours: what it issues is not valid yet. Behind it, nothing is wrong.
 	before, issued := l.current("w"), l.pca.Issued()
