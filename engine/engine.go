@@ -47,6 +47,9 @@ type Options struct {
 	User string
 	// Drain bounds how long an old process serves on after a reload; default 30 s.
 	Drain time.Duration
+	// Age is how old a connection with a peer becomes before it is closed after its next answer, so that peers have moved to
+	// other instances by the time this one is stopped. In milliseconds; 0: as old as it likes.
+	Age time.Duration
 	// StreamModule is the file of NGINX's stream module, where it is one; empty when it is compiled in.
 	StreamModule string
 	// CRL says that callers' and callees' chains are looked up in current/crl.pem, which has to hold a list of every

@@ -93,6 +93,7 @@ func (r *renderer) frontend(in mesh.Inbound, called word, bind []word) {
 	if in.App != 0 {
 		admitted = `,"admitted":"%[var(txn.admitted)]"`
 	}
+	r.age(in)
 	r.requests(in.Name, "inbound", admitted)
 	r.typeOfRefusals(in)
 	r.tunnels(in.Protocol)
@@ -114,6 +115,16 @@ func (r *renderer) frontend(in mesh.Inbound, called word, bind []word) {
 	r.line("http-request", "set-header", "X-Forwarded-Client-Cert",
 		quote("By="+own+`;Hash=%[ssl_c_der,sha2(256),hex,lower];Subject="%[`+string(subject)+`]"`), "if", "proved")
 	r.line("default_backend", appName(in))
+}
+
+// age bounds how old a connection becomes: it is closed after the answer that finds it older.
+func (r *renderer) age(in mesh.Inbound) {
+	if r.o.Age <= 0 {
+		return
+	}
+	r.line("tcp-request", "session", "set-var(sess.began)", "date(0,ms)")
+	r.line("http-after-response", "set-header", "Connection", "close", "if", "{", "date(0,ms),sub(sess.began)", "ge", word(strconv.FormatInt(r.o.Age.Milliseconds(), 10)), "}")
+	r.note("port %d: connections over HTTP/1 are closed when they are %s old; HAProxy ends those over HTTP/2 only when it is stopped", in.Port, r.o.Age)
 }
 
 // requests writes what every listener for requests does first.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"countersign.dev/engine"
 	"countersign.dev/engine/enginetest"
@@ -164,6 +165,25 @@ func TestListeners(t *testing.T) {
 		}
 		if len(frontends) < 2 {
 			t.Errorf("%d frontends", len(frontends))
+		}
+	}
+}
+
+// TestAge asserts that connections of peers over HTTP/1 become no older than is asked for, and that it is said of whom that is not so.
+func TestAge(t *testing.T) {
+	service, _ := plans(t)
+	for _, age := range []time.Duration{0, 1500 * time.Millisecond} {
+		o := options()
+		o.Age = age
+		config, err := Render(service, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := strings.Count(config.Text, "    tcp-request session set-var(sess.began) date(0,ms)\n")
+		ended := strings.Count(config.Text, "    http-after-response set-header Connection close if { date(0,ms),sub(sess.began) ge 1500 }\n")
+		said := strings.Contains(strings.Join(config.Notes, "\n"), "are closed when they are 1.5s old; HAProxy ends those over HTTP/2 only when it is stopped")
+		if began != ended || (age > 0) != (began > 0) || (age > 0) != said {
+			t.Errorf("%s: %d and %d times, noted: %v\n%s", age, began, ended, said, config.Text)
 		}
 	}
 }

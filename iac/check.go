@@ -89,7 +89,7 @@ func checkPorts(plan *mesh.Plan, r *refusal) {
 
 // checkRendering finds what the proxy cannot carry out: init would say so in every task.
 func checkRendering(plan *mesh.Plan, r *refusal) {
-	o := engine.Options{Certificates: certificatesDir, Run: runDir, Drain: drain, Version: plan.Proxy.Version}
+	o := engine.Options{Certificates: certificatesDir, Run: runDir, Drain: drain, Age: connectionAge, Version: plan.Proxy.Version}
 	var err error
 	switch plan.Proxy.Engine {
 	case mesh.EngineNGINX:
@@ -112,10 +112,11 @@ func checkRendering(plan *mesh.Plan, r *refusal) {
 	r.addf("%s: %v", who, err)
 }
 
-// How long what ends is given. The load balancer waits for connections first, then the application ends, and then
-// the proxy.
+// How long what ends is given. The load balancer sends no new connections first, and waits; until then peers have left, because
+// their connections have become too old. Then application and proxy end.
 const (
 	deregistration = 60 * time.Second
+	connectionAge  = 30 * time.Second
 	appStop        = 30 * time.Second
 	proxyStop      = 60 * time.Second
 	drain          = 30 * time.Second

@@ -78,10 +78,13 @@ func (d *deployment) containers(w *workload) (list, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := list{
-		noted{d.initNote(w), first},
-		noted{"The proxy. It starts when init has succeeded, and not when it has only ended (COMPLETE).", d.proxyDefinition(w)},
+	proxyNote := "The proxy. It starts when init has succeeded, and not when it has only ended (COMPLETE)."
+	appNote := "The application. It starts when the proxy serves, because it calls through it, and is stopped before it: ECS stops in the reverse order."
+	if w.appFirst() {
+		proxyNote += "\nIt serves when the application is healthy, and is stopped before it: ECS stops in the reverse order."
+		appNote = "The application. It calls nobody, and does not wait for the proxy."
 	}
+	all := list{noted{d.initNote(w), first}, noted{proxyNote, d.proxyDefinition(w)}}
 	if w.service == nil {
 		return all, nil
 	}
@@ -89,7 +92,13 @@ func (d *deployment) containers(w *workload) (list, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(all, noted{"The application. It starts when the proxy serves, and is stopped before it: ECS stops in the reverse order.", app}), nil
+	return append(all, noted{appNote, app}), nil
+}
+
+// appFirst says whether the application starts before the proxy, and ends after it: then nothing comes to it too early or too late. One
+// that calls others does so through the proxy, and needs it from its first moment to its last.
+func (w *workload) appFirst() bool {
+	return w.service != nil && len(w.calls) == 0 && len(w.plan.Inbound) > 0
 }
 
 func (d *deployment) initNote(w *workload) string {
@@ -177,6 +186,7 @@ func (d *deployment) initCommand(w *workload) []text {
 	add("--conf", certificatesDir)
 	add("--plan", "env:"+planVariable)
 	add("--run-dir", runDir)
+	add("--connection-age", connectionAge.String())
 	if w.plan.Proxy.Engine == mesh.EngineNGINX {
 		add("--stream-module", streamModule)
 	}
@@ -228,7 +238,11 @@ func (d *deployment) proxyDefinition(w *workload) object {
 	}
 	o := d.container(w, proxyContainer, proxyImage(engine), true, proxyUser)
 	o = append(o, field{key: "entryPoint", value: list{entry}}, field{key: "command", value: args})
-	o = append(o, field{key: "dependsOn", value: list{object{{key: "containerName", value: initContainer}, {key: "condition", value: "SUCCESS"}}}})
+	after := list{dependency(initContainer, "SUCCESS")}
+	if w.appFirst() {
+		after = append(after, dependency(appContainer, "HEALTHY"))
+	}
+	o = append(o, field{key: "dependsOn", value: after})
 	var ports, connect []string
 	var mappings list
 	for _, port := range w.ports() {
@@ -241,6 +255,11 @@ func (d *deployment) proxyDefinition(w *workload) object {
 	}
 	o = append(o, field{key: "mountPoints", value: list{mount(certificatesVolume, certificatesDir, true), mount(runVolume, runDir, false)}})
 	return append(o, field{key: "stopTimeout", value: seconds(proxyStop)})
+}
+
+// dependency is what has to be so before a container starts.
+func dependency(container, condition string) object {
+	return object{{key: "containerName", value: container}, {key: "condition", value: condition}}
 }
 
 // connects is a command of bash that ends well when somebody listens.
@@ -271,7 +290,9 @@ func (d *deployment) appDefinition(w *workload) (object, error) {
 	if len(environment) > 0 {
 		o = append(o, field{key: "environment", value: environment})
 	}
-	o = append(o, field{key: "dependsOn", value: list{object{{key: "containerName", value: proxyContainer}, {key: "condition", value: w.proxyReady()}}}})
+	if !w.appFirst() {
+		o = append(o, field{key: "dependsOn", value: list{dependency(proxyContainer, w.proxyReady())}})
+	}
 	if len(w.plan.Inbound) > 0 {
 		o = append(o, health(d.appHealth(w)))
 	}

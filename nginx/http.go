@@ -26,6 +26,7 @@ func (r *renderer) http() {
 		r.line("client_header_timeout", headTimeout)
 		r.line("keepalive_timeout", idlePeer)
 		r.line("keepalive_requests", "1000000")
+		r.age()
 		for _, name := range []word{"client_body_timeout", "send_timeout", "proxy_read_timeout", "proxy_send_timeout", "grpc_read_timeout", "grpc_send_timeout"} {
 			r.line(name, silence)
 		}

@@ -164,6 +164,7 @@ func (r *renderer) upstreams(bytes bool) {
 			}
 			if !bytes {
 				r.keepalive(idleUpstream)
+				r.age()
 			}
 		}, "upstream", upstreamName(u.Name))
 	}
@@ -173,6 +174,13 @@ func (r *renderer) keepalive(idle word) {
 	r.line("keepalive", "64")
 	r.line("keepalive_requests", "1000000")
 	r.line("keepalive_timeout", idle)
+}
+
+// age bounds how old a connection becomes: it is closed after the answer that finds it older.
+func (r *renderer) age() {
+	if r.o.Age > 0 {
+		r.line("keepalive_time", word(strconv.FormatInt(r.o.Age.Milliseconds(), 10)+"ms"))
+	}
 }
 
 // serverTLS is what a listener shows and asks for.

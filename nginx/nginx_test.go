@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"countersign.dev/engine"
 	"countersign.dev/engine/enginetest"
@@ -189,6 +190,23 @@ func TestVersion(t *testing.T) {
 	}
 	if strings.Contains(config.Text, "load_module") || len(config.Notes) == 0 {
 		t.Errorf("a module is loaded, or nothing is noted: %q", config.Notes)
+	}
+}
+
+// TestAge asserts that connections from and to peers become no older than is asked for, and those to the application as old as they like.
+func TestAge(t *testing.T) {
+	service, _ := enginetest.Plans(t)
+	for age, want := range map[time.Duration]int{0: 0, 1500 * time.Millisecond: 1} {
+		o := options()
+		o.Age = age
+		config, err := Render(service, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		upstreams := strings.Count(config.Text, "upstream to_") - strings.Count(config.Text[:strings.Index(config.Text, "http {")], "upstream to_")
+		if got := strings.Count(config.Text, "keepalive_time 1500ms;"); strings.Contains(config.Text, "keepalive_time ") != (want > 0) || want > 0 && (got < 2 || got > 1+upstreams) {
+			t.Errorf("%s: %d times, of %d upstreams:\n%s", age, got, upstreams, config.Text)
+		}
 	}
 }
 

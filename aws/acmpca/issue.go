@@ -168,7 +168,7 @@ func (a *Authority) ask(ctx context.Context, request rotate.Request, before rece
 	}
 	arn, certain, err := a.issue(ctx, request, r, ca)
 	if err != nil {
-		if certain { // nothing was issued: the next try is the first one
+		if certain && r != before { // nothing was issued: the next try is the first one; of a try that this one repeats it says nothing
 			err = errors.Join(err, keep(ctx, request, receipt{Authority: a.config.ARN}))
 		}
 		return receipt{}, err

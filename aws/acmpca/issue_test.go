@@ -179,6 +179,47 @@ func TestCutOff(t *testing.T) {
 	}
 }
 
+// TestRefusedRepetition has a repeated request refused of which the first answer was lost: that nothing came of the
+// repetition says nothing about the first one, which AWS has issued, and which is to be the one that is given in the end.
+func TestRefusedRepetition(t *testing.T) {
+	w := newWorld(t, pcafake.Options{}, pcafake.CA{})
+	r := w.request("20261120T120000Z-0123456789abcdef")
+	w.lose = 5
+	if _, err := w.open().Issue(t.Context(), r); err == nil {
+		t.Fatal("the answer was not lost")
+	}
+	w.issued(1, 1)
+	w.now = w.now.Add(time.Minute + 30*time.Second)
+	w.spoil = refuse("IssueCertificate", 400, "ThrottlingException", "Rate exceeded")
+	if _, err := w.open().Issue(t.Context(), w.again(r)); err == nil {
+		t.Fatal("it was not refused")
+	}
+	w.spoil = nil
+	w.now = w.now.Add(time.Minute)
+	if _, err := w.open().Issue(t.Context(), w.again(r)); err != nil {
+		t.Error(err)
+	}
+	w.issued(1, 1)
+	// Once AWS has forgotten it, another one is another one, also when the repetition was refused.
+	w = newWorld(t, pcafake.Options{}, pcafake.CA{})
+	r = w.request("20261120T120000Z-0123456789abcdef")
+	w.lose = 5
+	if _, err := w.open().Issue(t.Context(), r); err == nil {
+		t.Fatal("the answer was not lost")
+	}
+	w.now = w.now.Add(time.Minute)
+	w.spoil = refuse("IssueCertificate", 400, "ThrottlingException", "Rate exceeded")
+	if _, err := w.open().Issue(t.Context(), w.again(r)); err == nil {
+		t.Fatal("it was not refused")
+	}
+	w.spoil = nil
+	w.now = w.now.Add(7 * time.Hour)
+	if _, err := w.open().Issue(t.Context(), w.again(r)); err != nil {
+		t.Error(err)
+	}
+	w.issued(2, 2)
+}
+
 // TestWatched has the client of a session, which waits between its tries, find that nothing was issued.
 func TestWatched(t *testing.T) {
 	w := newWorld(t, pcafake.Options{}, pcafake.CA{})

@@ -166,7 +166,7 @@ func (l *Lease) tryTake(ctx context.Context, now described) (err error) {
 	until := time.Now().Add(l.ttl).Round(0).UTC().Truncate(time.Millisecond)
 	label := l.labelUntil(until)
 	if err := l.store.move(ctx, l.secret(), label, boardID, ""); err != nil {
-		if errors.Is(err, secret.ErrFull) { // AWS allows twenty labels on a version
+		if errors.Is(err, secret.ErrFull) { // AWS allows twenty labels on all versions together
 			return fmt.Errorf("%w (%w)", errContended, err)
 		}
 		return err

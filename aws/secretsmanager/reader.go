@@ -12,8 +12,8 @@ import (
 
 // Reader reads a store again and again for little: each look asks for the ids of the versions (DescribeSecret), and a value is asked for
 // (GetSecretValue) only when its version is another one than at the look before. It keeps the values that it gave last
-// in memory, one for each secret and stage that was asked for, until [Reader.Close]. It is safe for concurrent use;
-// of several that ask for one secret at a time, one asks AWS.
+// in memory, one for each secret and stage that was asked for and one for each secret that was asked for by an id, until
+// [Reader.Close]. It is safe for concurrent use; of several that ask for one secret at a time, one asks AWS.
 type Reader struct {
 	store *Store
 
@@ -40,7 +40,11 @@ func (r *Reader) Read(ctx context.Context, name, version string) (value []byte, 
 	if err := CheckName(name); err != nil {
 		return nil, "", fmt.Errorf("reading the secret %s: %w", name, err)
 	}
-	kept, err := r.entry(name + " " + version)
+	question := name + " " + version
+	if version != "" && labelOf(version) == "" {
+		question = name + byID // parts are asked for by id: the keys of versions long gone are not to stay
+	}
+	kept, err := r.entry(question)
 	if err == nil {
 		value, versionID, err = r.read(ctx, kept, name, version)
 	}
@@ -49,6 +53,9 @@ func (r *Reader) Read(ctx context.Context, name, version string) (value []byte, 
 	}
 	return value, versionID, nil
 }
+
+// byID is behind the name of a secret that was asked for by a version's id. No stage is called so.
+const byID = " by id"
 
 // entry is where the answer to a question is kept.
 func (r *Reader) entry(question string) (*keptValue, error) {

@@ -1,6 +1,7 @@
 package secretsmanager
 
 import (
+	"bytes"
 	"errors"
 	"sync"
 	"testing"
@@ -60,6 +61,29 @@ func TestReaderAsksOnceForEachVersion(t *testing.T) {
 	if _, _, err := reader.Read(t.Context(), "a b", ""); !errors.Is(err, secret.ErrInvalid) {
 		t.Errorf("no name: %v", err)
 	}
+}
+
+// What a credential's parts are asked for by are ids, each of them another one: values of before do not stay in memory.
+func TestReaderForgetsVersionsOfBefore(t *testing.T) {
+	s, _, name := start(t)
+	reader := s.Reader()
+	var first []byte
+	for n := 1; n <= 4; n++ {
+		stage(t, s, name, id(n), "value "+id(n))
+		reads(t, reader, name, id(n), id(n), "value "+id(n))
+		if n == 1 {
+			for _, kept := range reader.kept {
+				first = kept.value
+			}
+		}
+	}
+	if len(reader.kept) != 1 {
+		t.Errorf("it keeps %d values of one secret", len(reader.kept))
+	}
+	if len(first) == 0 || len(bytes.Trim(first, "\x00")) > 0 {
+		t.Errorf("of the first there is %q in memory", first)
+	}
+	reads(t, reader, name, id(2), id(2), "value "+id(2))
 }
 
 func TestReaderClose(t *testing.T) {

@@ -290,6 +290,38 @@ func TestSecretsManagersOwnRotation(t *testing.T) {
 	}
 }
 
+// AWS has room for twenty labels on all versions of a secret together: a rotation that is over leaves none behind.
+func TestOwnRotationLeavesNoLabels(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.rotate(rotate.Options{}, rotate.Rotated)
+	h := &lambda.Handler{Log: slog.New(slog.DiscardHandler), Steps: lambda.NewSteps(w.rotator(), w.store, []rotate.Target{w.target}, rotate.Options{})}
+	const rotations = 4
+	for n := range rotations {
+		arn, version := w.begin(n)
+		for _, step := range []string{"createSecret", "createSecret", "testSecret", "finishSecret"} {
+			if _, err := h.Handle(t.Context(), stepEvent(step, arn, version)); err != nil {
+				t.Fatalf("%s: %v", step, err)
+			}
+		}
+	}
+	now, err := w.store.describe(t.Context(), w.target.Secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, labels := range now {
+		for _, label := range labels {
+			if label != labelCurrent && label != labelPrevious && label != labelPending {
+				t.Errorf("the version %s has kept the label %s", id, label)
+			}
+		}
+	}
+	if len(now) != 2 {
+		t.Errorf("labels are on the versions %v; want them on the current one and the one before", now)
+	}
+	w.rotate(rotate.Options{}, rotate.Nothing)
+}
+
 func TestOwnRotationRefuses(t *testing.T) {
 	w := newWorld(t)
 	first := w.rotate(rotate.Options{}, rotate.Rotated)

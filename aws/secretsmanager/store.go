@@ -170,7 +170,8 @@ func (s *Store) explain(err error, operation, name string) error {
 	case "ResourceExistsException":
 		return fmt.Errorf("%w: %w; give another id, or none", secret.ErrConflict, explained)
 	case "LimitExceededException":
-		return fmt.Errorf("%w, and what was current is unharmed: %w; a secret has room for about a hundred versions, and AWS removes old ones after a day", secret.ErrFull, explained)
+		return fmt.Errorf("%w, and what was current is unharmed: %w; a secret has room for about a hundred versions, of which AWS removes old ones after a day, and for twenty staging labels on all of them together: "+
+			"`aws secretsmanager describe-secret --secret-id %s` shows them, and `update-secret-version-stage --remove-from-version-id` takes one away", secret.ErrFull, explained, name)
 	case "InvalidRequestException":
 		if strings.Contains(text, "delet") {
 			return deleted(name, explained)

@@ -26,7 +26,8 @@ import (
 //
 // Writing is idempotent: a version that is there with the same value is kept, and it becomes pending unless it is
 // current. With another value it is [secret.ErrConflict], and nothing changes; that is so also of a version that was
-// removed, as long as AWS has not deleted it. An id has 32 to 64 characters: [secret.ErrInvalid].
+// removed, as long as AWS has not deleted it. An id has 32 to 64 characters: [secret.ErrInvalid]. A version that has labels, and
+// none of its own, as Secrets Manager's own rotation makes it, is given none, and goes when it is not the previous one any more.
 //
 // A version whose id ends in -req is the request of a rotation: it is kept, and never pending. While Secrets Manager's own
 // rotation runs, AWSPENDING has to stay on the version that it is for.
@@ -68,7 +69,11 @@ func (s *Store) stage(ctx context.Context, name, id string, value []byte, labels
 	}
 	written := false
 	if len(now[id]) > 0 {
-		// One that AWS's own rotation has begun has labels, and no value yet.
+		// One that AWS's own rotation has begun has labels, and no value yet. It keeps those that it has: with one of its own it
+		// would never go, and all versions of a secret have room for twenty labels together.
+		if !now.has(id, keepPrefix+id) {
+			labels = nil
+		}
 		if written, err = s.same(ctx, name, id, value); err != nil {
 			return err
 		}

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"countersign.dev/id"
+	"countersign.dev/cmd/countersign/internal/flags"
 	"countersign.dev/mesh"
 )
 
@@ -20,50 +20,19 @@ import (
 // such as that of a balancer.
 
 // endpoint is where a called port is reached.
-type endpoint struct {
-	service string
-	port    int
-	host    string // a name or an address
-	at      uint16
-}
-
-// parseEndpoint reads SERVICE:PORT=HOST:PORT.
-func parseEndpoint(text string) (endpoint, error) {
-	const write = "write SERVICE:PORT=HOST:PORT, such as catalog:9000=catalog.internal:9000"
-	called, address, both := strings.Cut(text, "=")
-	service, port, ported := strings.Cut(called, ":")
-	number, err := strconv.ParseUint(port, 10, 16)
-	if !both || !ported || err != nil || number == 0 || id.CheckLabel(service) != nil {
-		return endpoint{}, usagef("--endpoint %.200q: %s", text, write)
-	}
-	host, at, err := net.SplitHostPort(address)
-	if err != nil {
-		return endpoint{}, usagef("--endpoint %.200q: %s", text, write)
-	}
-	reached, err := strconv.ParseUint(at, 10, 16)
-	if err != nil || reached == 0 {
-		return endpoint{}, usagef("--endpoint %.200q: %s", text, write)
-	}
-	if ip, err := netip.ParseAddr(host); err == nil {
-		if ip.Zone() != "" || ip.IsUnspecified() {
-			return endpoint{}, usagef("--endpoint %.200q: nobody is reached at %s", text, ip)
-		}
-	} else if id.CheckDNSName(strings.ToLower(host)) != nil {
-		return endpoint{}, usagef("--endpoint %.200q: %.200q is neither a DNS name nor an IP address", text, host)
-	}
-	return endpoint{service, int(number), host, uint16(reached)}, nil
-}
+type endpoint struct{ flags.Endpoint }
 
 // endpoints reads --endpoint, and refuses what the Plan does not call.
 func (c initEngineFlags) endpoints(plan *mesh.Plan) ([]endpoint, error) {
 	var all []endpoint
 	for _, text := range c.Endpoint {
-		e, err := parseEndpoint(text)
+		read, err := flags.ParseEndpoint(text)
 		if err != nil {
-			return nil, err
+			return nil, usagef("--endpoint %.200q: %w", text, err)
 		}
+		e := endpoint{read}
 		if !slices.ContainsFunc(plan.Upstreams, e.of) {
-			return nil, usagef("--endpoint %s: %s does not call the port %d of %s; it calls %s", text, plan.Workload.Name, e.port, e.service, called(plan))
+			return nil, usagef("--endpoint %s: %s does not call the port %d of %s; it calls %s", text, plan.Workload.Name, e.Port, e.Service, called(plan))
 		}
 		if slices.Contains(all, e) {
 			return nil, usagef("--endpoint %s is given twice", text)
@@ -74,7 +43,7 @@ func (c initEngineFlags) endpoints(plan *mesh.Plan) ([]endpoint, error) {
 }
 
 // of tells whether an upstream is what the endpoint is of.
-func (e endpoint) of(u mesh.Upstream) bool { return u.Service == e.service && u.Port == e.port }
+func (e endpoint) of(u mesh.Upstream) bool { return u.Service == e.Service && u.Port == e.Port }
 
 // called names what a workload calls.
 func called(plan *mesh.Plan) string {
@@ -106,14 +75,14 @@ func place(ctx context.Context, names resolver, plan *mesh.Plan, endpoints []end
 	for _, e := range endpoints {
 		addresses, err := e.resolve(ctx, names)
 		if err != nil {
-			return nil, fmt.Errorf("--endpoint %s:%d=%s: %w", e.service, e.port, net.JoinHostPort(e.host, strconv.Itoa(int(e.at))), err)
+			return nil, fmt.Errorf("--endpoint %s:%d=%s: %w", e.Service, e.Port, net.JoinHostPort(e.Host, strconv.Itoa(int(e.At))), err)
 		}
 		u := &placed.Upstreams[slices.IndexFunc(placed.Upstreams, e.of)]
 		u.Endpoints = slices.Clone(u.Endpoints)
 		for _, address := range addresses {
-			at := netip.AddrPortFrom(address, e.at)
+			at := netip.AddrPortFrom(address, e.At)
 			if !slices.ContainsFunc(u.Endpoints, func(other mesh.Endpoint) bool { return other.Address == at }) {
-				u.Endpoints = append(u.Endpoints, mesh.Endpoint{Instance: e.host, Address: at})
+				u.Endpoints = append(u.Endpoints, mesh.Endpoint{Instance: e.Host, Address: at})
 			}
 		}
 	}
@@ -131,7 +100,7 @@ func (w *writer) place(ctx context.Context) (err error) {
 
 // resolve looks the name up. The addresses come in order, so that the configuration changes only when they do.
 func (e endpoint) resolve(ctx context.Context, names resolver) ([]netip.Addr, error) {
-	if address, err := netip.ParseAddr(e.host); err == nil {
+	if address, err := netip.ParseAddr(e.Host); err == nil {
 		return []netip.Addr{address.Unmap()}, nil
 	}
 	var addresses []netip.Addr
@@ -144,7 +113,7 @@ func (e endpoint) resolve(ctx context.Context, names resolver) ([]netip.Addr, er
 			case <-time.After(lookupPause):
 			}
 		}
-		addresses, err = names.LookupNetIP(ctx, "ip", e.host)
+		addresses, err = names.LookupNetIP(ctx, "ip", e.Host)
 		if failed, ok := errors.AsType[*net.DNSError](err); err == nil || !ok || !failed.Temporary() {
 			break
 		}

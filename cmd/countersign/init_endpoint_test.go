@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"countersign.dev/cmd/countersign/internal/flags"
 	"countersign.dev/mesh"
 )
 
@@ -83,11 +84,8 @@ func TestPlaceFails(t *testing.T) {
 		"many":    {strings.TrimSpace(manyAddresses(65)), "the name has 65 addresses, and at most 64 are taken"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			e, err := parseEndpoint("catalog:9000=catalog.internal:443")
-			if err != nil {
-				t.Fatal(err)
-			}
-			_, err = place(t.Context(), zone{"catalog.internal": {test.answer}}, plan, []endpoint{e})
+			e := endpoint{flags.Endpoint{Service: "catalog", Port: 9000, Host: "catalog.internal", At: 443}}
+			_, err := place(t.Context(), zone{"catalog.internal": {test.answer}}, plan, []endpoint{e})
 			if err == nil || !strings.Contains(err.Error(), test.want) || !strings.HasPrefix(err.Error(), "--endpoint catalog:9000=catalog.internal:443: ") {
 				t.Errorf("got %v, want %q", err, test.want)
 			}
@@ -103,20 +101,4 @@ func manyAddresses(n int) string {
 		at = at.Next()
 	}
 	return text
-}
-
-// FuzzEndpoint proves that what is taken names a port, a service and a place that the configuration can hold.
-func FuzzEndpoint(f *testing.F) {
-	for _, text := range []string{"catalog:9000=catalog.internal:443", "a:1=[::1]:2", "a:1=[fe80::1%25eth0]:2", "a:0=b:1", "a:1=b:65536", "=:", "a:1=b c:1", "a:1=;:1"} {
-		f.Add(text)
-	}
-	f.Fuzz(func(t *testing.T, text string) {
-		e, err := parseEndpoint(text)
-		if err != nil {
-			return
-		}
-		if e.port < 1 || e.port > 65535 || e.at == 0 || e.service == "" || strings.ContainsAny(e.service+e.host, " \t\r\n;{}\"'\\%") {
-			t.Errorf("%q is taken as %+v", text, e)
-		}
-	})
 }

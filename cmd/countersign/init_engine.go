@@ -41,6 +41,7 @@ type initEngineFlags struct {
 	AcceptRevoked bool          `help:"With --conf: serve although the Plan wants revoked callers refused and there are no revocation lists, so that nobody is looked up. Without it that is an error."`
 	Callers       bool          `help:"With --conf: let the proxy tell which certificate each caller presents, for a watcher with --server, which writes it so by itself. Without a watcher NGINX complains on its standard error at each connection."`
 	DrainTimeout  time.Duration `default:"30s" help:"With --conf: how long connections live on after a reload, at least 1s. Default: ${default}."`
+	ConnectionAge time.Duration `default:"0s" help:"With --conf: how old a peer's connection becomes before it is closed after its next answer, so that peers have left when this instance is taken out of a balancer and stopped. 0s: as old as it likes. Default: ${default}."`
 
 	// variables are those of the environment; set when they were handed over.
 	variables secretSource
@@ -106,7 +107,7 @@ func (c initEngineFlags) options(to string, o *engine.Options) error {
 	if !filepath.IsAbs(c.RunDir) {
 		return usagef("--run-dir %q is not an absolute path", c.RunDir)
 	}
-	o.Run, o.OpenSSL, o.Drain, o.User, o.StreamModule = filepath.Clean(c.RunDir), c.Openssl, c.DrainTimeout, c.User, c.StreamModule
+	o.Run, o.OpenSSL, o.Drain, o.Age, o.User, o.StreamModule = filepath.Clean(c.RunDir), c.Openssl, c.DrainTimeout, c.ConnectionAge, c.User, c.StreamModule
 	if o.StreamModule == "none" {
 		o.StreamModule = ""
 	}
@@ -115,6 +116,9 @@ func (c initEngineFlags) options(to string, o *engine.Options) error {
 	}
 	if o.Loopback, err = netip.ParseAddr(c.AppAddress); err != nil || !o.Loopback.IsLoopback() {
 		return usagef("--app-address %q is not a loopback address; whoever reaches an outbound listener speaks as this instance", c.AppAddress)
+	}
+	if c.ConnectionAge < 0 || c.ConnectionAge > 0 && c.ConnectionAge < time.Millisecond {
+		return usagef("--connection-age %s is neither 0s nor at least 1ms", c.ConnectionAge)
 	}
 	if c.DrainTimeout < time.Second {
 		return usagef("--drain-timeout %s is less than 1s, and the proxies count whole seconds", c.DrainTimeout)

@@ -1636,8 +1636,8 @@ resource "aws_ecs_task_definition" "checkout" {
       command = [
         "init", "--from", "secretsmanager:payments/checkout", "--layout", "json", "--bundle-from",
         "secret:payments/bundle", "--to", "/tls", "--engine", "nginx", "--conf", "/tls", "--plan",
-        "env:COUNTERSIGN_PLAN", "--run-dir", "/proxy", "--stream-module", var.nginx_stream_module, "--endpoint",
-        "ledger:9000=${aws_lb.ledger.dns_name}:9000",
+        "env:COUNTERSIGN_PLAN", "--run-dir", "/proxy", "--connection-age", "30s", "--stream-module",
+        var.nginx_stream_module, "--endpoint", "ledger:9000=${aws_lb.ledger.dns_name}:9000",
       ]
       environment = [
         {
@@ -1687,7 +1687,7 @@ resource "aws_ecs_task_definition" "checkout" {
       ]
       stopTimeout = 60
     },
-    # The application. It starts when the proxy serves, and is stopped before it: ECS stops in the reverse order.
+    # The application. It starts when the proxy serves, because it calls through it, and is stopped before it: ECS stops in the reverse order.
     {
       name                   = "app"
       image                  = var.checkout_image
@@ -1820,7 +1820,7 @@ resource "aws_ecs_task_definition" "ledger" {
       command = [
         "init", "--from", "secretsmanager:payments/ledger", "--layout", "json", "--bundle-from",
         "secret:payments/bundle", "--to", "/tls", "--engine", "haproxy", "--conf", "/tls", "--plan",
-        "env:COUNTERSIGN_PLAN", "--run-dir", "/proxy",
+        "env:COUNTERSIGN_PLAN", "--run-dir", "/proxy", "--connection-age", "30s",
       ]
       environment = [
         {
@@ -1834,6 +1834,7 @@ resource "aws_ecs_task_definition" "ledger" {
       ]
     },
     # The proxy. It starts when init has succeeded, and not when it has only ended (COMPLETE).
+    # It serves when the application is healthy, and is stopped before it: ECS stops in the reverse order.
     {
       name                   = "proxy"
       image                  = var.haproxy_image
@@ -1853,6 +1854,7 @@ resource "aws_ecs_task_definition" "ledger" {
       command    = ["-W", "-db", "-f", "/tls/haproxy.cfg"]
       dependsOn = [
         { containerName = "init", condition = "SUCCESS" },
+        { containerName = "app", condition = "HEALTHY" },
       ]
       portMappings = [
         { containerPort = 9000, protocol = "tcp" },
@@ -1870,7 +1872,7 @@ resource "aws_ecs_task_definition" "ledger" {
       ]
       stopTimeout = 60
     },
-    # The application. It starts when the proxy serves, and is stopped before it: ECS stops in the reverse order.
+    # The application. It calls nobody, and does not wait for the proxy.
     {
       name                   = "app"
       image                  = var.ledger_image
@@ -1882,11 +1884,8 @@ resource "aws_ecs_task_definition" "ledger" {
         logDriver = "awslogs"
         options   = { awslogs-group = "/countersign/payments/ledger", awslogs-region = var.region, awslogs-stream-prefix = "app" }
       }
-      entryPoint = ["countersign"]
-      command    = ["example", "run", "ledger", "--listen", "127.0.0.1:19000"]
-      dependsOn = [
-        { containerName = "proxy", condition = "HEALTHY" },
-      ]
+      entryPoint  = ["countersign"]
+      command     = ["example", "run", "ledger", "--listen", "127.0.0.1:19000"]
       healthCheck = { command = var.ledger_health_check, interval = 5, timeout = 3, retries = 3, startPeriod = 30 }
       stopTimeout = 30
     },
@@ -2049,9 +2048,9 @@ resource "aws_ecs_task_definition" "paygate" {
       command = [
         "init", "--from", "secretsmanager:payments/paygate", "--layout", "json", "--bundle-from",
         "secret:payments/bundle", "--to", "/tls", "--engine", "nginx", "--conf", "/tls", "--plan",
-        "env:COUNTERSIGN_PLAN", "--run-dir", "/proxy", "--stream-module", var.nginx_stream_module, "--endpoint",
-        "checkout:8081=${aws_lb.checkout.dns_name}:8081", "--endpoint", "ledger:9000=${aws_lb.ledger.dns_name}:9000",
-        "--endpoint", "terminal:7000=${aws_lb.terminal.dns_name}:7000",
+        "env:COUNTERSIGN_PLAN", "--run-dir", "/proxy", "--connection-age", "30s", "--stream-module",
+        var.nginx_stream_module, "--endpoint", "checkout:8081=${aws_lb.checkout.dns_name}:8081", "--endpoint",
+        "ledger:9000=${aws_lb.ledger.dns_name}:9000", "--endpoint", "terminal:7000=${aws_lb.terminal.dns_name}:7000",
       ]
       environment = [
         {
@@ -2225,7 +2224,8 @@ resource "aws_ecs_task_definition" "terminal" {
       command = [
         "init", "--from", "secretsmanager:payments/terminal", "--layout", "json", "--bundle-from",
         "secret:payments/bundle", "--to", "/tls", "--engine", "haproxy", "--conf", "/tls", "--plan",
-        "env:COUNTERSIGN_PLAN", "--run-dir", "/proxy", "--endpoint", "ledger:9000=${aws_lb.ledger.dns_name}:9000",
+        "env:COUNTERSIGN_PLAN", "--run-dir", "/proxy", "--connection-age", "30s", "--endpoint",
+        "ledger:9000=${aws_lb.ledger.dns_name}:9000",
       ]
       environment = [
         {
@@ -2275,7 +2275,7 @@ resource "aws_ecs_task_definition" "terminal" {
       ]
       stopTimeout = 60
     },
-    # The application. It starts when the proxy serves, and is stopped before it: ECS stops in the reverse order.
+    # The application. It starts when the proxy serves, because it calls through it, and is stopped before it: ECS stops in the reverse order.
     {
       name                   = "app"
       image                  = var.terminal_image

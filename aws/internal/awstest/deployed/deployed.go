@@ -42,8 +42,8 @@ type Options struct {
 	Generate []string
 	// Edit changes the template before it is used; nil changes nothing.
 	Edit func(template string) string
-	// Second is how long a second of AWS's own times lasts (intervals of health checks, deregistration delays); 20 ms when 0.
-	// What programs in tasks count is real.
+	// Second is how long a second of AWS's own times lasts (intervals of health checks, deregistration delays), and of the age of
+	// connections with the proxies, which goes with those; 20 ms when 0. What else programs in tasks count is real.
 	Second time.Duration
 	// PCA and ACM say how those doubles behave. ACM issues from PCA where it is not told otherwise.
 	PCA pcafake.Options
@@ -132,12 +132,19 @@ func (m *Mesh) generate(ctx context.Context) error {
 	if err := command.Run(); err != nil {
 		return fmt.Errorf("countersign generate cloudformation: %w\n%s", err, said.String())
 	}
-	m.Template = out.String()
+	// It has to be over before the deregistration delay is.
+	age := fmt.Sprintf("--connection-age, '%s'", 30*m.options.Second)
+	if m.Template = connectionAge.ReplaceAllString(out.String(), age); m.Template == out.String() && m.options.Second != time.Second {
+		return errors.New("the template does not say how old connections become")
+	}
 	if m.options.Edit != nil {
 		m.Template = m.options.Edit(m.Template)
 	}
 	return nil
 }
+
+// connectionAge is how the template says what the proxies are to do with old connections.
+var connectionAge = regexp.MustCompile(`--connection-age,\s+'30s'`)
 
 // images are those that the template's parameters name: this machine's programs.
 func (m *Mesh) images() map[string]ecsfake.Image {
@@ -220,7 +227,7 @@ func (m *Mesh) Command(ctx context.Context, role string, env []string, args ...s
 	command := exec.CommandContext(ctx, m.options.Program, args...)
 	command.Dir = m.Dir
 	command.Env = slices.Concat([]string{"HOME=" + m.Dir, "PATH=" + os.Getenv("PATH"), "COUNTERSIGN_MESH=" + filepath.Join(m.Dir, "mesh.yaml")},
-		m.Cloud.Env(role), m.FunctionEnv(), env)
+		m.Cloud.Env(role), m.FunctionEnv(), env) //nolint:contextcheck // the double of STS is on this machine, and is asked once
 	return command
 }
 
