@@ -29,11 +29,7 @@ import (
 
 // faulty is the binary with the faults that kill it, built once.
 var faulty = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "faulty")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "countersign")
+	path := filepath.Join(programDir, "faulty")
 	build := exec.Command("go", "build", "-tags", "faultinject", "-o", path, "countersign.dev/cmd/countersign")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as its other tests build it
 	if output, err := build.CombinedOutput(); err != nil {
