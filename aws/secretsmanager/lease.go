@@ -51,6 +51,8 @@ const (
 	clockSkew = 2 * time.Second
 	// withdraw is how long those who were not chosen are given to take their names away.
 	withdraw = 3 * time.Second
+	// farAway is how much later than an own lease another one may end before a clock is doubted.
+	farAway = 10 * time.Minute
 	// attempts is how often a lease that nobody holds is tried for.
 	attempts = 20
 )
@@ -238,8 +240,14 @@ func (l *Lease) sweep(ctx context.Context, now described, at time.Time) error {
 	return nil
 }
 
+// heldBy says who has the lease. One that ends far later than this one would was asked for by a wrong clock, or this one is wrong.
 func (l *Lease) heldBy(h held.Name) error {
-	return &secret.HeldError{Name: l.name, Holder: h.Holder, Until: h.Until.Add(clockSkew)}
+	err := &secret.HeldError{Name: l.name, Holder: h.Holder, Until: h.Until.Add(clockSkew)}
+	if time.Until(h.Until) < l.ttl+farAway {
+		return err
+	}
+	return fmt.Errorf("%w; that is so far away that its clock was wrong, or this machine's is: see that this one is right, and when nobody works on it, take its name away: "+
+		"aws secretsmanager update-secret-version-stage --secret-id %s --version-stage '%s' --remove-from-version-id %s", err, l.secret(), h.Label(), boardID)
 }
 
 // carriers sees to it that there are the versions that a lease needs, and looks. The one with the label is written last: where

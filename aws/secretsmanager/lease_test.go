@@ -220,6 +220,9 @@ func TestLeaseOfOneWhoDied(t *testing.T) {
 	if other, ok := errors.AsType[*secret.HeldError](err); !ok || other.Holder != "dead" {
 		t.Fatalf("it may be alive: %v", err)
 	}
+	if text := err.Error(); !strings.Contains(text, "its clock was wrong, or this machine's is") || !strings.Contains(text, "--remove-from-version-id "+boardID) {
+		t.Errorf("it does not say what to do about an end that is far away: %v", err)
+	}
 	if err := s.EndLease(t.Context(), name, "dead"); err != nil {
 		t.Fatal(err)
 	}

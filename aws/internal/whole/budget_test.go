@@ -69,10 +69,17 @@ func (l *lab) counted(want int) {
 	}
 }
 
-// TestBudgetStops issues as many as the budget allows, each time from another process, and then none; and of two that are started
-// together when one is left, one.
-func TestBudgetStops(t *testing.T) {
+// TestBudget has certificates counted by many processes. Its tests run at once, each with a mesh of its own.
+func TestBudget(t *testing.T) {
 	t.Parallel()
+	tests := []func(*testing.T){budgetStops, budgetMonth, manyTriggers}
+	together(t, []string{"stops", "month", "many triggers"}, func(t *testing.T, n int) { tests[n](t) })
+}
+
+// budgetStops issues as many as the budget allows, each time from another process, and then none; and of two that are started
+// together when one is left, one.
+func budgetStops(t *testing.T) {
+	t.Helper()
 	l := newLab(t, 3, pcafake.Options{}, "a", "b")
 	if status, said := l.rotate(); status != 0 {
 		t.Fatalf("%d\n%s", status, said)
@@ -133,9 +140,9 @@ func TestBudgetStops(t *testing.T) {
 	}
 }
 
-// TestBudgetMonth has a budget that was spent in the month before, and one that a clock that was ahead has written.
-func TestBudgetMonth(t *testing.T) {
-	t.Parallel()
+// budgetMonth has a budget that was spent in the month before, and one that a clock that was ahead has written.
+func budgetMonth(t *testing.T) {
+	t.Helper()
 	l := newLab(t, 2, pcafake.Options{}, "w")
 	now := time.Now().UTC()
 	first := time.Date(now.Year(), now.Month(), 1, 0, 0, 0, 0, time.UTC)
@@ -160,9 +167,9 @@ func TestBudgetMonth(t *testing.T) {
 	l.counted(2)
 }
 
-// TestManyTriggers starts a rotation fifty times at once: each service has one certificate, and whoever came late says so.
-func TestManyTriggers(t *testing.T) {
-	t.Parallel()
+// manyTriggers starts a rotation fifty times at once: each service has one certificate, and whoever came late says so.
+func manyTriggers(t *testing.T) {
+	t.Helper()
 	l := newLab(t, 100, pcafake.Options{PendingPolls: 2}, "a", "b")
 	once := []string{"rotate", "once"}
 	var all [][]string

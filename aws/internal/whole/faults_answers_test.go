@@ -99,10 +99,10 @@ func named(c *x509.Certificate, uri string, names ...string) {
 	}
 }
 
-// TestWrongCertificates has the authority answer with certificates that do not match what was asked for: none is used, or stored where
+// wrongCertificates has the authority answer with certificates that do not match what was asked for: none is used, or stored where
 // anybody would read it, and the next rotation has a right one.
-func TestWrongCertificates(t *testing.T) {
-	t.Parallel()
+func wrongCertificates(t *testing.T) {
+	t.Helper()
 	var ca tampering
 	l := newLab(t, 5000, pcafake.Options{Tamper: ca.tamper}, "w")
 	other := &wrongCA{right: l.pca, wrong: pcafake.New(pcafake.Options{})}
@@ -184,10 +184,10 @@ func (l *lab) failsWith(at *site, wrong, right func(), wants ...string) {
 	}
 }
 
-// TestDeletedSecrets deletes each secret that a rotation needs: for a time, for good, and in the middle of a rotation.
-func TestDeletedSecrets(t *testing.T) {
-	t.Parallel()
-	together(t, []string{"", ".rotation", "pca.budget"}, func(t *testing.T, n int) {
+// deletedSecrets deletes each secret that a rotation needs: for a time, for good, and in the middle of a rotation.
+func deletedSecrets(t *testing.T) {
+	t.Helper()
+	together(t, []string{"the secret", "the record", "the budget"}, func(t *testing.T, n int) {
 		l := newLab(t, 5000, pcafake.Options{}, "w")
 		l.sites()
 		name := []string{l.secret("w"), l.secret("w") + ".rotation", l.name + "/pca.budget"}[n]
@@ -226,9 +226,9 @@ func TestDeletedSecrets(t *testing.T) {
 	})
 }
 
-// TestDisabledKey disables the key of all secrets: before a rotation, and in the middle of one.
-func TestDisabledKey(t *testing.T) {
-	t.Parallel()
+// disabledKey disables the key of all secrets: before a rotation, and in the middle of one.
+func disabledKey(t *testing.T) {
+	t.Helper()
 	l := newLab(t, 5000, pcafake.Options{}, "w")
 	l.sites()
 	off := func() {
@@ -244,16 +244,27 @@ func TestDisabledKey(t *testing.T) {
 	wants := []string{"the KMS key cannot be used", "aws kms enable-key", l.key, "what is encrypted with it is not lost"}
 	l.failsWith(nil, off, on, wants...)
 	for _, at := range []site{
-		{"secretsmanager:PutSecretValue", "the secret", 1}, {"secretsmanager:PutSecretValue", "the budget", 1}, {"acm-pca:IssueCertificate", "it", 1},
-		{"secretsmanager:PutSecretValue", "the secret", 2}, {"secretsmanager:UpdateSecretVersionStage", "the secret", 1}, {"secretsmanager:UpdateSecretVersionStage", "the secret", 2},
+		{"secretsmanager:PutSecretValue", "the secret", 1},
+		{"secretsmanager:PutSecretValue", "the budget", 1},
+		{"acm-pca:IssueCertificate", "it", 1},
+		{"secretsmanager:PutSecretValue", "the secret", 2},
+		{"secretsmanager:UpdateSecretVersionStage", "the secret", 1},
+		{"secretsmanager:UpdateSecretVersionStage", "the secret", 2},
 	} {
 		l.failsWith(&at, off, on, wants...)
 	}
 }
 
-// TestClocks has clocks differ: of the machine and AWS, of the machine and the CA, and of machines that worked before.
-func TestClocks(t *testing.T) {
-	t.Parallel()
+// skewed is what AWS says to who signs with a wrong time.
+var skewed = trouble{
+	"skewed",
+	fault{answer: refusing(400, "InvalidSignatureException", "Signature not yet current: 20261123T101600Z is still later than 20261123T100500Z (20261123T100000Z + 5 min.)")},
+	[]string{"the AWS credentials do not hold", "see that this machine's clock is right"},
+}
+
+// clocks has clocks differ: of the machine and AWS, of the machine and the CA, and of machines that worked before.
+func clocks(t *testing.T) {
+	t.Helper()
 	var mu sync.Mutex
 	var ahead time.Duration
 	jump := func(by time.Duration) {
@@ -270,11 +281,7 @@ func TestClocks(t *testing.T) {
 
 	// AWS refuses what is signed by a wrong clock.
 	at := site{"acm-pca:DescribeCertificateAuthority", "it", 2}
-	l.fails(at, trouble{
-		"skewed",
-		fault{answer: refusing(400, "InvalidSignatureException", "Signature not yet current: 20261123T101600Z is still later than 20261123T100500Z (20261123T100000Z + 5 min.)")},
-		[]string{"the AWS credentials do not hold", "see that this machine's clock is right"},
-	})
+	l.fails(at, skewed)
 
 	// The CA's clock is ahead of ours: what it issues is not valid yet. Behind it, nothing is wrong.
 	before, issued := l.current("w"), l.pca.Issued()
@@ -312,11 +319,23 @@ func TestClocks(t *testing.T) {
 	if status, said = l.rotate("w", "--force"); status != 1 {
 		t.Errorf("status %d\n%s", status, said)
 	}
-	l.says(said, "is held by countersign rotate on elsewhere", end.UTC().Format("2006-01-02"))
+	l.says(said, "is held by countersign rotate on elsewhere", end.UTC().Format("2006-01-02"), "its clock was wrong, or this machine's is",
+		fmt.Sprintf("--secret-id %s.rotation --version-stage '%s' --remove-from-version-id %s", l.secret("w"), label, carrier))
 	if strings.Contains(said, "issue: asking") {
 		t.Errorf("it has asked without the lease\n%s", said)
 	}
+	before, issued = l.current("w"), l.pca.Issued()
+	_, err := l.secrets.UpdateSecretVersionStage(t.Context(), &secretsmanager.UpdateSecretVersionStageInput{
+		SecretId: aws.String(l.secret("w") + ".rotation"), VersionStage: &label, RemoveFromVersionId: aws.String(carrier),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.recovers(before, issued, 1)
 }
+
+// carrier is the version whose labels say who has a lease.
+const carrier = "countersign-lease-carrier-version-1"
 
 // write makes a value current: label by label, because moto forgets to take it from a version that was promoted.
 func (l *lab) write(name string, value any) {
@@ -349,7 +368,7 @@ func (l *lab) write(name string, value any) {
 func (l *lab) label(name, label string) {
 	l.t.Helper()
 	_, err := l.secrets.UpdateSecretVersionStage(l.t.Context(), &secretsmanager.UpdateSecretVersionStageInput{
-		SecretId: &name, VersionStage: &label, MoveToVersionId: aws.String("countersign-lease-carrier-version-1"),
+		SecretId: &name, VersionStage: &label, MoveToVersionId: aws.String(carrier),
 	})
 	if err != nil {
 		l.t.Fatal(err)

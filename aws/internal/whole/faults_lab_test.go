@@ -215,7 +215,9 @@ func (l *lab) run(env []string, args ...string) (status int, stdout, stderr stri
 	var out, said bytes.Buffer
 	command.Stdout, command.Stderr = &out, &said
 	l.faults.begin()
+	began := time.Now()
 	err = command.Run()
+	l.t.Logf("countersign %s: %d after %s, with %d calls", strings.Join(args[:min(4, len(args))], " "), command.ProcessState.ExitCode(), time.Since(began).Round(time.Millisecond), len(l.faults.trace()))
 	if _, ended := errors.AsType[*exec.ExitError](err); err != nil && !ended {
 		l.t.Fatal(err)
 	}

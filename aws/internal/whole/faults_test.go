@@ -11,6 +11,14 @@ import (
 	"countersign.dev/aws/internal/awstest/pcafake"
 )
 
+// TestFaults has AWS fail, one fault at a time. Its tests run at once: they wait for AWS most of the time. Each of them has
+// a mesh of its own.
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	tests := []func(*testing.T){lastingFaults, passingFaults, killedAnywhere, killedByName, wrongCertificates, deletedSecrets, disabledKey, clocks}
+	together(t, []string{"lasting", "passing", "killed", "killed by name", "wrong certificates", "deleted secrets", "disabled key", "clocks"}, func(t *testing.T, n int) { tests[n](t) })
+}
+
 // trouble is a way in which a call goes wrong, and what is said of it.
 type trouble struct {
 	name  string
@@ -118,10 +126,10 @@ func (l *lab) recovers(before held, issued, most int) {
 	l.tidy("w")
 }
 
-// TestLastingFaults lets each call of a rotation fail, one at a time, whatever is tried: what is current stays, or is the
+// lastingFaults lets each call of a rotation fail, one at a time, whatever is tried: what is current stays, or is the
 // proven new one; it is said what to do; and the next rotation ends the work with one certificate.
-func TestLastingFaults(t *testing.T) {
-	t.Parallel()
+func lastingFaults(t *testing.T) {
+	t.Helper()
 	together(t, namesOf(lasting), func(t *testing.T, n int) {
 		kind := lasting[n]
 		l := newLab(t, 5000, pcafake.Options{}, "w")
@@ -171,10 +179,10 @@ func (l *lab) fails(at site, kind trouble) {
 	l.recovers(before, issued, most)
 }
 
-// TestPassingFaults lets the first try of each call of a rotation fail, or its answer get lost: nobody notices, and one
+// passingFaults lets the first try of each call of a rotation fail, or its answer get lost: nobody notices, and one
 // certificate is issued.
-func TestPassingFaults(t *testing.T) {
-	t.Parallel()
+func passingFaults(t *testing.T) {
+	t.Helper()
 	together(t, namesOf(passing), func(t *testing.T, n int) {
 		l := newLab(t, 5000, pcafake.Options{}, "w")
 		l.sites() // the first certificate
@@ -193,9 +201,9 @@ func TestPassingFaults(t *testing.T) {
 	})
 }
 
-// TestKilled kills a rotation at its steps, one after the other.
-func TestKilled(t *testing.T) {
-	t.Parallel()
+// killedAnywhere kills a rotation at its steps, one after the other.
+func killedAnywhere(t *testing.T) {
+	t.Helper()
 	l := newLab(t, 5000, pcafake.Options{}, "w")
 	l.sites()
 	stride := 9
@@ -221,10 +229,10 @@ func TestKilled(t *testing.T) {
 	t.Logf("%d steps, every %dth tried", step, stride)
 }
 
-// TestKilledByName kills it at steps by their names, so that one that is taken out is noticed, and each starts where the one
+// killedByName kills it at steps by their names, so that one that is taken out is noticed, and each starts where the one
 // before was killed: together they issue one certificate.
-func TestKilledByName(t *testing.T) {
-	t.Parallel()
+func killedByName(t *testing.T) {
+	t.Helper()
 	l := newLab(t, 5000, pcafake.Options{}, "w")
 	for _, step := range []string{
 		"secretsmanager.lease.named", "secretsmanager.lease.moved", "rotate.request", "rotate.request.staged", "rotate.issue",
