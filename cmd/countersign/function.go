@@ -86,10 +86,13 @@ func serveFunction(ctx context.Context, stdout, stderr io.Writer) int {
 
 // notMade tells Lambda, and so whoever invokes the function, why it cannot be made. It gives the exit status.
 func notMade(ctx context.Context, why error, stderr io.Writer) int {
+	code := status(why, stderr) // first, because Lambda may end the process as soon as it has been told
 	if why != nil {
-		why = errors.Join(why, lambda.Refuse(ctx, why))
+		if err := lambda.Refuse(ctx, why); err != nil {
+			status(err, stderr)
+		}
 	}
-	return status(why, stderr)
+	return code
 }
 
 // ready reads the specification, and opens what it names.
