@@ -330,8 +330,8 @@ func faultsOfTasks() []fault {
 			want: []string{"warning shell"}, saying: []string{"ECS Exec is enabled"},
 		},
 		{name: "no service", look: func(c *review.Config) {
-			c.Spec = changed("cluster: payments}", "cluster: payments, service: elsewhere}")
-		}, want: slices.Repeat([]string{"error service_missing"}, 4), saying: []string{"service/payments/elsewhere"}},
+			c.Spec = changed("deploy: *ecs\n    run:\n      command: [countersign, example, run, ledger,", "deploy: {type: ecs, cluster: payments, service: elsewhere}\n    run:\n      command: [countersign, example, run, ledger,")
+		}, want: []string{"error service_missing"}, saying: []string{"service/payments/elsewhere"}},
 		{name: "no secret", look: func(c *review.Config) { c.Spec = changed(`"{mesh}/bundle"`, `"{mesh}/elsewhere"`) }, want: []string{"error secret_missing", "error secret_missing"}, saying: []string{"payments/elsewhere"}},
 	}
 }
