@@ -19,7 +19,14 @@ if sys.argv[1] == "moto":
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
-    application = DomainDispatcherApplication(create_backend_app)
+    moto = DomainDispatcherApplication(create_backend_app)
+    turn = threading.Lock()
+
+    def application(environ, start_response):
+        """One request after the other: what moto keeps is not made for several at a time."""
+        with turn:
+            return list(moto(environ, start_response))
+
     make_server("127.0.0.1", 0, application, threaded=True, fd=3).serve_forever()
 else:
     import asyncio

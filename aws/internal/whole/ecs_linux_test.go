@@ -41,6 +41,20 @@ type fargate struct {
 	t        *testing.T
 	ctx      context.Context //nolint:containedctx // of one test
 	entrance string
+	seen     []string // ids of all tasks before each round
+}
+
+// refused are the lines of the proxies that say why somebody was not served.
+func (e *fargate) refused() string {
+	var lines []string
+	for _, task := range append(e.seen, e.tasks("checkout", "ledger", "terminal", "paygate")...) {
+		for line := range strings.Lines(e.ECS.Logs(task, "proxy")) {
+			if strings.Contains(line, "[error]") || strings.Contains(line, `"status":50`) || strings.Contains(line, `"responseCode":50`) {
+				lines = append(lines, task+" "+line)
+			}
+		}
+	}
+	return strings.Join(lines[:min(len(lines), 60)], "")
 }
 
 // soaking says that time does not matter: then seconds of AWS are seconds.
@@ -49,7 +63,7 @@ func soaking() bool { return os.Getenv("COUNTERSIGN_SOAK") == "1" }
 // TestECS goes the whole way of the example: from its generated template, without a single certificate, to rotations by
 // deployment under load that lose nothing.
 func TestECS(t *testing.T) {
-	second, limit := 100*time.Millisecond, 4*time.Minute
+	second, limit := 250*time.Millisecond, 8*time.Minute
 	if soaking() {
 		second, limit = time.Second, time.Hour
 	}
@@ -73,7 +87,7 @@ func TestECS(t *testing.T) {
 	l := stop()
 	t.Logf("%d requests during %d rotations, %d failed", l.requests, done, l.failed)
 	if l.failed > 0 || l.requests < 100*done {
-		t.Errorf("%d of %d requests were lost\n%s", l.failed, l.requests, l.output)
+		t.Errorf("%d of %d requests were lost\n%s\n%s", l.failed, l.requests, l.output, e.refused())
 	}
 	if done < 10 || e.PCA.Issued() != issued+done {
 		t.Errorf("%d rotations, for which %d certificates were issued", done, e.PCA.Issued()-issued)
@@ -189,6 +203,7 @@ func (e *fargate) rotations() (done int) {
 	var replaced []string
 	for range rounds {
 		before := e.tasks("checkout", "ledger", "terminal", "paygate")
+		e.seen = append(e.seen, before...)
 		for _, result := range e.rotate("--force") {
 			if result.Service != "" {
 				e.closed(result, before)
