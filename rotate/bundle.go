@@ -78,6 +78,11 @@ func (r *Rotator) RotateBundle(ctx context.Context, b SharedBundle, o Options) R
 		}
 		return result
 	}
+	if o.Patient && !o.Force {
+		if later, waits := r.bundleWaits(ctx, b, o); waits {
+			return later
+		}
+	}
 	within, lease, err := r.take(ctx, b.Keeper, b.Name, r.leaseFor(b.Users...), func(other *secret.HeldError) {
 		n.say(StepLease, "the lease of %s seems to be a dead one's; waiting until it ends", other.Holder)
 	})
@@ -128,6 +133,9 @@ func (n *bundleRun) failed(err error) {
 		return
 	}
 	n.record.failed(n.step, err, n.r.now())
+	if n.step == StepDeploy {
+		n.result.Next = n.record.nextTry(firstEnd(n.ctx, n.b))
+	}
 	if err := n.write(n.ctx, n.b.Store, n.b.Name); err != nil {
 		n.result.Notes = append(n.result.Notes, "that it failed could not be stored: "+err.Error())
 	}

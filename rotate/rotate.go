@@ -362,6 +362,10 @@ type Options struct {
 	Service string
 	// DryRun says what would be done. It takes no lease and writes nothing.
 	DryRun bool
+	// Patient leaves alone for a while what failed after it had cost something: an hour, then twice as long each time, at most a
+	// day, and shorter the sooner what is current ends. It is for whoever comes by a schedule and remembers nothing: the record in the
+	// store does. What was begun and has not ended is gone on with at once.
+	Patient bool
 }
 
 // Outcome is how a rotation ended.
@@ -377,6 +381,7 @@ const (
 	RolledBack  Outcome = "rolled back"  // it failed, and the version of before is current again
 	Lost        Outcome = "lost"         // somebody else was faster, and what he has made current was left so
 	Failed      Outcome = "failed"
+	Waiting     Outcome = "waiting" // with Patient: it failed not long ago
 )
 
 // Result is what became of one service or one bundle.
@@ -401,6 +406,10 @@ type Result struct {
 	Notes []string `json:"notes,omitempty"`
 	// Err is the error itself.
 	Err error `json:"-"`
+	// Next is when a rotation with Patient tries again what failed; zero when the next one does. LastError says of what
+	// is waiting how it failed.
+	Next      time.Time `json:"-"`
+	LastError string    `json:"-"`
 
 	failing bool // nothing is due, and the record still says that the last rotation failed
 }

@@ -70,6 +70,11 @@ func (r *Rotator) Rotate(ctx context.Context, t Target, o Options) Result {
 		}
 		return result
 	}
+	if o.Patient && !o.Force {
+		if later, waits := r.waits(ctx, t, o); waits {
+			return later
+		}
+	}
 	r.leased(ctx, n, (*run).rotate)
 	return result
 }
@@ -133,9 +138,13 @@ func (n *run) failed(err error) {
 		return // it may hold a rotation in progress, and the way back
 	}
 	if n.repeats(n.t.Store, n.step, n.r.now()) {
+		n.result.Next = n.record.nextTry(n.result.NotAfter)
 		return
 	}
 	n.record.failed(n.step, err, n.r.now())
+	if n.record.Step == "" {
+		n.result.Next = n.record.nextTry(n.result.NotAfter)
+	}
 	if err := n.write(n.ctx, n.t.Store, n.t.Secret); err != nil {
 		n.result.Notes = append(n.result.Notes, "that it failed could not be stored: "+err.Error())
 	}

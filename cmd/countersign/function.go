@@ -122,7 +122,7 @@ func (f *function) known() (*mesh.Spec, []rotate.Target) {
 }
 
 // RotateDue implements [lambda.Work].
-func (f *function) RotateDue(ctx context.Context) (lambda.Report, error) {
+func (f *function) RotateDue(ctx context.Context, patient bool) (lambda.Report, error) {
 	if err := f.ready(ctx); err != nil {
 		return lambda.Report{}, err
 	}
@@ -131,7 +131,7 @@ func (f *function) RotateDue(ctx context.Context) (lambda.Report, error) {
 	for _, t := range targets {
 		names = append(names, t.Workload.Name)
 	}
-	return lambda.ReportOf(names, f.rotator.RotateAll(ctx, targets, rotate.Options{})), nil
+	return lambda.ReportOf(names, f.rotator.RotateAll(ctx, targets, rotate.Options{Patient: patient})), nil
 }
 
 // ApproachingExpiration implements [lambda.Work].
