@@ -265,7 +265,7 @@ func TestReportOf(t *testing.T) {
 	})
 	want := lambda.Report{
 		Rotated: []string{"a", "b"}, Nothing: []string{"c", "bundle"}, Unfinished: []string{"d", "e", "f", "i"},
-		Failed: []lambda.Failure{{Service: "g", Error: "at the step look: " + rotate.ErrUnfit.Error()}, {Service: "h", Error: "at the step look: " + rotate.ErrNotServed.Error()}, {Service: "x", Error: "unfit", Again: again}},
+		Failed:  []lambda.Failure{{Service: "g", Error: "at the step look: " + rotate.ErrUnfit.Error()}, {Service: "h", Error: "at the step look: " + rotate.ErrNotServed.Error()}, {Service: "x", Error: "unfit", Again: again}},
 		Waiting: []lambda.Failure{{Service: "w", Error: "denied", Again: again}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
