@@ -19,6 +19,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
+
+	"countersign.dev/mesh"
 )
 
 // Bounds of one call.
@@ -138,14 +140,14 @@ func (c Config) check() error {
 	if c.Endpoint == "" {
 		return nil
 	}
-	endpoint, err := url.Parse(c.Endpoint)
-	if err != nil || endpoint.Host == "" || endpoint.User != nil || endpoint.RawQuery != "" || endpoint.Fragment != "" {
-		return fmt.Errorf("%w: the endpoint is no URL of a service; write one such as https://secretsmanager.eu-central-1.amazonaws.com", ErrConfig)
+	if err := mesh.CheckEndpoint(c.Endpoint); err != nil {
+		return fmt.Errorf("%w: the endpoint is no URL of a service: %w", ErrConfig, err)
 	}
+	endpoint, err := url.Parse(c.Endpoint)
 	switch {
+	case err != nil: // it was read before
+		return fmt.Errorf("%w: the endpoint is no URL", ErrConfig)
 	case endpoint.Scheme == "https":
-	case endpoint.Scheme != "http":
-		return fmt.Errorf("%w: the endpoint %.200s is neither https nor http", ErrConfig, c.Endpoint)
 	case !loopback(endpoint.Hostname()) && strings.TrimSuffix(c.Endpoint, "/") != strings.TrimSuffix(os.Getenv(endpointVariable), "/"):
 		return fmt.Errorf("%w: the endpoint %.200s is on another machine and not https, so that secrets would cross the network in the clear; write https, or set %s to it where that is meant", ErrConfig, c.Endpoint, endpointVariable)
 	}
