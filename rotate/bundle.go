@@ -2,12 +2,10 @@ package rotate
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"countersign.dev/durable"
 	"countersign.dev/mtls"
@@ -55,13 +53,15 @@ type bundleRun struct {
 	notes
 	now    string // which version is current; empty when none is
 	roots  []byte // of the authority, and those that were current
-	stored bool   // what is current are the roots of the authority
+	stored bool   // what is current are the roots that it is to have
+	inUse  error  // why the roots of the authority are not to take the place of what is current
 	result *Result
 }
 
-// RotateBundle brings a shared trust bundle up to what the authority says, before any leaf is rotated. A bundle that
-// lacks a root to which the current certificate of one of its users leads is [ErrInUse] and is not stored: it would
-// cut that user off from its own peers. Users that take a bundle only by being restarted are restarted, one instance
+// RotateBundle brings a shared trust bundle up to what the authority says, before any leaf is rotated. A root to which the current
+// certificate of one of its users leads is kept until that one has another: without it he would be cut off from his own peers. When
+// the authority has roots that are new here, and not that one, it may as well be the wrong authority: that is [ErrInUse], and nothing
+// is stored, unless Options.Force says that it is meant. Users that take a bundle only by being restarted are restarted, one instance
 // after the other, each seen to serve again before the next.
 func (r *Rotator) RotateBundle(ctx context.Context, b SharedBundle, o Options) Result {
 	result := Result{Secret: b.Name, Store: b.StoreName, Outcome: Nothing}
@@ -156,6 +156,9 @@ func (n *bundleRun) look() (bundle []byte, fresh bool, err error) {
 		return nil, false, fmt.Errorf("asking for the trust bundle: %w", err)
 	}
 	now, version, err := n.b.Store.Read(n.ctx, n.b.Name, "")
+	if err == nil {
+		bundle, n.inUse = n.withNeeded(bundle, now)
+	}
 	n.stored = err == nil && sameCertificates(now, bundle)
 	switch {
 	case errors.Is(err, secret.ErrNotFound):
@@ -222,8 +225,8 @@ func (n *bundleRun) rotate(outer context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: the trust bundle of the authority: %w", ErrUnfit, err)
 	}
-	if err := n.stillNeeded(roots.Roots()); err != nil {
-		return err
+	if n.inUse != nil {
+		return n.inUse
 	}
 	if !n.stored {
 		if err := n.store(roots.PEM()); err != nil {
@@ -286,39 +289,6 @@ func (n *bundleRun) enter(step Step, format string, args ...any) error {
 	durable.Step("rotate.bundle." + string(step))
 	n.say(step, format, args...)
 	return nil
-}
-
-// stillNeeded refuses roots that the current certificate of a user does not lead to.
-func (n *bundleRun) stillNeeded(roots []*x509.Certificate) error {
-	var needing []string
-	for _, user := range n.b.Users {
-		material, err := user.Shape.Read(n.ctx, user.Store, user.Secret, "")
-		if err != nil {
-			continue // there is none, or it is its own rotation's to complain about
-		}
-		chain, err := mtls.ParseCertificates(append(slices.Clone(material.Certificate), material.Chain...))
-		material.Clear()
-		if err != nil || n.r.now().After(chain[0].NotAfter) {
-			continue
-		}
-		if leadsTo(chain, roots, n.r.now()) == nil && n.leadsSomewhere(chain) {
-			needing = append(needing, fmt.Sprintf("%s (serial %s, issued under %q)", user.Workload.Name, mtls.Serial(chain[0]), chain[len(chain)-1].Issuer.CommonName))
-		}
-	}
-	if len(needing) == 0 {
-		return nil
-	}
-	return fmt.Errorf("%w: %s; rotate the certificates first, while the authority still has both roots", ErrInUse, strings.Join(needing, ", "))
-}
-
-// leadsSomewhere tells whether a chain leads to a root of the bundle that is current: one that leads nowhere is no loss.
-func (n *bundleRun) leadsSomewhere(chain []*x509.Certificate) bool {
-	value, _, err := n.b.Store.Read(n.ctx, n.b.Name, "")
-	if err != nil {
-		return false
-	}
-	roots, err := mtls.ParseCertificates(value)
-	return err == nil && leadsTo(chain, roots, n.r.now()) != nil
 }
 
 // deploy restarts the users that are restarted at all, and has the instances of those replaced that are rolled out.

@@ -351,7 +351,8 @@ func inTurn(progress func(string, Step, string)) func(string, Step, string) {
 
 // Options say how far a rotation goes.
 type Options struct {
-	// Force rotates although nothing is due, and replaces a current version that is damaged.
+	// Force rotates although nothing is due, replaces a current version that is damaged, and lets another authority take the place
+	// of the one of before.
 	Force bool
 	// Early rotates although nothing is due, and no more than that: what is damaged, or nobody's here, is refused as ever.
 	Early bool
