@@ -83,11 +83,12 @@ func (r *Rotator) RotateBundle(ctx context.Context, b SharedBundle, o Options) R
 			return later
 		}
 	}
-	within, lease, err := r.take(ctx, b.Keeper, b.Name, r.leaseFor(b.Users...), func(other *secret.HeldError) {
-		n.say(StepLease, "the lease of %s seems to be a dead one's; waiting until it ends", other.Holder)
-	})
+	within, lease, err := n.take(ctx)
 	if err != nil {
-		result.fail(StepLease, err)
+		result.fail(StepLease, underWay(ctx, err, b.Store, b.Name))
+		return result
+	}
+	if lease == nil {
 		return result
 	}
 	n.ctx, n.lease = within, lease
@@ -98,6 +99,30 @@ func (r *Rotator) RotateBundle(ctx context.Context, b SharedBundle, o Options) R
 		result.Notes = append(result.Notes, "the lease was not given back, and runs out by itself: "+err.Error())
 	}
 	return result
+}
+
+// take takes the lease of the bundle. Services share it, and one's rotation does not fail because another's is at it: when there is nothing to be
+// done, no lease is needed, and it is nil; else the other one is waited for.
+func (n *bundleRun) take(ctx context.Context) (context.Context, *held, error) {
+	ttl, patience := n.r.leaseFor(n.b.Users...), max(n.r.config.Wait, n.r.config.bundleWait)
+	tell := func(held error, dead bool) {
+		if dead {
+			n.say(StepLease, "it seems that a dead process has left it: %v; waiting until it ends", held)
+		} else {
+			n.say(StepLease, "waiting, for %s at most: %v", patience, underWay(ctx, held, n.b.Store, n.b.Name))
+		}
+	}
+	within, lease, err := n.r.take(ctx, n.b.Keeper, n.b.Name, ttl, 0, tell)
+	if !errors.Is(err, secret.ErrHeld) || errors.Is(err, ErrStopped) {
+		return within, lease, err
+	}
+	before := *n.result
+	_, _, lookErr := n.look() //nolint:contextcheck // the context of the run ends with its lease
+	if lookErr == nil && n.result.Reason == "" && !n.result.failing {
+		return nil, nil, nil
+	}
+	*n.result = before
+	return n.r.take(ctx, n.b.Keeper, n.b.Name, ttl, patience, tell)
 }
 
 // checkBundle says what cannot be rotated.

@@ -226,13 +226,16 @@ type Config struct {
 	Timeout time.Duration
 	// RolloutTimeout is how long a roll-out may take; 0 is [DefaultRolloutTimeout].
 	RolloutTimeout time.Duration
+	// Wait is how long another rotation of the same secret is waited for, which lives; 0 gives up at once. For a trust bundle that
+	// services share it is a minute at least.
+	Wait time.Duration
 	// Progress is told about each step, for people; nil tells nobody. It is called by one goroutine at a time.
 	Progress func(workload string, step Step, text string)
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 
 	// Times that tests shorten; 0 is the default.
-	leaseTTL, poll, unseen, away time.Duration
+	leaseTTL, poll, unseen, away, bundleWait time.Duration
 }
 
 // DefaultTimeout is for a watcher that looks at the store every ten seconds and a proxy that reloads slowly.
@@ -247,6 +250,8 @@ const (
 	leaseTTL = 15 * time.Second
 	// rolloutLease is leaseTTL for those that are rolled out.
 	rolloutLease = time.Minute
+	// bundleWait is how long a rotation waits that another one keeps from a bundle which services share.
+	bundleWait = time.Minute
 	// poll is the time between two looks at the endpoints.
 	poll = 500 * time.Millisecond
 	// unseen is how long a workload without a TLS listener is given to be seen by its peers, before its own word counts.
@@ -319,6 +324,9 @@ func New(config Config) (*Rotator, error) {
 	config.Progress = inTurn(config.Progress)
 	if config.leaseTTL == 0 {
 		config.leaseTTL = leaseTTL
+	}
+	if config.bundleWait == 0 {
+		config.bundleWait = bundleWait
 	}
 	if config.poll == 0 {
 		config.poll = poll

@@ -60,7 +60,7 @@ func newFunction(p *process) (*function, error) {
 		return nil, err
 	}
 	f := &function{p: p, world: world}
-	f.rotator, err = world.rotator(rotationTimes{Timeout: rotate.DefaultTimeout, RolloutTimeout: rotate.DefaultRolloutTimeout},
+	f.rotator, err = world.rotator(rotationTimes{Timeout: rotate.DefaultTimeout, RolloutTimeout: rotate.DefaultRolloutTimeout}, 0,
 		func(workload string, step rotate.Step, text string) {
 			p.log.InfoContext(p.ctx, "rotating", "workload", workload, "step", string(step), "text", text)
 		})
