@@ -117,7 +117,7 @@ func (n *bundleRun) take(ctx context.Context) (context.Context, *held, error) {
 		return within, lease, err
 	}
 	before := *n.result
-	_, _, lookErr := n.look() //nolint:contextcheck // the context of the run ends with its lease
+	_, _, lookErr := n.look()
 	if lookErr == nil && n.result.Reason == "" && !n.result.failing {
 		return nil, nil, nil
 	}
@@ -169,7 +169,7 @@ func (n *bundleRun) failed(err error) {
 // look reads both bundles, and says in the result's Reason why something is to be done. fresh tells that there
 // is none yet, which nobody can run with.
 func (n *bundleRun) look() (bundle []byte, fresh bool, err error) {
-	n.step = StepLook
+	n.step, n.inUse = StepLook, nil
 	if err := n.open(n.ctx, n.b.Store, n.b.Name, n.o, n.result); err != nil {
 		return nil, false, err
 	}

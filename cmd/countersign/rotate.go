@@ -29,7 +29,7 @@ type rotateCmd struct {
 type rotateOnceCmd struct {
 	Service  *string       `arg:"" optional:"" help:"The service or gateway. Default: all whose certificate comes from a store."`
 	DryRun   bool          `help:"Say what would be done, and why. Nothing is written and no lease is taken."`
-	Force    bool          `help:"Rotate although nothing is due, and replace a current version that is damaged."`
+	Force    bool          `help:"Rotate although nothing is due, replace a current version that is damaged, and let another authority take the place of the one of before."`
 	NoDeploy bool          `help:"Make the new version current, and go no further: nothing is restarted and nobody is looked at."`
 	Wait     time.Duration `default:"0s" help:"How long to wait for another rotation of the same secret before this one gives up. Default: not at all."`
 	Publish  bool          `name:"cloudwatch" help:"Tell Amazon CloudWatch at the end how all services stand, by PutMetricData in the region of the environment. The function for Lambda does so by its log."`
@@ -79,8 +79,8 @@ task is looked at until it serves the new serial, and no old one is left; servic
 Such certificates cost money: each is counted before it is asked for, in the secret MESH/AUTHORITY.budget, and
 none is asked for beyond the budget of the month. --dry-run says how many would be issued, and what they cost.
 
-Exit status: 0 when nothing was due or all went well, 1 when something failed or somebody else is at it, 2 for a mistake in what was
-asked for. Progress goes to standard error.
+Exit status: 0 when nothing was due or all went well, 1 when something failed or somebody else is at it, 2 for a
+mistake in what was asked for. Progress goes to standard error.
 
 Examples:
   countersign rotate once --dry-run
