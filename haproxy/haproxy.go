@@ -142,6 +142,11 @@ func (r *renderer) backends() {
 	}
 }
 
+// mostReused is how many requests follow the first one on a connection over HTTP/2 whose age is bounded. HAProxy cannot close such a one by
+// its age, and has to be the first to: what it sends while the peer closes is not served, and not sent again (it looks the same to
+// HAProxy as a request that was carried out). It suffices for all connections that are busy.
+const mostReused = "100"
+
 // peer is how an instance is met.
 func (r *renderer) peer(u mesh.Upstream) []word {
 	http2 := u.Protocol == mesh.HTTP2 || u.Protocol == mesh.GRPC
@@ -157,6 +162,9 @@ func (r *renderer) peer(u mesh.Upstream) []word {
 	switch {
 	case http2:
 		words = append(words, "alpn", "h2")
+		if r.o.Age > 0 {
+			words = append(words, "max-reuse", mostReused)
+		}
 	case u.Protocol == mesh.HTTP:
 		words = append(words, "alpn", "http/1.1")
 	}
