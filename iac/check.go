@@ -1,6 +1,7 @@
 package iac
 
 import (
+	"fmt"
 	"errors"
 	"strings"
 	"time"
@@ -10,9 +11,6 @@ import (
 	"countersign.dev/mesh"
 	"countersign.dev/nginx"
 )
-
-// every is how often the templates' schedule looks what is due.
-const every = time.Hour
 
 // mostPorts is how many target groups a service of ECS has at most.
 const mostPorts = 5
@@ -74,9 +72,34 @@ func checkDelivery(spec *mesh.Spec, plan *mesh.Plan, r *refusal) {
 	}
 }
 
-// leastSpare is what has to be between the time at which a certificate is due and its end: one run of the schedule finds it due, and when
-// that fails, the next one is still in time.
-const leastSpare = 2 * every
+// The schedule of the templates looks what is due every hour, or more often where a certificate ends so soon after it is due that a run
+// which fails could not be repeated. EventBridge has minutes.
+const (
+	mostBetween  = time.Hour
+	leastBetween = time.Minute
+)
+
+// every is how often the schedule looks: at least twice between the time at which any certificate is due and its end.
+func (d *deployment) every() time.Duration {
+	every := mostBetween
+	for _, w := range d.workloads {
+		spare := time.Duration(w.plan.Certificate.TTL) - time.Duration(w.plan.Certificate.RenewAfter)
+		every = min(every, (spare / 2).Truncate(time.Minute))
+	}
+	return max(every, leastBetween)
+}
+
+// schedule is every as EventBridge writes it, and as people do.
+func (d *deployment) schedule() (expression, words string) {
+	switch n := int(d.every() / time.Minute); n {
+	case 60:
+		return "rate(1 hour)", "every hour"
+	case 1:
+		return "rate(1 minute)", "every minute"
+	default:
+		return fmt.Sprintf("rate(%d minutes)", n), fmt.Sprintf("every %d minutes", n)
+	}
+}
 
 // checkSchedule finds certificates that would end before the schedule of the templates has looked twice.
 func checkSchedule(spec *mesh.Spec, r *refusal) {
@@ -85,10 +108,9 @@ func checkSchedule(spec *mesh.Spec, r *refusal) {
 		if err != nil {
 			continue // check says so
 		}
-		ttl, renew := time.Duration(plan.Certificate.TTL), time.Duration(plan.Certificate.RenewAfter)
-		if spare := ttl - renew; spare < leastSpare {
-			r.addf("%s %s: its certificate is due %s before it ends, and the rotation looks every hour: write a renewAfter that is at least %s below ttl, so that a run that fails can be repeated",
-				plan.Workload.Kind, plan.Workload.Name, mesh.Duration(spare), mesh.Duration(leastSpare))
+		if spare := time.Duration(plan.Certificate.TTL) - time.Duration(plan.Certificate.RenewAfter); spare < 2*leastBetween {
+			r.addf("%s %s: its certificate is due %s before it ends, and a schedule of EventBridge looks every minute at most: write a renewAfter that is at least %s below ttl, "+
+				"so that a run that fails can be repeated", plan.Workload.Kind, plan.Workload.Name, mesh.Duration(spare), mesh.Duration(2*leastBetween))
 		}
 	}
 }
