@@ -1,8 +1,8 @@
 package iac
 
 import (
-	"fmt"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
