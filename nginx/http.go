@@ -147,6 +147,10 @@ func (r *renderer) inbound(in mesh.Inbound) {
 func (r *renderer) server(in mesh.Inbound, address word, tls, http2, behind bool) {
 	r.block(func() {
 		r.listen(address, tls, http2, behind)
+		if r.o.Age > 0 && tls && in.App != 0 && in.Protocol != mesh.HTTP {
+			r.comment("Over HTTP/2 peers leave by themselves, in time: what they send while NGINX closes a connection is not served.")
+			r.line("keepalive_time", "1d")
+		}
 		r.line("access_log", "/dev/stdout", logName("in", in.Port))
 		if tls {
 			r.tellCallers(in, "$cs_first")
