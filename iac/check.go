@@ -2,6 +2,7 @@ package iac
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -68,6 +69,49 @@ func checkDelivery(spec *mesh.Spec, plan *mesh.Plan, r *refusal) {
 	}
 	if plan.Revocation.Check {
 		r.addf("%s: it wants revoked callers refused, and a task of ECS gets no revocation lists: write revocation: none, and let certificates live for hours or days", who)
+	}
+}
+
+// The schedule of the templates looks what is due every hour, or more often where a certificate ends so soon after it is due that a run
+// which fails could not be repeated. EventBridge has minutes.
+const (
+	mostBetween  = time.Hour
+	leastBetween = time.Minute
+)
+
+// every is how often the schedule looks: at least twice between the time at which any certificate is due and its end.
+func (d *deployment) every() time.Duration {
+	every := mostBetween
+	for _, w := range d.workloads {
+		spare := time.Duration(w.plan.Certificate.TTL) - time.Duration(w.plan.Certificate.RenewAfter)
+		every = min(every, (spare / 2).Truncate(time.Minute))
+	}
+	return max(every, leastBetween)
+}
+
+// schedule is every as EventBridge writes it, and as people do.
+func (d *deployment) schedule() (expression, words string) {
+	switch n := int(d.every() / time.Minute); n {
+	case 60:
+		return "rate(1 hour)", "every hour"
+	case 1:
+		return "rate(1 minute)", "every minute"
+	default:
+		return fmt.Sprintf("rate(%d minutes)", n), fmt.Sprintf("every %d minutes", n)
+	}
+}
+
+// checkSchedule finds certificates that would end before the schedule of the templates has looked twice.
+func checkSchedule(spec *mesh.Spec, r *refusal) {
+	for _, member := range spec.Workloads() {
+		plan, err := spec.Compile(member.Name)
+		if err != nil {
+			continue // check says so
+		}
+		if spare := time.Duration(plan.Certificate.TTL) - time.Duration(plan.Certificate.RenewAfter); spare < 2*leastBetween {
+			r.addf("%s %s: its certificate is due %s before it ends, and a schedule of EventBridge looks every minute at most: write a renewAfter that is at least %s below ttl, "+
+				"so that a run that fails can be repeated", plan.Workload.Kind, plan.Workload.Name, mesh.Duration(spare), mesh.Duration(2*leastBetween))
+		}
 	}
 }
 
