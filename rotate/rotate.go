@@ -230,13 +230,16 @@ type Config struct {
 	Timeout time.Duration
 	// RolloutTimeout is how long a roll-out may take; 0 is [DefaultRolloutTimeout].
 	RolloutTimeout time.Duration
+	// Wait is how long another rotation of the same secret is waited for, which lives; 0 gives up at once. For a trust bundle that
+	// services share it is a minute at least.
+	Wait time.Duration
 	// Progress is told about each step, for people; nil tells nobody. It is called by one goroutine at a time.
 	Progress func(workload string, step Step, text string)
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 
 	// Times that tests shorten; 0 is the default.
-	leaseTTL, poll, unseen, away time.Duration
+	leaseTTL, poll, unseen, away, bundleWait time.Duration
 }
 
 // DefaultTimeout is for a watcher that looks at the store every ten seconds and a proxy that reloads slowly.
@@ -251,6 +254,8 @@ const (
 	leaseTTL = 15 * time.Second
 	// rolloutLease is leaseTTL for those that are rolled out.
 	rolloutLease = time.Minute
+	// bundleWait is how long a rotation waits that another one keeps from a bundle which services share.
+	bundleWait = time.Minute
 	// poll is the time between two looks at the endpoints.
 	poll = 500 * time.Millisecond
 	// unseen is how long a workload without a TLS listener is given to be seen by its peers, before its own word counts.
@@ -326,6 +331,9 @@ func New(config Config) (*Rotator, error) {
 	if config.leaseTTL == 0 {
 		config.leaseTTL = leaseTTL
 	}
+	if config.bundleWait == 0 {
+		config.bundleWait = bundleWait
+	}
 	if config.poll == 0 {
 		config.poll = poll
 	}
@@ -357,7 +365,8 @@ func inTurn(progress func(string, Step, string)) func(string, Step, string) {
 
 // Options say how far a rotation goes.
 type Options struct {
-	// Force rotates although nothing is due, and replaces a current version that is damaged.
+	// Force rotates although nothing is due, replaces a current version that is damaged, and lets another authority take the place
+	// of the one of before.
 	Force bool
 	// Early rotates although nothing is due, and no more than that: what is damaged, or nobody's here, is refused as ever.
 	Early bool
@@ -368,6 +377,10 @@ type Options struct {
 	Service string
 	// DryRun says what would be done. It takes no lease and writes nothing.
 	DryRun bool
+	// Patient leaves alone for a while what failed after it had cost something: an hour, then twice as long each time, at most a
+	// day, and shorter the sooner what is current ends. It is for whoever comes by a schedule and remembers nothing: the record in the
+	// store does. What was begun and has not ended is gone on with at once.
+	Patient bool
 }
 
 // Outcome is how a rotation ended.
@@ -383,6 +396,7 @@ const (
 	RolledBack  Outcome = "rolled back"  // it failed, and the version of before is current again
 	Lost        Outcome = "lost"         // somebody else was faster, and what he has made current was left so
 	Failed      Outcome = "failed"
+	Waiting     Outcome = "waiting" // with Patient: it failed not long ago
 )
 
 // Result is what became of one service or one bundle.
@@ -407,6 +421,10 @@ type Result struct {
 	Notes []string `json:"notes,omitempty"`
 	// Err is the error itself.
 	Err error `json:"-"`
+	// Next is when a rotation with Patient tries again what failed; zero when the next one does. LastError says of what
+	// is waiting how it failed.
+	Next      time.Time `json:"-"`
+	LastError string    `json:"-"`
 
 	failing bool // nothing is due, and the record still says that the last rotation failed
 }
