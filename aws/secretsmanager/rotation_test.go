@@ -290,6 +290,31 @@ func TestSecretsManagersOwnRotation(t *testing.T) {
 	}
 }
 
+// A step that comes before its time is refused and changes nothing: the steps in their order come to their end.
+func TestOwnRotationOutOfOrder(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	first := w.rotate(rotate.Options{}, rotate.Rotated)
+	arn, version := w.begin(1)
+	h := &lambda.Handler{Log: slog.New(slog.DiscardHandler), Steps: lambda.NewSteps(w.rotator(), w.store, []rotate.Target{w.target}, rotate.Options{})}
+	for step, want := range map[string]error{"testSecret": secret.ErrNotFound, "finishSecret": rotate.ErrTooEarly} {
+		if _, err := h.Handle(t.Context(), stepEvent(step, arn, version)); !errors.Is(err, want) {
+			t.Errorf("%s before createSecret: %v", step, err)
+		}
+	}
+	if _, current, err := w.store.Read(t.Context(), w.target.Secret, ""); err != nil || current != first.Version || len(w.answers) != 1 {
+		t.Errorf("current is %s, %v, with %d certificates", current, err, len(w.answers))
+	}
+	for _, step := range []string{"createSecret", "setSecret", "testSecret", "finishSecret"} {
+		if _, err := h.Handle(t.Context(), stepEvent(step, arn, version)); err != nil {
+			t.Fatalf("%s: %v", step, err)
+		}
+	}
+	if _, current, err := w.store.Read(t.Context(), w.target.Secret, ""); err != nil || current != version || len(w.answers) != 2 {
+		t.Errorf("at the end current is %s, %v, with %d certificates", current, err, len(w.answers))
+	}
+}
+
 // AWS has room for twenty labels on all versions of a secret together: a rotation that is over leaves none behind.
 func TestOwnRotationLeavesNoLabels(t *testing.T) {
 	t.Parallel()
