@@ -11,6 +11,9 @@ import (
 	"countersign.dev/nginx"
 )
 
+// every is how often the templates' schedule looks what is due.
+const every = time.Hour
+
 // mostPorts is how many target groups a service of ECS has at most.
 const mostPorts = 5
 
@@ -68,6 +71,25 @@ func checkDelivery(spec *mesh.Spec, plan *mesh.Plan, r *refusal) {
 	}
 	if plan.Revocation.Check {
 		r.addf("%s: it wants revoked callers refused, and a task of ECS gets no revocation lists: write revocation: none, and let certificates live for hours or days", who)
+	}
+}
+
+// leastSpare is what has to be between the time at which a certificate is due and its end: one run of the schedule finds it due, and when
+// that fails, the next one is still in time.
+const leastSpare = 2 * every
+
+// checkSchedule finds certificates that would end before the schedule of the templates has looked twice.
+func checkSchedule(spec *mesh.Spec, r *refusal) {
+	for _, member := range spec.Workloads() {
+		plan, err := spec.Compile(member.Name)
+		if err != nil {
+			continue // check says so
+		}
+		ttl, renew := time.Duration(plan.Certificate.TTL), time.Duration(plan.Certificate.RenewAfter)
+		if spare := ttl - renew; spare < leastSpare {
+			r.addf("%s %s: its certificate is due %s before it ends, and the rotation looks every hour: write a renewAfter that is at least %s below ttl, so that a run that fails can be repeated",
+				plan.Workload.Kind, plan.Workload.Name, mesh.Duration(spare), mesh.Duration(leastSpare))
+		}
 	}
 }
 

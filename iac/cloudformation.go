@@ -31,7 +31,7 @@ type template struct {
 // CloudFormation writes the template of a stack with everything that a specification takes. It is the same for the
 // same arguments. The error wraps [ErrRefused] with all reasons, or [ErrTooLarge].
 func CloudFormation(spec *mesh.Spec, o Options) ([]byte, error) {
-	d, err := build(spec, o)
+	d, err := build(spec, o, checkSchedule)
 	if err != nil {
 		return nil, err
 	}

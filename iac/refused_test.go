@@ -52,6 +52,9 @@ func TestRefused(t *testing.T) {
 		"the server's CA": {[]string{"{authority: pca}", "{}"}, "its certificates come from the server's own authority"},
 		"reload":          {[]string{"deploy: {type: ecs, cluster: c}", "deploy: {type: reload}"}, "it is not deployed by ECS"},
 		"revocation":      {[]string{"revocation: none", ""}, "a task of ECS gets no revocation lists"},
+		"too short":       {[]string{"{authority: pca}", "{authority: pca, ttl: 1h, renewAfter: 30m}"}, "service one: its certificate is due 30m before it ends, and the rotation looks every hour"},
+		"renewed late":    {[]string{"{authority: pca}", "{authority: pca, ttl: 24h, renewAfter: 22h1m}"}, "write a renewAfter that is at least 2h below ttl"},
+		"renewed in time": {[]string{"{authority: pca}", "{authority: pca, ttl: 24h, renewAfter: 22h}"}, ""},
 		"low port":        {[]string{"8443", "443"}, "port 443 needs a privilege"},
 		"the same port":   {[]string{"app: 8080", "app: 8443"}, "nginx: port 8443 listens on 0.0.0.0:8443, where the application"},
 		"an alias's ARN":  {[]string{"vault: {type: secretsmanager}", "vault: {type: secretsmanager, kmsKey: \"arn:aws:kms:eu-central-1:123456789012:alias/x\"}"}, "a policy cannot name a key by the ARN of an alias"},
@@ -172,5 +175,14 @@ func TestTooLarge(t *testing.T) {
 	}
 	if _, err = iac.Terraform(parse(t, many), iac.Options{}); !errors.Is(err, iac.ErrTooLarge) || !strings.Contains(fmt.Sprint(err), "the policy of the role small-rotation") {
 		t.Errorf("61 services: %v", err)
+	}
+}
+
+// TestOwnSchedule asserts that policies and task definitions are written for certificates of minutes, too: whoever takes these alone has a
+// schedule of his own.
+func TestOwnSchedule(t *testing.T) {
+	spec := parse(t, strings.Replace(good, "{authority: pca}", "{authority: pca, ttl: 1h}", 1))
+	if _, err := iac.TaskDefinition(spec, "one", iac.Options{}, iac.Given{}); !errors.Is(err, iac.ErrMissing) {
+		t.Errorf("%v, want no more than what is not given", err)
 	}
 }

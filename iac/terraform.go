@@ -22,7 +22,7 @@ type terraform struct {
 // [CloudFormation], but that its secrets have no first value, because Terraform would want to read it. It is the same
 // for the same arguments, and its errors are the same.
 func Terraform(spec *mesh.Spec, o Options) ([]byte, error) {
-	d, err := build(spec, o)
+	d, err := build(spec, o, checkSchedule)
 	if err != nil {
 		return nil, err
 	}
