@@ -222,6 +222,7 @@ const (
 	alarmsTitle  = "Alarms. Data that is missing is an alarm, too: a schedule that stopped silently is one"
 	schedule     = "rate(1 hour)" // as every says
 	graceSeconds = 60
+	caKey        = "EC_secp384r1"
 )
 
 // keyOf is the key of a store's secrets.
