@@ -12,6 +12,9 @@ import (
 	"countersign.dev/nginx"
 )
 
+// every is how often the templates' schedule looks what is due.
+const every = time.Hour
+
 // mostPorts is how many target groups a service of ECS has at most.
 const mostPorts = 5
 
@@ -101,16 +104,23 @@ func (d *deployment) schedule() (expression, words string) {
 	}
 }
 
-// checkSchedule finds certificates that would end before the schedule of the templates has looked twice.
-func checkSchedule(spec *mesh.Spec, r *refusal) {
+// checkStack finds what does not fit the schedule and the private CA that the templates make. Who takes policies and task definitions alone
+// has his own.
+func checkStack(spec *mesh.Spec, r *refusal) {
 	for _, member := range spec.Workloads() {
 		plan, err := spec.Compile(member.Name)
 		if err != nil {
 			continue // check says so
 		}
+		who := string(plan.Workload.Kind) + " " + plan.Workload.Name
 		if spare := time.Duration(plan.Certificate.TTL) - time.Duration(plan.Certificate.RenewAfter); spare < 2*leastBetween {
-			r.addf("%s %s: its certificate is due %s before it ends, and a schedule of EventBridge looks every minute at most: write a renewAfter that is at least %s below ttl, "+
-				"so that a run that fails can be repeated", plan.Workload.Kind, plan.Workload.Name, mesh.Duration(spare), mesh.Duration(2*leastBetween))
+			r.addf("%s: its certificate is due %s before it ends, and a schedule of EventBridge looks every minute at most: write a renewAfter that is at least %s below ttl, "+
+				"so that a run that fails can be repeated", who, mesh.Duration(spare), mesh.Duration(2*leastBetween))
+		}
+		name, a := spec.AuthorityOf(member.Name)
+		if a.Type == mesh.AuthorityACM && a.ARN == "" && plan.Certificate.Key != mesh.ECDSAP256 && plan.Certificate.Key != mesh.ECDSAP384 {
+			r.addf("%s: its key is %s, and ACM makes only keys of the family of the private CA's own, which is %s where the template makes it: write key: ecdsa-p256 or ecdsa-p384, or name a CA with an RSA key as authorities.%s.arn",
+				who, plan.Certificate.Key, caKey, name)
 		}
 	}
 }

@@ -221,6 +221,7 @@ const (
 	onceNote     = "What failed is tried again by the schedule. Lambda would do so twice at once, and each try may cost a certificate."
 	alarmsTitle  = "Alarms. Data that is missing is an alarm, too: a schedule that stopped silently is one"
 	graceSeconds = 60
+	caKey        = "EC_secp384r1"
 )
 
 // keyOf is the key of a store's secrets.

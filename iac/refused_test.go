@@ -212,3 +212,25 @@ func TestOwnSchedule(t *testing.T) {
 		t.Errorf("%v, want no more than what is not given", err)
 	}
 }
+
+// TestKeyOfACM asserts that a key which ACM would not make below the CA of the template is refused, and one below a CA that is there is not.
+func TestKeyOfACM(t *testing.T) {
+	ofACM := strings.NewReplacer(
+		"{authority: pca}", "{authority: pca, key: rsa-2048}", "{type: acmpca, ", "{type: acm, names: {one: one.small.example}, ",
+		`{service}"}`, `{service}", layout: exported, bundle: "{mesh}/bundle"}`,
+	).Replace(good)
+	const want = "service one: its key is rsa-2048, and ACM makes only keys of the family of the private CA's own, which is EC_secp384r1"
+	for _, generate := range []func(*mesh.Spec, iac.Options) ([]byte, error){iac.CloudFormation, iac.Terraform} {
+		if _, err := generate(parse(t, ofACM), iac.Options{}); !errors.Is(err, iac.ErrRefused) || !strings.Contains(fmt.Sprint(err), want) {
+			t.Errorf("%v, want a refusal with %q", err, want)
+		}
+		for _, good := range []string{
+			strings.Replace(ofACM, "rsa-2048", "ecdsa-p384", 1),
+			strings.Replace(ofACM, "{type: acm, ", "{type: acm, arn: \"arn:aws:acm-pca:eu-central-1:123456789012:certificate-authority/01234567-89ab-cdef-0123-456789abcdef\", ", 1),
+		} {
+			if _, err := generate(parse(t, good), iac.Options{}); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}

@@ -22,7 +22,7 @@ type terraform struct {
 // [CloudFormation], but that its secrets have no first value, because Terraform would want to read it. It is the same
 // for the same arguments, and its errors are the same.
 func Terraform(spec *mesh.Spec, o Options) ([]byte, error) {
-	d, err := build(spec, o, checkSchedule)
+	d, err := build(spec, o, checkStack)
 	if err != nil {
 		return nil, err
 	}
@@ -186,7 +186,7 @@ func (t *terraform) privateCAs() {
 		t.resource("aws_acmpca_certificate_authority", name, note,
 			arg("type", kind), arg("usage_mode", usage),
 			sub("certificate_authority_configuration",
-				arg("key_algorithm", "EC_secp384r1"), arg("signing_algorithm", "SHA384WITHECDSA"),
+				arg("key_algorithm", caKey), arg("signing_algorithm", "SHA384WITHECDSA"),
 				sub("subject", arg("common_name", t.d.spec.Mesh+" "+a.name), arg("organization", t.d.spec.TrustDomain))),
 			preventDestroy())
 		t.activate(a, name)
