@@ -124,6 +124,10 @@ type Trust struct {
 
 // Rollout replaces the instances of a workload by new ones, which take what is current when they start.
 type Rollout interface {
+	// Settle waits, before a roll-out, until the instances that there are serve, as far as that can be known: those of a
+	// service that was started or scaled up a moment ago may not yet, and would be replaced at once, with nobody left to serve. It returns
+	// when ctx ends, too, and at once when it cannot look or nobody is there to be waited for. Say is told what is waited for.
+	Settle(ctx context.Context, target Target, say func(text string))
 	// Begin has all instances replaced, and gives the roll-out's id without waiting. An error that is [ErrRolloutFailed] says
 	// that there will be none, any other one that it is not known whether it has begun.
 	Begin(ctx context.Context, target Target) (id string, err error)
@@ -258,6 +262,8 @@ const (
 	unseen = 20 * time.Second
 	// away is how long an instance is waited for that the server has lost. One that comes back later takes what is current.
 	away = 30 * time.Second
+	// settleTimeout bounds how long a roll-out waits for the instances of before it. Some services are never quite well.
+	settleTimeout = 2 * time.Minute
 	// askTimeout bounds one question to the authority.
 	askTimeout = 30 * time.Second
 	// issueTimeout bounds one request to an authority that is slow to issue, or makes everybody wait that asks too often.

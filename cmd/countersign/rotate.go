@@ -125,15 +125,15 @@ func (c *rotateOnceCmd) Run(p *process) error {
 		return err
 	}
 	results := rotator.RotateAll(p.ctx, targets, rotate.Options{Force: c.Force, NoDeploy: c.NoDeploy, DryRun: c.DryRun, Service: service})
-	if c.json() {
+	switch {
+	case c.DryRun:
+		err = c.trial(p, world, targets, results)
+	case c.json():
 		err = writeJSON(p, results)
-	} else {
+	default:
 		err = printResults(p, results)
 	}
-	switch {
-	case c.DryRun && err == nil:
-		err = c.costs(p, world, targets, results)
-	case c.Publish && !c.DryRun:
+	if c.Publish && !c.DryRun {
 		err = errors.Join(err, world.publish(p.ctx, targets))
 	}
 	return cmp.Or(err, c.verdict(p, results))

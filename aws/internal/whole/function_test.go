@@ -213,7 +213,7 @@ func TestFunction(t *testing.T) {
 		t.Helper()
 		began := time.Now()
 		text, err := function.Invoke([]byte(event), time.Minute)
-		t.Logf("after %s: %s (%v)", time.Since(began).Round(time.Millisecond), text, err)
+		later(t, "after %s: %s (%v)", time.Since(began).Round(time.Millisecond), text, err)
 		if err == nil {
 			err = json.Unmarshal(text, &report)
 		}
