@@ -80,10 +80,11 @@ var layer = map[string]int{
 
 // sideways are the imports inside a layer that are meant: IDs are the word that everything is said in.
 var sideways = map[string][]string{
-	"mesh":      {"id", "secret"},                              // how a credential lies in a store is the store's word
-	"engine":    {"policy"},                                    // which paths are plain is the policy's word
-	"admin":     {"mtls"},                                      // how a serial is spelled
-	"bench/pgo": {"bench/internal/load", "bench/internal/rig"}, // two programs of one subject
+	"mesh":       {"id", "secret"},                              // how a credential lies in a store is the store's word
+	"engine":     {"policy"},                                    // which paths are plain is the policy's word
+	"admin":      {"mtls"},                                      // how a serial is spelled
+	"credential": {"mtls"},                                      // whose certificate it is that is known by a DNS name
+	"bench/pgo":  {"bench/internal/load", "bench/internal/rig"}, // two programs of one subject
 }
 
 // never are imports that a package's own promise excludes.

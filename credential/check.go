@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"countersign.dev/mtls"
 )
 
 // Expect is what a credential has to fulfil.
@@ -273,8 +275,9 @@ func (c *Credential) checkNames(want Expect) error {
 		}
 	}
 	if want.DNSIdentity != "" {
-		if err := c.checkDNSIdentity(want.DNSIdentity); err != nil {
-			return err
+		if err := mtls.Named(leaf, want.DNSIdentity); err != nil {
+			return v.fault("is it another service's certificate, or of another authority? Proxies know the service by that name, as the whole subject and as an alternative name, and by no URI",
+				"the leaf is not that of %s: %v", want.DNSIdentity, err)
 		}
 	}
 	for _, name := range want.DNSNames {
@@ -285,20 +288,6 @@ func (c *Credential) checkNames(want Expect) error {
 			return v.fault("issue it with the name as a subject alternative name; the subject counts for nobody", "the leaf has no subject alternative name, and %s is expected", name)
 		}
 		return v.fault("is it another service's certificate?", "the leaf is not for %s: it has the DNS names %s", name, quoted(leaf.DNSNames))
-	}
-	return nil
-}
-
-// checkDNSIdentity asks whether the leaf is of somebody who is known by a DNS name. Proxies know them by the subject.
-func (c *Credential) checkDNSIdentity(name string) error {
-	v, leaf := c.names.Certificate, c.Leaf()
-	switch {
-	case len(leaf.URIs) > 0:
-		return v.fault("is it of another authority?", "the leaf has the URI %.300q, and the DNS name %s is to be all that says whose it is", leaf.URIs[0].String(), name)
-	case leaf.Subject.CommonName != name || len(leaf.Subject.Names) != 1:
-		return v.fault("is it another service's certificate?", "the subject of the leaf is %.300q, and CN=%s is expected", leaf.Subject.String(), name)
-	case !slices.Contains(leaf.DNSNames, name):
-		return v.fault("issue it with the name as a subject alternative name", "the leaf has the DNS names %s, and %s is expected among them", quoted(leaf.DNSNames), name)
 	}
 	return nil
 }

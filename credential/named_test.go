@@ -17,10 +17,10 @@ func TestDNSIdentity(t *testing.T) {
 		says   string
 	}{
 		"as it should be":     {func(*x509.Certificate) {}, ""},
-		"another subject":     {func(c *x509.Certificate) { c.Subject.CommonName = "orders" }, `the subject of the leaf is "CN=orders", and CN=` + name + " is expected"},
+		"another subject":     {func(c *x509.Certificate) { c.Subject.CommonName = "orders" }, `its subject is "CN=orders", and CN=` + name + " is expected"},
 		"a longer subject":    {func(c *x509.Certificate) { c.Subject.OrganizationalUnit = []string{"service"} }, "is expected"},
-		"no alternative name": {func(c *x509.Certificate) { c.DNSNames = []string{"pay.example.com"} }, "is expected among them"},
-		"a SPIFFE ID":         {asLeaf, "the leaf has the URI"},
+		"no alternative name": {func(c *x509.Certificate) { c.DNSNames = []string{"pay.example.com"} }, "it is not for the DNS name"},
+		"a SPIFFE ID":         {asLeaf, "it has the URI"},
 	} {
 		t.Run(title, func(t *testing.T) {
 			in := w.input(t)

@@ -169,7 +169,7 @@ func (n *bundleRun) failed(err error) {
 // look reads both bundles, and says in the result's Reason why something is to be done. fresh tells that there
 // is none yet, which nobody can run with.
 func (n *bundleRun) look() (bundle []byte, fresh bool, err error) {
-	n.step = StepLook
+	n.step, n.inUse = StepLook, nil
 	if err := n.open(n.ctx, n.b.Store, n.b.Name, n.o, n.result); err != nil {
 		return nil, false, err
 	}

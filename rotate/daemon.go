@@ -194,13 +194,17 @@ func (r *Result) leaf() []any {
 	return []any{"serial", r.Serial, "notAfter", r.NotAfter}
 }
 
+// Known are the targets of the last round that could ask for them; nil before.
+func (d *Daemon) Known() []Target {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.known
+}
+
 // Statuses are those of the workloads that the daemon knows.
 func (d *Daemon) Statuses(ctx context.Context) []Status {
-	d.mu.Lock()
-	targets := d.known
-	d.mu.Unlock()
 	statuses := []Status{}
-	for _, target := range targets {
+	for _, target := range d.Known() {
 		statuses = append(statuses, ReadStatus(ctx, target))
 	}
 	return statuses

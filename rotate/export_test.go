@@ -226,7 +226,7 @@ func TestExportUnfit(t *testing.T) {
 		says  string
 	}{
 		"another name":     {func(_ *world, c *x509.Certificate) { c.Subject.CommonName = "ledger.example.com" }, "CN=" + ordersDNS + " is expected"},
-		"another SAN":      {func(_ *world, c *x509.Certificate) { c.DNSNames = []string{"ledger.example.com"} }, "is expected among them"},
+		"another SAN":      {func(_ *world, c *x509.Certificate) { c.DNSNames = []string{"ledger.example.com"} }, "it is not for the DNS name"},
 		"a longer subject": {func(_ *world, c *x509.Certificate) { c.Subject.Organization = []string{"shop"} }, "CN=" + ordersDNS + " is expected"},
 		"more names":       {func(_ *world, c *x509.Certificate) { c.DNSNames = append(c.DNSNames, "ledger.example.com") }, "other names"},
 		"a SPIFFE ID":      {func(w *world, c *x509.Certificate) { c.URIs = spiffe(w) }, "has the URI"},

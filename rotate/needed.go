@@ -26,6 +26,9 @@ func (n *bundleRun) withNeeded(bundle, now []byte) ([]byte, error) {
 	if err != nil {
 		return bundle, nil //nolint:nilerr // what cannot be read, nobody loses
 	}
+	if within(current, next) {
+		return bundle, nil // nothing is taken away, and no credential has to be read
+	}
 	needs := n.needed(next, current)
 	if len(needs) == 0 {
 		return bundle, nil

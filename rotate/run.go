@@ -160,13 +160,15 @@ func (n *run) failed(err error) {
 	if !n.read {
 		return // it may hold a rotation in progress, and the way back
 	}
-	if n.repeats(n.t.Store, n.step, n.r.now()) {
-		n.result.Next = n.record.nextTry(n.result.NotAfter)
-		return
+	repeats := n.repeats(n.t.Store, n.step, n.r.now())
+	if !repeats {
+		n.record.failed(n.step, err, n.r.now())
 	}
-	n.record.failed(n.step, err, n.r.now())
 	if n.record.Step == "" {
 		n.result.Next = n.record.nextTry(n.result.NotAfter)
+	}
+	if repeats {
+		return
 	}
 	if err := n.write(n.ctx, n.t.Store, n.t.Secret); err != nil {
 		n.result.Notes = append(n.result.Notes, "that it failed could not be stored: "+err.Error())

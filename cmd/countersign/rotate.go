@@ -29,7 +29,7 @@ type rotateCmd struct {
 type rotateOnceCmd struct {
 	Service  *string       `arg:"" optional:"" help:"The service or gateway. Default: all whose certificate comes from a store."`
 	DryRun   bool          `help:"Say what would be done, and why. Nothing is written and no lease is taken."`
-	Force    bool          `help:"Rotate although nothing is due, and replace a current version that is damaged."`
+	Force    bool          `help:"Rotate although nothing is due, replace a current version that is damaged, and let another authority take the place of the one of before."`
 	NoDeploy bool          `help:"Make the new version current, and go no further: nothing is restarted and nobody is looked at."`
 	Wait     time.Duration `default:"0s" help:"How long to wait for another rotation of the same secret before this one gives up. Default: not at all."`
 	Publish  bool          `name:"cloudwatch" help:"Tell Amazon CloudWatch at the end how all services stand, by PutMetricData in the region of the environment. The function for Lambda does so by its log."`
@@ -79,8 +79,8 @@ task is looked at until it serves the new serial, and no old one is left; servic
 Such certificates cost money: each is counted before it is asked for, in the secret MESH/AUTHORITY.budget, and
 none is asked for beyond the budget of the month. --dry-run says how many would be issued, and what they cost.
 
-Exit status: 0 when nothing was due or all went well, 1 when something failed or somebody else is at it, 2 for a mistake in what was
-asked for. Progress goes to standard error.
+Exit status: 0 when nothing was due or all went well, 1 when something failed or somebody else is at it, 2 for a
+mistake in what was asked for. Progress goes to standard error.
 
 Examples:
   countersign rotate once --dry-run
@@ -245,6 +245,7 @@ func seenAt(sightings []rotate.Sighting) string {
 
 type rotateDaemonCmd struct {
 	Metrics string `placeholder:"ADDR" help:"Serve /metrics for Prometheus on this address, host:port. There is no access control: choose a loopback address."`
+	Publish bool   `name:"cloudwatch" help:"Tell Amazon CloudWatch every five minutes how all services stand, by PutMetricData in the region of the environment."`
 	rotationTimes
 	worldFlags
 }
@@ -261,7 +262,9 @@ The metrics: countersign_rotate_certificate_expiry_days, countersign_rotate_last
 countersign_rotate_failures_total and countersign_rotate_in_flight, each by service; and whether the server
 answers, countersign_rotate_server_up, with countersign_rotate_server_failures_total. A server that says
 nothing is given up after fifteen seconds for each question. What fails for that is counted for every
-service that the daemon knows, and is tried again as soon as the server answers.
+service that the daemon knows, and is tried again as soon as the server answers. With --cloudwatch Amazon
+CloudWatch is told what 'rotate once --cloudwatch' tells, every five minutes and at the end: an alarm that
+takes missing data for bad notices a daemon that has gone.
 
 Examples:
   countersign rotate daemon --mesh mesh.yaml
@@ -297,8 +300,41 @@ func (c *rotateDaemonCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
+	published := make(chan struct{})
+	go func() {
+		defer close(published)
+		if c.Publish {
+			world.keepPublishing(p, daemon)
+		}
+	}()
 	daemon.Run(p.ctx)
+	<-published
 	return stop()
+}
+
+// publishEvery is the time between two tellings of a daemon: alarms look at hours.
+const publishEvery = 5 * time.Minute
+
+// keepPublishing tells CloudWatch how the services stand that a daemon knows, until the process is to end, and then once more. What fails is
+// logged: a daemon rotates also when nobody can be told.
+func (w *rotation) keepPublishing(p *process, daemon *rotate.Daemon) {
+	for wait := time.Duration(0); ; {
+		select {
+		case <-p.ctx.Done():
+		case <-time.After(wait):
+		}
+		if targets := daemon.Known(); targets == nil {
+			wait = time.Second // its first round has not begun
+		} else {
+			wait = publishEvery
+			if err := w.publish(p.ctx, targets); err != nil {
+				p.log.WarnContext(p.ctx, "metrics not published", "error", err, "again", wait.String())
+			}
+		}
+		if p.ctx.Err() != nil {
+			return
+		}
+	}
 }
 
 // serve serves the metrics.

@@ -1,10 +1,13 @@
 package whole_test
 
 import (
+	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -67,4 +70,48 @@ func TestMetrics(t *testing.T) {
 		t.Errorf("CloudWatch was told %q, want %q", got, want)
 	}
 	w.must(1, []string{"AWS_ENDPOINT_URL_CLOUDWATCH=http://127.0.0.1:1"}, []string{"rotate", "once", "--no-deploy", "--cloudwatch"}, "publishing metrics")
+
+	// A daemon tells it, too, also when nothing can be rotated: there is no ECS here.
+	name += "-daemon"
+	if err := os.WriteFile(filepath.Join(w.dir, "mesh.yaml"), []byte(strings.ReplaceAll(onECS, "MESH", name)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if status, said := w.until(func() bool { return slices.Contains(told(), "Failures ledger") }, "rotate", "daemon", "--cloudwatch"); status != 0 {
+		t.Errorf("the daemon has ended with %d\n%s", status, said)
+	}
+	for _, want := range []string{"BudgetLimit pca", "BudgetSpent pca", "Failures checkout", "Failures ledger"} {
+		if got := told(); !slices.Contains(got, want) {
+			t.Errorf("CloudWatch was told %q by the daemon, and not %s", got, want)
+		}
+	}
+}
+
+// until runs the program until something is so, and tells it to end then. It gives its exit status and what it has said.
+func (w *world) until(so func() bool, args ...string) (status int, said string) {
+	w.t.Helper()
+	path, err := program()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(w.t.Context(), 2*time.Minute)
+	defer cancel()
+	command := exec.CommandContext(ctx, path, args...)
+	command.Dir = w.dir
+	command.Env = slices.Concat([]string{"HOME=" + w.dir, "PATH=" + os.Getenv("PATH")}, w.cloud.Env("root"), w.env)
+	var out output
+	command.Stdout, command.Stderr = &out, &out
+	if err := command.Start(); err != nil {
+		w.t.Fatal(err)
+	}
+	for ctx.Err() == nil && !so() {
+		select {
+		case <-ctx.Done():
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+	if err := command.Process.Signal(syscall.SIGTERM); err != nil {
+		w.t.Error(err)
+	}
+	_ = command.Wait() // the status says it
+	return command.ProcessState.ExitCode(), out.String()
 }
