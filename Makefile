@@ -82,8 +82,8 @@ scripts: ## The command's tests alone, which unit runs too: every command line i
 	@$(RACE) -timeout 15m ./cmd/...
 
 .PHONY: whole
-whole: ## Integration tests: whole meshes, real peers
-	@$(GO) test -vet=off -timeout 15m $(WHOLE)
+whole: ## Integration tests: whole meshes, real peers; never from the cache, which does not know the program that they run
+	@$(GO) test -vet=off -count=1 -timeout 15m $(WHOLE)
 
 .PHONY: fuzz
 fuzz: ## Each fuzz target for a few seconds (FUZZ_EACH, FUZZ_ALL)
