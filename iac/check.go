@@ -45,7 +45,7 @@ func check(spec *mesh.Spec, r *refusal) {
 		for region, who := range regions {
 			said = append(said, who+" is in "+region)
 		}
-		r.addf("one stack is in one region, and %s", strings.Join(sorted(said), ", "))
+		r.addf("one stack is in one region, and %s: write a specification for each region, or leave the region out where it is the stack's", strings.Join(sorted(said), ", "))
 	}
 }
 

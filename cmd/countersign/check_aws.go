@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strings"
 	"time"
 
@@ -48,9 +49,22 @@ const (
 	maxAWSCheck = 30 * time.Minute
 )
 
+// What regions, functions and roles are called: a name that AWS cannot have is a mistake of the command line, and no finding.
+var (
+	regionName   = regexp.MustCompile(`^[a-z][a-z0-9]*(-[a-z0-9]+){1,5}$`)
+	functionName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+	roleName     = regexp.MustCompile(`^(arn:aws[a-z-]*:iam::[0-9]{12}:role/([!-~]{1,510}/)?)?[A-Za-z0-9_+=,.@-]{1,64}$`)
+)
+
 // Run looks.
 func (c *checkAWSCmd) Run(p *process) error {
 	switch {
+	case c.Region != "" && !regionName.MatchString(c.Region):
+		return usagef("--region %.80q is no region of AWS; write one such as eu-central-1", c.Region)
+	case c.Function != "" && !functionName.MatchString(c.Function):
+		return usagef("--function %.80q is no name of a function: letters, digits, - and _, at most 64; write the name alone, such as payments-rotation", c.Function)
+	case c.RotationRole != "" && !roleName.MatchString(c.RotationRole):
+		return usagef("--rotation-role %.80q is neither the name of a role nor its ARN; write it as `aws iam get-role` shows it", c.RotationRole)
 	case c.Since <= 0 || c.Since > maxSince:
 		return usagef("--since %s is out of range; give one above 0 and at most %s", c.Since, maxSince)
 	case c.Timeout <= 0 || c.Timeout > maxAWSCheck:

@@ -57,7 +57,10 @@ type trialBudget struct {
 func (c *rotateOnceCmd) trial(p *process, world *rotation, targets []rotate.Target, results []rotate.Result) error {
 	estimates := world.cloud.estimates(p.ctx, targets, results)
 	if c.json() {
-		return writeJSON(p, trialResults(estimates, results))
+		if err := writeJSON(p, trialResults(estimates, results)); err != nil {
+			return err
+		}
+		return printCosts(p.stderr, estimates) // the results have standard output for themselves
 	}
 	if err := printResults(p, results); err != nil {
 		return err

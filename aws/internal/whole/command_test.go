@@ -141,6 +141,7 @@ func TestFill(t *testing.T) {
 	store := []string{"COUNTERSIGN_STORE=secretsmanager:"}
 	w.must(1, task, start, "nothing has been written to it yet", "No rotation has written this secret yet", "countersign rotate once --mesh PATH")
 	w.must(0, nil, []string{"rotate", "once", "--no-deploy", "--dry-run"}, "checkout: would rotate", "authority pca: 2 certificates would be issued; of the budget of 3 for", "0 are spent")
+	w.must(0, nil, []string{"rotate", "once", "--no-deploy", "--dry-run", "--output", "json"}, `"issue": {`, `"authority": "pca"`, `"usd": 0.058`, `"refused": false`, `"used": 0`, `"limit": 3`)
 	if pca.Issued() != 0 {
 		t.Errorf("%d were issued by a trial run", pca.Issued())
 	}
