@@ -1571,7 +1571,8 @@ resource "aws_lb" "checkout" {
   enable_cross_zone_load_balancing = true
 }
 
-# Health is a TCP connection: a balancer has no certificate that the proxy would take.
+# Health is a TCP connection: a balancer has no certificate that the proxy would take. It waits for as long
+# as ECS waits for the application, which starts behind the proxy.
 resource "aws_lb_target_group" "checkout_8081" {
   target_type          = "ip"
   protocol             = "TCP"
@@ -1582,7 +1583,7 @@ resource "aws_lb_target_group" "checkout_8081" {
     protocol            = "TCP"
     interval            = 10
     timeout             = 5
-    healthy_threshold   = 2
+    healthy_threshold   = 6
     unhealthy_threshold = 2
   }
 }
@@ -2159,7 +2160,8 @@ resource "aws_lb" "terminal" {
   enable_cross_zone_load_balancing = true
 }
 
-# Health is a TCP connection: a balancer has no certificate that the proxy would take.
+# Health is a TCP connection: a balancer has no certificate that the proxy would take. It waits for as long
+# as ECS waits for the application, which starts behind the proxy.
 resource "aws_lb_target_group" "terminal_7000" {
   target_type          = "ip"
   protocol             = "TCP"
@@ -2170,7 +2172,7 @@ resource "aws_lb_target_group" "terminal_7000" {
     protocol            = "TCP"
     interval            = 10
     timeout             = 5
-    healthy_threshold   = 2
+    healthy_threshold   = 6
     unhealthy_threshold = 2
   }
 }
