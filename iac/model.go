@@ -216,7 +216,6 @@ func (d *deployment) taskNote(w *workload) string {
 // What stands in every output.
 const (
 	healthNote   = "Health is a TCP connection: a balancer has no certificate that the proxy would take."
-	patienceNote = healthNote + " It waits for as long\nas ECS waits for the application, which starts behind the proxy."
 	shellNote    = "A shell in a container could read the key."
 	acmNote      = "ACM renews by itself what was exported, and says so; then it is exported again."
 	onceNote     = "What failed is tried again by the schedule. Lambda would do so twice at once, and each try may cost a certificate."

@@ -126,7 +126,7 @@ func (t *template) balancer(w *workload) {
 	for i, port := range w.ports() {
 		note := ""
 		if i == 0 {
-			note = w.healthNote()
+			note = healthNote
 		}
 		p := strconv.Itoa(port)
 		t.add(w.id+"Target"+p, "AWS::ElasticLoadBalancingV2::TargetGroup", note, object{
@@ -135,9 +135,9 @@ func (t *template) balancer(w *workload) {
 			{key: "Port", value: port},
 			{key: "VpcId", value: param("VpcId")},
 			{key: "HealthCheckProtocol", value: "TCP"},
-			{key: "HealthCheckIntervalSeconds", value: targetInterval},
+			{key: "HealthCheckIntervalSeconds", value: 10},
 			{key: "HealthCheckTimeoutSeconds", value: 5},
-			{key: "HealthyThresholdCount", value: w.targetHealthy()},
+			{key: "HealthyThresholdCount", value: 2},
 			{key: "UnhealthyThresholdCount", value: 2},
 			{key: "TargetGroupAttributes", value: list{attribute("deregistration_delay.timeout_seconds", strconv.Itoa(seconds(deregistration)))}},
 		})

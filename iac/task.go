@@ -270,43 +270,8 @@ func seconds(d time.Duration) int { return int(d / time.Second) }
 // health is a health check.
 func health(command any) field {
 	return field{key: "healthCheck", value: object{
-		{key: "command", value: command},
-		{key: "interval", value: healthInterval},
-		{key: "timeout", value: healthTimeout},
-		{key: "retries", value: healthRetries},
-		{key: "startPeriod", value: healthStart},
+		{key: "command", value: command}, {key: "interval", value: 5}, {key: "timeout", value: 3}, {key: "retries", value: 3}, {key: "startPeriod", value: 30},
 	}}
-}
-
-// How containers are looked at, in seconds: one that is not healthy after healthStart and as many more looks as retries say is given up.
-const (
-	healthInterval, healthTimeout = 5, 3
-	healthRetries, healthStart    = 3, 30
-)
-
-// targetInterval is how often a balancer looks at a task, in seconds, and targetQuick how many times at least.
-const (
-	targetInterval = 10
-	targetQuick    = 2
-)
-
-// healthNote says how a balancer looks at a task.
-func (w *workload) healthNote() string {
-	if w.targetHealthy() == targetQuick {
-		return healthNote
-	}
-	return patienceNote
-}
-
-// targetHealthy is how many times a balancer has to find a task healthy before it sends anybody there. The balancer sees the proxy only. Where
-// the application starts after it, the times together are longer than an application may take: by then ECS has found it healthy, or has
-// given the task up.
-func (w *workload) targetHealthy() int {
-	if w.service == nil || w.appFirst() {
-		return targetQuick
-	}
-	const longest = healthStart + healthRetries*healthInterval + healthTimeout
-	return 1 + (longest+targetInterval-1)/targetInterval // the first look may come at once
 }
 
 // appDefinition is the container of a service's application.

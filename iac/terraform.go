@@ -304,12 +304,12 @@ func (t *terraform) balancer(w *workload) {
 	for i, port := range w.ports() {
 		note := ""
 		if i == 0 {
-			note = w.healthNote()
+			note = healthNote
 		}
 		full := name + "_" + strconv.Itoa(port)
 		t.resource("aws_lb_target_group", full, note,
 			arg("target_type", "ip"), arg("protocol", "TCP"), arg("port", port), arg("vpc_id", expression("var.vpc_id")), arg("deregistration_delay", seconds(deregistration)),
-			sub("health_check", arg("protocol", "TCP"), arg("interval", targetInterval), arg("timeout", 5), arg("healthy_threshold", w.targetHealthy()), arg("unhealthy_threshold", 2)))
+			sub("health_check", arg("protocol", "TCP"), arg("interval", 10), arg("timeout", 5), arg("healthy_threshold", 2), arg("unhealthy_threshold", 2)))
 		t.resource("aws_lb_listener", full, "",
 			arg("load_balancer_arn", attribute("aws_lb", name, "arn")), arg("protocol", "TCP"), arg("port", port),
 			sub("default_action", arg("type", "forward"), arg("target_group_arn", attribute("aws_lb_target_group", full, "arn"))))

@@ -1571,8 +1571,7 @@ resource "aws_lb" "checkout" {
   enable_cross_zone_load_balancing = true
 }
 
-# Health is a TCP connection: a balancer has no certificate that the proxy would take. It waits for as long
-# as ECS waits for the application, which starts behind the proxy.
+# Health is a TCP connection: a balancer has no certificate that the proxy would take.
 resource "aws_lb_target_group" "checkout_8081" {
   target_type          = "ip"
   protocol             = "TCP"
@@ -1583,7 +1582,7 @@ resource "aws_lb_target_group" "checkout_8081" {
     protocol            = "TCP"
     interval            = 10
     timeout             = 5
-    healthy_threshold   = 6
+    healthy_threshold   = 2
     unhealthy_threshold = 2
   }
 }
@@ -2160,8 +2159,7 @@ resource "aws_lb" "terminal" {
   enable_cross_zone_load_balancing = true
 }
 
-# Health is a TCP connection: a balancer has no certificate that the proxy would take. It waits for as long
-# as ECS waits for the application, which starts behind the proxy.
+# Health is a TCP connection: a balancer has no certificate that the proxy would take.
 resource "aws_lb_target_group" "terminal_7000" {
   target_type          = "ip"
   protocol             = "TCP"
@@ -2172,7 +2170,7 @@ resource "aws_lb_target_group" "terminal_7000" {
     protocol            = "TCP"
     interval            = 10
     timeout             = 5
-    healthy_threshold   = 6
+    healthy_threshold   = 2
     unhealthy_threshold = 2
   }
 }
