@@ -162,6 +162,31 @@ func TestRefusedByAlert(t *testing.T) {
 	})
 }
 
+// TestRefusedWithoutAWord is the same where the alert is lost: the connection ends, and nothing says why.
+func TestRefusedWithoutAWord(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.start()
+		after(time.Minute)
+		r.stop()
+		after(3 * time.Hour)
+		r.fake.set(func() {
+			r.fake.hangUp = true
+			r.fake.tokens["new-token"] = r.fake.who
+		})
+		r.writeToken("new-token")
+		r.set(func() { r.wall = -3 * time.Hour })
+		r.start()
+		defer r.close()
+		after(time.Minute)
+		if !r.agent.Now().Equal(time.Now()) {
+			t.Errorf("the server's time is %s, and here it is taken for %s", time.Now(), r.agent.Now())
+		}
+		if n := r.fake.enrolled(); n != 2 {
+			t.Errorf("%d enrolments, want the first and one more", n)
+		}
+	})
+}
+
 func TestKeyTypes(t *testing.T) {
 	for _, kind := range []mesh.KeyType{mesh.ECDSAP256, mesh.ECDSAP384, mesh.RSA2048, mesh.RSA3072, mesh.RSA4096, mesh.Ed25519} {
 		key, err := mtls.GenerateKey(kind)

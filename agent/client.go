@@ -12,9 +12,11 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"countersign.dev/api"
@@ -204,6 +206,11 @@ func (c *client) exchange(ctx context.Context, client *http.Client, path string,
 	return response.TLS.PeerCertificates, nil
 }
 
+// errUnanswered says that the server ended a new connection instead of answering on it. In TLS 1.3 a client
+// has done with the handshake before the server looks at its certificate, and net/http may hear of the end before
+// it reads the alert that says why.
+var errUnanswered = errors.New("the connection was made, and ended without an answer")
+
 // send posts a message; the answer is a success when err is nil, and its body is the caller's to
 // close. A refusal of the server is an [*api.Error].
 func (c *client) send(ctx context.Context, client *http.Client, path string, in any) (*http.Response, error) {
@@ -211,7 +218,11 @@ func (c *client) send(ctx context.Context, client *http.Client, path string, in 
 	if err != nil {
 		return nil, fmt.Errorf("writing a message for %s: %w", path, err)
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base.JoinPath(path).String(), bytes.NewReader(body))
+	var connected atomic.Bool // for this request
+	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		TLSHandshakeDone: func(_ tls.ConnectionState, err error) { connected.Store(err == nil) },
+	})
+	request, err := http.NewRequestWithContext(traced, http.MethodPost, c.base.JoinPath(path).String(), bytes.NewReader(body))
 	if err != nil {
 		return nil, fmt.Errorf("writing a message for %s: %w", path, err)
 	}
@@ -221,6 +232,9 @@ func (c *client) send(ctx context.Context, client *http.Client, path string, in 
 		var wrapped *url.Error
 		if errors.As(err, &wrapped) { // it only repeats the method and the address
 			err = wrapped.Err
+		}
+		if connected.Load() && ctx.Err() == nil {
+			err = fmt.Errorf("%w: %w", errUnanswered, err)
 		}
 		return nil, fmt.Errorf("asking the server at %s: %w", c.base, err)
 	}

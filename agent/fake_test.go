@@ -45,6 +45,7 @@ type fake struct {
 	compromised string           // the key that gets nothing; "any" is the first that comes
 	instead     http.HandlerFunc // answers every request
 	strict      bool             // ends a handshake with an expired certificate by an alert
+	hangUp      bool             // ends a connection with an expired certificate without a word
 	mute        bool             // the watch is silent
 	junk        []byte           // sent on the watch instead of an event
 	issuer      string           // told with every Plan
@@ -223,6 +224,12 @@ func (f *fake) member(w http.ResponseWriter, r *http.Request) (id.ID, bool) {
 	}
 	leaf := r.TLS.PeerCertificates[0]
 	if !f.now().Before(leaf.NotAfter) {
+		f.mu.Lock()
+		hangUp := f.hangUp
+		f.mu.Unlock()
+		if hangUp {
+			panic(http.ErrAbortHandler)
+		}
 		f.refuse(w, api.CodeExpiredCert)
 		return id.ID{}, false
 	}

@@ -3,7 +3,9 @@ package agent
 import (
 	"crypto/x509"
 	"encoding/hex"
+	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -71,6 +73,35 @@ func TestIssuerThatNeverSigns(t *testing.T) {
 		}
 		if p := r.fake.lastReport().Problem; p != "" {
 			t.Errorf("problem %q", p)
+		}
+	})
+}
+
+// TestIssuerOfARefusedPlan renews by another issuing CA also when the Plan that came with it cannot be used:
+// once, and not everybody in the same moment.
+func TestIssuerOfARefusedPlan(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *rig) {
+		r.start()
+		defer r.close()
+		after(time.Minute)
+		r.fake.push(func() {
+			r.fake.issuer = "0123"
+			r.fake.plan = testPlan(r.fake.who, 2, time.Hour, 40*time.Minute)
+			r.fake.plan.Version++
+		})
+		synctest.Wait()
+		r.agent.mu.Lock()
+		issuer, soon := r.agent.issuer, r.agent.soonAt
+		r.agent.mu.Unlock()
+		if issuer != "0123" || !soon.After(time.Now()) {
+			t.Errorf("issuer %q, and the renewal is at %s; it is %s", issuer, soon, time.Now())
+		}
+		if revisions := r.inForce(); !slices.Equal(revisions, []uint64{1}) {
+			t.Errorf("Plans in force: %v", revisions)
+		}
+		after(15 * time.Minute)
+		if n := len(r.fake.renewed()); n != 1 {
+			t.Errorf("%d renewals", n)
 		}
 	})
 }

@@ -91,9 +91,12 @@ func (a *Agent) obtain(ctx context.Context) error {
 }
 
 // refusesOld tells whether the server does not accept the certificate that it was shown: it says so,
-// or it ends the connection with an alert.
+// or it ends the connection with an alert, or with one that was not heard.
 func refusesOld(err error) bool {
 	if c := code(err); c == api.CodeExpiredCert || c == api.CodeUnauthorized || c == api.CodeRevoked {
+		return true
+	}
+	if errors.Is(err, errUnanswered) {
 		return true
 	}
 	var remote *net.OpError // crypto/tls has no type of its own for the other side's alerts

@@ -112,12 +112,8 @@ func (a *Agent) take(ctx context.Context, e *event, chain []*x509.Certificate) {
 	if e.CRL != "" { // after the bundle, whose roots sign some of them
 		a.noteCRLs(ctx, e.CRL)
 	}
-	a.mu.Lock()
-	if e.Issuer != "" {
-		a.issuer = e.Issuer
-	}
-	a.mu.Unlock()
 	if !e.hasPlan() {
+		a.offer(nil, e.Issuer)
 		return
 	}
 	plan, err := parsePlan(e.Plan)
@@ -125,9 +121,10 @@ func (a *Agent) take(ctx context.Context, e *event, chain []*x509.Certificate) {
 		err = checkPlan(plan, a.ID())
 	}
 	a.refused(ctx, problemPlan, "the Plan", err)
-	if err == nil {
-		a.offer(plan)
+	if err != nil {
+		plan = nil
 	}
+	a.offer(plan, e.Issuer)
 	if bundleErr != nil {
 		a.askAgain()
 	}
@@ -156,12 +153,23 @@ func (a *Agent) refused(ctx context.Context, about problem, what string, err err
 	a.log.ErrorContext(ctx, "refused what the server sent; what was in force before stays", "what", what, "error", err)
 }
 
-// offer makes a Plan the newest one.
-func (a *Agent) offer(plan *mesh.Plan) {
+// offer makes a Plan the newest one, and notes which issuing CA signs; nil and "" leave what is known. Both
+// change in one step: a renewal between them would ask for what nobody wants, and there would be a second.
+func (a *Agent) offer(plan *mesh.Plan, issuer string) {
 	a.mu.Lock()
 	first := a.plan == nil
-	a.plan, a.planNew = plan, true
-	a.watched = plan.Revision
+	sameIssuer := issuer == "" || issuer == a.issuer
+	if plan == nil && sameIssuer {
+		a.mu.Unlock()
+		return
+	}
+	if !sameIssuer {
+		a.issuer = issuer
+	}
+	if plan != nil {
+		a.plan, a.planNew = plan, true
+		a.watched = plan.Revision
+	}
 	a.planChangesRenewal(first)
 	a.mu.Unlock()
 	wake(a.wakeApply)

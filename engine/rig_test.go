@@ -140,8 +140,11 @@ func compile(t testing.TB, spec *mesh.Spec, workload string) *mesh.Plan {
 // freeAddress gives an address of 127.0.0.0/8 on which none of the ports is taken.
 func freeAddress(t testing.TB, ports ...int) netip.Addr {
 	t.Helper()
-	for n := range 200 {
-		address := netip.AddrFrom4([4]byte{127, byte(40 + os.Getpid()%150), byte(n), byte(1 + len(t.Name())%200)})
+	for n := range 50_000 { // none is given twice, however often the tests run
+		address := netip.AddrFrom4([4]byte{127, byte(40 + os.Getpid()%150), byte(n % 250), byte(1 + (len(t.Name())+n/250)%250)})
+		if taken[address] {
+			continue
+		}
 		free := true
 		for _, port := range ports {
 			listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", netip.AddrPortFrom(address, uint16(port)).String())
@@ -151,7 +154,7 @@ func freeAddress(t testing.TB, ports ...int) netip.Addr {
 			}
 			listener.Close()
 		}
-		if free && !taken[address] {
+		if free {
 			taken[address] = true
 			return address
 		}

@@ -220,7 +220,6 @@ const (
 	acmNote      = "ACM renews by itself what was exported, and says so; then it is exported again."
 	onceNote     = "What failed is tried again by the schedule. Lambda would do so twice at once, and each try may cost a certificate."
 	alarmsTitle  = "Alarms. Data that is missing is an alarm, too: a schedule that stopped silently is one"
-	schedule     = "rate(1 hour)" // as every says
 	graceSeconds = 60
 	caKey        = "EC_secp384r1"
 )

@@ -52,9 +52,9 @@ func TestRefused(t *testing.T) {
 		"the server's CA": {[]string{"{authority: pca}", "{}"}, "its certificates come from the server's own authority"},
 		"reload":          {[]string{"deploy: {type: ecs, cluster: c}", "deploy: {type: reload}"}, "it is not deployed by ECS"},
 		"revocation":      {[]string{"revocation: none", ""}, "a task of ECS gets no revocation lists"},
-		"too short":       {[]string{"{authority: pca}", "{authority: pca, ttl: 1h, renewAfter: 30m}"}, "service one: its certificate is due 30m before it ends, and the rotation looks every hour"},
-		"renewed late":    {[]string{"{authority: pca}", "{authority: pca, ttl: 24h, renewAfter: 22h1m}"}, "write a renewAfter that is at least 2h below ttl"},
-		"renewed in time": {[]string{"{authority: pca}", "{authority: pca, ttl: 24h, renewAfter: 22h}"}, ""},
+		"too short":       {[]string{"{authority: pca}", "{authority: pca, ttl: 1h, renewAfter: 59m}"}, "service one: its certificate is due 1m before it ends, and a schedule of EventBridge looks every minute at most"},
+		"renewed late":    {[]string{"{authority: pca}", "{authority: pca, ttl: 24h, renewAfter: 1439m}"}, "write a renewAfter that is at least 2m below ttl"},
+		"renewed in time": {[]string{"{authority: pca}", "{authority: pca, ttl: 1h, renewAfter: 58m}"}, ""},
 		"low port":        {[]string{"8443", "443"}, "port 443 needs a privilege"},
 		"the same port":   {[]string{"app: 8080", "app: 8443"}, "nginx: port 8443 listens on 0.0.0.0:8443, where the application"},
 		"an alias's ARN":  {[]string{"vault: {type: secretsmanager}", "vault: {type: secretsmanager, kmsKey: \"arn:aws:kms:eu-central-1:123456789012:alias/x\"}"}, "a policy cannot name a key by the ARN of an alias"},
@@ -178,10 +178,36 @@ func TestTooLarge(t *testing.T) {
 	}
 }
 
+// TestSchedule asserts that the schedule looks twice before a certificate ends, and that an alarm covers a run of it.
+func TestSchedule(t *testing.T) {
+	for authority, want := range map[string][]string{
+		"{authority: pca}": {"rate(1 hour)", "MaximumEventAgeInSeconds: 3600", "Period: 7200", "# The rotation: every hour what is due"},
+		"{authority: pca, ttl: 24h, renewAfter: 22h}":   {"rate(1 hour)", "Period: 7200"},
+		"{authority: pca, ttl: 24h, renewAfter: 1325m}": {"rate(57 minutes)", "MaximumEventAgeInSeconds: 3420", "Period: 6840", "# The rotation: every 57 minutes what is due"},
+		"{authority: pca, ttl: 1h, renewAfter: 40m}":    {"rate(10 minutes)", "Period: 1200", "Threshold: 0.0069"},
+		"{authority: pca, ttl: 10m, renewAfter: 7m}":    {"rate(1 minute)", "Period: 120", "# The rotation: every minute what is due"},
+	} {
+		spec := parse(t, strings.Replace(good, "{authority: pca}", authority, 1))
+		text, err := iac.CloudFormation(spec, iac.Options{})
+		if err != nil {
+			t.Errorf("%s: %v", authority, err)
+		}
+		for _, line := range want {
+			if !strings.Contains(string(text), line) {
+				t.Errorf("%s: the template has no %q", authority, line)
+			}
+		}
+		hcl, err := iac.Terraform(spec, iac.Options{})
+		if err != nil || !strings.Contains(string(hcl), `"`+want[0]+`"`) {
+			t.Errorf("%s: Terraform has no %s, %v", authority, want[0], err)
+		}
+	}
+}
+
 // TestOwnSchedule asserts that policies and task definitions are written for certificates of minutes, too: whoever takes these alone has a
 // schedule of his own.
 func TestOwnSchedule(t *testing.T) {
-	spec := parse(t, strings.Replace(good, "{authority: pca}", "{authority: pca, ttl: 1h}", 1))
+	spec := parse(t, strings.Replace(good, "{authority: pca}", "{authority: pca, ttl: 1m30s}", 1))
 	if _, err := iac.TaskDefinition(spec, "one", iac.Options{}, iac.Given{}); !errors.Is(err, iac.ErrMissing) {
 		t.Errorf("%v, want no more than what is not given", err)
 	}

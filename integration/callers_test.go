@@ -22,6 +22,7 @@ const storedGates = `  nginxgate:
 // A gateway has no listener that shows its certificate. Where all certificates come from a store it is observed all the same: the
 // proxies that it calls tell which one it presents.
 func TestStoredGatewaysAreSeen(t *testing.T) {
+	t.Parallel() // it waits for a mesh of its own
 	r := start(t, mixed(t, "front back", "reload", storedGates), flags("--no-rotation"), env("TMPDIR="+shortDir(t)))
 	for gate, want := range map[string]string{"nginxgate": "blue", "haproxygate": "yellow"} {
 		url := "http://" + r.inbound(t, gate, 8080) + "/color"

@@ -49,6 +49,7 @@ const maxSteps = 5000
 // The server is killed between any two changes of the disk while it starts and issues. Whenever it
 // happens, it starts again, the journal verifies, and knows every certificate that anybody got.
 func TestServerCrashes(t *testing.T) {
+	t.Parallel() // it waits for a mesh of its own
 	program := crashProgram(t)
 	tried, began := 0, time.Now()
 	for step := 1; ; step += stride() {
@@ -122,6 +123,7 @@ func killedItself(err error) bool {
 // A sidecar is killed between any two changes of the disk while it enrols and renews. Whenever it
 // happens, the next start works, with the same token and the same state.
 func TestSidecarCrashes(t *testing.T) {
+	t.Parallel() // it waits for a mesh of its own
 	program := crashProgram(t)
 	spec := strings.Replace(fmt.Sprintf(loneService, port(t)), "services:", "certificates: {ttl: 3s, renewAfter: 1s}\nservices:", 1)
 	server := newControl(t, shortDir(t), write(t, spec))

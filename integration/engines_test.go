@@ -113,11 +113,13 @@ func (r *running) engineOf(t *testing.T, instance string) int {
 // Real proxies serve a mesh, however their certificates come to them, exactly as it is declared; they are
 // started again when they are killed; and nothing of them is left.
 func TestRealProxies(t *testing.T) {
+	t.Parallel() // it waits for a mesh of its own
 	for name, stored := range map[string]string{
 		"NGINX by the agent, HAProxy from a store": "back",
 		"NGINX from a store, HAProxy by the agent": "front",
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			marker := fmt.Sprintf("COUNTERSIGN_TEST_MARK=%d.%d", os.Getpid(), time.Now().UnixNano())
 			r := start(t, mixed(t, stored, "reload", realGates), env("TMPDIR="+shortDir(t), marker))
 			colours := r.colours(t)
@@ -199,6 +201,7 @@ func (r *running) survivesTheKilling(t *testing.T, w up.Workload) {
 
 // When `up` is killed, the proxies go with it, their workers, too.
 func TestKilledUpTakesItsProxiesAlong(t *testing.T) {
+	t.Parallel() // it waits for a mesh of its own
 	marker := fmt.Sprintf("COUNTERSIGN_TEST_MARK=%d.%d", os.Getpid(), time.Now().UnixNano())
 	r := start(t, mixed(t, "front", "reload"), env("TMPDIR="+shortDir(t), marker))
 	before := family(t, r, marker)
@@ -216,6 +219,7 @@ func TestKilledUpTakesItsProxiesAlong(t *testing.T) {
 // Certificates are rotated again and again, and no request is lost, whether the proxies are told of each new
 // one or started anew with it. When a rotation has ended, every instance serves what it brought.
 func TestRotationsLoseNothing(t *testing.T) {
+	t.Parallel() // it waits for a mesh of its own
 	rounds := 3
 	if os.Getenv("CI") == "true" {
 		rounds = 10
@@ -225,6 +229,7 @@ func TestRotationsLoseNothing(t *testing.T) {
 	}
 	for _, deploy := range []string{"reload", "restart"} {
 		t.Run(deploy, func(t *testing.T) {
+			t.Parallel()
 			r := start(t, mixed(t, "front back", deploy), env("TMPDIR="+shortDir(t)))
 			stop := r.load(t)
 			seen := map[string]bool{}
@@ -291,8 +296,8 @@ func (r *running) serials(t *testing.T) map[string][]string {
 	return all
 }
 
-// load asks for every colour all the time, each request on a connection of its own and on connections that
-// are kept, until it is stopped. A request that is not answered well fails the test. It gives their number.
+// load asks for every colour again and again, each request on a connection of its own and on connections that
+// are kept, until it is stopped: hundreds of times a second, and not so often that nothing else gets on. A request that is not answered well fails the test. It gives their number.
 func (r *running) load(t *testing.T) (stop func() int64) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -303,7 +308,7 @@ func (r *running) load(t *testing.T) (stop func() int64) {
 		for _, by := range []*http.Client{client, kept} {
 			askers.Go(func() {
 				defer kept.CloseIdleConnections()
-				for ctx.Err() == nil {
+				for pace := time.NewTicker(2 * time.Millisecond); ctx.Err() == nil; <-pace.C {
 					if err := ask(by, url, want); err != nil {
 						t.Errorf("a request was lost: %v", err)
 					}
@@ -343,6 +348,7 @@ func ask(by *http.Client, url, want string) error {
 
 // An instance whose secret will not do serves on, and so it does when it is asked for a restart.
 func TestRestartWithABadSecret(t *testing.T) {
+	t.Parallel() // it waits for a mesh of its own
 	r := start(t, mixed(t, "back", "restart"), flags("--no-rotation"), env("TMPDIR="+shortDir(t)))
 	stop := r.load(t)
 	before := r.serials(t)
@@ -399,6 +405,7 @@ func (r *running) restart(t *testing.T, instance string) (status int, refused ap
 // What a mesh with temporary state puts into a store is of its own authority: the store goes with it, and the
 // next mesh makes its own. A mesh that keeps its state goes on with what it has, and nobody else takes it over.
 func TestStoreOfAnEarlierMesh(t *testing.T) {
+	t.Parallel() // it waits for a mesh of its own
 	spec := mixed(t, "front back", "reload")
 	vault := filepath.Join(filepath.Dir(spec), "vault")
 	state := filepath.Join(shortDir(t), "state")

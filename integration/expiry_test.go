@@ -75,12 +75,14 @@ func (r *running) finds(t *testing.T, code expiry.Code, text string, args ...str
 
 // Each of the failures that nobody hears of is found while the mesh serves on as if nothing was wrong.
 func TestSilentFailures(t *testing.T) {
+	t.Parallel() // it waits for a mesh of its own
 	peer(t, "nginx")
 	begin := func(t *testing.T, renewAfter string, options ...option) *running {
 		r := start(t, silent(t, renewAfter), append(options, env("TMPDIR="+shortDir(t)), flags("--no-rotation"))...)
 		return r
 	}
 	t.Run("a schedule that stopped", func(t *testing.T) {
+		t.Parallel()
 		r := begin(t, "10s")
 		r.finds(t, expiry.CodeRotationOverdue, "nobody has tried it since", "--grace", "0s")
 		if got := r.inside(t, "rotate", "once"); got.status != 0 {
@@ -91,6 +93,7 @@ func TestSilentFailures(t *testing.T) {
 		}
 	})
 	t.Run("a store that nobody takes from", func(t *testing.T) {
+		t.Parallel()
 		r := begin(t, "18h")
 		if report := r.checkExpiry(t); report.Worst != expiry.OK {
 			t.Fatalf("at first there are %+v", report.Findings)
@@ -106,6 +109,7 @@ func TestSilentFailures(t *testing.T) {
 		r.finds(t, expiry.CodeStoreAhead, "the new one was never taken")
 	})
 	t.Run("a reload that is refused, a rotation that always fails", func(t *testing.T) {
+		t.Parallel()
 		dir, refuse := refusable(t)
 		r := begin(t, "18h", env("PATH="+dir+":"+os.Getenv("PATH")))
 		if report := r.checkExpiry(t); report.Worst != expiry.OK {

@@ -2,10 +2,13 @@ package integration
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"testing"
 )
 
@@ -30,6 +33,10 @@ func runTests(m *testing.M) int {
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
+	if err := parallel(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	binary = filepath.Join(dir, "countersign")
 	if err := build(binary); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -41,6 +48,18 @@ func runTests(m *testing.M) int {
 		return 1
 	}
 	return status
+}
+
+// parallel lets one more test than there are processors run at a time, unless -parallel was given: they wait for processes
+// more than they work.
+func parallel() error {
+	flag.Parse()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if given {
+		return nil
+	}
+	return flag.Set("test.parallel", strconv.Itoa(runtime.GOMAXPROCS(0)+1))
 }
 
 // build makes the binary as it is released, with further tags for the tests that need them.

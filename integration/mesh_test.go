@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -158,14 +159,15 @@ func (r *running) stop(signal syscall.Signal) error {
 // gone waits for the end of what was killed, however it ended.
 func gone(ended <-chan error) error { return <-ended }
 
-// tails is the end of every log, for a test that has failed. The mesh has ended.
+// tails is the end of every log, for a test that has failed: not so much that what failed is not read for it. The mesh
+// has ended.
 func (r *running) tails() string {
 	var out strings.Builder
-	fmt.Fprintf(&out, "--- up\n%s", lastLines(r.stderr.Bytes(), 30))
+	fmt.Fprintf(&out, "--- up\n%s", lastLines(r.stderr.Bytes(), 20))
 	files, _ := filepath.Glob(filepath.Join(r.logs, "*"))
 	for _, file := range files {
 		if data, err := os.ReadFile(file); err == nil {
-			fmt.Fprintf(&out, "--- %s\n%s", filepath.Base(file), lastLines(data, 30))
+			fmt.Fprintf(&out, "--- %s\n%s", filepath.Base(file), lastLines(data, 10))
 		}
 	}
 	return out.String()
@@ -173,7 +175,13 @@ func (r *running) tails() string {
 
 func lastLines(data []byte, n int) []byte {
 	lines := bytes.SplitAfter(data, []byte("\n"))
-	return bytes.Join(lines[max(0, len(lines)-n-1):], nil)
+	lines = lines[max(0, len(lines)-n-1):]
+	for i, line := range lines {
+		if len(line) > 400 {
+			lines[i] = append(slices.Clone(line[:400]), " ...\n"...)
+		}
+	}
+	return bytes.Join(lines, nil)
 }
 
 // instance finds an instance of a workload: the first, unless a number is given.

@@ -16,6 +16,7 @@ import (
 // A revoked certificate is refused by NGINX, by HAProxy and by the built-in proxy, also where a session could be
 // resumed or a connection is still open; everybody else goes on.
 func TestPaymentsRevoked(t *testing.T) {
+	t.Parallel() // it waits for a mesh of its own
 	m := start(t, paymentsSpec(t))
 	out := filepath.Join(t.TempDir(), "issued")
 	m.admin(t, "ca", "issue", "gateway/paygate", "--out", out)

@@ -56,6 +56,7 @@ const (
 // The example runs as it says: on real NGINX and HAProxy, over HTTP, gRPC and TCP through the gateway. Who has no
 // business in it is refused, what is forged is taken away, and the caller that was proved arrives.
 func TestPayments(t *testing.T) {
+	t.Parallel() // it waits for a mesh of its own
 	m := start(t, paymentsSpec(t))
 	t.Run("the engines are real", func(t *testing.T) { enginesOf(t, m) })
 	t.Run("HTTP", func(t *testing.T) { paymentsHTTP(t, m) })

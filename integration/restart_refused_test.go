@@ -34,6 +34,7 @@ exec %[1]s "$@"
 // comes back and the instance serves it again. When the proxy does not start with that either, the instance is started as
 // soon as it does, without anybody's help. Requests are not lost: there is another instance.
 func TestRestartThatTheProxyRefuses(t *testing.T) {
+	t.Parallel() // it waits for a mesh of its own
 	path, tokens := stubborn(t)
 	r := start(t, mixed(t, "front", "restart"), flags("--no-rotation"), env("TMPDIR="+shortDir(t), "PATH="+path))
 	stop := r.load(t)

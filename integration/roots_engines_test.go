@@ -8,11 +8,13 @@ import (
 
 // The root is replaced under load while real proxies serve, however their certificates come to them.
 func TestRootRotationOfRealProxies(t *testing.T) {
+	t.Parallel() // it waits for a mesh of its own
 	for name, stored := range map[string]string{
 		"NGINX by the agent, HAProxy from a store": "back",
 		"NGINX from a store, HAProxy by the agent": "front",
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			r := start(t, mixed(t, stored, "reload"), env("TMPDIR="+shortDir(t)))
 			stop := r.load(t)
 			run := startRotator(t, r, r.Server.CAPin)

@@ -90,6 +90,7 @@ func (r *running) refusesToRotate(t *testing.T, step, names string) {
 // nothing is lost: a sidecar that stands still holds it up and is named, steps that come too early are
 // refused, and neither the death of the command nor that of the server between the steps does harm.
 func TestRootRotationUnderLoad(t *testing.T) {
+	t.Parallel() // it waits for a mesh of its own
 	spec, err := labSpec()
 	if err != nil {
 		t.Fatal(err)

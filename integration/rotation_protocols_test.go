@@ -24,6 +24,7 @@ import (
 // Certificates rotate under HTTP/1.1, HTTP/2, gRPC, TCP and WebSockets at once, short and long: nothing
 // is lost, and what was open before the first rotation is open after the last.
 func TestRotationUnderAllProtocols(t *testing.T) {
+	t.Parallel() // it waits for a mesh of its own
 	spec, err := labSpec()
 	if err != nil {
 		t.Fatal(err)

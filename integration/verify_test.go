@@ -28,12 +28,14 @@ func upAnd(t *testing.T, spec string, command ...string) result {
 
 // What a mesh serves is what it declares; what another specification declares is not.
 func TestVerify(t *testing.T) {
+	t.Parallel() // it waits for a mesh of its own
 	shop, err := filepath.Abs("../examples/shop/mesh.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, spec := range []string{colorapp("mesh.yaml"), colorapp("one-way.yaml"), colorapp("permissive.yaml"), shop} {
 		t.Run(filepath.Base(filepath.Dir(spec))+"/"+filepath.Base(spec), func(t *testing.T) {
+			t.Parallel()
 			began := time.Now()
 			got := upAnd(t, spec, "countersign", "verify")
 			t.Logf("up, verify and end took %s\n%s", time.Since(began).Round(time.Millisecond), got.stdout)
@@ -43,6 +45,7 @@ func TestVerify(t *testing.T) {
 		})
 	}
 	t.Run("a permissive mesh is not the strict one", func(t *testing.T) {
+		t.Parallel()
 		got := upAnd(t, colorapp("permissive.yaml"), "countersign", "verify", colorapp("mesh.yaml"), "--output", "json")
 		report := parseReport(t, got)
 		if got.status != 1 || len(report.Findings) == 0 {
@@ -61,6 +64,7 @@ func TestVerify(t *testing.T) {
 		}
 	})
 	t.Run("a workload that nobody runs", func(t *testing.T) {
+		t.Parallel()
 		got := upAnd(t, colorapp("mesh.yaml"), "countersign", "verify", shop, "--output", "json")
 		report := parseReport(t, got)
 		for _, workload := range []string{"stock", "colorteller"} {
@@ -86,6 +90,7 @@ func parseReport(t *testing.T, got result) observe.Report {
 // An endpoint that presents another workload's certificate is found, although its instance enrolled as
 // the right one and says that all is well.
 func TestVerifyFindsAWrongCertificate(t *testing.T) {
+	t.Parallel() // it waits for a mesh of its own
 	running := start(t, colorapp("mesh.yaml"))
 	admin := api.NewAdmin(running.Server.Socket)
 	wrong := issued(t, admin, "colorgateway")

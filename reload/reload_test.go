@@ -94,6 +94,9 @@ func start(t *testing.T, p Proxy, args ...string) *real {
 		}
 		return err == nil
 	})
+	if p.Name == "nginx" || slices.Contains(args, "-W") {
+		eventually(t, "there is a worker", func() bool { return len(children(r.pid)) > 0 }) // a master listens before it makes one
+	}
 	return r
 }
 

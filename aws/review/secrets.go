@@ -21,6 +21,11 @@ import (
 var (
 	reading = []string{"secretsmanager:GetSecretValue"}
 	writing = []string{"secretsmanager:PutSecretValue", "secretsmanager:UpdateSecret", "secretsmanager:UpdateSecretVersionStage"}
+	// governing are those by which a stranger gives himself the others, copies a secret or takes it away.
+	governing = []string{
+		"secretsmanager:BatchGetSecretValue", "secretsmanager:PutResourcePolicy", "secretsmanager:DeleteResourcePolicy", "secretsmanager:ReplicateSecretToRegions",
+		"secretsmanager:RotateSecret", "secretsmanager:DeleteSecret",
+	}
 )
 
 // readSecret reads what a secret is, and what hangs at it. Its value is never asked for.
@@ -123,7 +128,7 @@ func (r *reviewer) judgeAccess(s *secret, attached *policy.Document, actions, me
 		}
 		verdict := policy.No
 		for _, action := range actions {
-			q := policy.Question{Action: action, Resource: s.arn, Context: map[string]string{"secretsmanager:secretid": s.arn}}
+			q := policy.Question{Action: action, Resource: s.arn, Context: map[string]string{"secretsmanager:secretid": s.arn, "aws:currenttime": r.report.Checked.Format(time.RFC3339)}}
 			verdict = max(verdict, p.decide(q, attached, false))
 		}
 		switch verdict {
@@ -166,7 +171,7 @@ func (r *reviewer) judgeResourcePolicy(s *secret) *policy.Document {
 	}
 	var granted []string
 	for _, statement := range attached.Statements {
-		if statement.Deny || !slices.ContainsFunc(slices.Concat(reading, writing), statement.Covers) {
+		if statement.Deny || !slices.ContainsFunc(slices.Concat(reading, writing, governing), statement.Covers) {
 			continue
 		}
 		if statement.NotPrincipals != nil {
@@ -236,7 +241,7 @@ func (r *reviewer) judgeKey(arn, id, text string) {
 			}
 			q := policy.Question{Action: "kms:Decrypt", Resource: arn, Context: map[string]string{
 				"kms:viaservice": "secretsmanager." + s.place.config.Region + ".amazonaws.com", "kms:calleraccount": account(p.arn),
-				"kms:encryptioncontext:secretarn": s.arn, "kms:encryptioncontext:secretversionid": "any",
+				"aws:currenttime": r.report.Checked.Format(time.RFC3339), "kms:encryptioncontext:secretarn": s.arn, "kms:encryptioncontext:secretversionid": "any",
 			}}
 			verdict = max(verdict, p.decide(q, attached, true))
 		}

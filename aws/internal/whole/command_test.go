@@ -74,7 +74,7 @@ func (w *world) run(role string, env []string, args ...string) (status int, stdo
 	if _, ended := errors.AsType[*exec.ExitError](err); err != nil && !ended {
 		w.t.Fatal(err)
 	}
-	w.t.Logf("countersign %s: %d after %s\n%s%s", strings.Join(args, " "), command.ProcessState.ExitCode(), time.Since(began).Round(time.Millisecond), out.String(), said.String())
+	later(w.t, "countersign %s: %d after %s\n%s%s", strings.Join(args, " "), command.ProcessState.ExitCode(), time.Since(began).Round(time.Millisecond), out.String(), said.String())
 	return command.ProcessState.ExitCode(), out.String(), said.String()
 }
 

@@ -217,7 +217,7 @@ func (l *lab) run(env []string, args ...string) (status int, stdout, stderr stri
 	l.faults.begin()
 	began := time.Now()
 	err = command.Run()
-	l.t.Logf("countersign %s: %d after %s, with %d calls", strings.Join(args[:min(4, len(args))], " "), command.ProcessState.ExitCode(), time.Since(began).Round(time.Millisecond), len(l.faults.trace()))
+	later(l.t, "countersign %s: %d after %s, with %d calls", strings.Join(args[:min(4, len(args))], " "), command.ProcessState.ExitCode(), time.Since(began).Round(time.Millisecond), len(l.faults.trace()))
 	if _, ended := errors.AsType[*exec.ExitError](err); err != nil && !ended {
 		l.t.Fatal(err)
 	}

@@ -54,7 +54,7 @@ func (f *rotation) invoke(event string, within time.Duration) lambda.Report {
 	f.t.Helper()
 	began := time.Now()
 	answer, err := f.Invoke([]byte(event), within)
-	f.t.Logf("after %s: %s (%v)", time.Since(began).Round(time.Millisecond), answer, err)
+	later(f.t, "after %s: %s (%v)", time.Since(began).Round(time.Millisecond), answer, err)
 	var report lambda.Report
 	if err == nil {
 		err = json.Unmarshal(answer, &report)
