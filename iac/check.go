@@ -12,9 +12,6 @@ import (
 	"countersign.dev/nginx"
 )
 
-// every is how often the templates' schedule looks what is due.
-const every = time.Hour
-
 // mostPorts is how many target groups a service of ECS has at most.
 const mostPorts = 5
 

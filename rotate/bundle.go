@@ -117,7 +117,7 @@ func (n *bundleRun) take(ctx context.Context) (context.Context, *held, error) {
 		return within, lease, err
 	}
 	before := *n.result
-	_, _, lookErr := n.look() //nolint:contextcheck // the context of the run ends with its lease
+	_, _, lookErr := n.look()
 	if lookErr == nil && n.result.Reason == "" && !n.result.failing {
 		return nil, nil, nil
 	}

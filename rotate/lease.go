@@ -152,7 +152,7 @@ func (r *Rotator) take(ctx context.Context, keeper Keeper, name string, ttl, pat
 				living = other.Holder
 			}
 			pause = min(pause*2, maxPause) // the store is asked by everybody who waits
-			wait = min(pause/2+rand.N(pause/2+1), time.Until(giveUp))
+			wait = min(pause/2+rand.N(pause/2+1), time.Until(giveUp)) //nolint:gosec // to keep many from asking at one moment
 		default:
 			return nil, nil, err
 		}

@@ -61,7 +61,8 @@ func (r *reviewer) readSecret(ctx context.Context, s *secret) {
 	}
 }
 
-// A rotation may come so late before it is a fault: a quarter of the time that is left for it, at least two runs of the schedule.
+// A rotation may come so late before it is a fault: a quarter of the time that is left for it, or two runs of a schedule of hours, but never later
+// than the end of the certificate.
 const (
 	spareShare = 4
 	leastSpare = 2 * time.Hour
@@ -81,8 +82,8 @@ func (r *reviewer) readAge(ctx context.Context, s *secret) {
 				continue
 			}
 			c := s.leaf.plan.Certificate
-			spare := (time.Duration(c.TTL) - time.Duration(c.RenewAfter)) / spareShare
-			late := r.report.Checked.Sub(version.CreatedDate.Add(time.Duration(c.RenewAfter) + max(spare, leastSpare)))
+			spare := time.Duration(c.TTL) - time.Duration(c.RenewAfter)
+			late := r.report.Checked.Sub(version.CreatedDate.Add(time.Duration(c.RenewAfter) + min(max(spare/spareShare, leastSpare), spare)))
 			if late > 0 {
 				r.add(Error, RotationOverdue, s.arn, fmt.Sprintf("its current version is of %s, and was to be replaced after %s", version.CreatedDate.UTC().Format(time.RFC3339), time.Duration(c.RenewAfter)),
 					"see why the rotation does not run: `countersign rotate status`, the log of the function "+r.Function+", and the schedule")
