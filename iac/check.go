@@ -79,6 +79,10 @@ const (
 	leastBetween = time.Minute
 )
 
+// leastAge is the age at which a certificate is replaced at the earliest: five versions for each rotation, which comes up to a tenth before
+// its time, are two thirds of what Secrets Manager keeps of a secret in a day. The rest is for failures.
+const leastAge = 2 * time.Hour
+
 // every is how often the schedule looks: at least twice between the time at which any certificate is due and its end.
 func (d *deployment) every() time.Duration {
 	every := mostBetween
@@ -113,6 +117,10 @@ func checkStack(spec *mesh.Spec, r *refusal) {
 		if spare := time.Duration(plan.Certificate.TTL) - time.Duration(plan.Certificate.RenewAfter); spare < 2*leastBetween {
 			r.addf("%s: its certificate is due %s before it ends, and a schedule of EventBridge looks every minute at most: write a renewAfter that is at least %s below ttl, "+
 				"so that a run that fails can be repeated", who, mesh.Duration(spare), mesh.Duration(2*leastBetween))
+		}
+		if renew := time.Duration(plan.Certificate.RenewAfter); renew < leastAge {
+			r.addf("%s: its certificate is replaced every %s, and a secret of Secrets Manager has room for about 100 versions in a day, of which a rotation takes five of %s.rotation: "+
+				"write a renewAfter of at least %s", who, mesh.Duration(renew), plan.Delivery.Secret, mesh.Duration(leastAge))
 		}
 		name, a := spec.AuthorityOf(member.Name)
 		if a.Type == mesh.AuthorityACM && a.ARN == "" && plan.Certificate.Key != mesh.ECDSAP256 && plan.Certificate.Key != mesh.ECDSAP384 {
