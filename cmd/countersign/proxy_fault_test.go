@@ -34,7 +34,7 @@ services:
 `
 
 // faultPatience is how long a process may take for what it has to do.
-const faultPatience = 30 * time.Second
+const faultPatience = 90 * time.Second
 
 // faultLab is a control plane and the binary whose sidecars can be made to die at a step.
 type faultLab struct {
