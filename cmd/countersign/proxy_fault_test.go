@@ -237,6 +237,7 @@ func TestProxyProcess(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it starts some two hundred processes")
 	}
+	t.Parallel() // on addresses of its own
 	l := newFaultLab(t)
 	t.Run("killed in enrolment", l.killInEnrolment)
 	t.Run("killed in renewal", l.killInRenewal)
