@@ -125,7 +125,7 @@ func (r *renderer) age(in mesh.Inbound) {
 	r.line("tcp-request", "session", "set-var(sess.began)", "date(0,ms)")
 	r.line("http-after-response", "set-header", "Connection", "close", "if", "{", "date(0,ms),sub(sess.began)", "ge", word(strconv.FormatInt(r.o.Age.Milliseconds(), 10)), "}",
 		"!{", "status", "101", "}") // there it says what the connection becomes
-	r.note("port %d: connections over HTTP/1 are closed when they are %s old; HAProxy ends those over HTTP/2 only when it is stopped", in.Port, r.o.Age)
+	r.note("port %d: connections over HTTP/1 are closed when they are %s old; HAProxy ends those over HTTP/2 only when it is stopped, or as a caller after many requests", in.Port, r.o.Age)
 }
 
 // requests writes what every listener for requests does first.

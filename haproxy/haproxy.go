@@ -142,6 +142,11 @@ func (r *renderer) backends() {
 	}
 }
 
+// reuse is how long requests follow one another on a connection that is left after a number of them, so that it is left in less than its
+// age at three requests a second. HAProxy cannot leave a connection over HTTP/2 by its age, and has to be the first to: what it sends
+// while the peer closes is not served, and not sent again (it looks the same to HAProxy as a request that was carried out).
+const reuse = 300 * time.Millisecond
+
 // peer is how an instance is met.
 func (r *renderer) peer(u mesh.Upstream) []word {
 	http2 := u.Protocol == mesh.HTTP2 || u.Protocol == mesh.GRPC
@@ -157,6 +162,9 @@ func (r *renderer) peer(u mesh.Upstream) []word {
 	switch {
 	case http2:
 		words = append(words, "alpn", "h2")
+		if r.o.Age > 0 {
+			words = append(words, "max-reuse", word(strconv.FormatInt(max(int64(r.o.Age/reuse), 1), 10)))
+		}
 	case u.Protocol == mesh.HTTP:
 		words = append(words, "alpn", "http/1.1")
 	}

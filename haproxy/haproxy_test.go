@@ -172,6 +172,8 @@ func TestListeners(t *testing.T) {
 // TestAge asserts that connections of peers over HTTP/1 become no older than is asked for, and that it is said of whom that is not so.
 func TestAge(t *testing.T) {
 	service, _ := plans(t)
+	i := slices.IndexFunc(service.Upstreams, func(u mesh.Upstream) bool { return u.Protocol == mesh.HTTP })
+	service.Upstreams[i].Protocol = mesh.GRPC
 	for _, age := range []time.Duration{0, 1500 * time.Millisecond} {
 		o := options()
 		o.Age = age
@@ -181,7 +183,10 @@ func TestAge(t *testing.T) {
 		}
 		began := strings.Count(config.Text, "    tcp-request session set-var(sess.began) date(0,ms)\n")
 		ended := strings.Count(config.Text, "    http-after-response set-header Connection close if { date(0,ms),sub(sess.began) ge 1500 } !{ status 101 }\n")
-		said := strings.Contains(strings.Join(config.Notes, "\n"), "are closed when they are 1.5s old; HAProxy ends those over HTTP/2 only when it is stopped")
+		said := strings.Contains(strings.Join(config.Notes, "\n"), "are closed when they are 1.5s old; HAProxy ends those over HTTP/2 only when it is stopped, or as a caller after many requests")
+		if grpc, reused := strings.Count(config.Text, " alpn h2\n")+strings.Count(config.Text, " alpn h2 "), strings.Count(config.Text, " alpn h2 max-reuse 5\n"); grpc != 1 || (age > 0) != (reused == 1) {
+			t.Errorf("%s: %d of %d servers over HTTP/2 are left before they close\n%s", age, reused, grpc, config.Text)
+		}
 		if began != ended || (age > 0) != (began > 0) || (age > 0) != said {
 			t.Errorf("%s: %d and %d times, noted: %v\n%s", age, began, ended, said, config.Text)
 		}

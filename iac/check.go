@@ -2,6 +2,7 @@ package iac
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -68,6 +69,56 @@ func checkDelivery(spec *mesh.Spec, plan *mesh.Plan, r *refusal) {
 	}
 	if plan.Revocation.Check {
 		r.addf("%s: it wants revoked callers refused, and a task of ECS gets no revocation lists: write revocation: none, and let certificates live for hours or days", who)
+	}
+}
+
+// The schedule of the templates looks what is due every hour, or more often where a certificate ends so soon after it is due that a run
+// which fails could not be repeated. EventBridge has minutes.
+const (
+	mostBetween  = time.Hour
+	leastBetween = time.Minute
+)
+
+// every is how often the schedule looks: at least twice between the time at which any certificate is due and its end.
+func (d *deployment) every() time.Duration {
+	every := mostBetween
+	for _, w := range d.workloads {
+		spare := time.Duration(w.plan.Certificate.TTL) - time.Duration(w.plan.Certificate.RenewAfter)
+		every = min(every, (spare / 2).Truncate(time.Minute))
+	}
+	return max(every, leastBetween)
+}
+
+// schedule is every as EventBridge writes it, and as people do.
+func (d *deployment) schedule() (expression, words string) {
+	switch n := int(d.every() / time.Minute); n {
+	case 60:
+		return "rate(1 hour)", "every hour"
+	case 1:
+		return "rate(1 minute)", "every minute"
+	default:
+		return fmt.Sprintf("rate(%d minutes)", n), fmt.Sprintf("every %d minutes", n)
+	}
+}
+
+// checkStack finds what does not fit the schedule and the private CA that the templates make. Who takes policies and task definitions alone
+// has his own.
+func checkStack(spec *mesh.Spec, r *refusal) {
+	for _, member := range spec.Workloads() {
+		plan, err := spec.Compile(member.Name)
+		if err != nil {
+			continue // check says so
+		}
+		who := string(plan.Workload.Kind) + " " + plan.Workload.Name
+		if spare := time.Duration(plan.Certificate.TTL) - time.Duration(plan.Certificate.RenewAfter); spare < 2*leastBetween {
+			r.addf("%s: its certificate is due %s before it ends, and a schedule of EventBridge looks every minute at most: write a renewAfter that is at least %s below ttl, "+
+				"so that a run that fails can be repeated", who, mesh.Duration(spare), mesh.Duration(2*leastBetween))
+		}
+		name, a := spec.AuthorityOf(member.Name)
+		if a.Type == mesh.AuthorityACM && a.ARN == "" && plan.Certificate.Key != mesh.ECDSAP256 && plan.Certificate.Key != mesh.ECDSAP384 {
+			r.addf("%s: its key is %s, and ACM makes only keys of the family of the private CA's own, which is %s where the template makes it: write key: ecdsa-p256 or ecdsa-p384, or name a CA with an RSA key as authorities.%s.arn",
+				who, plan.Certificate.Key, caKey, name)
+		}
 	}
 }
 

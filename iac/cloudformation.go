@@ -31,7 +31,7 @@ type template struct {
 // CloudFormation writes the template of a stack with everything that a specification takes. It is the same for the
 // same arguments. The error wraps [ErrRefused] with all reasons, or [ErrTooLarge].
 func CloudFormation(spec *mesh.Spec, o Options) ([]byte, error) {
-	d, err := build(spec, o)
+	d, err := build(spec, o, checkStack)
 	if err != nil {
 		return nil, err
 	}
@@ -264,7 +264,7 @@ func (t *template) privateCAs() {
 		t.add(a.id, "AWS::ACMPCA::CertificateAuthority", note, object{
 			{key: "Type", value: kind},
 			{key: "UsageMode", value: usage},
-			{key: "KeyAlgorithm", value: "EC_secp384r1"},
+			{key: "KeyAlgorithm", value: caKey},
 			{key: "SigningAlgorithm", value: "SHA384WITHECDSA"},
 			{key: "Subject", value: object{{key: "CommonName", value: t.d.spec.Mesh + " " + a.name}, {key: "Organization", value: t.d.spec.TrustDomain}}},
 		}, kept())

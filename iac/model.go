@@ -94,8 +94,9 @@ type function struct {
 	role role
 }
 
-// build makes the deployment of a specification, or says everything that is in the way.
-func build(spec *mesh.Spec, o Options) (*deployment, error) {
+// build makes the deployment of a specification, or says everything that is in the way; more is what is checked beside what all outputs
+// have in common.
+func build(spec *mesh.Spec, o Options, more ...func(*mesh.Spec, *refusal)) (*deployment, error) {
 	d := &deployment{spec: spec, init: o.Init}
 	if d.init == "" {
 		d.init = InitTaskRole
@@ -104,7 +105,9 @@ func build(spec *mesh.Spec, o Options) (*deployment, error) {
 		return nil, fmt.Errorf("%w: init by %q is not known: task-role and environment are", ErrRefused, d.init)
 	}
 	var r refusal
-	check(spec, &r)
+	for _, look := range append(more, check) {
+		look(spec, &r)
+	}
 	if err := r.err(); err != nil {
 		return nil, err
 	}
@@ -217,8 +220,8 @@ const (
 	acmNote      = "ACM renews by itself what was exported, and says so; then it is exported again."
 	onceNote     = "What failed is tried again by the schedule. Lambda would do so twice at once, and each try may cost a certificate."
 	alarmsTitle  = "Alarms. Data that is missing is an alarm, too: a schedule that stopped silently is one"
-	schedule     = "rate(1 hour)"
 	graceSeconds = 60
+	caKey        = "EC_secp384r1"
 )
 
 // keyOf is the key of a store's secrets.

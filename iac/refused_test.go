@@ -52,6 +52,9 @@ func TestRefused(t *testing.T) {
 		"the server's CA": {[]string{"{authority: pca}", "{}"}, "its certificates come from the server's own authority"},
 		"reload":          {[]string{"deploy: {type: ecs, cluster: c}", "deploy: {type: reload}"}, "it is not deployed by ECS"},
 		"revocation":      {[]string{"revocation: none", ""}, "a task of ECS gets no revocation lists"},
+		"too short":       {[]string{"{authority: pca}", "{authority: pca, ttl: 1h, renewAfter: 59m}"}, "service one: its certificate is due 1m before it ends, and a schedule of EventBridge looks every minute at most"},
+		"renewed late":    {[]string{"{authority: pca}", "{authority: pca, ttl: 24h, renewAfter: 1439m}"}, "write a renewAfter that is at least 2m below ttl"},
+		"renewed in time": {[]string{"{authority: pca}", "{authority: pca, ttl: 1h, renewAfter: 58m}"}, ""},
 		"low port":        {[]string{"8443", "443"}, "port 443 needs a privilege"},
 		"the same port":   {[]string{"app: 8080", "app: 8443"}, "nginx: port 8443 listens on 0.0.0.0:8443, where the application"},
 		"an alias's ARN":  {[]string{"vault: {type: secretsmanager}", "vault: {type: secretsmanager, kmsKey: \"arn:aws:kms:eu-central-1:123456789012:alias/x\"}"}, "a policy cannot name a key by the ARN of an alias"},
@@ -172,5 +175,62 @@ func TestTooLarge(t *testing.T) {
 	}
 	if _, err = iac.Terraform(parse(t, many), iac.Options{}); !errors.Is(err, iac.ErrTooLarge) || !strings.Contains(fmt.Sprint(err), "the policy of the role small-rotation") {
 		t.Errorf("61 services: %v", err)
+	}
+}
+
+// TestSchedule asserts that the schedule looks twice before a certificate ends, and that an alarm covers a run of it.
+func TestSchedule(t *testing.T) {
+	for authority, want := range map[string][]string{
+		"{authority: pca}": {"rate(1 hour)", "MaximumEventAgeInSeconds: 3600", "Period: 7200", "# The rotation: every hour what is due"},
+		"{authority: pca, ttl: 24h, renewAfter: 22h}":   {"rate(1 hour)", "Period: 7200"},
+		"{authority: pca, ttl: 24h, renewAfter: 1325m}": {"rate(57 minutes)", "MaximumEventAgeInSeconds: 3420", "Period: 6840", "# The rotation: every 57 minutes what is due"},
+		"{authority: pca, ttl: 1h, renewAfter: 40m}":    {"rate(10 minutes)", "Period: 1200", "Threshold: 0.0069"},
+		"{authority: pca, ttl: 10m, renewAfter: 7m}":    {"rate(1 minute)", "Period: 120", "# The rotation: every minute what is due"},
+	} {
+		spec := parse(t, strings.Replace(good, "{authority: pca}", authority, 1))
+		text, err := iac.CloudFormation(spec, iac.Options{})
+		if err != nil {
+			t.Errorf("%s: %v", authority, err)
+		}
+		for _, line := range want {
+			if !strings.Contains(string(text), line) {
+				t.Errorf("%s: the template has no %q", authority, line)
+			}
+		}
+		hcl, err := iac.Terraform(spec, iac.Options{})
+		if err != nil || !strings.Contains(string(hcl), `"`+want[0]+`"`) {
+			t.Errorf("%s: Terraform has no %s, %v", authority, want[0], err)
+		}
+	}
+}
+
+// TestOwnSchedule asserts that policies and task definitions are written for certificates of minutes, too: whoever takes these alone has a
+// schedule of his own.
+func TestOwnSchedule(t *testing.T) {
+	spec := parse(t, strings.Replace(good, "{authority: pca}", "{authority: pca, ttl: 1m30s}", 1))
+	if _, err := iac.TaskDefinition(spec, "one", iac.Options{}, iac.Given{}); !errors.Is(err, iac.ErrMissing) {
+		t.Errorf("%v, want no more than what is not given", err)
+	}
+}
+
+// TestKeyOfACM asserts that a key which ACM would not make below the CA of the template is refused, and one below a CA that is there is not.
+func TestKeyOfACM(t *testing.T) {
+	ofACM := strings.NewReplacer(
+		"{authority: pca}", "{authority: pca, key: rsa-2048}", "{type: acmpca, ", "{type: acm, names: {one: one.small.example}, ",
+		`{service}"}`, `{service}", layout: exported, bundle: "{mesh}/bundle"}`,
+	).Replace(good)
+	const want = "service one: its key is rsa-2048, and ACM makes only keys of the family of the private CA's own, which is EC_secp384r1"
+	for _, generate := range []func(*mesh.Spec, iac.Options) ([]byte, error){iac.CloudFormation, iac.Terraform} {
+		if _, err := generate(parse(t, ofACM), iac.Options{}); !errors.Is(err, iac.ErrRefused) || !strings.Contains(fmt.Sprint(err), want) {
+			t.Errorf("%v, want a refusal with %q", err, want)
+		}
+		for _, good := range []string{
+			strings.Replace(ofACM, "rsa-2048", "ecdsa-p384", 1),
+			strings.Replace(ofACM, "{type: acm, ", "{type: acm, arn: \"arn:aws:acm-pca:eu-central-1:123456789012:certificate-authority/01234567-89ab-cdef-0123-456789abcdef\", ", 1),
+		} {
+			if _, err := generate(parse(t, good), iac.Options{}); err != nil {
+				t.Error(err)
+			}
+		}
 	}
 }

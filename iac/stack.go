@@ -191,12 +191,12 @@ const (
 	functionSeconds = 900
 	functionsAtOnce = 2
 	functionMiB     = 512
-	eventSeconds    = 3600 // until the schedule's next one
 )
 
 // rotation makes the function and what starts it.
 func (t *template) rotation() {
-	t.begin("The rotation: every hour what is due, and what ACM tells")
+	schedule, often := t.d.schedule()
+	t.begin("The rotation: " + often + " what is due, and what ACM tells")
 	function := object{
 		{key: "FunctionName", value: t.d.function.name},
 		{key: "Description", value: "Rotates the certificates of the mesh " + t.d.spec.Mesh},
@@ -218,7 +218,7 @@ func (t *template) rotation() {
 		{key: "FunctionName", value: param("RotationFunction")},
 		{key: "Qualifier", value: "$LATEST"},
 		{key: "MaximumRetryAttempts", value: 0},
-		{key: "MaximumEventAgeInSeconds", value: eventSeconds},
+		{key: "MaximumEventAgeInSeconds", value: seconds(t.d.every())},
 	})
 	t.trigger("RotationSchedule", "", object{{key: "Description", value: "Rotates what is due in the mesh " + t.d.spec.Mesh}, {key: "ScheduleExpression", value: schedule}, {key: "State", value: "ENABLED"}})
 	if t.d.acm() {
@@ -269,7 +269,7 @@ type alarm struct {
 }
 
 // alarmPeriod holds at least one run of the schedule, wherever its borders fall.
-const alarmPeriod = 2 * time.Hour
+func (d *deployment) alarmPeriod() time.Duration { return 2 * d.every() }
 
 // alarmsOf are all alarms.
 func (d *deployment) alarmsOf() []alarm {
@@ -310,9 +310,9 @@ func (d *deployment) alarmsOf() []alarm {
 // namespace is where the rotation puts its metrics.
 const namespace = "Countersign"
 
-// float is a number of at most two places.
+// float is a number of at most four places: days, of which a hundredth is a quarter of an hour.
 func float(f float64) number {
-	return number(strings.TrimSuffix(strings.TrimRight(strconv.FormatFloat(f, 'f', 2, 64), "0"), "."))
+	return number(strings.TrimSuffix(strings.TrimRight(strconv.FormatFloat(f, 'f', 4, 64), "0"), "."))
 }
 
 // number is a number as it is written.
@@ -331,7 +331,7 @@ func (t *template) alarms() {
 			{key: "MetricName", value: a.metric},
 			{key: "Dimensions", value: dimensions},
 			{key: "Statistic", value: a.statistic},
-			{key: "Period", value: seconds(alarmPeriod)},
+			{key: "Period", value: seconds(t.d.alarmPeriod())},
 			{key: "EvaluationPeriods", value: 1},
 			{key: "ComparisonOperator", value: a.operator},
 			{key: "Threshold", value: a.threshold},

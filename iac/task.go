@@ -23,6 +23,7 @@ const (
 	initContainer      = "init"
 	proxyContainer     = "proxy"
 	appContainer       = "app"
+	readyContainer     = "ready"
 	certificatesVolume = "certificates"
 	runVolume          = "proxy"
 )
@@ -92,7 +93,26 @@ func (d *deployment) containers(w *workload) (list, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(all, noted{appNote, app}), nil
+	all = append(all, noted{appNote, app})
+	if w.gated() {
+		all = append(all, noted{readyNote, d.readyDefinition(w)})
+	}
+	return all, nil
+}
+
+// readyNote says what the last container is for.
+const readyNote = "Ends at once, when the application is healthy. ECS calls a task RUNNING, and puts it into its target groups, when all of its\n" +
+	"containers were started: without this one, requests would come while the application does not listen yet."
+
+// gated says whether a task has to wait for its application: the proxy, which the balancer looks at, is there before it.
+func (w *workload) gated() bool {
+	return w.service != nil && !w.appFirst() && len(w.plan.Inbound) > 0
+}
+
+// readyDefinition is the container that is started last.
+func (d *deployment) readyDefinition(w *workload) object {
+	o := d.container(w, readyContainer, countersignImage, false, proxyUser)
+	return append(o, field{key: "command", value: list{"version"}}, field{key: "dependsOn", value: list{dependency(appContainer, "HEALTHY")}})
 }
 
 // appFirst says whether the application starts before the proxy, and ends after it: then nothing comes to it too early or too late. One

@@ -407,11 +407,12 @@ func checkContainer(t *testing.T, task string, c map[string]any, injected bool) 
 	if (c["Secrets"] != nil) != (injected && name == "init") {
 		t.Errorf("%s: the container %s has the secrets %v", task, name, c["Secrets"])
 	}
-	if (name != "init") != (c["HealthCheck"] != nil) || (name != "init") != (c["StopTimeout"] != nil) || (name != "init") != (c["Essential"] == "true") {
+	ends := name == "init" || name == "ready"
+	if ends == (c["HealthCheck"] != nil) || ends == (c["StopTimeout"] != nil) || ends == (c["Essential"] == "true") {
 		t.Errorf("%s: the container %s lacks a health check or is not essential: %v", task, name, c)
 	}
 	for _, m := range all(c["MountPoints"]) {
-		if at(m, "SourceVolume") == "certificates" && (name == "app" || (name == "proxy") != (at(m, "ReadOnly") == "true")) {
+		if at(m, "SourceVolume") == "certificates" && (name == "app" || name == "ready" || (name == "proxy") != (at(m, "ReadOnly") == "true")) {
 			t.Errorf("%s: the container %s has the certificates as %v", task, name, m)
 		}
 	}
@@ -434,9 +435,12 @@ func checkOrder(t *testing.T, task string, containers []any) {
 		}
 	}
 	want := map[string]string{"init": "<nil>", "proxy": "[map[Condition:SUCCESS ContainerName:init]]", "app": "[map[Condition:HEALTHY ContainerName:proxy]]"}
-	if len(containers) == 2 {
+	switch {
+	case len(containers) == 2:
 		delete(want, "app")
-	} else if !calls {
+	case calls: // its proxy, which the balancer looks at, is there before it
+		want["ready"] = "[map[Condition:HEALTHY ContainerName:app]]"
+	default:
 		want["proxy"], want["app"] = "[map[Condition:SUCCESS ContainerName:init] map[Condition:HEALTHY ContainerName:app]]", "<nil>"
 	}
 	if !maps.Equal(got, want) {

@@ -22,7 +22,7 @@ type terraform struct {
 // [CloudFormation], but that its secrets have no first value, because Terraform would want to read it. It is the same
 // for the same arguments, and its errors are the same.
 func Terraform(spec *mesh.Spec, o Options) ([]byte, error) {
-	d, err := build(spec, o)
+	d, err := build(spec, o, checkStack)
 	if err != nil {
 		return nil, err
 	}
@@ -186,7 +186,7 @@ func (t *terraform) privateCAs() {
 		t.resource("aws_acmpca_certificate_authority", name, note,
 			arg("type", kind), arg("usage_mode", usage),
 			sub("certificate_authority_configuration",
-				arg("key_algorithm", "EC_secp384r1"), arg("signing_algorithm", "SHA384WITHECDSA"),
+				arg("key_algorithm", caKey), arg("signing_algorithm", "SHA384WITHECDSA"),
 				sub("subject", arg("common_name", t.d.spec.Mesh+" "+a.name), arg("organization", t.d.spec.TrustDomain))),
 			preventDestroy())
 		t.activate(a, name)
@@ -371,7 +371,8 @@ func (t *terraform) service(w *workload) {
 }
 
 func (t *terraform) rotation() {
-	t.begin("The rotation: every hour what is due, and what ACM tells")
+	schedule, often := t.d.schedule()
+	t.begin("The rotation: " + often + " what is due, and what ACM tells")
 	name := t.function()
 	function := []any{
 		arg("function_name", t.d.function.name),
@@ -395,7 +396,7 @@ func (t *terraform) rotation() {
 	t.resource("aws_lambda_function_event_invoke_config", name, onceNote,
 		arg("function_name", attribute("aws_lambda_function", name, "function_name")),
 		arg("maximum_retry_attempts", 0),
-		arg("maximum_event_age_in_seconds", eventSeconds))
+		arg("maximum_event_age_in_seconds", seconds(t.d.every())))
 	t.trigger(name+"_schedule", "", arg("description", "Rotates what is due in the mesh "+t.d.spec.Mesh), arg("schedule_expression", schedule))
 	if t.d.acm() {
 		t.trigger(name+"_on_acm", acmNote, arg("description", "Tells the rotation of the mesh "+t.d.spec.Mesh+" what ACM says"), arg("event_pattern", encoded{eventPattern()}))
@@ -426,7 +427,7 @@ func (t *terraform) alarms() {
 			arg("metric_name", a.metric),
 			arg("dimensions", dimensions),
 			arg("statistic", a.statistic),
-			arg("period", seconds(alarmPeriod)),
+			arg("period", seconds(t.d.alarmPeriod())),
 			arg("evaluation_periods", 1),
 			arg("comparison_operator", a.operator),
 			arg("threshold", a.threshold),

@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"fmt"
 	"net/netip"
 	"net/url"
 	"strconv"
@@ -88,19 +89,66 @@ func checkTemplate(s string) (string, string) {
 	}
 }
 
+// writeEndpoint is what to write in place of a URL that is none of a service.
+const writeEndpoint = "write a URL such as https://vpce-1234.secretsmanager.eu-central-1.vpce.amazonaws.com, with nothing behind the host and port"
+
+// CheckEndpoint says why a text is no URL of a service of AWS; nil when it is one. Whether it may be asked without TLS is not judged. The
+// error does not show the text: it may hold a password.
+func CheckEndpoint(s string) error {
+	if fault := endpointFault(s); fault != "" {
+		return fmt.Errorf("%s; %s", fault, writeEndpoint)
+	}
+	return nil
+}
+
+func endpointFault(s string) string {
+	u, err := url.Parse(s)
+	switch {
+	case err != nil && portFault(s):
+		return "its port is no number from 1 to 65535"
+	case err != nil:
+		return "it cannot be read"
+	case u.Scheme != "https" && u.Scheme != "http":
+		return "it begins with neither https:// nor http://"
+	case u.User != nil:
+		return "it has a user name or a password, and credentials of AWS do not come that way"
+	case u.Hostname() == "":
+		return "it names no host"
+	case portFault(s):
+		return "its port is no number from 1 to 65535"
+	case u.Path != "" && u.Path != "/":
+		return "it has a path"
+	case u.RawQuery != "" || u.ForceQuery:
+		return "it has a query"
+	case !compiled(endpointPattern).MatchString(s):
+		return "something stands behind the host and port"
+	}
+	return ""
+}
+
+// portFault tells whether the host of a URL has a port that cannot be.
+func portFault(s string) bool {
+	_, host, _ := strings.Cut(s, "://")
+	host, _, _ = strings.Cut(host, "/")
+	host = host[strings.LastIndex(host, "@")+1:]
+	end := strings.LastIndex(host, "]") + 1
+	if strings.HasPrefix(host, "[") && end == 0 {
+		return false
+	}
+	_, port, found := strings.Cut(host[end:], ":")
+	number, err := strconv.ParseUint(port, 10, 16)
+	return found && (err != nil || number == 0)
+}
+
 // checkEndpoint lets credentials and secrets leave the machine over TLS only.
 func checkEndpoint(s string) (string, string) {
-	const write = "write a URL such as https://vpce-1234.secretsmanager.eu-central-1.vpce.amazonaws.com, with nothing behind the host and port"
-	u, err := url.Parse(s)
-	if err != nil || !compiled(endpointPattern).MatchString(s) || u.Hostname() == "" {
-		return quote(s) + " is not a URL of a service", write
-	}
-	if _, port, _ := strings.Cut(u.Host[strings.LastIndex(u.Host, "]")+1:], ":"); port != "" {
-		if number, err := strconv.ParseUint(port, 10, 16); err != nil || number == 0 {
-			return quote(s) + " names a port that nobody listens on", "write one from 1 to 65535, or leave it out"
+	if fault := endpointFault(s); fault != "" {
+		if strings.Contains(s, "@") {
+			return "it is not a URL of a service: " + fault, writeEndpoint
 		}
+		return quote(s) + " is not a URL of a service: " + fault, writeEndpoint
 	}
-	if u.Scheme == "http" && !isLoopback(u.Hostname()) {
+	if u, err := url.Parse(s); err == nil && u.Scheme == "http" && !isLoopback(u.Hostname()) {
 		return quote(s) + " is plain HTTP to another machine, which would see the secrets", "write https, or the address of this machine"
 	}
 	return "", ""

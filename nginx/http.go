@@ -26,7 +26,6 @@ func (r *renderer) http() {
 		r.line("client_header_timeout", headTimeout)
 		r.line("keepalive_timeout", idlePeer)
 		r.line("keepalive_requests", "1000000")
-		r.age()
 		for _, name := range []word{"client_body_timeout", "send_timeout", "proxy_read_timeout", "proxy_send_timeout", "grpc_read_timeout", "grpc_send_timeout"} {
 			r.line(name, silence)
 		}
@@ -147,6 +146,12 @@ func (r *renderer) inbound(in mesh.Inbound) {
 func (r *renderer) server(in mesh.Inbound, address word, tls, http2, behind bool) {
 	r.block(func() {
 		r.listen(address, tls, http2, behind)
+		if in.App != 0 && in.Protocol != mesh.HTTP {
+			r.comment("Over HTTP/2 peers leave by themselves: what they send while NGINX closes a connection is not served.")
+			r.line("keepalive_time", "365d")
+		} else {
+			r.age()
+		}
 		r.line("access_log", "/dev/stdout", logName("in", in.Port))
 		if tls {
 			r.tellCallers(in, "$cs_first")

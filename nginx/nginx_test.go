@@ -196,6 +196,22 @@ func TestVersion(t *testing.T) {
 // TestAge asserts that connections from and to peers become no older than is asked for, and those to the application as old as they like.
 func TestAge(t *testing.T) {
 	service, _ := enginetest.Plans(t)
+	grpc, servers := 0, 0
+	for _, in := range service.Inbound {
+		switch in.Protocol {
+		case mesh.GRPC, mesh.HTTP2:
+			grpc++
+		case mesh.HTTP:
+			servers++
+			if in.TLS == mesh.Permissive { // one for TLS, one for plaintext
+				servers++
+			}
+		case mesh.TCP:
+		}
+	}
+	if grpc == 0 || servers == 0 {
+		t.Fatal("no port of gRPC, or none of HTTP")
+	}
 	for age, want := range map[time.Duration]int{0: 0, 1500 * time.Millisecond: 1} {
 		o := options()
 		o.Age = age
@@ -203,9 +219,13 @@ func TestAge(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		upstreams := strings.Count(config.Text, "upstream to_") - strings.Count(config.Text[:strings.Index(config.Text, "http {")], "upstream to_")
-		if got := strings.Count(config.Text, "keepalive_time 1500ms;"); strings.Contains(config.Text, "keepalive_time ") != (want > 0) || want > 0 && (got < 2 || got > 1+upstreams) {
-			t.Errorf("%s: %d times, of %d upstreams:\n%s", age, got, upstreams, config.Text)
+		upstreams := strings.Count(config.Text[strings.Index(config.Text, "\nhttp {"):strings.Index(config.Text, "\nstream {")], "    upstream to_")
+		if got := strings.Count(config.Text, "keepalive_time 1500ms;"); got != want*(servers+upstreams) {
+			t.Errorf("%s: %d times, of %d servers and %d upstreams:\n%s", age, got, servers, upstreams, config.Text)
+		}
+		// Peers leave a port of gRPC by themselves.
+		if got := strings.Count(config.Text, "keepalive_time 365d;"); got != grpc {
+			t.Errorf("%s: connections over HTTP/2 are left to peers %d times, want %d:\n%s", age, got, grpc, config.Text)
 		}
 	}
 }

@@ -2,12 +2,10 @@ package rotate
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"countersign.dev/durable"
 	"countersign.dev/mtls"
@@ -55,13 +53,15 @@ type bundleRun struct {
 	notes
 	now    string // which version is current; empty when none is
 	roots  []byte // of the authority, and those that were current
-	stored bool   // what is current are the roots of the authority
+	stored bool   // what is current are the roots that it is to have
+	inUse  error  // why the roots of the authority are not to take the place of what is current
 	result *Result
 }
 
-// RotateBundle brings a shared trust bundle up to what the authority says, before any leaf is rotated. A bundle that
-// lacks a root to which the current certificate of one of its users leads is [ErrInUse] and is not stored: it would
-// cut that user off from its own peers. Users that take a bundle only by being restarted are restarted, one instance
+// RotateBundle brings a shared trust bundle up to what the authority says, before any leaf is rotated. A root to which the current
+// certificate of one of its users leads is kept until that one has another: without it he would be cut off from his own peers. When
+// the authority has roots that are new here, and not that one, it may as well be the wrong authority: that is [ErrInUse], and nothing
+// is stored, unless Options.Force says that it is meant. Users that take a bundle only by being restarted are restarted, one instance
 // after the other, each seen to serve again before the next.
 func (r *Rotator) RotateBundle(ctx context.Context, b SharedBundle, o Options) Result {
 	result := Result{Secret: b.Name, Store: b.StoreName, Outcome: Nothing}
@@ -78,11 +78,17 @@ func (r *Rotator) RotateBundle(ctx context.Context, b SharedBundle, o Options) R
 		}
 		return result
 	}
-	within, lease, err := r.take(ctx, b.Keeper, b.Name, r.leaseFor(b.Users...), func(other *secret.HeldError) {
-		n.say(StepLease, "the lease of %s seems to be a dead one's; waiting until it ends", other.Holder)
-	})
+	if o.Patient && !o.Force {
+		if later, waits := r.bundleWaits(ctx, b, o); waits {
+			return later
+		}
+	}
+	within, lease, err := n.take(ctx)
 	if err != nil {
-		result.fail(StepLease, err)
+		result.fail(StepLease, underWay(ctx, err, b.Store, b.Name))
+		return result
+	}
+	if lease == nil {
 		return result
 	}
 	n.ctx, n.lease = within, lease
@@ -93,6 +99,30 @@ func (r *Rotator) RotateBundle(ctx context.Context, b SharedBundle, o Options) R
 		result.Notes = append(result.Notes, "the lease was not given back, and runs out by itself: "+err.Error())
 	}
 	return result
+}
+
+// take takes the lease of the bundle. Services share it, and one's rotation does not fail because another's is at it: when there is nothing to be
+// done, no lease is needed, and it is nil; else the other one is waited for.
+func (n *bundleRun) take(ctx context.Context) (context.Context, *held, error) {
+	ttl, patience := n.r.leaseFor(n.b.Users...), max(n.r.config.Wait, n.r.config.bundleWait)
+	tell := func(held error, dead bool) {
+		if dead {
+			n.say(StepLease, "it seems that a dead process has left it: %v; waiting until it ends", held)
+		} else {
+			n.say(StepLease, "waiting, for %s at most: %v", patience, underWay(ctx, held, n.b.Store, n.b.Name))
+		}
+	}
+	within, lease, err := n.r.take(ctx, n.b.Keeper, n.b.Name, ttl, 0, tell)
+	if !errors.Is(err, secret.ErrHeld) || errors.Is(err, ErrStopped) {
+		return within, lease, err
+	}
+	before := *n.result
+	_, _, lookErr := n.look()
+	if lookErr == nil && n.result.Reason == "" && !n.result.failing {
+		return nil, nil, nil
+	}
+	*n.result = before
+	return n.r.take(ctx, n.b.Keeper, n.b.Name, ttl, patience, tell)
 }
 
 // checkBundle says what cannot be rotated.
@@ -128,6 +158,9 @@ func (n *bundleRun) failed(err error) {
 		return
 	}
 	n.record.failed(n.step, err, n.r.now())
+	if n.step == StepDeploy {
+		n.result.Next = n.record.nextTry(firstEnd(n.ctx, n.b))
+	}
 	if err := n.write(n.ctx, n.b.Store, n.b.Name); err != nil {
 		n.result.Notes = append(n.result.Notes, "that it failed could not be stored: "+err.Error())
 	}
@@ -148,6 +181,9 @@ func (n *bundleRun) look() (bundle []byte, fresh bool, err error) {
 		return nil, false, fmt.Errorf("asking for the trust bundle: %w", err)
 	}
 	now, version, err := n.b.Store.Read(n.ctx, n.b.Name, "")
+	if err == nil {
+		bundle, n.inUse = n.withNeeded(bundle, now)
+	}
 	n.stored = err == nil && sameCertificates(now, bundle)
 	switch {
 	case errors.Is(err, secret.ErrNotFound):
@@ -214,8 +250,8 @@ func (n *bundleRun) rotate(outer context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: the trust bundle of the authority: %w", ErrUnfit, err)
 	}
-	if err := n.stillNeeded(roots.Roots()); err != nil {
-		return err
+	if n.inUse != nil {
+		return n.inUse
 	}
 	if !n.stored {
 		if err := n.store(roots.PEM()); err != nil {
@@ -278,39 +314,6 @@ func (n *bundleRun) enter(step Step, format string, args ...any) error {
 	durable.Step("rotate.bundle." + string(step))
 	n.say(step, format, args...)
 	return nil
-}
-
-// stillNeeded refuses roots that the current certificate of a user does not lead to.
-func (n *bundleRun) stillNeeded(roots []*x509.Certificate) error {
-	var needing []string
-	for _, user := range n.b.Users {
-		material, err := user.Shape.Read(n.ctx, user.Store, user.Secret, "")
-		if err != nil {
-			continue // there is none, or it is its own rotation's to complain about
-		}
-		chain, err := mtls.ParseCertificates(append(slices.Clone(material.Certificate), material.Chain...))
-		material.Clear()
-		if err != nil || n.r.now().After(chain[0].NotAfter) {
-			continue
-		}
-		if leadsTo(chain, roots, n.r.now()) == nil && n.leadsSomewhere(chain) {
-			needing = append(needing, fmt.Sprintf("%s (serial %s, issued under %q)", user.Workload.Name, mtls.Serial(chain[0]), chain[len(chain)-1].Issuer.CommonName))
-		}
-	}
-	if len(needing) == 0 {
-		return nil
-	}
-	return fmt.Errorf("%w: %s; rotate the certificates first, while the authority still has both roots", ErrInUse, strings.Join(needing, ", "))
-}
-
-// leadsSomewhere tells whether a chain leads to a root of the bundle that is current: one that leads nowhere is no loss.
-func (n *bundleRun) leadsSomewhere(chain []*x509.Certificate) bool {
-	value, _, err := n.b.Store.Read(n.ctx, n.b.Name, "")
-	if err != nil {
-		return false
-	}
-	roots, err := mtls.ParseCertificates(value)
-	return err == nil && leadsTo(chain, roots, n.r.now()) != nil
 }
 
 // deploy restarts the users that are restarted at all, and has the instances of those replaced that are rolled out.

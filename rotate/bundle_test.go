@@ -99,6 +99,10 @@ func TestBundleRefusals(t *testing.T) {
 	if _, err := w.files.Lease(t.Context(), w.target.Bundle, "maintenance", time.Hour); err != nil {
 		t.Fatal(err)
 	}
+	if result := rotateIt(Options{}); result.Outcome != Nothing {
+		t.Errorf("somebody is at it, and nothing is due: %+v", result)
+	}
+	w.authority.bundle = append(w.authority.bundle, newHierarchy(t, "second"))
 	if result := rotateIt(Options{}); !errors.Is(result.Err, secret.ErrHeld) {
 		t.Errorf("%v, want ErrHeld", result.Err)
 	}

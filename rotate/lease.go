@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/user"
 	"slices"
@@ -113,39 +114,79 @@ type held struct {
 }
 
 // take takes the lease of a name. One that a dead process of this machine has left is ended; one of which that is not
-// known is waited for: it runs out. One whose holder lives, or that is renewed meanwhile, is an error: [secret.HeldError]. The context that it gives ends with the
+// known is waited for: it runs out. One whose holder lives, or that is renewed meanwhile, is waited for as long as patience
+// says, and an error then: [secret.ErrHeld]. Waiting is told once for each, dead or not. The context that it gives ends with the
 // lease, and not with the given one: steps are not cut in the middle.
-func (r *Rotator) take(ctx context.Context, keeper Keeper, name string, ttl time.Duration, waiting func(*secret.HeldError)) (context.Context, *held, error) {
-	var until time.Time
+func (r *Rotator) take(ctx context.Context, keeper Keeper, name string, ttl, patience time.Duration, waiting func(held error, dead bool)) (context.Context, *held, error) {
+	var seen *secret.HeldError // as it was seen last
+	living := ""               // a holder who has renewed it
+	told := make(map[bool]bool)
+	tell := func(err error, dead bool) {
+		if !told[dead] {
+			told[dead] = true
+			waiting(err, dead)
+		}
+	}
+	giveUp, pause := time.Now().Add(patience), r.config.poll
 	for {
 		lease, err := keeper.Lease(ctx, name, r.config.Holder, ttl)
 		if err == nil {
 			return r.keep(ctx, lease, ttl)
 		}
-		other, ok := errors.AsType[*secret.HeldError](err)
-		if !ok {
+		other, known := errors.AsType[*secret.HeldError](err)
+		if !known && !errors.Is(err, secret.ErrHeld) {
 			return nil, nil, err
 		}
-		switch life := lifeOf(other.Holder); {
-		case life == isDead:
+		wait := min(200*time.Millisecond, ttl/10)
+		switch {
+		case known && lifeOf(other.Holder) == isDead:
 			if err := keeper.EndLease(ctx, name, other.Holder); err != nil {
 				return nil, nil, err
 			}
 			continue
-		case life == lives, time.Until(other.Until) > ttl+time.Minute:
+		case known && other.Holder != living && seemsDead(other, seen, ttl):
+			tell(err, true)
+		case time.Now().Before(giveUp):
+			tell(err, false)
+			if known {
+				living = other.Holder
+			}
+			pause = min(pause*2, maxPause) // the store is asked by everybody who waits
+			wait = min(pause/2+rand.N(pause/2+1), time.Until(giveUp)) //nolint:gosec // to keep many from asking at one moment
+		default:
 			return nil, nil, err
-		case !until.IsZero() && !other.Until.Equal(until):
-			return nil, nil, err // somebody renews it
-		case until.IsZero():
-			waiting(other)
 		}
-		until = other.Until
+		seen = other
 		select {
 		case <-ctx.Done():
 			return nil, nil, fmt.Errorf("%w: %w", ErrStopped, err)
-		case <-time.After(min(200*time.Millisecond, ttl/10)):
+		case <-time.After(wait):
 		}
 	}
+}
+
+// maxPause is the longest time between two looks at a lease that somebody has.
+const maxPause = 3 * time.Second
+
+// seemsDead tells whether it is worth waiting for a lease to run out: nothing is known of its holder, and it was not renewed since it was
+// seen before.
+func seemsDead(other, before *secret.HeldError, ttl time.Duration) bool {
+	if lifeOf(other.Holder) == lives || time.Until(other.Until) > ttl+time.Minute {
+		return false
+	}
+	return before == nil || other.Until.Equal(before.Until) && other.Holder == before.Holder
+}
+
+// underWay says of a rotation that another one keeps from a secret since when that is at it, as far as its record tells.
+func underWay(ctx context.Context, held error, store Store, name string) error {
+	if !errors.Is(held, secret.ErrHeld) || errors.Is(held, ErrStopped) {
+		return held
+	}
+	at := ""
+	if record, err := readRecord(ctx, store, name); err == nil && record.Step != "" {
+		at = fmt.Sprintf(", at the step %s, begun at %s", record.Step, record.Began.UTC().Format(time.RFC3339))
+	}
+	return fmt.Errorf("another rotation of it is under way%s: %w", at, held)
 }
 
 // leaseFor is how long a dead rotation of some targets keeps others from its secret: longer where a rotation lasts for minutes,

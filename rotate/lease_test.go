@@ -3,6 +3,7 @@ package rotate
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -67,6 +68,109 @@ func TestLongLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	says(t, w.must(Options{}, Failed).Error, "maintenance")
+}
+
+// TestWait waits for another rotation, and does not do what that one has done, though it is asked to.
+func TestWait(t *testing.T) {
+	for _, o := range []Options{{}, {Force: true}, {Early: true}} {
+		w := newWorld(t, secret.LayoutJSON)
+		before := w.first()
+		w.config.leaseTTL, w.config.Wait = 10*time.Second, time.Minute
+		first, second := w.config, w.config
+		first.Holder = Holder()
+		held, wait := make(chan struct{}), make(chan struct{})
+		first.Progress = func(_ string, step Step, _ string) {
+			if step == StepDeploy {
+				close(held)
+				<-wait
+			}
+		}
+		second.Progress = func(_ string, step Step, text string) {
+			if step == StepLease && strings.HasPrefix(text, "waiting, for 1m0s at most: another rotation of it is under way, at the step ") &&
+				strings.Contains(text, ", begun at 2") && strings.Contains(text, first.Holder) {
+				close(wait)
+			}
+		}
+		all := make([]*Rotator, 2)
+		for i, config := range []Config{first, second} {
+			r, err := New(config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all[i] = r
+		}
+		done := make(chan Result)
+		go func() { done <- all[0].Rotate(t.Context(), w.target, Options{Force: true}) }()
+		<-held
+		late := all[1].Rotate(t.Context(), w.target, o)
+		if late.Err != nil || late.Outcome != Nothing {
+			t.Errorf("%+v: %s, %v", o, late.Outcome, late.Err)
+		}
+		if o.Force || o.Early {
+			says(t, strings.Join(late.Notes, "; "), "what it brought was not replaced once more")
+		}
+		if result := <-done; result.Outcome != Rotated || late.Serial != result.Serial || late.Serial == before.Serial {
+			t.Errorf("%+v: the first one: %v, %s", o, result.Err, result.Serial)
+		}
+		if w.authority.issued() != 2 {
+			t.Errorf("%+v: %d were issued", o, w.authority.issued())
+		}
+		w.check()
+	}
+}
+
+// TestWaitEnds gives up after the time that it was given, or when it is told to end.
+func TestWaitEnds(t *testing.T) {
+	w := newWorld(t, secret.LayoutJSON)
+	w.first()
+	lease, err := w.files.Lease(t.Context(), w.target.Secret, "maintenance", time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.config.Wait = 50 * time.Millisecond
+	began := time.Now()
+	if r := w.must(Options{Force: true}, Failed); !errors.Is(r.Err, secret.ErrHeld) || time.Since(began) < w.config.Wait {
+		t.Errorf("after %s: %v", time.Since(began), r.Err)
+	}
+	w.config.Wait = time.Hour
+	ctx, cancel := context.WithCancel(t.Context())
+	w.config.Progress = func(_ string, step Step, _ string) {
+		if step == StepLease {
+			cancel()
+		}
+	}
+	if r := w.rotator().Rotate(ctx, w.target, Options{Force: true}); !errors.Is(r.Err, ErrStopped) {
+		t.Errorf("told to end: %v", r.Err)
+	}
+	if err := lease.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.config.Progress = nil
+	w.must(Options{Force: true}, Rotated)
+}
+
+// TestBundleOfTwo waits for whoever is at the bundle that both share, or needs no lease when there is nothing to do.
+func TestBundleOfTwo(t *testing.T) {
+	w := newWorld(t, secret.LayoutExported)
+	w.first()
+	lease, err := w.files.Lease(t.Context(), w.target.Bundle, "the other one", time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.config.bundleWait = time.Minute
+	w.must(Options{Force: true}, Rotated) // nothing is to be done about the bundle
+	w.authority.bundle = append(w.authority.bundle, newHierarchy(t, "second"))
+	w.config.Progress = func(_ string, step Step, text string) {
+		if step == StepLease && strings.HasPrefix(text, "waiting, for 1m0s at most") {
+			if err := lease.Release(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	w.must(Options{}, Nothing)
+	if got := len(w.bundle()); got != 2 {
+		t.Errorf("the bundle has %d roots", got)
+	}
 }
 
 // lossy gives leases that are lost before the Nth renewal.

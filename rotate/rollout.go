@@ -25,6 +25,7 @@ type rolling struct {
 	ctx    context.Context
 	lease  *held
 	record *Record
+	back   bool         // what is replaced does not serve as it should: nothing of it is waited for
 	keep   func() error // stores the record
 	say    func(step Step, format string, args ...any)
 }
@@ -59,6 +60,15 @@ func (o *rolling) run(step Step, of string) error {
 func (o *rolling) begin(step Step, of string) error {
 	if o.outer.Err() != nil {
 		return ErrStopped
+	}
+	if !o.back {
+		settle, cancel := context.WithTimeout(o.ctx, settleTimeout)
+		defer cancel()
+		defer context.AfterFunc(o.outer, cancel)()
+		o.t.Rollout.Settle(settle, o.t, func(text string) { o.say(step, "waiting: %s", text) })
+		if o.outer.Err() != nil {
+			return ErrStopped
+		}
 	}
 	o.say(step, "having all instances replaced")
 	began := o.r.now().UTC()
@@ -96,7 +106,7 @@ func (o *rolling) failed(err error) error {
 // rollOut has the instances replaced by ones that take a version, which is current.
 func (n *run) rollOut(version string) error {
 	o := &rolling{
-		r: n.r, t: n.t, outer: n.outer, ctx: n.ctx, lease: n.lease, record: &n.record, say: n.say,
+		r: n.r, t: n.t, outer: n.outer, ctx: n.ctx, lease: n.lease, record: &n.record, say: n.say, back: n.step == StepRollback,
 		keep: func() error { return n.write(n.ctx, n.t.Store, n.t.Secret) },
 	}
 	return o.run(n.step, version)

@@ -27,17 +27,20 @@ type cluster struct {
 	fails func(serial string) error
 	// takes says what a task serves that has read a serial; nil is that serial.
 	takes func(serial string) string
+	// unsettled is how it waits for the instances of before.
+	unsettled func(ctx context.Context)
 	// waits is told about each wait, before it ends.
 	waits func(ctx context.Context, id string) error
 	// blind is why nobody can be looked at; unreachable, that nobody answers.
 	blind       error
 	unreachable bool
 
-	mu     sync.Mutex
-	tasks  map[string]string // what each serves
-	begun  []string          // the serials of roll-outs
-	waited []string          // their ids, each time
-	now    []Now             // what it was told at its last look, by which it looked
+	mu      sync.Mutex
+	tasks   map[string]string // what each serves
+	begun   []string          // the serials of roll-outs
+	settled []string          // the serials that were current when it was asked to settle
+	waited  []string          // their ids, each time
+	now     []Now             // what it was told at its last look, by which it looked
 }
 
 func newCluster(w *world) *cluster {
@@ -45,6 +48,16 @@ func newCluster(w *world) *cluster {
 	w.target.Rollout, w.target.Observer = c, c
 	w.config.Observer, w.config.Deployer = nil, nil
 	return c
+}
+
+func (c *cluster) Settle(ctx context.Context, _ Target, say func(string)) {
+	c.mu.Lock()
+	c.settled = append(c.settled, c.w.currentSerial())
+	c.mu.Unlock()
+	if c.unsettled != nil {
+		say("tasks that were started a moment ago do not serve yet")
+		c.unsettled(ctx)
+	}
 }
 
 func (c *cluster) Begin(context.Context, Target) (string, error) {
@@ -153,6 +166,33 @@ func TestRollout(t *testing.T) {
 		}
 		w.check()
 	}
+}
+
+// TestRolloutSettles waits for the instances of before, but not for those that do not serve as they should, and not when told to end.
+func TestRolloutSettles(t *testing.T) {
+	w := newWorld(t, secret.LayoutJSON)
+	c := newCluster(w)
+	c.unsettled = func(context.Context) {}
+	first := w.first()
+	c.takes = func(string) string { return first.Serial }
+	w.must(Options{Force: true}, RolledBack)
+	if len(c.begun) != 3 || len(c.settled) != 2 {
+		t.Errorf("%d of %d roll-outs waited for the instances of before, want all but the way back", len(c.settled), len(c.begun))
+	}
+	says(t, w.progress.String(), "deploy: waiting: tasks that were started a moment ago do not serve yet")
+
+	c.takes = nil
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	c.unsettled = func(ctx context.Context) { cancel(); <-ctx.Done() }
+	if result := w.rotator().Rotate(ctx, w.target, Options{Force: true}); !errors.Is(result.Err, ErrStopped) || len(c.begun) != 3 {
+		t.Errorf("%v after %d roll-outs, want ErrStopped", result.Err, len(c.begun))
+	}
+	c.unsettled = nil
+	if again := w.must(Options{}, Rotated); c.serve() != again.Serial || len(c.begun) != 4 {
+		t.Errorf("%s is served after %d roll-outs", c.serve(), len(c.begun))
+	}
+	w.check()
 }
 
 // TestRolloutFails brings the version of before back, and the tasks with it, and says why.

@@ -124,6 +124,10 @@ type Trust struct {
 
 // Rollout replaces the instances of a workload by new ones, which take what is current when they start.
 type Rollout interface {
+	// Settle waits, before a roll-out, until the instances that there are serve, as far as that can be known: those of a
+	// service that was started or scaled up a moment ago may not yet, and would be replaced at once, with nobody left to serve. It returns
+	// when ctx ends, too, and at once when it cannot look or nobody is there to be waited for. Say is told what is waited for.
+	Settle(ctx context.Context, target Target, say func(text string))
 	// Begin has all instances replaced, and gives the roll-out's id without waiting. An error that is [ErrRolloutFailed] says
 	// that there will be none, any other one that it is not known whether it has begun.
 	Begin(ctx context.Context, target Target) (id string, err error)
@@ -226,13 +230,16 @@ type Config struct {
 	Timeout time.Duration
 	// RolloutTimeout is how long a roll-out may take; 0 is [DefaultRolloutTimeout].
 	RolloutTimeout time.Duration
+	// Wait is how long another rotation of the same secret is waited for, which lives; 0 gives up at once. For a trust bundle that
+	// services share it is a minute at least.
+	Wait time.Duration
 	// Progress is told about each step, for people; nil tells nobody. It is called by one goroutine at a time.
 	Progress func(workload string, step Step, text string)
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 
 	// Times that tests shorten; 0 is the default.
-	leaseTTL, poll, unseen, away time.Duration
+	leaseTTL, poll, unseen, away, bundleWait time.Duration
 }
 
 // DefaultTimeout is for a watcher that looks at the store every ten seconds and a proxy that reloads slowly.
@@ -247,12 +254,16 @@ const (
 	leaseTTL = 15 * time.Second
 	// rolloutLease is leaseTTL for those that are rolled out.
 	rolloutLease = time.Minute
+	// bundleWait is how long a rotation waits that another one keeps from a bundle which services share.
+	bundleWait = time.Minute
 	// poll is the time between two looks at the endpoints.
 	poll = 500 * time.Millisecond
 	// unseen is how long a workload without a TLS listener is given to be seen by its peers, before its own word counts.
 	unseen = 20 * time.Second
 	// away is how long an instance is waited for that the server has lost. One that comes back later takes what is current.
 	away = 30 * time.Second
+	// settleTimeout bounds how long a roll-out waits for the instances of before it. Some services are never quite well.
+	settleTimeout = 2 * time.Minute
 	// askTimeout bounds one question to the authority.
 	askTimeout = 30 * time.Second
 	// issueTimeout bounds one request to an authority that is slow to issue, or makes everybody wait that asks too often.
@@ -320,6 +331,9 @@ func New(config Config) (*Rotator, error) {
 	if config.leaseTTL == 0 {
 		config.leaseTTL = leaseTTL
 	}
+	if config.bundleWait == 0 {
+		config.bundleWait = bundleWait
+	}
 	if config.poll == 0 {
 		config.poll = poll
 	}
@@ -351,7 +365,8 @@ func inTurn(progress func(string, Step, string)) func(string, Step, string) {
 
 // Options say how far a rotation goes.
 type Options struct {
-	// Force rotates although nothing is due, and replaces a current version that is damaged.
+	// Force rotates although nothing is due, replaces a current version that is damaged, and lets another authority take the place
+	// of the one of before.
 	Force bool
 	// Early rotates although nothing is due, and no more than that: what is damaged, or nobody's here, is refused as ever.
 	Early bool
@@ -362,6 +377,10 @@ type Options struct {
 	Service string
 	// DryRun says what would be done. It takes no lease and writes nothing.
 	DryRun bool
+	// Patient leaves alone for a while what failed after it had cost something: an hour, then twice as long each time, at most a
+	// day, and shorter the sooner what is current ends. It is for whoever comes by a schedule and remembers nothing: the record in the
+	// store does. What was begun and has not ended is gone on with at once.
+	Patient bool
 }
 
 // Outcome is how a rotation ended.
@@ -377,6 +396,7 @@ const (
 	RolledBack  Outcome = "rolled back"  // it failed, and the version of before is current again
 	Lost        Outcome = "lost"         // somebody else was faster, and what he has made current was left so
 	Failed      Outcome = "failed"
+	Waiting     Outcome = "waiting" // with Patient: it failed not long ago
 )
 
 // Result is what became of one service or one bundle.
@@ -401,6 +421,10 @@ type Result struct {
 	Notes []string `json:"notes,omitempty"`
 	// Err is the error itself.
 	Err error `json:"-"`
+	// Next is when a rotation with Patient tries again what failed; zero when the next one does. LastError says of what
+	// is waiting how it failed.
+	Next      time.Time `json:"-"`
+	LastError string    `json:"-"`
 
 	failing bool // nothing is due, and the record still says that the last rotation failed
 }

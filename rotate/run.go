@@ -40,6 +40,9 @@ type run struct {
 	// denied is what peers saw, by instance, that speaks against its word.
 	denied map[string]denial
 	result *Result
+	// waited is set when another rotation was waited for, and before is when one had come to its end until then.
+	waited bool
+	before time.Time
 }
 
 // denial is when peers saw an instance present something else than it says, and when that was news here.
@@ -70,25 +73,50 @@ func (r *Rotator) Rotate(ctx context.Context, t Target, o Options) Result {
 		}
 		return result
 	}
+	if o.Patient && !o.Force {
+		if later, waits := r.waits(ctx, t, o); waits {
+			return later
+		}
+	}
 	r.leased(ctx, n, (*run).rotate)
 	return result
 }
 
 // leased does a work with the lease of the run's secret, and puts into the result what went wrong.
 func (r *Rotator) leased(ctx context.Context, n *run, work func(*run) error) {
-	within, lease, err := r.take(ctx, n.t.Keeper, n.t.Secret, r.leaseFor(n.t), func(other *secret.HeldError) {
-		n.say(StepLease, "the lease of %s seems to be a dead one's; waiting until it ends at %s", other.Holder, other.Until.UTC().Format(time.RFC3339))
+	within, lease, err := r.take(ctx, n.t.Keeper, n.t.Secret, r.leaseFor(n.t), r.config.Wait, func(held error, dead bool) {
+		if !dead {
+			n.say(StepLease, "waiting, for %s at most: %v", r.config.Wait, underWay(ctx, held, n.t.Store, n.t.Secret))
+			record, err := readRecord(ctx, n.t.Store, n.t.Secret)
+			n.before, n.waited = record.LastSuccess, err == nil
+			return
+		}
+		if other, ok := errors.AsType[*secret.HeldError](held); ok {
+			n.say(StepLease, "the lease of %s seems to be a dead one's; waiting until it ends at %s", other.Holder, other.Until.UTC().Format(time.RFC3339))
+		}
 	})
 	if err != nil {
-		n.result.fail(StepLease, err)
+		n.result.fail(StepLease, underWay(ctx, err, n.t.Store, n.t.Secret))
 		return
 	}
 	n.ctx, n.lease = within, lease
+	n.spared()
 	if err := work(n); err != nil {
 		n.failed(err) //nolint:contextcheck // the context of the run ends with its lease
 	}
 	if err := lease.release(within); err != nil {
 		n.result.Notes = append(n.result.Notes, "the lease was not given back, and runs out by itself: "+err.Error())
+	}
+}
+
+// spared does not do once more, although it was asked for, what somebody else did while he was waited for.
+func (n *run) spared() {
+	if !n.waited || !n.o.Force && !n.o.Early {
+		return
+	}
+	if record, err := readRecord(n.ctx, n.t.Store, n.t.Secret); err == nil && !record.LastSuccess.Equal(n.before) {
+		n.o.Force, n.o.Early = false, false
+		n.result.Notes = append(n.result.Notes, "the rotation that was waited for has come to its end: what it brought was not replaced once more")
 	}
 }
 
@@ -133,9 +161,13 @@ func (n *run) failed(err error) {
 		return // it may hold a rotation in progress, and the way back
 	}
 	if n.repeats(n.t.Store, n.step, n.r.now()) {
+		n.result.Next = n.record.nextTry(n.result.NotAfter)
 		return
 	}
 	n.record.failed(n.step, err, n.r.now())
+	if n.record.Step == "" {
+		n.result.Next = n.record.nextTry(n.result.NotAfter)
+	}
 	if err := n.write(n.ctx, n.t.Store, n.t.Secret); err != nil {
 		n.result.Notes = append(n.result.Notes, "that it failed could not be stored: "+err.Error())
 	}

@@ -15,6 +15,9 @@ import (
 // ErrBusy says that another version is being brought in.
 var ErrBusy = errors.New("another rotation was begun and has not ended; the next pass of `countersign rotate` ends it, and then this is right")
 
+// ErrTooEarly says that a version is to be made current which was not obtained yet.
+var ErrTooEarly = errors.New("the steps are not in their order")
+
 // Obtain brings a version with an id as far as pending: it has a key certified, stores the credential and checks it. A version that
 // is there and will do is left. Whatever fails, the version stays pending, so that Obtain may be called again.
 func (r *Rotator) Obtain(ctx context.Context, t Target, version string) Result {
@@ -22,7 +25,7 @@ func (r *Rotator) Obtain(ctx context.Context, t Target, version string) Result {
 }
 
 // Bring makes a version current that [Rotator.Obtain] has brought as far as pending, and goes on as a rotation does: it is deployed
-// and observed, and taken back when that fails.
+// and observed, and taken back when that fails. One that is not there is [ErrTooEarly], and nothing is changed.
 func (r *Rotator) Bring(ctx context.Context, t Target, version string, o Options) Result {
 	return r.ordered(ctx, t, o, func(n *run) error { return n.bringAs(version) }) //nolint:contextcheck // the context of the run ends with its lease
 }
@@ -152,6 +155,12 @@ func (n *run) bringAs(version string) error {
 		return nil
 	}
 	n.version = version
+	if n.record.Step == "" {
+		// A step that comes too early changes nothing: the one that has to come first can still be done.
+		if _, err := n.leafOf(version); errors.Is(err, secret.ErrNotFound) {
+			return fmt.Errorf("%w: there is no version %s of %s to make current: it has to be obtained first (the step createSecret): %w", ErrTooEarly, version, n.t.Secret, err)
+		}
+	}
 	if err := n.bring(); err != nil {
 		return err
 	}

@@ -104,7 +104,7 @@ func TestOrderedStepsRefuse(t *testing.T) {
 	if err := r.Check(t.Context(), w.target, token); !errors.Is(err, secret.ErrNotFound) {
 		t.Errorf("checking what is not there: %v", err)
 	}
-	if got := r.Bring(t.Context(), w.target, token, Options{}); !errors.Is(got.Err, secret.ErrNotFound) || w.currentSerial() != first.Serial {
+	if got := r.Bring(t.Context(), w.target, token, Options{}); !errors.Is(got.Err, ErrTooEarly) || !errors.Is(got.Err, secret.ErrNotFound) || w.currentSerial() != first.Serial {
 		t.Errorf("bringing what is not there: %+v", got)
 	}
 	for _, version := range []string{"", "current", strings.Repeat("x", 61), "a/b"} {

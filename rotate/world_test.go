@@ -344,7 +344,7 @@ func newWorld(t *testing.T, layout secret.Layout) *world {
 		Progress: func(workload string, step Step, text string) {
 			fmt.Fprintf(&w.progress, "%s: %s: %s\n", workload, step, text)
 		},
-		leaseTTL: 5 * time.Minute, poll: 2 * time.Millisecond, unseen: 20 * time.Millisecond, away: 50 * time.Millisecond,
+		leaseTTL: 5 * time.Minute, bundleWait: 20 * time.Millisecond, poll: 2 * time.Millisecond, unseen: 20 * time.Millisecond, away: 50 * time.Millisecond,
 	}
 	t.Cleanup(func() {
 		if t.Failed() && !w.quiet {

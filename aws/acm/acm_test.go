@@ -93,7 +93,7 @@ func TestACMRenewsByItself(t *testing.T) {
 	}
 }
 
-// TestRenewByEvent renews because ACM says that a certificate approaches its end, and the rotation after it counts nothing more.
+// TestRenewByEvent renews because ACM says that a certificate approaches its end, and counts nothing more when it is asked once more.
 func TestRenewByEvent(t *testing.T) {
 	w := newWorld(t, acmfake.Options{PendingPolls: 1})
 	first := w.exported("first", "")
@@ -106,17 +106,14 @@ func TestRenewByEvent(t *testing.T) {
 	if err != nil || name != "checkout" {
 		t.Fatalf("%q, %v", name, err)
 	}
-	err = w.authority.Renew(t.Context(), arn)
+	_, err = w.authority.Export(t.Context(), w.request("second", first))
 	says(t, err, "PCA_ACCESS_DENIED", "create-permission --principal acm.amazonaws.com", arn)
 	if !errors.Is(err, ErrFailed) || w.serial() != first {
 		t.Errorf("%v, want ErrFailed", err)
 	}
 	w.fake.Deny("")
-	if err := w.authority.Renew(t.Context(), arn); err != nil {
-		t.Fatal(err)
-	}
-	second := w.serial()
-	if second == first || w.exported("second", first) != second || w.meter.spent() != 2 {
+	second := w.exported("second", first)
+	if second == first || w.fake.Calls("RenewCertificate") != 2 || w.exported("second", first) != second || w.meter.spent() != 2 {
 		t.Errorf("%s after %s, %d counted", second, first, w.meter.spent())
 	}
 }
@@ -131,9 +128,6 @@ func TestBudget(t *testing.T) {
 	w.meter.limit = 1
 	first := w.exported("first", "")
 	if _, err := w.authority.Export(t.Context(), w.request("second", first)); !errors.Is(err, errSpent) || w.fake.Calls("RenewCertificate") != 0 {
-		t.Errorf("%v, and %d renewals", err, w.fake.Calls("RenewCertificate"))
-	}
-	if err := w.authority.Renew(t.Context(), w.kept); !errors.Is(err, errSpent) || w.fake.Calls("RenewCertificate") != 0 {
 		t.Errorf("%v, and %d renewals", err, w.fake.Calls("RenewCertificate"))
 	}
 	w.advance(340)
@@ -196,10 +190,9 @@ func TestUnknown(t *testing.T) {
 			r.DNSNames = []string{"ledger.payments.internal"}
 			return export(t, w, r)
 		}(),
-		"a certificate":      second(w.authority.Find(t.Context(), stray)),
-		"one that is gone":   second(w.authority.Find(t.Context(), "arn:aws:acm:eu-central-1:123456789012:certificate/00000000-0000-0000-0000-000000000000")),
-		"no ARN":             second(w.authority.Find(t.Context(), "checkout")),
-		"renewing a strange": w.authority.Renew(t.Context(), stray),
+		"a certificate":    second(w.authority.Find(t.Context(), stray)),
+		"one that is gone": second(w.authority.Find(t.Context(), "arn:aws:acm:eu-central-1:123456789012:certificate/00000000-0000-0000-0000-000000000000")),
+		"no ARN":           second(w.authority.Find(t.Context(), "checkout")),
 	} {
 		if !errors.Is(err, ErrUnknown) {
 			t.Errorf("%s: %v, want ErrUnknown", title, err)

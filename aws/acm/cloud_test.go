@@ -240,16 +240,15 @@ func TestTheACMWay(t *testing.T) {
 	w.fake.Deny("PCA_ACCESS_DENIED")
 	w.wait(351)
 	arn = w.told("ACM Certificate Approaching Expiration", "")
-	if err := w.authority.Renew(t.Context(), arn); !errors.Is(err, acm.ErrFailed) || !strings.Contains(err.Error(), "create-permission") {
-		t.Errorf("%v, want ErrFailed and what to do", err)
+	early := rotate.Options{Early: true} // what the event means
+	if r := w.rotator.Rotate(t.Context(), w.target, early); !errors.Is(r.Err, acm.ErrFailed) || !strings.Contains(r.Error, "create-permission") {
+		t.Errorf("%v, want ErrFailed and what to do", r.Err)
 	}
 	w.fake.Deny("")
-	if err := w.authority.Renew(t.Context(), arn); err != nil {
-		t.Fatal(err)
-	}
-	third := w.rotate(rotate.Rotated)
-	if third.Serial == second.Serial {
-		t.Error("it is the same certificate")
+	before := w.fake.Calls("RenewCertificate")
+	third := w.rotator.Rotate(t.Context(), w.target, early)
+	if third.Err != nil || third.Outcome != rotate.Rotated || third.Serial == second.Serial || w.fake.Calls("RenewCertificate") != before+1 {
+		t.Errorf("%+v after %d renewals by us", third, w.fake.Calls("RenewCertificate")-before)
 	}
 	w.rotate(rotate.Nothing)
 
@@ -260,7 +259,7 @@ func TestTheACMWay(t *testing.T) {
 		}
 	}
 	w.fake.Revoke(arn) // what is revoked is due, and there is no budget for another one
-	before := w.fake.Calls("RequestCertificate")
+	before = w.fake.Calls("RequestCertificate")
 	if r := w.rotator.Rotate(t.Context(), w.target, rotate.Options{}); !errors.Is(r.Err, budget.ErrSpent) || w.fake.Calls("RequestCertificate") != before {
 		t.Errorf("%v after %d requests, want ErrSpent", r.Err, w.fake.Calls("RequestCertificate"))
 	}
@@ -299,10 +298,8 @@ func TestOthersCertificates(t *testing.T) {
 	if err := session.Explain(retagged, "acm:AddTagsToCertificate", *other.CertificateArn); !errors.Is(err, session.ErrDenied) {
 		t.Errorf("tagging: %v, want ErrDenied", err)
 	}
-	for what, err := range map[string]error{"finding": find(t, w, *other.CertificateArn), "renewing": w.authority.Renew(t.Context(), *other.CertificateArn)} {
-		if !errors.Is(err, acm.ErrUnknown) {
-			t.Errorf("%s: %v, want ErrUnknown", what, err)
-		}
+	if err := find(t, w, *other.CertificateArn); !errors.Is(err, acm.ErrUnknown) {
+		t.Errorf("finding: %v, want ErrUnknown", err)
 	}
 	// Somebody else's of the workload's own name: who it is of is not for the rotation to decide.
 	mine := "checkout.payments.example"

@@ -206,24 +206,6 @@ func (a *Authority) requestNew(ctx context.Context, w *want) (arn string, err er
 
 func strPtr(s string) *string { return &s }
 
-// Renew has ACM renew a certificate, and returns when it has; a renewal that ACM has begun itself is waited for. The next
-// rotation finds the new certificate and exports it.
-func (a *Authority) Renew(ctx context.Context, certificate string) error {
-	if _, err := a.Find(ctx, certificate); err != nil {
-		return err
-	}
-	detail, err := a.describe(ctx, certificate)
-	if err != nil {
-		return err
-	}
-	serial, err := serialOf(detail)
-	if err != nil {
-		return err
-	}
-	_, err = a.renew(ctx, detail, successor(serial))
-	return err
-}
-
 // renew has a certificate renewed, unless that is being done, and waits for the new one.
 func (a *Authority) renew(ctx context.Context, old *types.CertificateDetail, id string) (*types.CertificateDetail, error) {
 	arn := str(old.CertificateArn)

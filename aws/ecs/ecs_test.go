@@ -58,6 +58,59 @@ func TestBegin(t *testing.T) {
 	}
 }
 
+// TestSettle waits until a service is steady again after it has started tasks.
+func TestSettle(t *testing.T) {
+	event := func(seconds float64, text string) object {
+		return object{"id": "1", "createdAt": at(seconds), "message": "(service checkout) " + text}
+	}
+	steady, started := event(9, "has reached a steady state."), event(10, "has started 2 tasks: (task a1) (task a2).")
+	registered := event(11, "registered 1 targets in (target-group checkout)")
+	with := func(desired, running int, events ...object) object {
+		s := serviceOf(desired, deployed(4, "PRIMARY", "COMPLETED", desired, running))
+		s["events"] = events
+		return s
+	}
+	again := with(2, 2, event(12, "has reached a steady state."), registered, started, steady)
+	for name, c := range map[string]struct {
+		service object
+		looks   int // at least
+		says    string
+	}{
+		"steady":                   {with(2, 2, steady, started), 1, ""},
+		"nothing is told":          {with(2, 2), 1, ""},
+		"started a moment ago":     {with(2, 2, registered, started, steady), 4, "not steady since it has started tasks at 2026-11-23T08:00:10Z"},
+		"nothing runs":             {with(2, 0, started, steady), 1, ""},
+		"nothing is to run":        {with(0, 2, started, steady), 1, ""},
+		"the service is not there": {nil, 1, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := &fake{service: c.service}
+			f.change = func(looks int) {
+				if looks == 4 {
+					f.service = again
+				}
+			}
+			var said strings.Builder
+			open(t, f).Settle(t.Context(), rotate.Target{}, func(text string) { said.WriteString(text + "\n") })
+			if n := f.called("DescribeServices"); n != c.looks || f.called("UpdateService") != 0 || (said.Len() == 0) != (c.says == "") || strings.Count(said.String(), "\n") > 1 {
+				t.Errorf("%d looks, want %d; %q", n, c.looks, said.String())
+			}
+			says(t, said.String(), c.says)
+		})
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	f := &fake{service: with(2, 2, started), change: func(looks int) {
+		if looks == 3 {
+			cancel()
+		}
+	}}
+	open(t, f).Settle(ctx, rotate.Target{}, func(string) {})
+	if f.called("DescribeServices") < 3 {
+		t.Errorf("it did not wait: %q", f.calls)
+	}
+}
+
 // failure is an answer of AWS's that is an error.
 func failure(code int, name, message string) (int, object) {
 	return code, object{"__type": "com.amazonaws.ecs#" + name, "message": message}

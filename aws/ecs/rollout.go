@@ -39,6 +39,45 @@ func parseDeployment(text string) (deployment, error) {
 	return deployment{id, created}, nil
 }
 
+// Settle implements [rotate.Rollout]. ECS tells by an event when a service is steady again after it has started tasks: then all run, are
+// healthy, and so are the targets of balancers.
+func (s *Service) Settle(ctx context.Context, _ rotate.Target, say func(string)) {
+	for told := false; ; {
+		service, err := s.describe(ctx)
+		if err != nil || service.DesiredCount == 0 || service.RunningCount == 0 {
+			return
+		}
+		started := unsteady(service)
+		if started == nil {
+			return
+		}
+		if !told {
+			say("the service is not steady since it has started tasks at " + started.UTC().Format(time.RFC3339))
+			told = true
+		}
+		timer := time.NewTimer(s.first + rand.N(s.first/4+1)) //nolint:gosec // to keep many from asking at one moment
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
+	}
+}
+
+// unsteady gives the time at which a service has started tasks, when it was not steady since. Events are the newest first.
+func unsteady(service *types.Service) *time.Time {
+	for _, e := range service.Events {
+		switch text := aws.ToString(e.Message); {
+		case strings.Contains(text, "has reached a steady state"):
+			return nil
+		case strings.Contains(text, "has started"):
+			return aws.Time(aws.ToTime(e.CreatedAt))
+		}
+	}
+	return nil
+}
+
 // Begin implements [rotate.Rollout]: it forces a new deployment of the task definition that the service has. A service that is
 // to have no tasks is left alone: those that start later take what is current.
 func (s *Service) Begin(ctx context.Context, target rotate.Target) (string, error) {

@@ -39,8 +39,8 @@ var ErrNotSet = errors.New("the function was not set up for this event")
 // Work is what the function is for. Each ends when its context does, with what is left as unfinished, and gives an error only when
 // nothing could be begun; what went wrong with a service stands in its report. All may be called again for what was done.
 type Work interface {
-	// RotateDue rotates all that is due.
-	RotateDue(ctx context.Context) (Report, error)
+	// RotateDue rotates all that is due. Patient leaves alone for a while what failed not long ago: nobody is there who has mended it.
+	RotateDue(ctx context.Context, patient bool) (Report, error)
 	// ApproachingExpiration renews a certificate of ACM, exports and stores it, and lets it be taken.
 	ApproachingExpiration(ctx context.Context, certificate string) (Report, error)
 	// Renewed exports, stores and deploys a certificate that ACM has renewed by itself.
@@ -66,14 +66,26 @@ type Report struct {
 	Rotated []string `json:"rotated"`
 	Nothing []string `json:"nothing"`
 	// Unfinished is what the next invocation goes on with, or another run is at.
-	Unfinished []string  `json:"unfinished"`
-	Failed     []Failure `json:"failed"`
+	Unfinished []string `json:"unfinished"`
+	// Waiting is what failed before and was not tried now.
+	Waiting []Failure `json:"waiting"`
+	Failed  []Failure `json:"failed"`
 }
 
 // Failure is why a service failed.
 type Failure struct {
 	Service string `json:"service"`
 	Error   string `json:"error"`
+	// Again is when a schedule's events try it again; zero when the next one does.
+	Again time.Time `json:"again,omitzero"`
+}
+
+// String is for people.
+func (f Failure) String() string {
+	if f.Again.IsZero() {
+		return f.Service + ": " + f.Error
+	}
+	return fmt.Sprintf("%s: %s; the schedule tries it again after %s, and an event without an id at once", f.Service, f.Error, f.Again.Format(time.RFC3339))
 }
 
 // Handler answers events. Its fields do not change any more when it serves.
@@ -156,13 +168,16 @@ func (h *Handler) Handle(ctx context.Context, data json.RawMessage) (*Report, er
 	report, err := h.do(within, e)
 	report = report.full()
 	for _, failure := range report.Failed {
-		log.ErrorContext(ctx, "service failed", "service", failure.Service, "error", failure.Error)
+		log.With(failure.again()...).ErrorContext(ctx, "service failed", "service", failure.Service, "error", failure.Error)
+	}
+	for _, waiting := range report.Waiting {
+		log.With(waiting.again()...).WarnContext(ctx, "service failed before, and is left alone for now; an event without an id tries it at once", "service", waiting.Service, "error", waiting.Error)
 	}
 	switch {
 	case err != nil:
 		log.ErrorContext(ctx, "event failed", "error", err)
 	default:
-		log.InfoContext(ctx, "event done", "rotated", report.Rotated, "nothing", report.Nothing, "unfinished", report.Unfinished, "failed", len(report.Failed))
+		log.InfoContext(ctx, "event done", "rotated", report.Rotated, "nothing", report.Nothing, "unfinished", report.Unfinished, "waiting", len(report.Waiting), "failed", len(report.Failed))
 	}
 	if h.Measure != nil {
 		if err := h.Measure(ctx); err != nil {
@@ -189,7 +204,7 @@ func until(ctx context.Context) (context.Context, context.CancelFunc) {
 func (h *Handler) do(ctx context.Context, e event.Event) (Report, error) {
 	switch e.Kind {
 	case event.Schedule:
-		return h.Work.RotateDue(ctx)
+		return h.Work.RotateDue(ctx, e.ID != "") // EventBridge gives each event an id, and people do not
 	case event.Approaching:
 		return h.Work.ApproachingExpiration(ctx, e.Certificate)
 	case event.Renewed:
@@ -231,6 +246,14 @@ func (h *Handler) step(ctx context.Context, e event.Event) (Report, error) {
 	return Report{Rotated: []string{e.Secret}}, nil
 }
 
+// again is what a log says of when it is tried again.
+func (f Failure) again() []any {
+	if f.Again.IsZero() {
+		return nil
+	}
+	return []any{"again", f.Again}
+}
+
 // full is a report whose lists are all there: JSON has [] then, and not null.
 func (r Report) full() Report {
 	for _, list := range []*[]string{&r.Rotated, &r.Nothing, &r.Unfinished} {
@@ -238,8 +261,10 @@ func (r Report) full() Report {
 			*list = []string{}
 		}
 	}
-	if r.Failed == nil {
-		r.Failed = []Failure{}
+	for _, list := range []*[]Failure{&r.Waiting, &r.Failed} {
+		if *list == nil {
+			*list = []Failure{}
+		}
 	}
 	return r
 }
@@ -254,7 +279,7 @@ func (r Report) err() error {
 	}
 	var text strings.Builder
 	for i, failure := range r.Failed {
-		line := fmt.Sprintf("%s: %s", failure.Service, failure.Error)
+		line := failure.String()
 		if text.Len()+len(line) > maxError {
 			fmt.Fprintf(&text, "; and %d more", len(r.Failed)-i)
 			break

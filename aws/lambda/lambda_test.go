@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -64,8 +65,8 @@ func (w *work) note(format string, args ...any) error {
 }
 
 // RotateDue takes a moment for each service, and ends with its context between two.
-func (w *work) RotateDue(ctx context.Context) (lambda.Report, error) {
-	err := w.note("due")
+func (w *work) RotateDue(ctx context.Context, patient bool) (lambda.Report, error) {
+	err := w.note("%s", map[bool]string{true: "due", false: "due, by hand"}[patient])
 	if w.directory == "" {
 		return w.report, err
 	}
@@ -142,9 +143,9 @@ const (
 
 func TestEachEventHasItsWork(t *testing.T) {
 	const secretARN = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:payments/checkout-AbCdEf"
-	rotated := lambda.Report{Rotated: []string{secretARN}, Nothing: []string{}, Unfinished: []string{}, Failed: []lambda.Failure{}}
-	nothing := lambda.Report{Rotated: []string{}, Nothing: []string{secretARN}, Unfinished: []string{}, Failed: []lambda.Failure{}}
-	own := lambda.Report{Rotated: []string{"checkout"}, Nothing: []string{}, Unfinished: []string{"ledger"}, Failed: []lambda.Failure{}}
+	rotated := lambda.Report{Rotated: []string{secretARN}, Nothing: []string{}, Unfinished: []string{}, Waiting: []lambda.Failure{}, Failed: []lambda.Failure{}}
+	nothing := lambda.Report{Rotated: []string{}, Nothing: []string{secretARN}, Unfinished: []string{}, Waiting: []lambda.Failure{}, Failed: []lambda.Failure{}}
+	own := lambda.Report{Rotated: []string{"checkout"}, Nothing: []string{}, Unfinished: []string{"ledger"}, Waiting: []lambda.Failure{}, Failed: []lambda.Failure{}}
 	tests := map[string]struct {
 		asked []string
 		want  lambda.Report
@@ -153,7 +154,7 @@ func TestEachEventHasItsWork(t *testing.T) {
 		"scheduler":   {[]string{"due"}, own},
 		"approaching": {[]string{"approaching " + certificate}, own},
 		"renewed":     {[]string{"renewed " + certificate}, own},
-		"issued":      {nil, lambda.Report{Rotated: []string{}, Nothing: []string{"*.payments.internal"}, Unfinished: []string{}, Failed: []lambda.Failure{}}},
+		"issued":      {nil, lambda.Report{Rotated: []string{}, Nothing: []string{"*.payments.internal"}, Unfinished: []string{}, Waiting: []lambda.Failure{}, Failed: []lambda.Failure{}}},
 		"create":      {[]string{"create " + onSecret}, rotated},
 		"set":         {nil, nothing},
 		"test":        {[]string{"test " + onSecret}, rotated},
@@ -220,6 +221,22 @@ func TestInvocationFailsOnlyForFailures(t *testing.T) {
 	if err := handle(w, w, fixture(t, "test")); !errors.Is(err, failed) || !strings.Contains(err.Error(), "testSecret of arn:") {
 		t.Errorf("a step that fails: %v", err)
 	}
+	again := time.Date(2027, 3, 1, 4, 0, 0, 0, time.UTC)
+	lines.Reset()
+	if err := handle(&work{report: lambda.Report{Waiting: []lambda.Failure{{Service: "checkout", Error: "denied", Again: again}}}}, nil, fixture(t, "schedule")); err != nil {
+		t.Errorf("what waits fails it: %v", err)
+	}
+	if !strings.Contains(lines.String(), `"level":"WARN"`) || !strings.Contains(lines.String(), `"again":"2027-03-01T04:00:00Z"`) || !strings.Contains(lines.String(), `"error":"denied"`) {
+		t.Errorf("of what waits the log says %s", &lines)
+	}
+	err = handle(&work{report: lambda.Report{Failed: []lambda.Failure{{Service: "checkout", Error: "denied", Again: again}}}}, nil, fixture(t, "schedule"))
+	if err == nil || !strings.Contains(err.Error(), "tries it again after 2027-03-01T04:00:00Z, and an event without an id at once") {
+		t.Errorf("what fails and is to wait: %v", err)
+	}
+	w = &work{}
+	if err := handle(w, nil, []byte(`{"source": "aws.events", "detail-type": "Scheduled Event"}`)); err != nil || !slices.Equal(w.asked, []string{"due, by hand"}) {
+		t.Errorf("an event that somebody has written: %v, %v", w.asked, err)
+	}
 	many := lambda.Report{}
 	for i := range 200 {
 		many.Failed = append(many.Failed, lambda.Failure{Service: fmt.Sprint("service-", i), Error: strings.Repeat("x", 100)})
@@ -237,15 +254,19 @@ func TestReportOf(t *testing.T) {
 		}
 		return r
 	}
-	got := lambda.ReportOf([]string{"a", "b", "c", "d", "e", "f", "g", "h", "i"}, []rotate.Result{
+	again := time.Date(2027, 3, 1, 4, 0, 0, 0, time.UTC)
+	got := lambda.ReportOf([]string{"w", "x", "a", "b", "c", "d", "e", "f", "g", "h", "i"}, []rotate.Result{
 		result("a", rotate.Rotated, nil), result("b", rotate.Promoted, nil), result("c", rotate.Nothing, nil),
 		result("d", rotate.Failed, fmt.Errorf("x: %w", rotate.ErrStopped)), result("e", rotate.Failed, &secret.HeldError{Name: "e"}),
 		result("f", rotate.Lost, &secret.ReplacedError{}), result("g", rotate.Failed, rotate.ErrUnfit), result("h", rotate.RolledBack, rotate.ErrNotServed),
 		{Secret: "bundle", Outcome: rotate.Nothing},
+		{Service: "w", Outcome: rotate.Waiting, LastError: "denied", Next: again},
+		{Service: "x", Outcome: rotate.Failed, Err: rotate.ErrUnfit, Error: "unfit", Next: again},
 	})
 	want := lambda.Report{
 		Rotated: []string{"a", "b"}, Nothing: []string{"c", "bundle"}, Unfinished: []string{"d", "e", "f", "i"},
-		Failed: []lambda.Failure{{Service: "g", Error: "at the step look: " + rotate.ErrUnfit.Error()}, {Service: "h", Error: "at the step look: " + rotate.ErrNotServed.Error()}},
+		Failed:  []lambda.Failure{{Service: "g", Error: "at the step look: " + rotate.ErrUnfit.Error()}, {Service: "h", Error: "at the step look: " + rotate.ErrNotServed.Error()}, {Service: "x", Error: "unfit", Again: again}},
+		Waiting: []lambda.Failure{{Service: "w", Error: "denied", Again: again}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("the report (-want +got):\n%s", diff)
@@ -289,7 +310,7 @@ func answered(t *testing.T, payload []byte, err error) lambda.Report {
 func TestFunction(t *testing.T) {
 	f := function(t, "a", "b")
 	payload, err := f.Invoke(fixture(t, "schedule"), time.Minute)
-	if want := `{"rotated":["a","b"],"nothing":[],"unfinished":[],"failed":[]}`; err != nil || string(payload) != want {
+	if want := `{"rotated":["a","b"],"nothing":[],"unfinished":[],"waiting":[],"failed":[]}`; err != nil || string(payload) != want {
 		t.Errorf("%s, %v; want %s", payload, err, want)
 	}
 	payload, err = f.Invoke(fixture(t, "create"), time.Minute)
@@ -322,7 +343,7 @@ func TestFailureIsAnErrorOfTheFunction(t *testing.T) {
 func TestDeadline(t *testing.T) {
 	f := function(t, "a", "slow", "z")
 	payload, err := f.Invoke(fixture(t, "schedule"), 2*time.Second)
-	if diff := cmp.Diff(lambda.Report{Rotated: []string{"a", "slow"}, Nothing: []string{}, Unfinished: []string{"z"}, Failed: []lambda.Failure{}}, answered(t, payload, err)); diff != "" {
+	if diff := cmp.Diff(lambda.Report{Rotated: []string{"a", "slow"}, Nothing: []string{}, Unfinished: []string{"z"}, Waiting: []lambda.Failure{}, Failed: []lambda.Failure{}}, answered(t, payload, err)); diff != "" {
 		t.Errorf("the first answer (-want +got):\n%s", diff)
 	}
 	payload, err = f.Invoke(fixture(t, "schedule"), time.Minute)

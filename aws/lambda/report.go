@@ -24,7 +24,9 @@ func ReportOf(services []string, results []rotate.Result) Report {
 			errors.Is(result.Err, secret.ErrReplaced), errors.Is(result.Err, context.DeadlineExceeded) && result.Outcome == rotate.Failed:
 			report.Unfinished = append(report.Unfinished, name)
 		case result.Err != nil:
-			report.Failed = append(report.Failed, Failure{Service: name, Error: result.Error})
+			report.Failed = append(report.Failed, Failure{Service: name, Error: result.Error, Again: result.Next.UTC()})
+		case result.Outcome == rotate.Waiting:
+			report.Waiting = append(report.Waiting, Failure{Service: name, Error: result.LastError, Again: result.Next.UTC()})
 		case result.Outcome == rotate.Nothing:
 			report.Nothing = append(report.Nothing, name)
 		default:

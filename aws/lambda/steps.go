@@ -12,7 +12,7 @@ import (
 
 // Versions tells how far Secrets Manager's own rotation of a secret is; see Rotates of aws/secretsmanager.
 type Versions interface {
-	Rotates(ctx context.Context, secret, version string) (done bool, err error)
+	Rotates(ctx context.Context, secret, arn, version string) (done bool, err error)
 }
 
 // NewSteps makes the steps of Secrets Manager's own rotation of a rotator's: each secret is the credential of one target, in the
@@ -45,14 +45,14 @@ func (s *steps) find(arn string) (rotate.Target, error) {
 	return rotate.Target{}, fmt.Errorf("%w: %s holds no credential of the mesh that this function knows", ErrNotSet, arn)
 }
 
-// Begun is that of [Steps]. It asks about the target's own secret: the event may name one of another account or region, which its
-// owner has called the same, and in which he rotates what he likes.
+// Begun is that of [Steps]. It asks about the target's own secret, which has to be the one of the event: that may name one of
+// another account or region, which its owner has called the same, and in which he rotates what he likes.
 func (s *steps) Begun(ctx context.Context, arn, version string) (bool, error) {
 	target, err := s.find(arn)
 	if err != nil {
 		return false, err
 	}
-	return s.Rotates(ctx, target.Secret, version)
+	return s.Rotates(ctx, target.Secret, arn, version)
 }
 
 // Create is that of [Steps].

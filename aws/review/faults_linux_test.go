@@ -366,7 +366,7 @@ func TestFaults(t *testing.T) {
 	w.unreadable()
 	w.as("auditor")
 	seen := map[review.Code]bool{review.Unreadable: true}
-	for _, f := range slices.Concat(faultsOfSecrets(), faultsOfKeys(), faultsOfTasks(), faultsOfWatching()) {
+	for _, f := range slices.Concat(faultsOfSecrets(), faultsOfPolicies(), faultsOfKeys(), faultsOfTasks(), faultsOfWatching(), faultsOfContainers()) {
 		w.plant(f, seen)
 	}
 	for _, code := range codes(t) {

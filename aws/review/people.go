@@ -172,10 +172,14 @@ func (r *reviewer) own() map[string]string {
 	return all
 }
 
-// sensitive are the actions on secrets and keys that no wildcard may be about.
+// sensitive are the actions that no wildcard may be about: on secrets and keys, those that cost money or start something, and those
+// by which a role gives itself more.
 var sensitive = []string{
 	"secretsmanager:GetSecretValue", "secretsmanager:BatchGetSecretValue", "secretsmanager:PutSecretValue", "secretsmanager:UpdateSecret",
 	"secretsmanager:UpdateSecretVersionStage", "secretsmanager:PutResourcePolicy", "kms:Decrypt", "kms:GenerateDataKey", "kms:CreateGrant", "kms:PutKeyPolicy",
+	"secretsmanager:DeleteSecret", "secretsmanager:DeleteResourcePolicy", "secretsmanager:ReplicateSecretToRegions", "kms:DisableKey", "kms:ScheduleKeyDeletion",
+	"acm-pca:IssueCertificate", "ecs:UpdateService", "ecs:RunTask", "ecs:RegisterTaskDefinition", "ecs:ExecuteCommand", "lambda:UpdateFunctionCode",
+	"iam:PassRole", "iam:PutRolePolicy", "iam:AttachRolePolicy", "iam:CreatePolicyVersion", "iam:UpdateAssumeRolePolicy", "sts:AssumeRole",
 }
 
 // judgeRoles looks at the mesh's own roles: at wildcards, and at who may take them.
@@ -197,7 +201,7 @@ func (r *reviewer) judgeRoles() {
 					if s.Sid != "" {
 						where = "statement " + s.Sid
 					}
-					r.add(Error, Wildcard, arn, fmt.Sprintf("the policy %s, %s, allows %s with a wildcard", n.name, where, strings.Join(hit, ", ")),
+					r.add(Error, Wildcard, arn, fmt.Sprintf("the policy %s, %s, allows %s with a wildcard", n.name, where, few(hit)),
 						"name each action and each ARN; `countersign generate iam` writes the policy without wildcards")
 				}
 			}

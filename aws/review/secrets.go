@@ -21,6 +21,11 @@ import (
 var (
 	reading = []string{"secretsmanager:GetSecretValue"}
 	writing = []string{"secretsmanager:PutSecretValue", "secretsmanager:UpdateSecret", "secretsmanager:UpdateSecretVersionStage"}
+	// governing are those by which a stranger gives himself the others, copies a secret or takes it away.
+	governing = []string{
+		"secretsmanager:BatchGetSecretValue", "secretsmanager:PutResourcePolicy", "secretsmanager:DeleteResourcePolicy", "secretsmanager:ReplicateSecretToRegions",
+		"secretsmanager:RotateSecret", "secretsmanager:DeleteSecret",
+	}
 )
 
 // readSecret reads what a secret is, and what hangs at it. Its value is never asked for.
@@ -56,7 +61,8 @@ func (r *reviewer) readSecret(ctx context.Context, s *secret) {
 	}
 }
 
-// A rotation may come so late before it is a fault: a quarter of the time that is left for it, at least two runs of the schedule.
+// A rotation may come so late before it is a fault: a quarter of the time that is left for it, or two runs of a schedule of hours, but never later
+// than the end of the certificate.
 const (
 	spareShare = 4
 	leastSpare = 2 * time.Hour
@@ -76,8 +82,8 @@ func (r *reviewer) readAge(ctx context.Context, s *secret) {
 				continue
 			}
 			c := s.leaf.plan.Certificate
-			spare := (time.Duration(c.TTL) - time.Duration(c.RenewAfter)) / spareShare
-			late := r.report.Checked.Sub(version.CreatedDate.Add(time.Duration(c.RenewAfter) + max(spare, leastSpare)))
+			spare := time.Duration(c.TTL) - time.Duration(c.RenewAfter)
+			late := r.report.Checked.Sub(version.CreatedDate.Add(time.Duration(c.RenewAfter) + min(max(spare/spareShare, leastSpare), spare)))
 			if late > 0 {
 				r.add(Error, RotationOverdue, s.arn, fmt.Sprintf("its current version is of %s, and was to be replaced after %s", version.CreatedDate.UTC().Format(time.RFC3339), time.Duration(c.RenewAfter)),
 					"see why the rotation does not run: `countersign rotate status`, the log of the function "+r.Function+", and the schedule")
@@ -123,7 +129,7 @@ func (r *reviewer) judgeAccess(s *secret, attached *policy.Document, actions, me
 		}
 		verdict := policy.No
 		for _, action := range actions {
-			q := policy.Question{Action: action, Resource: s.arn, Context: map[string]string{"secretsmanager:secretid": s.arn}}
+			q := policy.Question{Action: action, Resource: s.arn, Context: map[string]string{"secretsmanager:secretid": s.arn, "aws:currenttime": r.report.Checked.Format(time.RFC3339)}}
 			verdict = max(verdict, p.decide(q, attached, false))
 		}
 		switch verdict {
@@ -166,7 +172,7 @@ func (r *reviewer) judgeResourcePolicy(s *secret) *policy.Document {
 	}
 	var granted []string
 	for _, statement := range attached.Statements {
-		if statement.Deny || !slices.ContainsFunc(slices.Concat(reading, writing), statement.Covers) {
+		if statement.Deny || !slices.ContainsFunc(slices.Concat(reading, writing, governing), statement.Covers) {
 			continue
 		}
 		if statement.NotPrincipals != nil {
@@ -236,7 +242,7 @@ func (r *reviewer) judgeKey(arn, id, text string) {
 			}
 			q := policy.Question{Action: "kms:Decrypt", Resource: arn, Context: map[string]string{
 				"kms:viaservice": "secretsmanager." + s.place.config.Region + ".amazonaws.com", "kms:calleraccount": account(p.arn),
-				"kms:encryptioncontext:secretarn": s.arn, "kms:encryptioncontext:secretversionid": "any",
+				"aws:currenttime": r.report.Checked.Format(time.RFC3339), "kms:encryptioncontext:secretarn": s.arn, "kms:encryptioncontext:secretversionid": "any",
 			}}
 			verdict = max(verdict, p.decide(q, attached, true))
 		}

@@ -153,6 +153,9 @@ func (r *reviewer) judgeTexts(arn string, c *types.ContainerDefinition, current 
 		if leak.Passphrase(aws.ToString(pair.Name), aws.ToString(pair.Value)) {
 			r.add(Error, PassInDefinition, arn, where+" has a passphrase in "+what, mend)
 		}
+		if leak.AccessKey(aws.ToString(pair.Name), aws.ToString(pair.Value)) {
+			r.add(Error, KeyInDefinition, arn, where+" has the secret access key of an account in "+what, "take it out: a task has a role; and delete the access key (`aws iam delete-access-key`), because it has been seen")
+		}
 	}
 	say("its command", strings.Join(slices.Concat(c.EntryPoint, c.Command), " "))
 	if c.HealthCheck != nil {
@@ -160,6 +163,11 @@ func (r *reviewer) judgeTexts(arn string, c *types.ContainerDefinition, current 
 	}
 	for _, label := range sorted(c.DockerLabels) {
 		say("the label "+label, c.DockerLabels[label])
+	}
+	if c.LogConfiguration != nil {
+		for _, option := range sorted(c.LogConfiguration.Options) {
+			say("the option "+option+" of its log", c.LogConfiguration.Options[option])
+		}
 	}
 }
 
@@ -202,12 +210,8 @@ func (r *reviewer) judgeOrder(arn string, d *types.TaskDefinition, start *types.
 	}
 	for i := range d.ContainerDefinitions {
 		c := &d.ContainerDefinitions[i]
-		at := slices.IndexFunc(c.MountPoints, func(m types.MountPoint) bool { return aws.ToString(m.SourceVolume) == volume })
-		if c == start || at < 0 {
+		if c == start || !r.judgeMounts(arn, c, volume, aws.ToString(start.Name)) {
 			continue
-		}
-		if !aws.ToBool(c.MountPoints[at].ReadOnly) {
-			r.add(Error, MountWritable, arn, fmt.Sprintf("the container %s mounts the certificates at %s and may write there", aws.ToString(c.Name), aws.ToString(c.MountPoints[at].ContainerPath)), "mount them read-only (readOnly: true)")
 		}
 		if condition := waits(d, c, aws.ToString(start.Name), nil); condition != types.ContainerConditionSuccess {
 			how := "without waiting for it"
@@ -218,6 +222,29 @@ func (r *reviewer) judgeOrder(arn string, d *types.TaskDefinition, start *types.
 				"let it depend on "+aws.ToString(start.Name)+" with the condition SUCCESS")
 		}
 	}
+}
+
+// judgeMounts looks at how a container has the volume with the certificates, and tells whether it has it at all.
+func (r *reviewer) judgeMounts(arn string, c *types.ContainerDefinition, volume, start string) (has bool) {
+	for _, m := range c.MountPoints {
+		if aws.ToString(m.SourceVolume) != volume {
+			continue
+		}
+		has = true
+		if !aws.ToBool(m.ReadOnly) {
+			r.add(Error, MountWritable, arn, fmt.Sprintf("the container %s mounts the certificates at %s and may write there", aws.ToString(c.Name), aws.ToString(m.ContainerPath)), "mount them read-only (readOnly: true)")
+		}
+	}
+	for _, from := range c.VolumesFrom {
+		if aws.ToString(from.SourceContainer) != start {
+			continue
+		}
+		has = true
+		if !aws.ToBool(from.ReadOnly) {
+			r.add(Error, MountWritable, arn, fmt.Sprintf("the container %s has the volumes of %s and may write there", aws.ToString(c.Name), start), "mount them read-only (readOnly: true)")
+		}
+	}
+	return has
 }
 
 // waits tells on which condition a container waits for another, by itself or through others. Those have to have started

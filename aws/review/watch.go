@@ -25,6 +25,9 @@ import (
 func (r *reviewer) readListeners(ctx context.Context, w *workload, s *ecstypes.Service) {
 	for _, b := range s.LoadBalancers {
 		arn := aws.ToString(b.TargetGroupArn)
+		if classic := aws.ToString(b.LoadBalancerName); classic != "" && arn == "" {
+			r.add(Unknown, Undecided, classic, "a Classic Load Balancer stands before "+w.name+", and those are not looked at; none of them can do TLS 1.3", "take a network load balancer with a TCP listener")
+		}
 		if arn == "" {
 			continue
 		}
@@ -54,15 +57,9 @@ func (r *reviewer) readListeners(ctx context.Context, w *workload, s *ecstypes.S
 
 // judgeListener looks at a listener that may lead to a target group of a workload.
 func (r *reviewer) judgeListener(ctx context.Context, w *workload, group string, l *elbtypes.Listener) {
-	leads := slices.ContainsFunc(l.DefaultActions, func(a elbtypes.Action) bool {
-		if aws.ToString(a.TargetGroupArn) == group {
-			return true
-		}
-		return a.ForwardConfig != nil && slices.ContainsFunc(a.ForwardConfig.TargetGroups, func(t elbtypes.TargetGroupTuple) bool { return aws.ToString(t.TargetGroupArn) == group })
-	})
 	ends := l.Protocol == elbtypes.ProtocolEnumTls || l.Protocol == elbtypes.ProtocolEnumHttps
 	arn := aws.ToString(l.ListenerArn)
-	if ends && leads {
+	if ends && (leads(l.DefaultActions, group) || l.Protocol == elbtypes.ProtocolEnumHttps && r.leadsByRule(ctx, w, group, arn)) {
 		r.add(Error, EndsTLS, arn, fmt.Sprintf("it ends TLS (%s) before %s: the proxy sees the balancer, and not its caller's certificate", l.Protocol, w.name), "make it a TCP listener of a network load balancer: TLS ends in the task")
 	}
 	if !ends || l.SslPolicy == nil {
@@ -78,6 +75,32 @@ func (r *reviewer) judgeListener(ctx context.Context, w *workload, group string,
 			r.add(Error, OldTLS, arn, "its policy "+*l.SslPolicy+" cannot do TLS 1.3, only "+strings.Join(p.SslProtocols, ", "), "take a policy whose name begins with ELBSecurityPolicy-TLS13-")
 		}
 	}
+}
+
+// leads tells whether one of a listener's actions leads to a target group.
+func leads(actions []elbtypes.Action, group string) bool {
+	return slices.ContainsFunc(actions, func(a elbtypes.Action) bool {
+		if aws.ToString(a.TargetGroupArn) == group {
+			return true
+		}
+		return a.ForwardConfig != nil && slices.ContainsFunc(a.ForwardConfig.TargetGroups, func(t elbtypes.TargetGroupTuple) bool { return aws.ToString(t.TargetGroupArn) == group })
+	})
+}
+
+// leadsByRule tells whether one of the rules of an application load balancer's listener leads to a target group.
+func (r *reviewer) leadsByRule(ctx context.Context, w *workload, group, listener string) bool {
+	pages := elb.NewDescribeRulesPaginator(w.place.balancers, &elb.DescribeRulesInput{ListenerArn: &listener})
+	for pages.HasMorePages() {
+		page, err := pages.NextPage(ctx)
+		if err != nil {
+			r.unread(err, "elasticloadbalancing:DescribeRules", "*", listener)
+			return false
+		}
+		if slices.ContainsFunc(page.Rules, func(rule elbtypes.Rule) bool { return leads(rule.Actions, group) }) {
+			return true
+		}
+	}
+	return false
 }
 
 // maxEvents are how many pages of 50 events are asked for: CloudTrail gives two a second.

@@ -145,7 +145,17 @@ func (l *Lease) take(ctx context.Context) error {
 }
 
 // errContended says that others want the lease at this moment, and that trying again is right.
-var errContended = errors.New("others want the lease at this moment, and nobody has it; try again")
+var errContended error = contendedError{}
+
+// contendedError is a [secret.ErrHeld]: who is going to have the lease is not known yet.
+type contendedError struct{}
+
+func (contendedError) Error() string {
+	return "others want the lease at this moment, and nobody has it; try again"
+}
+
+// Is lets errors.Is find [secret.ErrHeld].
+func (contendedError) Is(target error) bool { return target == secret.ErrHeld }
 
 // pause waits for a time by chance.
 func pause(ctx context.Context) error {

@@ -14,13 +14,13 @@ import (
 // ErrNoRotation says that Secrets Manager's own rotation is not at work on a secret, or not on the version that a step names.
 var ErrNoRotation = errors.New("Secrets Manager rotates no such version") //nolint:staticcheck // a name
 
-// Rotates makes sure that Secrets Manager's own rotation of a secret is enabled and has begun for a version: that is the pending one. done
-// tells that it is current already. It is what AWS's templates for rotation functions ask before each step. Else
-// it is [ErrNoRotation].
-func (s *Store) Rotates(ctx context.Context, name, version string) (done bool, err error) {
+// Rotates makes sure that a secret has an ARN, and that Secrets Manager's own rotation of it is enabled and has begun for a version: that is
+// the pending one. done tells that it is current already. It is what AWS's templates for rotation functions ask before each
+// step. Else it is [ErrNoRotation].
+func (s *Store) Rotates(ctx context.Context, name, arn, version string) (done bool, err error) {
 	err = errors.Join(CheckName(name), secret.CheckVersion(version))
 	if err == nil {
-		done, err = s.rotates(ctx, name, version)
+		done, err = s.rotates(ctx, name, arn, version)
 	}
 	if err != nil {
 		return false, fmt.Errorf("looking at the rotation of the secret %s: %w", name, err)
@@ -28,7 +28,7 @@ func (s *Store) Rotates(ctx context.Context, name, version string) (done bool, e
 	return done, nil
 }
 
-func (s *Store) rotates(ctx context.Context, name, version string) (bool, error) {
+func (s *Store) rotates(ctx context.Context, name, arn, version string) (bool, error) {
 	answer, err := s.client.DescribeSecret(ctx, &sdk.DescribeSecretInput{SecretId: aws.String(name)}, at(name))
 	if err != nil {
 		return false, s.explain(err, "DescribeSecret", name)
@@ -37,6 +37,8 @@ func (s *Store) rotates(ctx context.Context, name, version string) (bool, error)
 	switch {
 	case answer.DeletedDate != nil:
 		return false, deleted(name, nil)
+	case aws.ToString(answer.ARN) != arn:
+		return false, fmt.Errorf("%w: the event is about %s, and this function's secret is %s; give the other one a rotation function of its own", ErrNoRotation, arn, aws.ToString(answer.ARN))
 	case !aws.ToBool(answer.RotationEnabled):
 		return false, fmt.Errorf("%w: its rotation is not enabled; whoever calls this function is not Secrets Manager", ErrNoRotation)
 	case labels.has(version, labelCurrent):

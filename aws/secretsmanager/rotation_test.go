@@ -290,6 +290,31 @@ func TestSecretsManagersOwnRotation(t *testing.T) {
 	}
 }
 
+// A step that comes before its time is refused and changes nothing: the steps in their order come to their end.
+func TestOwnRotationOutOfOrder(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	first := w.rotate(rotate.Options{}, rotate.Rotated)
+	arn, version := w.begin(1)
+	h := &lambda.Handler{Log: slog.New(slog.DiscardHandler), Steps: lambda.NewSteps(w.rotator(), w.store, []rotate.Target{w.target}, rotate.Options{})}
+	for step, want := range map[string]error{"testSecret": secret.ErrNotFound, "finishSecret": rotate.ErrTooEarly} {
+		if _, err := h.Handle(t.Context(), stepEvent(step, arn, version)); !errors.Is(err, want) {
+			t.Errorf("%s before createSecret: %v", step, err)
+		}
+	}
+	if _, current, err := w.store.Read(t.Context(), w.target.Secret, ""); err != nil || current != first.Version || len(w.answers) != 1 {
+		t.Errorf("current is %s, %v, with %d certificates", current, err, len(w.answers))
+	}
+	for _, step := range []string{"createSecret", "setSecret", "testSecret", "finishSecret"} {
+		if _, err := h.Handle(t.Context(), stepEvent(step, arn, version)); err != nil {
+			t.Fatalf("%s: %v", step, err)
+		}
+	}
+	if _, current, err := w.store.Read(t.Context(), w.target.Secret, ""); err != nil || current != version || len(w.answers) != 2 {
+		t.Errorf("at the end current is %s, %v, with %d certificates", current, err, len(w.answers))
+	}
+}
+
 // AWS has room for twenty labels on all versions of a secret together: a rotation that is over leaves none behind.
 func TestOwnRotationLeavesNoLabels(t *testing.T) {
 	t.Parallel()
@@ -359,34 +384,28 @@ func TestOwnRotationRefuses(t *testing.T) {
 	if _, current, err := w.store.Read(t.Context(), w.target.Secret, ""); err != nil || current != first.Version || len(w.answers) != 1 {
 		t.Errorf("current is %s, %v, with %d certificates", current, err, len(w.answers))
 	}
-	if _, err := w.store.Rotates(t.Context(), "a b", version); !errors.Is(err, secret.ErrInvalid) {
+	if _, err := w.store.Rotates(t.Context(), "a b", own, version); !errors.Is(err, secret.ErrInvalid) {
 		t.Errorf("no name: %v", err)
 	}
-	if _, err := w.store.Rotates(t.Context(), "none/such", version); !errors.Is(err, secret.ErrNotFound) {
+	if _, err := w.store.Rotates(t.Context(), "none/such", own, version); !errors.Is(err, secret.ErrNotFound) {
 		t.Errorf("no secret: %v", err)
 	}
 }
 
-// vouching is a store of which somebody else has a secret of the same name in his account, and rotates it.
-type vouching struct{ *Store }
-
-func (v vouching) Rotates(ctx context.Context, name, version string) (bool, error) {
-	if strings.Contains(name, ":999999999999:") {
-		return false, nil
-	}
-	return v.Store.Rotates(ctx, name, version)
-}
-
-// A rotation of a stranger's secret moves nothing here.
+// A rotation of a stranger's secret moves nothing here, even where the ids are the same.
 func TestRotationOfAStranger(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	first := w.rotate(rotate.Options{}, rotate.Rotated)
-	h := &lambda.Handler{Log: slog.New(slog.DiscardHandler), Steps: lambda.NewSteps(w.rotator(), vouching{w.store}, []rotate.Target{w.target}, rotate.Options{})}
-	arn := "arn:aws:secretsmanager:eu-central-1:999999999999:secret:" + w.target.Secret + "-AbCdEf"
-	for _, step := range []string{"createSecret", "setSecret", "testSecret", "finishSecret"} {
-		if _, err := h.Handle(t.Context(), stepEvent(step, arn, fmt.Sprintf(token, 1))); !errors.Is(err, ErrNoRotation) {
-			t.Errorf("%s: %v", step, err)
+	h := &lambda.Handler{Log: slog.New(slog.DiscardHandler), Steps: lambda.NewSteps(w.rotator(), w.store, []rotate.Target{w.target}, rotate.Options{})}
+	own, version := w.begin(1)
+	for _, arn := range []string{
+		strings.Replace(own, ":123456789012:", ":999999999999:", 1), strings.Replace(own, ":eu-central-1:", ":us-east-1:", 1), own[:len(own)-6] + "000000",
+	} {
+		for _, step := range []string{"createSecret", "setSecret", "testSecret", "finishSecret"} {
+			if _, err := h.Handle(t.Context(), stepEvent(step, arn, version)); !errors.Is(err, ErrNoRotation) || !strings.Contains(err.Error(), own) {
+				t.Errorf("%s of %s: %v", step, arn, err)
+			}
 		}
 	}
 	if _, current, err := w.store.Read(t.Context(), w.target.Secret, ""); err != nil || current != first.Version || len(w.answers) != 1 {

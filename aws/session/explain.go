@@ -224,8 +224,16 @@ func (e *Error) throttled() bool {
 		return false
 	}
 	e.kind = ErrThrottled
-	e.advice = fmt.Sprintf("it was tried up to %d times; wait a minute and try again, see what else calls this service in the account and region, and let fewer instances ask at one time", maxTries)
+	e.advice = e.tries() + "wait a minute and try again, see what else calls this service in the account and region, and let fewer instances ask at one time"
 	return true
+}
+
+// tries says how often a call was tried; nothing when that is not known.
+func (e *Error) tries() string {
+	if end, ok := errors.AsType[*retry.MaxAttemptsError](e.err); ok && end.Attempt > 1 {
+		return fmt.Sprintf("it was tried %d times; ", end.Attempt)
+	}
+	return ""
 }
 
 var credentialCodes = map[string]string{
@@ -281,7 +289,7 @@ func (e *Error) unavailable() bool {
 	case errors.As(e.err, &name):
 		e.advice = "the endpoint's name cannot be resolved: see the region, and the VPC's DNS and interface endpoint for this service"
 	case status(e.err) >= http.StatusInternalServerError:
-		e.advice = fmt.Sprintf("it was tried up to %d times; try again later, and see https://health.aws.amazon.com for the region", maxTries)
+		e.advice = e.tries() + "try again later, and see https://health.aws.amazon.com for the region"
 	case errors.Is(e.err, context.DeadlineExceeded), errors.As(e.err, &network), errors.As(e.err, &unsent):
 		e.advice = "see that this network leads to the service: a route to the internet or an interface endpoint (PrivateLink) whose security group lets port 443 in; and try again"
 	default:

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
@@ -73,7 +74,7 @@ func TestExplain(t *testing.T) {
 			[]string{"aws kms enable-key", "is not lost"},
 		},
 		"the key disabled, told by KMS": {answer(400, "InvalidRequestException", key+" is disabled."), session.ErrKey, []string{key}},
-		"throttled":                     {answer(400, "ThrottlingException", "Rate exceeded"), session.ErrThrottled, []string{"up to 5 times", "Rate exceeded"}},
+		"throttled":                     {&retry.MaxAttemptsError{Attempt: 7, Err: answer(400, "ThrottlingException", "Rate exceeded")}, session.ErrThrottled, []string{"tried 7 times", "Rate exceeded"}},
 		"throttled by the status":       {answer(429, "Busy", ""), session.ErrThrottled, []string{"try again"}},
 		"expired":                       {answer(400, "ExpiredTokenException", "The security token included in the request is expired"), session.ErrCredentials, []string{"renew them"}},
 		"unknown":                       {answer(400, "UnrecognizedClientException", "The security token included in the request is invalid."), session.ErrCredentials, []string{"take them out"}},

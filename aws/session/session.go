@@ -3,6 +3,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -17,11 +19,14 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
+
+	"countersign.dev/mesh"
 )
 
 // Bounds of one call.
 const (
-	maxTries   = 5                // of one call, the first among them
+	maxTries   = 5                // of one call, the first among them, where nobody says otherwise
+	mostTries  = 20               // somebody may say so
 	maxBackoff = 4 * time.Second  // between two tries; the pause is by chance up to 1 s, 2 s, 4 s ...
 	tryTimeout = 10 * time.Second // of one try, with its connection
 )
@@ -48,14 +53,14 @@ type Config struct {
 // the environment, the shared files, the container (the task role on ECS, by AWS_CONTAINER_CREDENTIALS_RELATIVE_URI or _FULL_URI) and the
 // instance; they are asked for with the first call, and renewed before they end. A call is tried up to five times when
 // AWS throttles it or fails for a moment, with pauses by chance, the SDK's token bucket for retries and its
-// adaptive rate; one try takes at most ten seconds. AWS_USE_FIPS_ENDPOINT is obeyed. The error is [ErrConfig],
+// adaptive rate; one try takes at most ten seconds. AWS_MAX_ATTEMPTS and AWS_RETRY_MODE, or max_attempts and retry_mode of the
+// shared configuration, say otherwise, and AWS_USE_FIPS_ENDPOINT is obeyed. The error is [ErrConfig],
 // or one of the shared configuration files.
 func Load(ctx context.Context, c Config) (aws.Config, error) {
 	if err := c.check(); err != nil {
 		return aws.Config{}, fmt.Errorf("making a client of AWS: %w", err)
 	}
 	options := []func(*config.LoadOptions) error{
-		config.WithRetryer(retryer),
 		config.WithHTTPClient(awshttp.NewBuildableClient().WithTimeout(tryTimeout)),
 	}
 	if os.Getenv("AWS_SDK_UA_APP_ID") == "" {
@@ -64,9 +69,15 @@ func Load(ctx context.Context, c Config) (aws.Config, error) {
 	if c.Region != "" {
 		options = append(options, config.WithRegion(c.Region))
 	}
+	if err := checkRetries(os.Getenv("AWS_MAX_ATTEMPTS"), os.Getenv("AWS_RETRY_MODE")); err != nil {
+		return aws.Config{}, fmt.Errorf("making a client of AWS: %w", err)
+	}
 	loaded, err := config.LoadDefaultConfig(ctx, options...)
 	if err != nil {
 		return aws.Config{}, fmt.Errorf("making a client of AWS: reading the environment and the shared configuration files: %w", err)
+	}
+	if err := retries(&loaded); err != nil {
+		return aws.Config{}, fmt.Errorf("making a client of AWS: %w", err)
 	}
 	if loaded.Region == "" {
 		return aws.Config{}, fmt.Errorf("making a client of AWS: %w: it has no region; name one in the specification (region:) or by --region, or set AWS_REGION", ErrConfig)
@@ -81,13 +92,33 @@ func Load(ctx context.Context, c Config) (aws.Config, error) {
 	return loaded, nil
 }
 
-func retryer() aws.Retryer {
-	return retry.NewAdaptiveMode(func(o *retry.AdaptiveModeOptions) {
-		o.StandardOptions = append(o.StandardOptions, func(o *retry.StandardOptions) {
-			o.MaxAttempts = maxTries
-			o.MaxBackoff = maxBackoff
-		})
-	})
+// checkRetries checks what the environment says about retries before the SDK does, which says less of it.
+func checkRetries(attempts, mode string) error {
+	if attempts != "" {
+		if n, err := strconv.Atoi(attempts); err != nil || n < 0 || n > mostTries {
+			return fmt.Errorf("%w: AWS_MAX_ATTEMPTS is %.20q; write a number from 1 to %d, or leave it out for %d", ErrConfig, attempts, mostTries, maxTries)
+		}
+	}
+	if _, err := aws.ParseRetryMode(mode); mode != "" && err != nil {
+		return fmt.Errorf("%w: AWS_RETRY_MODE is %.20q; write %s or %s, or leave it out for %[4]s", ErrConfig, mode, aws.RetryModeStandard, aws.RetryModeAdaptive)
+	}
+	return nil
+}
+
+// retries makes of what was said about retries who decides about them. The SDK takes 0, and an empty mode, for nothing said.
+func retries(loaded *aws.Config) error {
+	if tries := loaded.RetryMaxAttempts; tries < 0 || tries > mostTries {
+		return fmt.Errorf("%w: max_attempts of the shared configuration is %d; write a number from 1 to %d, or leave it out for %d", ErrConfig, tries, mostTries, maxTries)
+	}
+	tries, mode := cmp.Or(loaded.RetryMaxAttempts, maxTries), loaded.RetryMode
+	standard := func(o *retry.StandardOptions) { o.MaxAttempts, o.MaxBackoff = tries, maxBackoff }
+	loaded.Retryer = func() aws.Retryer {
+		if mode == aws.RetryModeStandard {
+			return retry.NewStandard(standard)
+		}
+		return retry.NewAdaptiveMode(func(o *retry.AdaptiveModeOptions) { o.StandardOptions = append(o.StandardOptions, standard) })
+	}
+	return nil
 }
 
 var region = regexp.MustCompile(`^[a-z][a-z0-9]*(-[a-z0-9]+){1,5}$`)
@@ -109,14 +140,14 @@ func (c Config) check() error {
 	if c.Endpoint == "" {
 		return nil
 	}
-	endpoint, err := url.Parse(c.Endpoint)
-	if err != nil || endpoint.Host == "" || endpoint.User != nil || endpoint.RawQuery != "" || endpoint.Fragment != "" {
-		return fmt.Errorf("%w: the endpoint is no URL of a service; write one such as https://secretsmanager.eu-central-1.amazonaws.com", ErrConfig)
+	if err := mesh.CheckEndpoint(c.Endpoint); err != nil {
+		return fmt.Errorf("%w: the endpoint is no URL of a service: %w", ErrConfig, err)
 	}
+	endpoint, err := url.Parse(c.Endpoint)
 	switch {
+	case err != nil: // it was read before
+		return fmt.Errorf("%w: the endpoint is no URL", ErrConfig)
 	case endpoint.Scheme == "https":
-	case endpoint.Scheme != "http":
-		return fmt.Errorf("%w: the endpoint %.200s is neither https nor http", ErrConfig, c.Endpoint)
 	case !loopback(endpoint.Hostname()) && strings.TrimSuffix(c.Endpoint, "/") != strings.TrimSuffix(os.Getenv(endpointVariable), "/"):
 		return fmt.Errorf("%w: the endpoint %.200s is on another machine and not https, so that secrets would cross the network in the clear; write https, or set %s to it where that is meant", ErrConfig, c.Endpoint, endpointVariable)
 	}

@@ -60,7 +60,7 @@ func newFunction(p *process) (*function, error) {
 		return nil, err
 	}
 	f := &function{p: p, world: world}
-	f.rotator, err = world.rotator(rotationTimes{Timeout: rotate.DefaultTimeout, RolloutTimeout: rotate.DefaultRolloutTimeout},
+	f.rotator, err = world.rotator(rotationTimes{Timeout: rotate.DefaultTimeout, RolloutTimeout: rotate.DefaultRolloutTimeout}, 0,
 		func(workload string, step rotate.Step, text string) {
 			p.log.InfoContext(p.ctx, "rotating", "workload", workload, "step", string(step), "text", text)
 		})
@@ -122,7 +122,7 @@ func (f *function) known() (*mesh.Spec, []rotate.Target) {
 }
 
 // RotateDue implements [lambda.Work].
-func (f *function) RotateDue(ctx context.Context) (lambda.Report, error) {
+func (f *function) RotateDue(ctx context.Context, patient bool) (lambda.Report, error) {
 	if err := f.ready(ctx); err != nil {
 		return lambda.Report{}, err
 	}
@@ -131,7 +131,7 @@ func (f *function) RotateDue(ctx context.Context) (lambda.Report, error) {
 	for _, t := range targets {
 		names = append(names, t.Workload.Name)
 	}
-	return lambda.ReportOf(names, f.rotator.RotateAll(ctx, targets, rotate.Options{})), nil
+	return lambda.ReportOf(names, f.rotator.RotateAll(ctx, targets, rotate.Options{Patient: patient})), nil
 }
 
 // ApproachingExpiration implements [lambda.Work].

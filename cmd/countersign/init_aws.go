@@ -86,9 +86,12 @@ func (c initCmd) declared() mesh.Store {
 	return mesh.Store{Type: mesh.StoreSecretsManager, Region: region, Endpoint: c.EndpointURL}
 }
 
-// onlyAWS refuses flags of Secrets Manager for other sources.
+// onlyAWS refuses flags of Secrets Manager for other sources, and an endpoint that is none.
 func (c initCmd) onlyAWS() error {
-	if c.fromAWS() || c.Region == "" && c.EndpointURL == "" {
+	if c.fromAWS() {
+		return checkEndpointURL(c.EndpointURL)
+	}
+	if c.Region == "" && c.EndpointURL == "" {
 		return nil
 	}
 	return usagef("--region and --endpoint-url belong to --from secretsmanager:NAME; the source is %.100s", c.From)

@@ -15,6 +15,7 @@ import (
 	"countersign.dev/aws/cloudwatch"
 	"countersign.dev/mesh"
 	"countersign.dev/rotate"
+	"countersign.dev/secret"
 )
 
 type rotateCmd struct {
@@ -26,11 +27,12 @@ type rotateCmd struct {
 }
 
 type rotateOnceCmd struct {
-	Service  *string `arg:"" optional:"" help:"The service or gateway. Default: all whose certificate comes from a store."`
-	DryRun   bool    `help:"Say what would be done, and why. Nothing is written and no lease is taken."`
-	Force    bool    `help:"Rotate although nothing is due, and replace a current version that is damaged."`
-	NoDeploy bool    `help:"Make the new version current, and go no further: nothing is restarted and nobody is looked at."`
-	Publish  bool    `name:"cloudwatch" help:"Tell Amazon CloudWatch at the end how all services stand, by PutMetricData in the region of the environment. The function for Lambda does so by its log."`
+	Service  *string       `arg:"" optional:"" help:"The service or gateway. Default: all whose certificate comes from a store."`
+	DryRun   bool          `help:"Say what would be done, and why. Nothing is written and no lease is taken."`
+	Force    bool          `help:"Rotate although nothing is due, and replace a current version that is damaged."`
+	NoDeploy bool          `help:"Make the new version current, and go no further: nothing is restarted and nobody is looked at."`
+	Wait     time.Duration `default:"0s" help:"How long to wait for another rotation of the same secret before this one gives up. Default: not at all."`
+	Publish  bool          `name:"cloudwatch" help:"Tell Amazon CloudWatch at the end how all services stand, by PutMetricData in the region of the environment. The function for Lambda does so by its log."`
 	rotationTimes
 	worldFlags
 	outputFlag
@@ -67,7 +69,9 @@ again, is deployed and observed. A process that is killed leaves nothing half: t
 it was, with the same request. Trust bundles that services share come first, for all who use them, also
 when one service is named.
 
-A lease in the store keeps two from working on one service; the second one says who has it.
+A lease in the store keeps two from working on one service. The second one fails, and says who has it and what
+he is at; with --wait it waits for him, and finds nothing to do when he has done it, also with --force. For a trust
+bundle that services share it waits for a minute at least, so that two may rotate different services at once.
 
 Certificates of AWS Private CA and of ACM (authorities of the type acmpca and acm) need no server: --mesh names
 the specification. Where Amazon ECS replaces the tasks (deploy: {type: ecs}), the roll-out is watched, every new
@@ -75,7 +79,7 @@ task is looked at until it serves the new serial, and no old one is left; servic
 Such certificates cost money: each is counted before it is asked for, in the secret MESH/AUTHORITY.budget, and
 none is asked for beyond the budget of the month. --dry-run says how many would be issued, and what they cost.
 
-Exit status: 0 when nothing was due or all went well, 1 when something failed, 2 for a mistake in what was
+Exit status: 0 when nothing was due or all went well, 1 when something failed or somebody else is at it, 2 for a mistake in what was
 asked for. Progress goes to standard error.
 
 Examples:
@@ -90,6 +94,9 @@ Examples:
 func (c *rotateOnceCmd) Run(p *process) error {
 	if err := c.check(); err != nil {
 		return err
+	}
+	if c.Wait < 0 || c.Wait > maxRollout {
+		return usagef("--wait %s is out of range; give one of at most %s", c.Wait, maxRollout)
 	}
 	service := ""
 	if c.Service != nil {
@@ -111,22 +118,22 @@ func (c *rotateOnceCmd) Run(p *process) error {
 	if err != nil {
 		return world.refused(p, err)
 	}
-	rotator, err := world.rotator(c.rotationTimes, func(workload string, step rotate.Step, text string) {
+	rotator, err := world.rotator(c.rotationTimes, c.Wait, func(workload string, step rotate.Step, text string) {
 		fmt.Fprintf(p.stderr, "%s: %s: %s\n", workload, step, text)
 	})
 	if err != nil {
 		return err
 	}
 	results := rotator.RotateAll(p.ctx, targets, rotate.Options{Force: c.Force, NoDeploy: c.NoDeploy, DryRun: c.DryRun, Service: service})
-	if c.json() {
+	switch {
+	case c.DryRun:
+		err = c.trial(p, world, targets, results)
+	case c.json():
 		err = writeJSON(p, results)
-	} else {
+	default:
 		err = printResults(p, results)
 	}
-	switch {
-	case c.DryRun && err == nil:
-		err = c.costs(p, world, targets, results)
-	case c.Publish && !c.DryRun:
+	if c.Publish && !c.DryRun {
 		err = errors.Join(err, world.publish(p.ctx, targets))
 	}
 	return cmp.Or(err, c.verdict(p, results))
@@ -153,14 +160,19 @@ func (w *rotation) publish(ctx context.Context, targets []rotate.Target) error {
 
 // verdict says what failed, once more and together, and makes it the exit status.
 func (c *rotateOnceCmd) verdict(p *process, results []rotate.Result) error {
-	failed := 0
+	failed, busy := 0, 0
 	for _, result := range results {
 		if result.Err != nil {
 			failed++
+			if errors.Is(result.Err, secret.ErrHeld) {
+				busy++
+			}
 			fmt.Fprintf(p.stderr, "countersign: %s: %s\n", cmp.Or(result.Service, result.Secret), result.Error)
 		}
 	}
 	switch {
+	case failed > 0 && failed == busy:
+		return exitError{status: exitFailure, message: fmt.Sprintf("%s of %d left to others who are at it; --wait 5m waits for them, and `countersign rotate status` shows how far they are", count(failed, "rotation"), len(results))}
 	case failed > 0:
 		return exitError{status: exitFailure, message: fmt.Sprintf("%s of %d failed", count(failed, "rotation"), len(results))}
 	case p.ctx.Err() != nil:
@@ -274,7 +286,7 @@ func (c *rotateDaemonCmd) Run(p *process) error {
 			return world.refused(p, err)
 		}
 	}
-	rotator, err := world.rotator(c.rotationTimes, func(workload string, step rotate.Step, text string) {
+	rotator, err := world.rotator(c.rotationTimes, 0, func(workload string, step rotate.Step, text string) {
 		p.log.InfoContext(p.ctx, "rotating", "workload", workload, "step", string(step), "text", text)
 	})
 	if err != nil {

@@ -136,6 +136,9 @@ func (b brokenAuthority) Trust(context.Context) (rotate.Trust, error) {
 // brokenService is a service of ECS that could not be opened, and the observer where there is none.
 type brokenService struct{ err error }
 
+// Settle implements [rotate.Rollout].
+func (b brokenService) Settle(context.Context, rotate.Target, func(string)) {}
+
 // Begin implements [rotate.Rollout].
 func (b brokenService) Begin(context.Context, rotate.Target) (string, error) { return "", b.err }
 

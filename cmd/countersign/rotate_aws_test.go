@@ -2,11 +2,14 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"countersign.dev/aws/acmpca"
 	"countersign.dev/budget"
 	"countersign.dev/mesh"
 	"countersign.dev/rotate"
@@ -58,7 +61,8 @@ func TestCosts(t *testing.T) {
 	}
 	results = append(results, rotate.Result{Secret: "m/bundle", Outcome: rotate.WouldRotate})
 	var out bytes.Buffer
-	if err := w.costs(t.Context(), &out, targets, results); err != nil {
+	estimates := w.estimates(t.Context(), targets, results)
+	if err := printCosts(&out, estimates); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
@@ -71,9 +75,53 @@ func TestCosts(t *testing.T) {
 			t.Errorf("%q is not in:\n%s", want, out.String())
 		}
 	}
+	text, err := json.Marshal(trialResults(estimates, results))
+	if err != nil {
+		t.Fatal(err)
+	}
+	small3 := `"mode":"short-lived","usd":0.058,"pricesOf":"` + acmpca.PricesOf + `","refused":%t,"budget":{"month":"2027-03","used":2,"limit":3}}`
+	for _, want := range []string{
+		`[{"service":"a","secret":"","outcome":"would rotate","issue":{"authority":"small",` + fmt.Sprintf(small3, false),
+		`{"service":"b","secret":"","outcome":"would rotate","issue":{"authority":"small",` + fmt.Sprintf(small3, true),
+		`"mode":"general-purpose","usd":0.75,`, `"refused":false,"budget":{"month":"2027-03","used":0,"limit":2000}}`,
+		`{"service":"e","secret":"","outcome":"nothing"},{"secret":"m/bundle","outcome":"would rotate"}]`,
+	} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("%s is not in:\n%s", want, text)
+		}
+	}
 	out.Reset()
-	if err := newCloud(nil).costs(t.Context(), &out, targets, results); err != nil || out.Len() > 0 {
+	none := newCloud(nil).estimates(t.Context(), targets, results)
+	if err := printCosts(&out, none); err != nil || out.Len() > 0 {
 		t.Errorf("without an authority of AWS: %q, %v", out.String(), err)
+	}
+	if trial := trialResults(none, results); trial[0].Issue != nil {
+		t.Errorf("without an authority of AWS: %+v", trial[0].Issue)
+	}
+}
+
+// TestCostsUnread proves that nothing is said to be issued when the budget cannot be read.
+func TestCostsUnread(t *testing.T) {
+	store := testStore(t)
+	id, err := store.Stage(t.Context(), "m/pca.budget", "", []byte("{}"))
+	if err == nil {
+		err = store.Replace(t.Context(), "m/pca.budget", id, "")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newCloud(nil)
+	w.issuers["pca"] = &issuer{budget: budget.New(store, "m/pca.budget", 3, nil)}
+	target := rotate.Target{Workload: mesh.Workload{Name: "a"}}
+	target.Certificate.Authority = "pca"
+	results := []rotate.Result{{Service: "a", Outcome: rotate.WouldRotate}}
+	estimates := w.estimates(t.Context(), []rotate.Target{target}, results)
+	var out bytes.Buffer
+	if err := printCosts(&out, estimates); err != nil || !strings.Contains(out.String(), "; nothing will be: the count of certificates m/pca.budget cannot be read") {
+		t.Errorf("%q, %v", out.String(), err)
+	}
+	if issue := trialResults(estimates, results)[0].Issue; issue == nil || !issue.Refused || !strings.Contains(issue.Budget.Error, "cannot be read") {
+		t.Errorf("%+v", issue)
 	}
 }
 

@@ -60,10 +60,10 @@ func newRotation(p *process, flags worldFlags) (*rotation, error) {
 	return w, err
 }
 
-// rotator wires the parts. What is of AWS, the targets bring along.
-func (w *rotation) rotator(o rotationTimes, progress func(string, rotate.Step, string)) (*rotate.Rotator, error) {
+// rotator wires the parts. Another rotation is waited for as long as wait says. What is of AWS, the targets bring along.
+func (w *rotation) rotator(o rotationTimes, wait time.Duration, progress func(string, rotate.Step, string)) (*rotate.Rotator, error) {
 	config := rotate.Config{
-		Deployer: upDeployer{}, Holder: rotate.Holder(), Timeout: o.Timeout, RolloutTimeout: o.RolloutTimeout, Progress: progress,
+		Deployer: upDeployer{}, Holder: rotate.Holder(), Timeout: o.Timeout, RolloutTimeout: o.RolloutTimeout, Wait: wait, Progress: progress,
 	}
 	if w.admin != nil {
 		config.Authority, config.Observer = serverAuthority{w.admin}, meshObserver{w.admin}

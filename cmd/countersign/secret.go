@@ -31,6 +31,17 @@ type storeFlags struct {
 	KMSKey       string `name:"kms-key" placeholder:"KEY" help:"With secretsmanager: the key of AWS KMS for a secret that 'put' makes: its id, its alias, or the ARN of either. Default: that of Secrets Manager."`
 }
 
+// checkEndpointURL checks the form of --endpoint-url.
+func checkEndpointURL(url string) error {
+	if url == "" {
+		return nil
+	}
+	if err := mesh.CheckEndpoint(url); err != nil {
+		return usagef("--endpoint-url is no URL of a service: %w", err)
+	}
+	return nil
+}
+
 // declared is the store as a specification would declare it.
 func (f storeFlags) declared() (mesh.Store, error) {
 	kind, rest, ok := strings.Cut(f.Store, ":")
@@ -38,6 +49,9 @@ func (f storeFlags) declared() (mesh.Store, error) {
 	case f.Store == "": // a variable that is set to nothing counts as given
 		return mesh.Store{}, usagef("which store? Give --store file:DIR or secretsmanager:REGION, or set COUNTERSIGN_STORE to it")
 	case kind == mesh.StoreSecretsManager:
+		if err := checkEndpointURL(f.EndpointURL); err != nil {
+			return mesh.Store{}, err
+		}
 		return mesh.Store{Type: kind, Region: rest, Endpoint: f.EndpointURL, KMSKey: f.KMSKey}, nil
 	case !ok || kind != mesh.StoreFile:
 		return mesh.Store{}, usagef("--store %s: write file:DIR or secretsmanager:REGION; other kinds of stores are not known", f.Store)

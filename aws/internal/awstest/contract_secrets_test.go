@@ -5,10 +5,10 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/kms"
 	sm "github.com/aws/aws-sdk-go-v2/service/secretsmanager"
 )
 
@@ -22,21 +22,31 @@ var secretsContract = []expectation{
 	{"GetSecretValue", "gives SecretBinary back as it was put", readsBinary},
 	{"PutSecretValue", "with the stage AWSPENDING leaves AWSCURRENT where it is", stagesPending},
 	{"PutSecretValue", "without a stage moves AWSCURRENT and AWSPREVIOUS", replacesCurrent},
+	{"PutSecretValue", "without a stage takes AWSCURRENT from the version to which it was moved, so that one version has it", replacesMoved},
+	{"PutSecretValue", "without a stage leaves AWSPENDING, and stages of one's own, where they are", leavesOthers},
+	{"PutSecretValue", "with a stage of one's own takes it from the version that had it", takesStage},
 	{"PutSecretValue", "the same token and value again changes nothing", repeatsPut},
 	{"PutSecretValue", "the same token with another value: ResourceExistsException", refusesOtherValue},
 	{"PutSecretValue", "takes 65536 bytes and refuses more", limitsValue},
 	{"PutSecretValue", "refuses a request token of fewer than 32 characters", limitsToken},
+	{"UpdateSecret", "with a value makes it AWSCURRENT, as PutSecretValue does, also after the stage was moved", updatesSecret},
 	{"UpdateSecretVersionStage", "moves AWSCURRENT, and AWSPREVIOUS to where it was", movesCurrent},
 	{"UpdateSecretVersionStage", "refuses to move a stage that is on another version than RemoveFromVersionId, and moves nothing", comparesVersion},
 	{"UpdateSecretVersionStage", "refuses to move a stage that is attached when RemoveFromVersionId is absent", wantsRemoveFrom},
 	{"UpdateSecretVersionStage", "lets one of eight win that move a stage of one's own from the same version at once", movesOnce},
 	{"UpdateSecretVersionStage", "attaches a stage of one's own that is nowhere, and takes it away", attachesStage},
 	{"UpdateSecretVersionStage", "refuses to take AWSCURRENT away without a version to move it to", keepsCurrent},
+	{"UpdateSecretVersionStage", "refuses to move a stage to a version that is not there, and moves nothing", wantsVersion},
+	{"UpdateSecretVersionStage", "refuses a 21st stage, of all versions together: LimitExceededException", limitsStages},
 	{"ListSecretVersionIds", "leaves out versions without a stage unless IncludeDeprecated", listsVersions},
 	{"ListSecretVersionIds", "gives pages of MaxResults", pagesVersions},
+	{"ListSecretVersionIds", "tells when each version was made", datesVersions},
 	{"DescribeSecret", "tells the stages of each version", describesSecret},
+	{"DescribeSecret", "tells the key, and when the secret is to be deleted", describesEnd},
 	{"BatchGetSecretValue", "gives the values of a list of secrets", readsBatch},
+	{"BatchGetSecretValue", "gives AWSCURRENT, also after the stage was moved", readsCurrentBatch},
 	{"DeleteSecret", "makes the value unreadable, InvalidRequestException, until RestoreSecret", deletesSecret},
+	{"DeleteSecret", "lets nothing be written or moved, InvalidRequestException, until RestoreSecret", closesSecret},
 	{"PutResourcePolicy", "is given back by GetResourcePolicy, and ends with DeleteResourcePolicy", keepsPolicy},
 	{"GetRandomPassword", "has the length asked for, and none of ExcludeCharacters", makesPassword},
 	{"RotateSecret", "refuses a secret without a rotation function", refusesRotation},
@@ -262,61 +272,6 @@ func limitsToken(w *world) error {
 	})
 }
 
-func movesCurrent(w *world) error {
-	return withVault(w, puts(pending), moves(current, 1, 0), gives(map[string]string{current: "1", previous: "0", pending: "1"}))
-}
-
-func comparesVersion(w *world) error {
-	return withVault(w, puts(pending), puts("OTHER"), func(v *vault) error {
-		return refuses(v.move(current, 1, 2), "InvalidParameterException")
-	}, gives(map[string]string{current: "0"}))
-}
-
-func wantsRemoveFrom(w *world) error {
-	return withVault(w, puts(pending), func(v *vault) error {
-		return refuses(v.move(current, 1, -1), "InvalidParameterException")
-	}, gives(map[string]string{current: "0"}))
-}
-
-func movesOnce(w *world) error {
-	const tries = 8
-	return withVault(w, func(v *vault) error {
-		for i := range tries {
-			if err := v.put(fmt.Sprintf("TRY-%d", i)); err != nil {
-				return err
-			}
-		}
-		if err := v.move(own, 0, -1); err != nil {
-			return err
-		}
-		var won atomic.Int64
-		var running sync.WaitGroup
-		for i := range tries {
-			running.Go(func() {
-				if v.move(own, i+1, 0) == nil {
-					won.Add(1)
-				}
-			})
-		}
-		if running.Wait(); won.Load() != 1 {
-			return wrong("several win, or none")
-		}
-		return nil
-	})
-}
-
-func attachesStage(w *world) error {
-	return withVault(w, puts(pending), moves(own, 1, -1), gives(map[string]string{own: "1"}), moves(own, -1, 1), func(v *vault) error {
-		_, err := v.value(own)
-		return refuses(err, "ResourceNotFoundException")
-	})
-}
-
-func keepsCurrent(w *world) error {
-	return withVault(w, func(v *vault) error { return refuses(v.move(current, -1, 0), "InvalidParameterException") },
-		gives(map[string]string{current: "0"}))
-}
-
 // listed are the versions that are told, with or without those that have no stage.
 func (v *vault) listed(deprecated bool) ([]string, error) {
 	got, err := v.client.ListSecretVersionIds(v.ctx, &sm.ListSecretVersionIdsInput{SecretId: &v.id, IncludeDeprecated: &deprecated})
@@ -373,6 +328,46 @@ func pagesVersions(w *world) error {
 	})
 }
 
+func datesVersions(w *world) error {
+	return withVault(w, puts(), func(v *vault) error {
+		got, err := v.client.ListSecretVersionIds(v.ctx, &sm.ListSecretVersionIdsInput{SecretId: &v.id})
+		if err != nil {
+			return err
+		}
+		for _, version := range got.Versions {
+			if made := aws.ToTime(version.CreatedDate); time.Since(made).Abs() > time.Hour {
+				return wrong("tells another time")
+			}
+		}
+		return nil
+	})
+}
+
+func describesEnd(w *world) error {
+	return withVault(w, func(v *vault) error {
+		key, err := kms.NewFromConfig(v.config).CreateKey(v.ctx, &kms.CreateKeyInput{})
+		if err != nil {
+			return err
+		}
+		if _, err := v.client.UpdateSecret(v.ctx, &sm.UpdateSecretInput{SecretId: &v.id, KmsKeyId: key.KeyMetadata.Arn}); err != nil {
+			return err
+		}
+		if _, err := v.client.DeleteSecret(v.ctx, &sm.DeleteSecretInput{SecretId: &v.id, RecoveryWindowInDays: aws.Int64(7)}); err != nil {
+			return err
+		}
+		got, err := v.client.DescribeSecret(v.ctx, &sm.DescribeSecretInput{SecretId: &v.id})
+		switch {
+		case err != nil:
+			return err
+		case aws.ToString(got.KmsKeyId) != aws.ToString(key.KeyMetadata.Arn):
+			return wrong("tells another key")
+		case got.DeletedDate == nil:
+			return wrong("tells no date")
+		}
+		return nil
+	})
+}
+
 func describesSecret(w *world) error {
 	return withVault(w, puts(pending), moves(current, 1, 0), func(v *vault) error {
 		got, err := v.client.DescribeSecret(v.ctx, &sm.DescribeSecretInput{SecretId: &v.id})
@@ -394,6 +389,28 @@ func readsBatch(w *world) error {
 			return wrong("gives something else")
 		}
 		return err
+	})
+}
+
+func readsCurrentBatch(w *world) error {
+	return withVault(w, puts(pending), moves(current, 1, 0), func(v *vault) error {
+		got, err := v.client.BatchGetSecretValue(v.ctx, &sm.BatchGetSecretValueInput{SecretIdList: []string{v.id}})
+		if err == nil && (len(got.SecretValues) != 1 || aws.ToString(got.SecretValues[0].SecretString) != "1") {
+			return wrong("gives another version")
+		}
+		return err
+	})
+}
+
+func closesSecret(w *world) error {
+	return withVault(w, puts(pending), func(v *vault) error {
+		if _, err := v.client.DeleteSecret(v.ctx, &sm.DeleteSecretInput{SecretId: &v.id, RecoveryWindowInDays: aws.Int64(7)}); err != nil {
+			return err
+		}
+		if err := refuses(v.put(pending), "InvalidRequestException"); err != nil {
+			return err
+		}
+		return refuses(v.move(current, 1, 0), "InvalidRequestException")
 	})
 }
 

@@ -50,13 +50,20 @@ func (m *mended) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if m.write(w, r, operation, in) {
 			return
 		}
-	case "UpdateSecretVersionStage":
-		if text(in, "VersionStage") == "AWSCURRENT" && text(in, "MoveToVersionId") == "" {
-			invalidParameter("You can only move staging label AWSCURRENT to a different secret version. It can’t be completely removed.").write(w, jsonProtocol)
+		if operation == "PutSecretValue" || operation == "UpdateSecret" && text(in, "SecretString")+text(in, "SecretBinary") != "" {
+			m.put(w, r, in)
 			return
 		}
+	case "UpdateSecretVersionStage":
 		m.mu.Lock() // moto compares and writes without a lock
 		defer m.mu.Unlock()
+		if refused := m.move(r, in); refused != nil {
+			refused.write(w, jsonProtocol)
+			return
+		}
+	case "BatchGetSecretValue":
+		m.batch(w, r, in)
+		return
 	case "RotateSecret":
 		described := m.ask(r, "DescribeSecret", map[string]any{"SecretId": in["SecretId"]})
 		if described != nil && text(described, "RotationLambdaARN") == "" && text(in, "RotationLambdaARN") == "" {

@@ -33,6 +33,9 @@ request = function()
   return wrk.format("GET", "/payments/balance")
 end
 delay = function() return 20 end
+response = function(status, headers, body)
+  if status >= 300 then io.stdout:write(os.date("!%H:%M:%S "), status, " ", string.sub(body, 1, 300), "\n") end
+end
 `
 
 // fargate is the example on the doubles.
@@ -67,7 +70,7 @@ func TestECS(t *testing.T) {
 	if soaking() {
 		second, limit = time.Second, time.Hour
 	}
-	e := &fargate{Mesh: deploy(t, deployed.Options{Specification: example(t, ""), Second: second}), t: t}
+	e := &fargate{Mesh: deploy(t, deployed.Options{Specification: example(t, ""), Second: second, Edit: slowly(t, 16*second)}), t: t}
 	var cancel context.CancelFunc
 	e.ctx, cancel = context.WithTimeout(t.Context(), limit)
 	defer cancel()
@@ -96,6 +99,19 @@ func TestECS(t *testing.T) {
 		if !call.Allowed {
 			t.Errorf("%s may not %s on %s: %s", call.Role, call.Action, call.Resource, call.Why)
 		}
+	}
+}
+
+// slowly has checkout's application listen late: after its proxy, which the balancer looks at, has been found well twice.
+func slowly(t *testing.T, late time.Duration) func(template string) string {
+	const program, command = "EntryPoint: [countersign]\n", "Command: [example, run, checkout,"
+	return func(template string) string {
+		before, after, found := strings.Cut(template, command)
+		at := strings.LastIndex(before, program)
+		if !found || at < 0 {
+			t.Fatal("the template does not start checkout's application as it did")
+		}
+		return before[:at] + fmt.Sprintf("EntryPoint: [bash, -c, 'sleep %g; exec countersign \"$@\"', slow]\n", late.Seconds()) + before[at+len(program):] + command + after
 	}
 }
 

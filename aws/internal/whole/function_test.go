@@ -138,6 +138,50 @@ func (w *world) ownRotation(name string) (arn, version string) {
 	return aws.ToString(described.ARN), version
 }
 
+// leftAlone makes all due while the budget is spent: the schedule tries once, and leaves it alone then; whoever has mended it does not
+// have to wait.
+func leftAlone(t *testing.T, specification string, invoke func(event string) (lambda.Report, error)) {
+	t.Helper()
+	change := func(from, to string) {
+		t.Helper()
+		text, err := os.ReadFile(specification)
+		if err == nil && strings.Count(string(text), from) == 1 {
+			err = os.WriteFile(specification, []byte(strings.Replace(string(text), from, to, 1)), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	change("certificates: {authority: pca, ttl: 24h}", "certificates: {authority: pca, ttl: 24h, key: ecdsa-p384}")
+	const again = "; the schedule tries it again after "
+	if report, err := invoke(schedule); err == nil || strings.Count(err.Error(), again) != 2 || !strings.Contains(err.Error(), "the budget is spent") {
+		t.Fatalf("the budget is spent: %+v, %v", report, err)
+	}
+	report, err := invoke(schedule)
+	if err != nil || len(report.Waiting) != 2 || len(report.Rotated)+len(report.Failed) > 0 {
+		t.Fatalf("at once again: %+v, %v", report, err)
+	}
+	for _, waiting := range report.Waiting {
+		if !strings.Contains(waiting.Error, "the budget is spent") || time.Until(waiting.Again) < 10*time.Minute || time.Until(waiting.Again) > time.Hour {
+			t.Errorf("it waits: %+v", waiting)
+		}
+	}
+	byHand := `{"source": "aws.events", "detail-type": "Scheduled Event"}`
+	if report, err := invoke(byHand); err == nil || strings.Count(err.Error(), again) != 2 {
+		t.Errorf("by hand: %+v, %v", report, err)
+	}
+	change("budget: {certificates: 3}", "budget: {certificates: 5}")
+	if report, err := invoke(schedule); err != nil || len(report.Waiting) != 2 {
+		t.Errorf("mended, and nobody says so: %+v, %v", report, err)
+	}
+	if report, err := invoke(byHand); err != nil || len(report.Rotated) != 2 {
+		t.Errorf("mended: %+v, %v", report, err)
+	}
+	if report, err := invoke(schedule); err != nil || len(report.Waiting)+len(report.Rotated) > 0 || len(report.Nothing) < 2 {
+		t.Errorf("and then: %+v, %v", report, err)
+	}
+}
+
 // TestFunction packs the rotation function, and lets events start it: what is due is rotated, what is not is left, and an
 // event of somebody else's certificate is none of its business.
 func TestFunction(t *testing.T) {
@@ -217,6 +261,7 @@ func TestFunction(t *testing.T) {
 	if _, err := invoke(fmt.Sprintf(`{"Step": "createSecret", "SecretId": %q, "ClientRequestToken": %q}`, strings.Replace(secret, "/ledger", "/nobody", 1), version)); err == nil || !strings.Contains(err.Error(), "the secret of no workload") {
 		t.Errorf("a secret of nobody: %v", err)
 	}
+	leftAlone(t, filepath.Join(root, "mesh.yaml"), invoke)
 	if function.Starts() != 1 {
 		t.Errorf("it was started %d times", function.Starts())
 	}

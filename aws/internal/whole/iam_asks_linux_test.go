@@ -50,16 +50,61 @@ func (p *proof) prepare(ctx context.Context) {
 			group = "/aws/lambda/" + p.Name + "-rotation"
 		}
 		for _, action := range []string{"CreateLogStream", "PutLogEvents", "GetLogEvents", "DeleteLogStream"} {
-			p.decided = append(p.decided, decided{"logs:" + action, w, "arn:aws:logs:eu-central-1:123456789012:log-group:" + group + ":log-stream:x"})
+			p.decide("logs:"+action, w, "arn:aws:logs:eu-central-1:123456789012:log-group:"+group+":log-stream:x")
 		}
 	}
 	for _, repository := range []string{"app", "other"} {
 		for _, action := range []string{"BatchCheckLayerAvailability", "BatchGetImage", "GetDownloadUrlForLayer", "PutImage"} {
-			p.decided = append(p.decided, decided{"ecr:" + action, repository, "arn:aws:ecr:eu-central-1:123456789012:repository/" + repository})
+			p.decide("ecr:"+action, repository, "arn:aws:ecr:eu-central-1:123456789012:repository/"+repository)
 		}
 	}
-	for _, action := range []string{"ecr:GetAuthorizationToken", "lambda:UpdateFunctionCode", "lambda:InvokeFunction", "s3:PutObject", "ssm:StartSession", "cloudtrail:StopLogging"} {
-		p.decided = append(p.decided, decided{action, "*", "*"})
+	for _, action := range []string{"ecr:GetAuthorizationToken", "s3:PutObject", "ssm:StartSession", "cloudtrail:StopLogging"} {
+		p.decide(action, "*", "*")
+	}
+	for _, action := range []string{"UpdateFunctionCode", "UpdateFunctionConfiguration", "InvokeFunction", "AddPermission", "DeleteFunction"} {
+		p.decide("lambda:"+action, "function", "arn:aws:lambda:eu-central-1:123456789012:function:"+p.Role("rotation"))
+	}
+	p.decide("ecs:UpdateService", "of another cluster", "arn:aws:ecs:eu-central-1:123456789012:service/elsewhere/checkout")
+}
+
+// decide adds a question that is decided without a call.
+func (p *proof) decide(action, resource, arn string) {
+	p.decided = append(p.decided, decided{action: action, resource: resource, arn: arn})
+}
+
+// askThrough asks what Secrets Manager asks of KMS in the caller's name, for each secret: it says which one it is for; and the same for the
+// secret of another mesh, and through another service. It asks for what would copy a secret, take it away or have others rotate it, too.
+func (p *proof) askThrough(ctx context.Context) {
+	key, _ := p.Stack.Resource("VaultKey")
+	through := func(action, resource, arn, service string) {
+		p.decided = append(p.decided, decided{"kms:" + action, resource, key.Attributes["Arn"], map[string][]string{
+			"kms:ViaService": {service + ".eu-central-1.amazonaws.com"}, "kms:EncryptionContext:SecretARN": {arn}, "kms:EncryptionContext:SecretVersionId": {"00000000-0000-0000-0000-000000000001"},
+			"kms:EncryptionContextKeys": {"SecretARN", "SecretVersionId"},
+		}})
+	}
+	for _, name := range allSecrets {
+		described, err := secretsmanager.NewFromConfig(p.Cloud.Admin()).DescribeSecret(ctx, &secretsmanager.DescribeSecretInput{SecretId: aws.String(p.Name + "/" + name)})
+		if err != nil {
+			p.Fatal(err)
+		}
+		for _, action := range []string{"Decrypt", "GenerateDataKey"} {
+			through(action, name, *described.ARN, "secretsmanager")
+			through(action, name+" through another service", *described.ARN, "ssm")
+		}
+		for _, action := range []string{"ReplicateSecretToRegions", "RotateSecret", "CancelRotateSecret", "RestoreSecret", "TagResource", "UntagResource", "ValidateResourcePolicy"} {
+			p.decide("secretsmanager:"+action, name, *described.ARN)
+		}
+	}
+	through("Decrypt", "a stranger's secret", "arn:aws:secretsmanager:eu-central-1:123456789012:secret:orders/api-AbCdEf", "secretsmanager")
+	roles := []string{p.Role("rotation")}
+	for _, w := range workloads {
+		roles = append(roles, p.Role(w+"-task"), p.Role(w+"-execution"))
+	}
+	for _, role := range roles {
+		for _, action := range []string{"PassRole", "PutRolePolicy", "AttachRolePolicy", "DeleteRolePolicy", "UpdateAssumeRolePolicy", "CreateServiceLinkedRole"} {
+			p.decide("iam:"+action, role, "arn:aws:iam::123456789012:role/"+role)
+		}
+		p.decide("sts:AssumeRole", role, "arn:aws:iam::123456789012:role/"+role)
 	}
 }
 
@@ -301,7 +346,6 @@ func (p *proof) askAround() {
 			_, err := sts.NewFromConfig(config).AssumeRole(ctx, &sts.AssumeRoleInput{RoleArn: aws.String("arn:aws:iam::123456789012:role/" + role), RoleSessionName: aws.String("mine")})
 			return err
 		})
-		p.decided = append(p.decided, decided{"iam:PassRole", part, "arn:aws:iam::123456789012:role/" + role})
 	}
 	rule, _ := p.Stack.Resource("RotationSchedule")
 	alarm, _ := p.Stack.Resource("CheckoutOverdueAlarm")

@@ -31,8 +31,12 @@ type proof struct {
 	decided []decided
 }
 
-// decided is a question to services for which no client of the SDK is at hand: the front decides it without a call.
-type decided struct{ action, resource, arn string }
+// decided is a question that the front decides without a call: to services for which no client of the SDK is at hand, and what a service asks
+// of another one in the caller's name.
+type decided struct {
+	action, resource, arn string
+	context               map[string][]string // the condition keys of the request
+}
 
 // The example's specification in words: its workloads, its secrets, and which of them a workload's task needs.
 var (
@@ -54,6 +58,9 @@ var rotates = map[string][]string{
 	"acm-pca:IssueCertificate": {"ca, EndEntityCertificate/V1"},
 	"ecs:UpdateService":        workloads, "ecs:DescribeServices": workloads, "ecs:ListTasks": {"cluster"}, "ecs:DescribeTasks": {"cluster"},
 	"logs:CreateLogStream": {"rotation"}, "logs:PutLogEvents": {"rotation"},
+	// Which secrets Secrets Manager has decrypted for it, the actions above say: their ARNs do not stand in its policy twice, which has
+	// 10,240 characters at most.
+	"kms:Decrypt": append([]string{"a stranger's secret"}, allSecrets...), "kms:GenerateDataKey": allSecrets,
 }
 
 // may is the table: what each role has to be able to do. Everything else it must not.
@@ -66,7 +73,7 @@ func (p *proof) may(role, action, resource string) bool {
 	if !slices.Contains(workloads, name) {
 		return false
 	}
-	if kind == p.readers && action == "secretsmanager:GetSecretValue" {
+	if kind == p.readers && (action == "secretsmanager:GetSecretValue" || action == "kms:Decrypt") {
 		return slices.Contains(needed[name], resource)
 	}
 	if kind != "execution" {
@@ -97,6 +104,7 @@ func TestIAM(t *testing.T) {
 			}
 			p.checked(ctx, 0, "0 findings")
 			p.prepare(ctx)
+			p.askThrough(ctx)
 			p.insiders(ctx)
 			p.outsiders(ctx)
 			p.secondLock(ctx)
@@ -153,7 +161,7 @@ func (p *proof) insiders(ctx context.Context) {
 			}
 		}
 		for _, d := range p.decided {
-			decision, err := p.Cloud.Decide(role, d.action, d.arn, nil)
+			decision, err := p.Cloud.Decide(role, d.action, d.arn, d.context)
 			if want := p.may(role, d.action, d.resource); err != nil || decision.Allowed != want {
 				p.Errorf("%s: %s on %s: allowed %t, want %t: %v %s", role, d.action, d.resource, decision.Allowed, want, err, decision.Why)
 			}

@@ -3,11 +3,13 @@ package whole_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -47,12 +49,35 @@ func deploy(t *testing.T, o deployed.Options) *deployed.Mesh {
 	}
 	o.Program = path
 	if o.Log == nil {
-		began := time.Now()
-		o.Log = func(format string, arguments ...any) {
-			t.Logf("%6.2f "+format, append([]any{time.Since(began).Seconds()}, arguments...)...)
-		}
+		o.Log = events(t)
 	}
 	return deployed.Start(t, o)
+}
+
+// events logs what happens on the doubles: at once with -v, else after the test's own errors and only if it has some, the last ones.
+func events(t *testing.T) func(format string, arguments ...any) {
+	began := time.Now()
+	var mu sync.Mutex
+	var lines []string
+	if !testing.Verbose() {
+		t.Cleanup(func() {
+			mu.Lock()
+			defer mu.Unlock()
+			if t.Failed() {
+				t.Logf("the last events of %d:\n%s", len(lines), strings.Join(lines[max(len(lines)-60, 0):], "\n"))
+			}
+		})
+	}
+	return func(format string, arguments ...any) {
+		line := fmt.Sprintf("%6.2f "+format, append([]any{time.Since(began).Seconds()}, arguments...)...)
+		if testing.Verbose() {
+			t.Log(line)
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		lines = append(lines, line)
+	}
 }
 
 // loaded is what wrk has counted.

@@ -5,9 +5,11 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -58,11 +60,56 @@ func TestFind(t *testing.T) {
 		"a certificate":                {certificate, leak.PEM},
 		"a certificate, in base64":     {base64.StdEncoding.EncodeToString([]byte(certificate)), leak.PEM},
 		"a certificate and a key":      {certificate + "\n" + text, leak.Key},
+		"escaped for a URL":            {url.QueryEscape(text), leak.Key},
+		"escaped for a path":           {url.PathEscape(text), leak.Key},
+		"base64 after other words":     {"tls-key_" + encoded, leak.Key},
+		"base64, wrapped by spaces":    {encoded[:64] + " " + encoded[64:], leak.Key},
+		"SEC 1 in base64":              {base64.StdEncoding.EncodeToString(sec1(t)), leak.Key},
+		"PKCS#1 in base64":             {base64.StdEncoding.EncodeToString(pkcs1(t)), leak.Key},
+		"encrypted PKCS#8 in base64":   {base64.StdEncoding.EncodeToString([]byte("\x30\x81\xa4\x30\x57\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x05\x0d" + strings.Repeat("x", 40))), leak.Key},
+		"of age":                       {"age-secret-key-1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq", leak.Key},
+		"percent signs":                {"100%, or 5% of it", leak.Nothing},
 		"other DER in base64":          {base64.StdEncoding.EncodeToString(append([]byte{0x30, 0x30}, make([]byte, 48)...)), leak.Nothing},
 		"a digest that looks like one": {"sha256:" + strings.Repeat("ab", 32), leak.Nothing},
 	} {
 		if got := leak.Find(test.text); got != test.want {
 			t.Errorf("%s: %d, want %d", name, got, test.want)
+		}
+	}
+}
+
+func sec1(t *testing.T) []byte {
+	t.Helper()
+	made, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalECPrivateKey(made)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+func pkcs1(t *testing.T) []byte {
+	t.Helper()
+	made, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return x509.MarshalPKCS1PrivateKey(made)
+}
+
+func TestAccessKey(t *testing.T) {
+	t.Parallel()
+	value := strings.Repeat("a", 40)
+	for pair, want := range map[string]bool{
+		"AWS_SECRET_ACCESS_KEY=" + value: true, "PROD_AWS_SECRET_ACCESS_KEY=" + value: true, "aws_secret_access_key=" + value: true,
+		"AWS_SECRET_ACCESS_KEY=": false, "AWS_SECRET_ACCESS_KEY=from-the-role": false, "AWS_SECRET_ACCESS_KEY=arn:" + value: false, "AWS_ACCESS_KEY_ID=" + value: false,
+	} {
+		name, value, _ := strings.Cut(pair, "=")
+		if got := leak.AccessKey(name, value); got != want {
+			t.Errorf("%s: %t", pair, got)
 		}
 	}
 }

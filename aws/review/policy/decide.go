@@ -2,7 +2,9 @@ package policy
 
 import (
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 )
 
 // Verdict is what can be told of a question. The order is from nothing to everything.
@@ -211,11 +213,51 @@ var comparisons = map[string]func(value, want string) bool{
 	"arnequals":              func(value, want string) bool { return Match(want, value) },
 	"arnlike":                func(value, want string) bool { return Match(want, value) },
 	"bool":                   strings.EqualFold,
+
+	"dateequals":            dates(func(d int) bool { return d == 0 }),
+	"datelessthan":          dates(func(d int) bool { return d < 0 }),
+	"datelessthanequals":    dates(func(d int) bool { return d <= 0 }),
+	"dategreaterthan":       dates(func(d int) bool { return d > 0 }),
+	"dategreaterthanequals": dates(func(d int) bool { return d >= 0 }),
 }
+
+// dates compares times, as RFC 3339 or in seconds since 1970. What is neither is no time that anything is equal to.
+func dates(holds func(int) bool) func(value, want string) bool {
+	return func(value, want string) bool {
+		a, okA := date(value)
+		b, okB := date(want)
+		return okA && okB && holds(a.Compare(b))
+	}
+}
+
+func date(text string) (time.Time, bool) {
+	for _, form := range []string{time.RFC3339, "2006-01-02T15:04Z07:00", time.DateOnly} {
+		if at, err := time.Parse(form, text); err == nil {
+			return at, true
+		}
+	}
+	seconds, err := strconv.ParseInt(text, 10, 64)
+	return time.Unix(seconds, 0), err == nil
+}
+
+// anywhere are the networks that everybody is in.
+var anywhere = []string{"0.0.0.0/0", "::/0"}
 
 func (c condition) holds(context map[string]string) Verdict {
 	operator := strings.TrimSuffix(strings.ToLower(c.operator), "ifexists")
+	if before, after, found := strings.Cut(operator, ":"); found && (before == "foranyvalue" || before == "forallvalues") {
+		operator = after // what is known has one value
+	}
 	value, known := context[c.key]
+	everywhere := slices.ContainsFunc(c.values, func(network string) bool { return slices.Contains(anywhere, network) })
+	switch {
+	case c.key == "aws:sourceip" && operator == "ipaddress" && everywhere:
+		return Yes
+	case c.key == "aws:sourceip" && operator == "notipaddress" && everywhere:
+		return No
+	case operator == "null" && known && len(c.values) == 1:
+		return verdict(strings.EqualFold(c.values[0], "false"))
+	}
 	positive := strings.Replace(operator, "not", "", 1)
 	compare := comparisons[positive]
 	if !known || compare == nil || slices.ContainsFunc(c.values, func(want string) bool { return strings.Contains(want, "${") }) {

@@ -73,22 +73,33 @@ func TestDecide(t *testing.T) {
 // TestOperators: which comparisons are understood.
 func TestOperators(t *testing.T) {
 	for condition, want := range map[string]policy.Verdict{
-		`"StringEquals":{"k":["a","b"]}`:         policy.Yes,
-		`"StringNotEquals":{"k":"b"}`:            policy.No,
-		`"StringEqualsIgnoreCase":{"K":"B"}`:     policy.Yes,
-		`"StringLike":{"k":"?"}`:                 policy.Yes,
-		`"StringNotLike":{"k":"*"}`:              policy.No,
-		`"StringEqualsIfExists":{"k":"a"}`:       policy.No,
-		`"Bool":{"yes":true}`:                    policy.Yes,
-		`"Bool":{"yes":"false"}`:                 policy.No,
-		`"Null":{"k":"true"}`:                    policy.Maybe,
-		`"ForAnyValue:StringEquals":{"k":"a"}`:   policy.Maybe,
-		`"StringEquals":{"k":"${aws:username}"}`: policy.Maybe,
-		`"StringEquals":{"unknown":"a"}`:         policy.Maybe,
-		`"NumericLessThan":{"k":5}`:              policy.Maybe,
+		`"StringEquals":{"k":["a","b"]}`:                               policy.Yes,
+		`"StringNotEquals":{"k":"b"}`:                                  policy.No,
+		`"StringEqualsIgnoreCase":{"K":"B"}`:                           policy.Yes,
+		`"StringLike":{"k":"?"}`:                                       policy.Yes,
+		`"StringNotLike":{"k":"*"}`:                                    policy.No,
+		`"StringEqualsIfExists":{"k":"a"}`:                             policy.No,
+		`"Bool":{"yes":true}`:                                          policy.Yes,
+		`"Bool":{"yes":"false"}`:                                       policy.No,
+		`"Null":{"k":"true"}`:                                          policy.No,
+		`"Null":{"k":"false"}`:                                         policy.Yes,
+		`"Null":{"unknown":"false"}`:                                   policy.Maybe,
+		`"ForAnyValue:StringEquals":{"k":"a"}`:                         policy.No,
+		`"ForAllValues:StringLike":{"k":"?"}`:                          policy.Yes,
+		`"IpAddress":{"aws:SourceIp":["10.0.0.0/8","0.0.0.0/0"]}`:      policy.Yes,
+		`"NotIpAddress":{"aws:SourceIp":"0.0.0.0/0"}`:                  policy.No,
+		`"IpAddress":{"aws:SourceIp":"10.0.0.0/8"}`:                    policy.Maybe,
+		`"DateGreaterThan":{"aws:CurrentTime":"2020-01-01T00:00:00Z"}`: policy.Yes,
+		`"DateGreaterThanEquals":{"aws:CurrentTime":"2020-01-01"}`:     policy.Yes,
+		`"DateLessThan":{"aws:CurrentTime":"1577836800"}`:              policy.No,
+		`"DateLessThanEquals":{"aws:CurrentTime":"2030-01-01T00:00Z"}`: policy.Yes,
+		`"DateEquals":{"aws:CurrentTime":"soon"}`:                      policy.No,
+		`"StringEquals":{"k":"${aws:username}"}`:                       policy.Maybe,
+		`"StringEquals":{"unknown":"a"}`:                               policy.Maybe,
+		`"NumericLessThan":{"k":5}`:                                    policy.Maybe,
 	} {
 		d := parse(t, `{"Effect":"Allow","Action":"*","Resource":"*","Condition":{`+condition+`}}`)
-		q := policy.Question{Caller: reader, Action: reading, Resource: secret, Context: map[string]string{"k": "b", "yes": "true"}}
+		q := policy.Question{Caller: reader, Action: reading, Resource: secret, Context: map[string]string{"k": "b", "yes": "true", "aws:currenttime": "2026-11-01T12:00:00Z"}}
 		if got := policy.Decide(q, policy.Policies{Identity: []*policy.Document{d}}); got != want {
 			t.Errorf("%s: %d, want %d", condition, got, want)
 		}

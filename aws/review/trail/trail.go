@@ -30,6 +30,7 @@ func Parse(text string) (Read, error) {
 			Type           string `json:"type"`
 			ARN            string `json:"arn"`
 			PrincipalID    string `json:"principalId"`
+			AccountID      string `json:"accountId"`
 			InvokedBy      string `json:"invokedBy"`
 			SessionContext struct {
 				SessionIssuer struct {
@@ -48,7 +49,11 @@ func Parse(text string) (Read, error) {
 		return Read{}, ErrRecord
 	}
 	read := Read{Secret: record.RequestParameters.SecretID, Refused: record.ErrorCode != ""}
-	for _, who := range []string{record.UserIdentity.SessionContext.SessionIssuer.ARN, record.UserIdentity.ARN, record.UserIdentity.InvokedBy, record.UserIdentity.PrincipalID, "somebody"} {
+	principal := record.UserIdentity.PrincipalID
+	if principal != "" && record.UserIdentity.AccountID != "" { // of another account there is no ARN
+		principal += " of the account " + record.UserIdentity.AccountID
+	}
+	for _, who := range []string{record.UserIdentity.SessionContext.SessionIssuer.ARN, record.UserIdentity.ARN, record.UserIdentity.InvokedBy, principal, "somebody"} {
 		if who != "" {
 			read.Reader = who
 			break

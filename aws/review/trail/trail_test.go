@@ -15,6 +15,7 @@ func TestParse(t *testing.T) {
 		`{"eventName":"GetSecretValue","userIdentity":{"type":"AssumedRole","arn":"arn:aws:sts::1:assumed-role/r/s","sessionContext":{"sessionIssuer":{"arn":"arn:aws:iam::1:role/r"}}},"requestParameters":{"secretId":"a"}}`: {Reader: "arn:aws:iam::1:role/r", Secret: "a"},
 		`{"eventName":"GetSecretValue","userIdentity":{"type":"IAMUser","arn":"arn:aws:iam::1:user/u"},"requestParameters":{"secretId":"a"},"errorCode":"AccessDenied"}`:                                                       {Reader: "arn:aws:iam::1:user/u", Secret: "a", Refused: true},
 		`{"eventName":"GetSecretValue","userIdentity":{"type":"AWSService","invokedBy":"x.amazonaws.com"},"requestParameters":{"secretId":"a"}}`:                                                                               {Reader: "x.amazonaws.com", Secret: "a"},
+		`{"eventName":"GetSecretValue","userIdentity":{"type":"AWSAccount","principalId":"AROAEXAMPLE:s","accountId":"9"},"requestParameters":{"secretId":"a"}}`:                                                               {Reader: "AROAEXAMPLE:s of the account 9", Secret: "a"},
 		`{"eventName":"GetSecretValue","requestParameters":null}`: {Reader: "somebody"},
 	} {
 		if got, err := trail.Parse(text); err != nil || got != want {

@@ -1711,6 +1711,28 @@ resource "aws_ecs_task_definition" "checkout" {
       healthCheck = { command = var.checkout_health_check, interval = 5, timeout = 3, retries = 3, startPeriod = 30 }
       stopTimeout = 30
     },
+    # Ends at once, when the application is healthy. ECS calls a task RUNNING, and puts it into its target groups, when all of its
+    # containers were started: without this one, requests would come while the application does not listen yet.
+    {
+      name                   = "ready"
+      image                  = var.countersign_image
+      essential              = false
+      user                   = "101:101"
+      readonlyRootFilesystem = true
+      linuxParameters        = { capabilities = { drop = ["ALL"] } }
+      logConfiguration = {
+        logDriver = "awslogs"
+        options = {
+          awslogs-group         = "/countersign/payments/checkout"
+          awslogs-region        = var.region
+          awslogs-stream-prefix = "ready"
+        }
+      }
+      command = ["version"]
+      dependsOn = [
+        { containerName = "app", condition = "HEALTHY" },
+      ]
+    },
   ])
 }
 
@@ -2298,6 +2320,28 @@ resource "aws_ecs_task_definition" "terminal" {
       ]
       healthCheck = { command = var.terminal_health_check, interval = 5, timeout = 3, retries = 3, startPeriod = 30 }
       stopTimeout = 30
+    },
+    # Ends at once, when the application is healthy. ECS calls a task RUNNING, and puts it into its target groups, when all of its
+    # containers were started: without this one, requests would come while the application does not listen yet.
+    {
+      name                   = "ready"
+      image                  = var.countersign_image
+      essential              = false
+      user                   = "101:101"
+      readonlyRootFilesystem = true
+      linuxParameters        = { capabilities = { drop = ["ALL"] } }
+      logConfiguration = {
+        logDriver = "awslogs"
+        options = {
+          awslogs-group         = "/countersign/payments/terminal"
+          awslogs-region        = var.region
+          awslogs-stream-prefix = "ready"
+        }
+      }
+      command = ["version"]
+      dependsOn = [
+        { containerName = "app", condition = "HEALTHY" },
+      ]
     },
   ])
 }

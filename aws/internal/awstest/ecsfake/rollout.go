@@ -210,7 +210,8 @@ func (f *Fake) breakCircuit(s *service) {
 	f.wake()
 }
 
-// finish notes that a roll-out is complete: all tasks ready, and none of another deployment left to stop. The lock is held.
+// finish notes that a roll-out is complete: all tasks ready, and none of another deployment left to stop; and when a service becomes
+// steady again. The lock is held.
 func (f *Fake) finish(s *service, primary *deployment) {
 	ready, others, left := int32(0), false, false
 	for _, t := range f.tasks {
@@ -228,13 +229,18 @@ func (f *Fake) finish(s *service, primary *deployment) {
 		f.wake()
 		return
 	}
-	if primary.state != types.DeploymentRolloutStateInProgress || ready < s.desired || others {
-		return
+	was := s.steady
+	s.steady = ready >= s.desired && !others
+	if s.steady && primary.state == types.DeploymentRolloutStateInProgress {
+		primary.state, primary.completed, primary.updated = types.DeploymentRolloutStateCompleted, true, time.Now()
+		primary.reason = "ECS deployment " + primary.id + " completed."
+		s.deployments = s.deployments[:1]
+		f.event(s, "(deployment %s) deployment completed.", primary.id)
+		f.wake()
+		was = false
 	}
-	primary.state, primary.completed, primary.updated = types.DeploymentRolloutStateCompleted, true, time.Now()
-	primary.reason = "ECS deployment " + primary.id + " completed."
-	s.deployments = s.deployments[:1]
-	f.event(s, "(deployment %s) deployment completed.", primary.id)
-	f.event(s, "has reached a steady state.")
-	f.wake()
+	if s.steady && !was {
+		f.event(s, "has reached a steady state.")
+		f.wake()
+	}
 }

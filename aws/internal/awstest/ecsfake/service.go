@@ -30,6 +30,7 @@ type service struct {
 	desired       int32
 	minimum, most int32 // percent
 	deployments   []*deployment
+	steady        bool // all tasks that are wanted are ready, and no others are left
 	events        []types.ServiceEvent
 	created       time.Time
 }

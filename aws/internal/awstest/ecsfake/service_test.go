@@ -323,6 +323,9 @@ func TestScaleAndDelete(t *testing.T) {
 	if second := r.steady(2); *second.Id != *first.Id {
 		t.Error("another count began another deployment")
 	}
+	r.eventually("the event of a steady state after the start of tasks", func() bool {
+		return strings.HasSuffix(*r.service().Events[0].Message, "has reached a steady state.")
+	})
 	if _, err := r.ecs.StopTask(t.Context(), &ecs.StopTaskInput{Cluster: aws.String("payments"), Task: &r.tasks()[0]}); err != nil {
 		t.Fatal(err)
 	}

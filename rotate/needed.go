@@ -1,0 +1,92 @@
+package rotate
+
+import (
+	"crypto/x509"
+	"fmt"
+	"slices"
+	"strings"
+
+	"countersign.dev/mtls"
+)
+
+// needing is a root that a shared trust bundle has to keep, and for whom.
+type needing struct {
+	root *x509.Certificate
+	who  string
+}
+
+// withNeeded gives the roots of the authority with those that are current and still needed. The error is [ErrInUse] when they
+// are not to be brought together: of an authority that is new here nobody knows whether it is the right one.
+func (n *bundleRun) withNeeded(bundle, now []byte) ([]byte, error) {
+	next, err := mtls.ParseCertificates(bundle)
+	if err != nil {
+		return bundle, nil //nolint:nilerr // it is refused as a bundle
+	}
+	current, err := mtls.ParseCertificates(now)
+	if err != nil {
+		return bundle, nil //nolint:nilerr // what cannot be read, nobody loses
+	}
+	needs := n.needed(next, current)
+	if len(needs) == 0 {
+		return bundle, nil
+	}
+	var who []string
+	kept := [][]byte{bundle}
+	for _, need := range needs {
+		who = append(who, need.who)
+		kept = append(kept, encode(need.root))
+	}
+	if !n.o.Force && !within(next, current) {
+		return bundle, fmt.Errorf("%w: %s; if that authority is meant to take the place of the one of before, bring its root to everybody first (give it to one of the services alone, or go on with --force, which keeps the old root until nobody needs it)",
+			ErrInUse, strings.Join(who, ", "))
+	}
+	n.result.Notes = append(n.result.Notes, "a root that the authority does not have any more stays until nobody needs it, which a later rotation finds out: "+strings.Join(who, ", "))
+	return joinPEM(kept...), nil
+}
+
+// needed are the roots that are current, are not among the next ones, and that certificates of the users lead to.
+func (n *bundleRun) needed(next, current []*x509.Certificate) []needing {
+	var needs []needing
+	for _, user := range n.b.Users {
+		for _, version := range n.inForce(user) {
+			need, ok := n.needOf(user, version, next, current)
+			if ok && !slices.ContainsFunc(needs, func(other needing) bool { return other.who == need.who }) {
+				needs = append(needs, need)
+			}
+		}
+	}
+	return needs
+}
+
+// inForce are the versions of a user's credential that instances may present or go back to: while one is being brought in, that is
+// also the one of before.
+func (n *bundleRun) inForce(user Target) []string {
+	versions := []string{""}
+	record, err := readRecord(n.ctx, user.Store, user.Secret)
+	if err == nil && record.Step != "" {
+		for _, version := range []string{record.Version, record.Previous} {
+			if version != "" && !slices.Contains(versions, version) {
+				versions = append(versions, version)
+			}
+		}
+	}
+	return versions
+}
+
+// needOf tells whether a version leads to a root that is current, and to none of the next ones.
+func (n *bundleRun) needOf(user Target, version string, next, current []*x509.Certificate) (needing, bool) {
+	material, err := user.Shape.Read(n.ctx, user.Store, user.Secret, version)
+	if err != nil {
+		return needing{}, false // there is none, or it is its own rotation's to complain about
+	}
+	chain, err := mtls.ParseCertificates(append(slices.Clone(material.Certificate), material.Chain...))
+	material.Clear()
+	if err != nil || n.r.now().After(chain[0].NotAfter) || leadsTo(chain, next, n.r.now()) != nil {
+		return needing{}, false
+	}
+	root := leadsTo(chain, current, n.r.now())
+	if root == nil {
+		return needing{}, false // it leads nowhere, which is no loss
+	}
+	return needing{root, fmt.Sprintf("%s (serial %s, issued under %q)", user.Workload.Name, mtls.Serial(chain[0]), root.Subject.CommonName)}, true
+}
