@@ -430,7 +430,7 @@ func TestRun(t *testing.T) {
 	go func() { done <- l.w.Run(ctx) }()
 	l.put("v2")
 	l.w.Wake()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for l.w.Status().Version != "v2" || l.w.Status().Deliveries != 1 {
 		select {
 		case <-deadline:

@@ -42,7 +42,7 @@ gateways:
 `
 
 // patience is how long a test waits for what has to happen.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // fixture is a state directory with a CA, and the servers that a test runs on it.
 type fixture struct {

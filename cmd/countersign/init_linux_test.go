@@ -18,7 +18,7 @@ import (
 )
 
 // initPatience is how long a process may take for what it has to do.
-const initPatience = 30 * time.Second
+const initPatience = 90 * time.Second
 
 // initLab is an authority's credential in a directory.
 func initLab(t *testing.T) string {

@@ -5,6 +5,7 @@ import "testing"
 // TestKeysPage runs the commands of docs/keys.md and sees that they print what it says: most of them in a running
 // mesh, those marked outside without one, and those marked rotation in one whose certificates live shortly.
 func TestKeysPage(t *testing.T) {
+	t.Parallel() // it waits for a mesh of its own
 	p := openPage(t, "keys.md", "curl", "openssl")
 	inside, outside, rotation := p.atLeast(8), p.blocks["outside"], p.blocks["rotation"]
 	if len(p.blocks) != 3 || len(outside) < 3 || len(rotation) != 1 {
@@ -25,6 +26,7 @@ ADMIN=$(tr , '\n' <$COUNTERSIGN_RUN | sed -n 's/.*"admin":"\(.*\)"/\1/p' | tail 
 
 // TestPaymentsPage runs the commands of docs/payments.md on real NGINX and HAProxy.
 func TestPaymentsPage(t *testing.T) {
+	t.Parallel() // it waits for a mesh of its own
 	p := openPage(t, "payments.md", "curl", "nginx", "haproxy")
 	setup := `
 at() { tr , '\n' <$COUNTERSIGN_RUN | sed -n "s/.*\"address\":\"\(.*:$1\)\"/\1/p" | head -1; }

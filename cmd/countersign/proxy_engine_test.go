@@ -118,9 +118,11 @@ func programs(t *testing.T, run string) []string {
 // TestProxyEngine runs the whole program with each engine: it serves, renews, refuses, is killed, starts again and
 // drains.
 func TestProxyEngine(t *testing.T) {
+	t.Parallel() // on addresses of its own
 	for engine, foreign := range foreignEngines {
 		name := string(engine)
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			if _, err := foreign.Find(t.Context(), ""); err != nil {
 				if os.Getenv("CI") == "true" {
 					t.Fatalf("%v, and CI=true wants every peer: tools/install-peers.sh installs it", err)

@@ -34,7 +34,7 @@ services:
 `
 
 // faultPatience is how long a process may take for what it has to do.
-const faultPatience = 30 * time.Second
+const faultPatience = 90 * time.Second
 
 // faultLab is a control plane and the binary whose sidecars can be made to die at a step.
 type faultLab struct {
@@ -237,6 +237,7 @@ func TestProxyProcess(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it starts some two hundred processes")
 	}
+	t.Parallel() // on addresses of its own
 	l := newFaultLab(t)
 	t.Run("killed in enrolment", l.killInEnrolment)
 	t.Run("killed in renewal", l.killInRenewal)

@@ -131,6 +131,7 @@ func TestRotationIsKilled(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it starts many processes")
 	}
+	t.Parallel() // with a store of its own
 	l := newRotateLab(t)
 	if output, _, err := l.rotate(t, ""); err != nil {
 		t.Fatalf("%v\n%s", err, output)

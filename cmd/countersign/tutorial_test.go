@@ -9,6 +9,7 @@ import (
 // TestTutorial runs the commands of the tutorial and sees that they print what it says. What needs a
 // running mesh is run in one, in the order of the text; what starts one itself is run afterwards.
 func TestTutorial(t *testing.T) {
+	t.Parallel() // it waits for a mesh of its own
 	p := openPage(t, "tutorial-colorapp.md", "curl", "openssl")
 	var inside, outside []pageBlock
 	for _, block := range p.atLeast(2) {

@@ -281,7 +281,7 @@ func TestDialTLS(t *testing.T) {
 			if err != nil || string(cl.got) != "hello" || !cl.ended {
 				t.Fatalf("got %q, end %t, %v", cl.got, cl.ended, err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("no answer")
 		}
 	})
@@ -330,7 +330,7 @@ func TestHandshakeFails(t *testing.T) {
 					if err == nil {
 						t.Errorf("%s: no error", name)
 					}
-				case <-time.After(10 * time.Second):
+				case <-time.After(time.Minute):
 					t.Errorf("%s: nothing happened", name)
 				}
 			}
@@ -385,7 +385,7 @@ func TestTimers(t *testing.T) {
 				if got != want {
 					t.Fatalf("timer %d ran, want %d", got, want)
 				}
-			case <-time.After(10 * time.Second):
+			case <-time.After(time.Minute):
 				t.Fatalf("timer %d did not run", want)
 			}
 		}
@@ -510,7 +510,7 @@ func TestDataAndEnd(t *testing.T) {
 				if err != nil || string(cl.got) != "bye" {
 					t.Fatalf("%q, %v", cl.got, err)
 				}
-			case <-time.After(10 * time.Second):
+			case <-time.After(time.Minute):
 				t.Fatal("the end was not seen")
 			}
 		}

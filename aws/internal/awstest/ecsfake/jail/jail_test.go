@@ -73,7 +73,7 @@ func run(t *testing.T, space *jail.Space, line string, change func(*jail.Spec)) 
 	defer c.Close()
 	select {
 	case <-c.Done():
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		c.Signal(syscall.SIGKILL)
 		t.Fatalf("%s did not end", line)
 	}
