@@ -3,13 +3,11 @@ package whole_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -54,29 +52,11 @@ func deploy(t *testing.T, o deployed.Options) *deployed.Mesh {
 	return deployed.Start(t, o)
 }
 
-// events logs what happens on the doubles: at once with -v, else after the test's own errors and only if it has some, the last ones.
+// events notes what happens on the doubles, with the seconds since the test began.
 func events(t *testing.T) func(format string, arguments ...any) {
 	began := time.Now()
-	var mu sync.Mutex
-	var lines []string
-	if !testing.Verbose() {
-		t.Cleanup(func() {
-			mu.Lock()
-			defer mu.Unlock()
-			if t.Failed() {
-				t.Logf("the last events of %d:\n%s", len(lines), strings.Join(lines[max(len(lines)-60, 0):], "\n"))
-			}
-		})
-	}
 	return func(format string, arguments ...any) {
-		line := fmt.Sprintf("%6.2f "+format, append([]any{time.Since(began).Seconds()}, arguments...)...)
-		if testing.Verbose() {
-			t.Log(line)
-			return
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		lines = append(lines, line)
+		later(t, "%6.2f "+format, append([]any{time.Since(began).Seconds()}, arguments...)...)
 	}
 }
 
