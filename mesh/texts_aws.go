@@ -129,7 +129,9 @@ func endpointFault(s string) string {
 // portFault tells whether the host of a URL has a port that cannot be.
 func portFault(s string) bool {
 	_, host, _ := strings.Cut(s, "://")
-	host, _, _ = strings.Cut(host, "/")
+	if end := strings.IndexAny(host, "/?#"); end >= 0 {
+		host = host[:end]
+	}
 	host = host[strings.LastIndex(host, "@")+1:]
 	end := strings.LastIndex(host, "]") + 1
 	if strings.HasPrefix(host, "[") && end == 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -70,53 +71,62 @@ func TestLongLease(t *testing.T) {
 	says(t, w.must(Options{}, Failed).Error, "maintenance")
 }
 
-// TestWait waits for another rotation, and does not do what that one has done, though it is asked to.
+// TestWait waits for another rotation, and does not do what that one has done, though it is asked to: of this machine, or of another
+// one, of which it is not known whether it lives.
 func TestWait(t *testing.T) {
 	for _, o := range []Options{{}, {Force: true}, {Early: true}} {
-		w := newWorld(t, secret.LayoutJSON)
-		before := w.first()
-		w.config.leaseTTL, w.config.Wait = 10*time.Second, time.Minute
-		first, second := w.config, w.config
-		first.Holder = Holder()
-		held, wait := make(chan struct{}), make(chan struct{})
-		first.Progress = func(_ string, step Step, _ string) {
-			if step == StepDeploy {
-				close(held)
-				<-wait
-			}
-		}
-		second.Progress = func(_ string, step Step, text string) {
-			if step == StepLease && strings.HasPrefix(text, "waiting, for 1m0s at most: another rotation of it is under way, at the step ") &&
-				strings.Contains(text, ", begun at 2") && strings.Contains(text, first.Holder) {
-				close(wait)
-			}
-		}
-		all := make([]*Rotator, 2)
-		for i, config := range []Config{first, second} {
-			r, err := New(config)
-			if err != nil {
-				t.Fatal(err)
-			}
-			all[i] = r
-		}
-		done := make(chan Result)
-		go func() { done <- all[0].Rotate(t.Context(), w.target, Options{Force: true}) }()
-		<-held
-		late := all[1].Rotate(t.Context(), w.target, o)
-		if late.Err != nil || late.Outcome != Nothing {
-			t.Errorf("%+v: %s, %v", o, late.Outcome, late.Err)
-		}
-		if o.Force || o.Early {
-			says(t, strings.Join(late.Notes, "; "), "what it brought was not replaced once more")
-		}
-		if result := <-done; result.Outcome != Rotated || late.Serial != result.Serial || late.Serial == before.Serial {
-			t.Errorf("%+v: the first one: %v, %s", o, result.Err, result.Serial)
-		}
-		if w.authority.issued() != 2 {
-			t.Errorf("%+v: %d were issued", o, w.authority.issued())
-		}
-		w.check()
+		waitFor(t, Holder(), "waiting, for 1m0s at most: another rotation of it is under way, at the step promote, begun at 2", o)
+		waitFor(t, "rotate elsewhere", "the lease of rotate elsewhere seems to be a dead one's", o)
 	}
+}
+
+// waitFor rotates while a holder does, who goes on when it is said that he is waited for.
+func waitFor(t *testing.T, holder, said string, o Options) {
+	t.Helper()
+	w := newWorld(t, secret.LayoutJSON)
+	before := w.first()
+	w.config.leaseTTL, w.config.Wait = 10*time.Second, time.Minute
+	first, second := w.config, w.config
+	first.Holder = holder
+	held, wait := make(chan struct{}), make(chan struct{})
+	goOn := sync.OnceFunc(func() { close(wait) })
+	first.Progress = func(_ string, step Step, _ string) {
+		if step == StepDeploy {
+			close(held)
+			<-wait
+		}
+	}
+	second.Progress = func(_ string, step Step, text string) {
+		if step == StepLease && strings.HasPrefix(text, said) && strings.Contains(text, holder) {
+			goOn()
+		}
+	}
+	all := make([]*Rotator, 2)
+	for i, config := range []Config{first, second} {
+		r, err := New(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[i] = r
+	}
+	done := make(chan Result)
+	go func() { done <- all[0].Rotate(t.Context(), w.target, Options{Force: true}) }()
+	<-held
+	late := all[1].Rotate(t.Context(), w.target, o)
+	goOn()
+	if late.Err != nil || late.Outcome != Nothing {
+		t.Errorf("%+v: %s, %v", o, late.Outcome, late.Err)
+	}
+	if o.Force || o.Early {
+		says(t, strings.Join(late.Notes, "; "), "what it brought was not replaced once more")
+	}
+	if result := <-done; result.Outcome != Rotated || late.Serial != result.Serial || late.Serial == before.Serial {
+		t.Errorf("%+v: the first one: %v, %s", o, result.Err, result.Serial)
+	}
+	if w.authority.issued() != 2 {
+		t.Errorf("%+v: %d were issued", o, w.authority.issued())
+	}
+	w.check()
 }
 
 // TestWaitEnds gives up after the time that it was given, or when it is told to end.

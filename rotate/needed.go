@@ -2,11 +2,13 @@ package rotate
 
 import (
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"countersign.dev/mtls"
+	"countersign.dev/secret"
 )
 
 // needing is a root that a shared trust bundle has to keep, and for whom.
@@ -16,7 +18,8 @@ type needing struct {
 }
 
 // withNeeded gives the roots of the authority with those that are current and still needed. The error is [ErrInUse] when they
-// are not to be brought together: of an authority that is new here nobody knows whether it is the right one.
+// are not to be brought together: of an authority that is new here nobody knows whether it is the right one. It is that of the store
+// when a credential could not be read: a root is not taken away on the chance that nobody needs it.
 func (n *bundleRun) withNeeded(bundle, now []byte) ([]byte, error) {
 	next, err := mtls.ParseCertificates(bundle)
 	if err != nil {
@@ -29,7 +32,10 @@ func (n *bundleRun) withNeeded(bundle, now []byte) ([]byte, error) {
 	if within(current, next) {
 		return bundle, nil // nothing is taken away, and no credential has to be read
 	}
-	needs := n.needed(next, current)
+	needs, err := n.needed(next, current)
+	if err != nil {
+		return bundle, fmt.Errorf("whether somebody still needs a root that leaves the trust bundle: %w", err)
+	}
 	if len(needs) == 0 {
 		return bundle, nil
 	}
@@ -48,48 +54,69 @@ func (n *bundleRun) withNeeded(bundle, now []byte) ([]byte, error) {
 }
 
 // needed are the roots that are current, are not among the next ones, and that certificates of the users lead to.
-func (n *bundleRun) needed(next, current []*x509.Certificate) []needing {
+func (n *bundleRun) needed(next, current []*x509.Certificate) ([]needing, error) {
 	var needs []needing
 	for _, user := range n.b.Users {
-		for _, version := range n.inForce(user) {
-			need, ok := n.needOf(user, version, next, current)
+		versions, err := n.inForce(user)
+		if err != nil {
+			return nil, err
+		}
+		for _, version := range versions {
+			need, ok, err := n.needOf(user, version, next, current)
+			if err != nil {
+				return nil, err
+			}
 			if ok && !slices.ContainsFunc(needs, func(other needing) bool { return other.who == need.who }) {
 				needs = append(needs, need)
 			}
 		}
 	}
-	return needs
+	return needs, nil
 }
 
 // inForce are the versions of a user's credential that instances may present or go back to: while one is being brought in, that is
 // also the one of before.
-func (n *bundleRun) inForce(user Target) []string {
+func (n *bundleRun) inForce(user Target) ([]string, error) {
 	versions := []string{""}
 	record, err := readRecord(n.ctx, user.Store, user.Secret)
-	if err == nil && record.Step != "" {
+	if err != nil {
+		return versions, unlessBroken(err)
+	}
+	if record.Step != "" {
 		for _, version := range []string{record.Version, record.Previous} {
 			if version != "" && !slices.Contains(versions, version) {
 				versions = append(versions, version)
 			}
 		}
 	}
-	return versions
+	return versions, nil
+}
+
+// unlessBroken is an error of reading a user's secret, or nil when that is not there or holds nothing of use: it is its own rotation's
+// to complain about then, and would stand in the way of all others for ever.
+func unlessBroken(err error) error {
+	for _, broken := range []error{secret.ErrNotFound, secret.ErrMismatch, secret.ErrInvalid, secret.ErrCorrupt} {
+		if errors.Is(err, broken) {
+			return nil
+		}
+	}
+	return err
 }
 
 // needOf tells whether a version leads to a root that is current, and to none of the next ones.
-func (n *bundleRun) needOf(user Target, version string, next, current []*x509.Certificate) (needing, bool) {
+func (n *bundleRun) needOf(user Target, version string, next, current []*x509.Certificate) (need needing, ok bool, err error) {
 	material, err := user.Shape.Read(n.ctx, user.Store, user.Secret, version)
 	if err != nil {
-		return needing{}, false // there is none, or it is its own rotation's to complain about
+		return needing{}, false, unlessBroken(err)
 	}
 	chain, err := mtls.ParseCertificates(append(slices.Clone(material.Certificate), material.Chain...))
 	material.Clear()
 	if err != nil || n.r.now().After(chain[0].NotAfter) || leadsTo(chain, next, n.r.now()) != nil {
-		return needing{}, false
+		return needing{}, false, nil //nolint:nilerr // what cannot be parsed, nobody presents
 	}
 	root := leadsTo(chain, current, n.r.now())
 	if root == nil {
-		return needing{}, false // it leads nowhere, which is no loss
+		return needing{}, false, nil // it leads nowhere, which is no loss
 	}
-	return needing{root, fmt.Sprintf("%s (serial %s, issued under %q)", user.Workload.Name, mtls.Serial(chain[0]), root.Subject.CommonName)}, true
+	return needing{root, fmt.Sprintf("%s (serial %s, issued under %q)", user.Workload.Name, mtls.Serial(chain[0]), root.Subject.CommonName)}, true, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"countersign.dev/mtls"
@@ -146,6 +147,43 @@ func TestRootOfTheWayBack(t *testing.T) {
 	w.all(Options{}, Nothing, Rotated, Nothing)
 	w.all(Options{}, Rotated, Nothing, Nothing)
 	w.under("[second root]", "second", "second")
+}
+
+// TestRootOfTheUnread keeps a root while nobody knows whether it is needed: the store does not give the credential at this moment.
+func TestRootOfTheUnread(t *testing.T) {
+	w := newTwo(t)
+	w.all(Options{}, Rotated, Rotated, Rotated)
+	w.of(w.next, "carts")
+	w.all(Options{}, Rotated, Nothing, Rotated)
+	w.of(w.next, "orders")
+	busy := errors.New("the store is busy")
+	for _, secret := range []string{"shop/orders", "shop/orders.rotation"} {
+		w.targets[0].Store = unreadable{w.files, secret, busy}
+		results := w.all(Options{}, Failed, Failed, Nothing)
+		if !errors.Is(results[0].Err, busy) || errors.Is(results[0].Err, ErrInUse) {
+			t.Errorf("without %s: %v", secret, results[0].Err)
+		}
+		says(t, results[0].Error, "whether somebody still needs a root")
+		w.under("[first root second root]", "first", "second")
+	}
+	w.targets[0].Store = w.files
+	w.all(Options{}, Nothing, Rotated, Nothing)
+	w.all(Options{}, Rotated, Nothing, Nothing)
+	w.under("[second root]", "second", "second")
+}
+
+// unreadable is a store that does not give one secret, or what lies below its name.
+type unreadable struct {
+	Store
+	name string
+	err  error
+}
+
+func (u unreadable) Read(ctx context.Context, name, version string) ([]byte, string, error) {
+	if name == u.name || strings.HasPrefix(name, u.name+"/") {
+		return nil, "", u.err
+	}
+	return u.Store.Read(ctx, name, version)
 }
 
 // blindly is an observer that can see nothing.

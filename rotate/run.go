@@ -40,9 +40,10 @@ type run struct {
 	// denied is what peers saw, by instance, that speaks against its word.
 	denied map[string]denial
 	result *Result
-	// waited is set when another rotation was waited for, and before is when one had come to its end until then.
+	// waited is set when another rotation was waited for, and before is when one had come to its end until this one began; nil
+	// when that is not known.
 	waited bool
-	before time.Time
+	before *time.Time
 }
 
 // denial is when peers saw an instance present something else than it says, and when that was news here.
@@ -84,11 +85,15 @@ func (r *Rotator) Rotate(ctx context.Context, t Target, o Options) Result {
 
 // leased does a work with the lease of the run's secret, and puts into the result what went wrong.
 func (r *Rotator) leased(ctx context.Context, n *run, work func(*run) error) {
+	if n.o.Force || n.o.Early {
+		if record, err := readRecord(ctx, n.t.Store, n.t.Secret); err == nil {
+			n.before = &record.LastSuccess
+		}
+	}
 	within, lease, err := r.take(ctx, n.t.Keeper, n.t.Secret, r.leaseFor(n.t), r.config.Wait, func(held error, dead bool) {
+		n.waited = true // of a process elsewhere it is not known whether it is dead, and it may come to its end meanwhile
 		if !dead {
 			n.say(StepLease, "waiting, for %s at most: %v", r.config.Wait, underWay(ctx, held, n.t.Store, n.t.Secret))
-			record, err := readRecord(ctx, n.t.Store, n.t.Secret)
-			n.before, n.waited = record.LastSuccess, err == nil
 			return
 		}
 		if other, ok := errors.AsType[*secret.HeldError](held); ok {
@@ -111,10 +116,10 @@ func (r *Rotator) leased(ctx context.Context, n *run, work func(*run) error) {
 
 // spared does not do once more, although it was asked for, what somebody else did while he was waited for.
 func (n *run) spared() {
-	if !n.waited || !n.o.Force && !n.o.Early {
+	if !n.waited || n.before == nil {
 		return
 	}
-	if record, err := readRecord(n.ctx, n.t.Store, n.t.Secret); err == nil && !record.LastSuccess.Equal(n.before) {
+	if record, err := readRecord(n.ctx, n.t.Store, n.t.Secret); err == nil && !record.LastSuccess.Equal(*n.before) {
 		n.o.Force, n.o.Early = false, false
 		n.result.Notes = append(n.result.Notes, "the rotation that was waited for has come to its end: what it brought was not replaced once more")
 	}

@@ -234,6 +234,50 @@ func (w *rotation) metrics(ctx context.Context, spec *mesh.Spec, targets []rotat
 	return cloudwatch.Metrics(spec.Mesh, statuses, budgets, time.Now()), err
 }
 
+// publishTimeout is how long telling CloudWatch may take, also when the process is to end.
+const publishTimeout = 30 * time.Second
+
+// publish tells CloudWatch how the services stand.
+func (w *rotation) publish(ctx context.Context, targets []rotate.Target) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTimeout)
+	defer cancel()
+	spec, err := w.spec(ctx)
+	if err != nil {
+		return fmt.Errorf("publishing metrics: %w", err)
+	}
+	metrics, err := w.metrics(ctx, spec, targets)
+	publisher, err2 := cloudwatch.Open(ctx, cloudwatch.Config{})
+	if err2 == nil {
+		err2 = publisher.Publish(ctx, metrics, time.Now())
+	}
+	return errors.Join(err, err2)
+}
+
+// publishEvery is the time between two tellings of a daemon: alarms look at hours.
+const publishEvery = 5 * time.Minute
+
+// keepPublishing tells CloudWatch how the services stand that a daemon knows, until the process is to end, and then once more. What fails is
+// logged: a daemon rotates also when nobody can be told.
+func (w *rotation) keepPublishing(p *process, daemon *rotate.Daemon) {
+	for wait := time.Duration(0); ; {
+		select {
+		case <-p.ctx.Done():
+		case <-time.After(wait):
+		}
+		if targets := daemon.Known(); targets == nil {
+			wait = time.Second // its first round has not begun
+		} else {
+			wait = publishEvery
+			if err := w.publish(p.ctx, targets); err != nil {
+				p.log.WarnContext(p.ctx, "metrics not published", "error", err, "again", wait.String())
+			}
+		}
+		if p.ctx.Err() != nil {
+			return
+		}
+	}
+}
+
 // budgets are what was spent by each authority.
 func (w *cloud) budgets(ctx context.Context) ([]cloudwatch.Budget, error) {
 	w.mu.Lock()

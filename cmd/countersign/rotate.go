@@ -12,7 +12,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"countersign.dev/aws/cloudwatch"
 	"countersign.dev/mesh"
 	"countersign.dev/rotate"
 	"countersign.dev/secret"
@@ -137,25 +136,6 @@ func (c *rotateOnceCmd) Run(p *process) error {
 		err = errors.Join(err, world.publish(p.ctx, targets))
 	}
 	return cmp.Or(err, c.verdict(p, results))
-}
-
-// publishTimeout is how long telling CloudWatch may take, also when the process is to end.
-const publishTimeout = 30 * time.Second
-
-// publish tells CloudWatch how the services stand.
-func (w *rotation) publish(ctx context.Context, targets []rotate.Target) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTimeout)
-	defer cancel()
-	spec, err := w.spec(ctx)
-	if err != nil {
-		return fmt.Errorf("publishing metrics: %w", err)
-	}
-	metrics, err := w.metrics(ctx, spec, targets)
-	publisher, err2 := cloudwatch.Open(ctx, cloudwatch.Config{})
-	if err2 == nil {
-		err2 = publisher.Publish(ctx, metrics, time.Now())
-	}
-	return errors.Join(err, err2)
 }
 
 // verdict says what failed, once more and together, and makes it the exit status.
@@ -310,31 +290,6 @@ func (c *rotateDaemonCmd) Run(p *process) error {
 	daemon.Run(p.ctx)
 	<-published
 	return stop()
-}
-
-// publishEvery is the time between two tellings of a daemon: alarms look at hours.
-const publishEvery = 5 * time.Minute
-
-// keepPublishing tells CloudWatch how the services stand that a daemon knows, until the process is to end, and then once more. What fails is
-// logged: a daemon rotates also when nobody can be told.
-func (w *rotation) keepPublishing(p *process, daemon *rotate.Daemon) {
-	for wait := time.Duration(0); ; {
-		select {
-		case <-p.ctx.Done():
-		case <-time.After(wait):
-		}
-		if targets := daemon.Known(); targets == nil {
-			wait = time.Second // its first round has not begun
-		} else {
-			wait = publishEvery
-			if err := w.publish(p.ctx, targets); err != nil {
-				p.log.WarnContext(p.ctx, "metrics not published", "error", err, "again", wait.String())
-			}
-		}
-		if p.ctx.Err() != nil {
-			return
-		}
-	}
 }
 
 // serve serves the metrics.
