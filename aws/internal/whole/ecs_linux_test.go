@@ -306,7 +306,7 @@ func (e *fargate) gatewayShows(serial string) {
 	}
 	for {
 		for _, task := range tasks {
-			if log := strings.ToLower(e.ECS.Logs(id(task), "proxy")); strings.Contains(log, `"peerserial":"`+strings.TrimLeft(serial, "0")+`"`) || strings.Contains(log, `"peerserial":"`+serial+`"`) {
+			if tells(e.ECS.Logs(id(task), "proxy"), serial) {
 				return
 			}
 		}

@@ -160,6 +160,16 @@ func open(ctx context.Context, t *testing.T, m *deployed.Mesh, gateway string) {
 	}
 }
 
+// tells says whether a proxy's access log names a caller with a serial, however it writes what begins with a zero.
+func tells(log, serial string) bool {
+	for _, digits := range []string{serial, strings.TrimLeft(serial, "0")} {
+		if strings.Contains(strings.ToLower(log), `"peerserial":"`+digits+`"`) {
+			return true
+		}
+	}
+	return false
+}
+
 // calledWith waits until a task of NGINX has logged a caller with a serial.
 func calledWith(ctx context.Context, t *testing.T, m *deployed.Mesh, callee, serial string) {
 	t.Helper()
@@ -171,7 +181,7 @@ func calledWith(ctx context.Context, t *testing.T, m *deployed.Mesh, callee, ser
 	}
 	for {
 		for _, task := range tasks {
-			if strings.Contains(strings.ToLower(m.ECS.Logs(id(task), "proxy")), `"peerserial":"`+strings.TrimLeft(serial, "0")) {
+			if tells(m.ECS.Logs(id(task), "proxy"), serial) {
 				return
 			}
 		}
