@@ -50,6 +50,9 @@ type Record struct {
 	Rollout      string    `json:"rollout,omitempty"`
 	RolloutOf    string    `json:"rolloutOf,omitempty"`
 	RolloutBegan time.Time `json:"rolloutBegan,omitzero"`
+	// Shown is what instances may present of the versions that were brought in since all instances were last seen to serve what was current, where
+	// a trust bundle is shared: with NoDeploy nobody is seen, and a root must not leave the bundle on the chance that nobody needs it.
+	Shown []Shown `json:"shown,omitempty"`
 
 	// LastSuccess is when a rotation last came to its end, and LastSerial what it brought.
 	LastSuccess time.Time `json:"lastSuccess,omitzero"`
@@ -222,7 +225,7 @@ func (r *Record) clearFailure() bool {
 	return true
 }
 
-// succeeded notes the end of a rotation.
+// succeeded notes the end of a rotation after which all instances serve what is current.
 func (r *Record) succeeded(serial string, now time.Time) {
 	*r = Record{LastSuccess: now.UTC(), LastSerial: serial, FailuresTotal: r.FailuresTotal}
 }
