@@ -46,6 +46,7 @@ func (n *run) bring() error {
 		return err
 	}
 	n.result.Version, n.result.Serial, n.result.NotAfter, n.result.Due = n.version, leaf.serial, leaf.notAfter, leaf.due
+	n.result.unfit = false
 	if n.o.NoDeploy || n.record.NoDeploy {
 		return n.done(Promoted)
 	}
@@ -391,6 +392,7 @@ func (n *run) back(why error) error {
 		return failed(err)
 	}
 	n.result.Version, n.result.Serial, n.result.NotAfter, n.result.Due = previous, before.serial, before.notAfter, before.due
+	n.result.unfit = false
 	seen := "was seen everywhere"
 	if n.o.NoDeploy || n.record.NoDeploy {
 		seen = "nobody was looked at"

@@ -157,12 +157,12 @@ func (n *bundleRun) failed(err error) {
 	if errors.Is(err, ErrStopped) || errors.Is(err, secret.ErrLeaseLost) {
 		return
 	}
-	if !n.read || n.repeats(n.b.Store, n.step, n.r.now()) {
+	if !n.read || n.repeats(n.b.Store, n.step, err, n.r.now()) {
 		return
 	}
 	n.record.failed(n.step, err, n.r.now())
 	if n.step == StepDeploy {
-		n.result.Next = n.record.nextTry(firstEnd(n.ctx, n.b))
+		n.result.Next = n.record.nextTry(firstEnd(n.ctx, n.b), false)
 	}
 	if err := n.write(n.ctx, n.b.Store, n.b.Name); err != nil {
 		n.result.Notes = append(n.result.Notes, "that it failed could not be stored: "+err.Error())
