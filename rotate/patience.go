@@ -36,15 +36,20 @@ func Free(err error) error {
 	return freeError{err}
 }
 
+// IsFree tells whether an error is marked by [Free].
+func IsFree(err error) bool {
+	_, free := errors.AsType[freeError](err)
+	return free
+}
+
 // costly tells whether a rotation that failed at a step, with an error, has asked for a certificate, or had instances replaced, for nothing.
 // What failed before costs nothing to try again, nor does what was refused for a spent budget, or for certain.
 func costly(step Step, err error) bool {
 	if step == StepLease || step == StepLook || step == StepRequest {
 		return false
 	}
-	_, free := errors.AsType[freeError](err)
 	// A request that can never be answered is replaced by another one, which is counted anew.
-	return step != StepIssue || errors.Is(err, ErrRequest) || errors.Is(err, ErrUnfit) || !free && !errors.Is(err, budget.ErrSpent)
+	return step != StepIssue || errors.Is(err, ErrRequest) || errors.Is(err, ErrUnfit) || !IsFree(err) && !errors.Is(err, budget.ErrSpent)
 }
 
 // nextTry is when a rotation is to be tried again that failed the last time, after it had cost something. Its current certificate ends at a time,

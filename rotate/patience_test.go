@@ -58,7 +58,7 @@ func TestNextTry(t *testing.T) {
 	if got := none.nextTry(far, true); !got.IsZero() {
 		t.Errorf("nothing has failed: again at %s", got)
 	}
-	if Free(nil) != nil || Free(plain).Error() != plain.Error() || !errors.Is(Free(plain), plain) {
+	if Free(nil) != nil || Free(plain).Error() != plain.Error() || !errors.Is(Free(plain), plain) || IsFree(plain) || !IsFree(fmt.Errorf("asking: %w", Free(plain))) {
 		t.Error("what is free is another error")
 	}
 }
