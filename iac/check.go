@@ -73,10 +73,11 @@ func checkDelivery(spec *mesh.Spec, plan *mesh.Plan, r *refusal) {
 }
 
 // The schedule of the templates looks what is due every hour, or more often where a certificate ends so soon after it is due that a run
-// which fails could not be repeated. EventBridge has minutes.
+// which fails could not be repeated. A run may last as long as the function may, and only so many run at once: more often than every
+// leastBetween nothing would be tried.
 const (
 	mostBetween  = time.Hour
-	leastBetween = time.Minute
+	leastBetween = functionSeconds * time.Second
 )
 
 // leastAge is the age at which a certificate is replaced at the earliest: five versions for each rotation, which comes up to a tenth before
@@ -90,19 +91,15 @@ func (d *deployment) every() time.Duration {
 		spare := time.Duration(w.plan.Certificate.TTL) - time.Duration(w.plan.Certificate.RenewAfter)
 		every = min(every, (spare / 2).Truncate(time.Minute))
 	}
-	return max(every, leastBetween)
+	return max(every, leastBetween) // of less, checkStack says so
 }
 
 // schedule is every as EventBridge writes it, and as people do.
 func (d *deployment) schedule() (expression, words string) {
-	switch n := int(d.every() / time.Minute); n {
-	case 60:
-		return "rate(1 hour)", "every hour"
-	case 1:
-		return "rate(1 minute)", "every minute"
-	default:
+	if n := int(d.every() / time.Minute); n != 60 {
 		return fmt.Sprintf("rate(%d minutes)", n), fmt.Sprintf("every %d minutes", n)
 	}
+	return "rate(1 hour)", "every hour"
 }
 
 // checkStack finds what does not fit the schedule and the private CA that the templates make. Who takes policies and task definitions alone
@@ -115,8 +112,8 @@ func checkStack(spec *mesh.Spec, r *refusal) {
 		}
 		who := string(plan.Workload.Kind) + " " + plan.Workload.Name
 		if spare := time.Duration(plan.Certificate.TTL) - time.Duration(plan.Certificate.RenewAfter); spare < 2*leastBetween {
-			r.addf("%s: its certificate is due %s before it ends, and a schedule of EventBridge looks every minute at most: write a renewAfter that is at least %s below ttl, "+
-				"so that a run that fails can be repeated", who, mesh.Duration(spare), mesh.Duration(2*leastBetween))
+			r.addf("%s: its certificate is due %s before it ends, and a run of the rotation function may last %s, so that one that fails could not be repeated: "+
+				"write a renewAfter that is at least %s below ttl", who, mesh.Duration(spare), mesh.Duration(functionSeconds*time.Second), mesh.Duration(2*leastBetween))
 		}
 		if renew := time.Duration(plan.Certificate.RenewAfter); renew < leastAge {
 			r.addf("%s: its certificate is replaced every %s, and a secret of Secrets Manager has room for about 100 versions in a day, of which a rotation takes five of %s.rotation: "+

@@ -52,10 +52,10 @@ func TestRefused(t *testing.T) {
 		"the server's CA": {[]string{"{authority: pca}", "{}"}, "its certificates come from the server's own authority"},
 		"reload":          {[]string{"deploy: {type: ecs, cluster: c}", "deploy: {type: reload}"}, "it is not deployed by ECS"},
 		"revocation":      {[]string{"revocation: none", ""}, "a task of ECS gets no revocation lists"},
-		"too short":       {[]string{"{authority: pca}", "{authority: pca, ttl: 1h, renewAfter: 59m}"}, "service one: its certificate is due 1m before it ends, and a schedule of EventBridge looks every minute at most"},
-		"renewed late":    {[]string{"{authority: pca}", "{authority: pca, ttl: 24h, renewAfter: 1439m}"}, "write a renewAfter that is at least 2m below ttl"},
+		"too short":       {[]string{"{authority: pca}", "{authority: pca, ttl: 1h, renewAfter: 59m}"}, "service one: its certificate is due 1m before it ends, and a run of the rotation function may last 15m, so that one that fails could not be repeated"},
+		"renewed late":    {[]string{"{authority: pca}", "{authority: pca, ttl: 24h, renewAfter: 1411m}"}, "its certificate is due 29m before it ends, and a run of the rotation function may last 15m, so that one that fails could not be repeated: write a renewAfter that is at least 30m below ttl"},
 		"renewed often":   {[]string{"{authority: pca}", "{authority: pca, ttl: 4h, renewAfter: 119m}"}, "service one: its certificate is replaced every 1h59m, and a secret of Secrets Manager has room for about 100 versions in a day"},
-		"renewed in time": {[]string{"{authority: pca}", "{authority: pca, ttl: 122m, renewAfter: 2h}"}, ""},
+		"renewed in time": {[]string{"{authority: pca}", "{authority: pca, ttl: 150m, renewAfter: 2h}"}, ""},
 		"low port":        {[]string{"8443", "443"}, "port 443 needs a privilege"},
 		"the same port":   {[]string{"app: 8080", "app: 8443"}, "nginx: port 8443 listens on 0.0.0.0:8443, where the application"},
 		"an alias's ARN":  {[]string{"vault: {type: secretsmanager}", "vault: {type: secretsmanager, kmsKey: \"arn:aws:kms:eu-central-1:123456789012:alias/x\"}"}, "a policy cannot name a key by the ARN of an alias"},
@@ -179,14 +179,14 @@ func TestTooLarge(t *testing.T) {
 	}
 }
 
-// TestSchedule asserts that the schedule looks twice before a certificate ends, and that an alarm covers a run of it.
+// TestSchedule asserts that the schedule looks twice before a certificate ends, and that an alarm covers a run of it, to its end.
 func TestSchedule(t *testing.T) {
 	for authority, want := range map[string][]string{
-		"{authority: pca}": {"rate(1 hour)", "MaximumEventAgeInSeconds: 3600", "Period: 7200", "# The rotation: every hour what is due"},
-		"{authority: pca, ttl: 24h, renewAfter: 22h}":   {"rate(1 hour)", "Period: 7200"},
-		"{authority: pca, ttl: 24h, renewAfter: 1325m}": {"rate(57 minutes)", "MaximumEventAgeInSeconds: 3420", "Period: 6840", "# The rotation: every 57 minutes what is due"},
-		"{authority: pca, ttl: 3h, renewAfter: 160m}":   {"rate(10 minutes)", "Period: 1200", "Threshold: 0.0069"},
-		"{authority: pca, ttl: 123m, renewAfter: 2h}":   {"rate(1 minute)", "Period: 120", "# The rotation: every minute what is due"},
+		"{authority: pca}": {"rate(1 hour)", "MaximumEventAgeInSeconds: 3600", "Period: 8100", "# The rotation: every hour what is due"},
+		"{authority: pca, ttl: 24h, renewAfter: 22h}":   {"rate(1 hour)", "Period: 8100"},
+		"{authority: pca, ttl: 24h, renewAfter: 1325m}": {"rate(57 minutes)", "MaximumEventAgeInSeconds: 3420", "Period: 7740", "# The rotation: every 57 minutes what is due"},
+		"{authority: pca, ttl: 3h, renewAfter: 140m}":   {"rate(20 minutes)", "Period: 3300", "Threshold: 0.0139"},
+		"{authority: pca, ttl: 150m, renewAfter: 2h}":   {"rate(15 minutes)", "MaximumEventAgeInSeconds: 900", "Period: 2700", "# The rotation: every 15 minutes what is due"},
 	} {
 		spec := parse(t, strings.Replace(good, "{authority: pca}", authority, 1))
 		text, err := iac.CloudFormation(spec, iac.Options{})

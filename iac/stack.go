@@ -268,8 +268,9 @@ type alarm struct {
 	threshold           any // an int, or a number as text
 }
 
-// alarmPeriod holds at least one run of the schedule, wherever its borders fall.
-func (d *deployment) alarmPeriod() time.Duration { return 2 * d.every() }
+// alarmPeriod holds what at least one run of the schedule tells, wherever its borders fall: a run tells at its end, which may come as late as the
+// function may run.
+func (d *deployment) alarmPeriod() time.Duration { return 2*d.every() + functionSeconds*time.Second }
 
 // alarmsOf are all alarms.
 func (d *deployment) alarmsOf() []alarm {

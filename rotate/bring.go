@@ -29,6 +29,9 @@ func (n *run) bring() error {
 		return n.back(err)
 	}
 	if n.record.Step == "" {
+		if err := n.show(); err != nil {
+			return err
+		}
 		n.record.Step, n.record.Version, n.record.Previous = StepPromote, n.version, n.current.version
 		n.record.NoDeploy, n.record.Began, n.record.Problem = n.o.NoDeploy, n.r.now().UTC(), ""
 		n.record.There = n.there()
@@ -43,6 +46,7 @@ func (n *run) bring() error {
 		return err
 	}
 	n.result.Version, n.result.Serial, n.result.NotAfter, n.result.Due = n.version, leaf.serial, leaf.notAfter, leaf.due
+	n.result.unfit = false
 	if n.o.NoDeploy || n.record.NoDeploy {
 		return n.done(Promoted)
 	}
@@ -126,7 +130,11 @@ func (n *run) optional(name string) bool {
 
 // done notes that the rotation has come to its end, and removes what it leaves.
 func (n *run) done(outcome Outcome) error {
+	shown := n.record.Shown
 	n.record.succeeded(n.result.Serial, n.r.now())
+	if outcome == Promoted {
+		n.record.Shown = shown // nobody was looked at
+	}
 	if err := n.write(n.ctx, n.t.Store, n.t.Secret); err != nil {
 		return err
 	}
@@ -384,6 +392,7 @@ func (n *run) back(why error) error {
 		return failed(err)
 	}
 	n.result.Version, n.result.Serial, n.result.NotAfter, n.result.Due = previous, before.serial, before.notAfter, before.due
+	n.result.unfit = false
 	seen := "was seen everywhere"
 	if n.o.NoDeploy || n.record.NoDeploy {
 		seen = "nobody was looked at"
@@ -393,6 +402,8 @@ func (n *run) back(why error) error {
 		}
 		// It is current all the same; to look for it for ever would only keep the next rotation from its work.
 		seen = "was not seen everywhere: " + err.Error()
+	} else {
+		n.record.Shown = nil
 	}
 	n.result.Outcome = RolledBack
 	if err := n.discard(version); err != nil {

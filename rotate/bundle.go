@@ -71,10 +71,13 @@ func (r *Rotator) RotateBundle(ctx context.Context, b SharedBundle, o Options) R
 		return result
 	}
 	if o.DryRun {
-		if _, _, err := n.look(); err != nil { //nolint:contextcheck // the context of the run ends with its lease
-			result.fail(n.step, err)
-		} else if result.Reason != "" {
+		bundle, _, err := n.look() //nolint:contextcheck // the context of the run ends with its lease
+		if err == nil && result.Reason != "" {
 			result.Outcome = WouldRotate
+			_, err = n.accepted(bundle)
+		}
+		if err != nil {
+			result.fail(n.step, err)
 		}
 		return result
 	}
@@ -154,12 +157,12 @@ func (n *bundleRun) failed(err error) {
 	if errors.Is(err, ErrStopped) || errors.Is(err, secret.ErrLeaseLost) {
 		return
 	}
-	if !n.read || n.repeats(n.b.Store, n.step, n.r.now()) {
+	if !n.read || n.repeats(n.b.Store, n.step, err, n.r.now()) {
 		return
 	}
 	n.record.failed(n.step, err, n.r.now())
 	if n.step == StepDeploy {
-		n.result.Next = n.record.nextTry(firstEnd(n.ctx, n.b))
+		n.result.Next = n.record.nextTry(firstEnd(n.ctx, n.b), false)
 	}
 	if err := n.write(n.ctx, n.b.Store, n.b.Name); err != nil {
 		n.result.Notes = append(n.result.Notes, "that it failed could not be stored: "+err.Error())
@@ -245,13 +248,9 @@ func (n *bundleRun) rotate(outer context.Context) error {
 	if outer.Err() != nil {
 		return ErrStopped
 	}
-	n.step = StepVerify
-	roots, err := mtls.ParseBundle(n.b.TrustDomain, bundle)
+	roots, err := n.accepted(bundle)
 	if err != nil {
-		return fmt.Errorf("%w: the trust bundle of the authority: %w", ErrUnfit, err)
-	}
-	if n.inUse != nil {
-		return n.inUse
+		return err
 	}
 	if !n.stored {
 		if err := n.store(roots.PEM()); err != nil {
@@ -272,6 +271,16 @@ func (n *bundleRun) rotate(outer context.Context) error {
 	}
 	n.result.Outcome = map[bool]Outcome{true: Promoted, false: Rotated}[n.o.NoDeploy]
 	return nil
+}
+
+// accepted is a bundle that may take the place of what is current.
+func (n *bundleRun) accepted(bundle []byte) (*mtls.Bundle, error) {
+	n.step = StepVerify
+	roots, err := mtls.ParseBundle(n.b.TrustDomain, bundle)
+	if err != nil {
+		return nil, fmt.Errorf("%w: the trust bundle of the authority: %w", ErrUnfit, err)
+	}
+	return roots, n.inUse
 }
 
 // store writes the bundle, reads it back, and makes it current.

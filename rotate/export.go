@@ -58,6 +58,7 @@ func (n *run) newer() (string, error) {
 	case mtls.Serial(n.current.leaf):
 		return "", nil
 	case "":
+		n.result.unfit = true // peers may know it, too
 		return "the authority has it no more: it was revoked or deleted there", nil
 	default:
 		return "the authority has renewed it: its newest is " + serial, nil

@@ -57,30 +57,32 @@ func (n *bundleRun) withNeeded(bundle, now []byte) ([]byte, error) {
 func (n *bundleRun) needed(next, current []*x509.Certificate) ([]needing, error) {
 	var needs []needing
 	for _, user := range n.b.Users {
-		versions, err := n.inForce(user)
+		versions, shown, err := n.inForce(user)
 		if err != nil {
 			return nil, err
 		}
+		var own []needing
 		for _, version := range versions {
 			need, ok, err := n.needOf(user, version, next, current)
 			if err != nil {
 				return nil, err
 			}
-			if ok && !slices.ContainsFunc(needs, func(other needing) bool { return other.who == need.who }) {
-				needs = append(needs, need)
+			if ok && !slices.ContainsFunc(own, func(other needing) bool { return other.who == need.who }) {
+				own = append(own, need)
 			}
 		}
+		needs = append(append(needs, own...), n.shownNeeds(user, shown, own, next, current)...)
 	}
 	return needs, nil
 }
 
 // inForce are the versions of a user's credential that instances may present or go back to: while one is being brought in, that is
 // also the one of before.
-func (n *bundleRun) inForce(user Target) ([]string, error) {
+func (n *bundleRun) inForce(user Target) ([]string, []Shown, error) {
 	versions := []string{""}
 	record, err := readRecord(n.ctx, user.Store, user.Secret)
 	if err != nil {
-		return versions, unlessBroken(err)
+		return versions, nil, unlessBroken(err)
 	}
 	if record.Step != "" {
 		for _, version := range []string{record.Version, record.Previous} {
@@ -89,7 +91,7 @@ func (n *bundleRun) inForce(user Target) ([]string, error) {
 			}
 		}
 	}
-	return versions, nil
+	return versions, record.Shown, nil
 }
 
 // unlessBroken is an error of reading a user's secret, or nil when that is not there or holds nothing of use: it is its own rotation's
@@ -105,14 +107,12 @@ func unlessBroken(err error) error {
 
 // needOf tells whether a version leads to a root that is current, and to none of the next ones.
 func (n *bundleRun) needOf(user Target, version string, next, current []*x509.Certificate) (need needing, ok bool, err error) {
-	material, err := user.Shape.Read(n.ctx, user.Store, user.Secret, version)
+	chain, err := n.r.chainOf(n.ctx, user, version)
 	if err != nil {
-		return needing{}, false, unlessBroken(err)
+		return needing{}, false, err
 	}
-	chain, err := mtls.ParseCertificates(append(slices.Clone(material.Certificate), material.Chain...))
-	material.Clear()
-	if err != nil || n.r.now().After(chain[0].NotAfter) || leadsTo(chain, next, n.r.now()) != nil {
-		return needing{}, false, nil //nolint:nilerr // what cannot be parsed, nobody presents
+	if len(chain) == 0 || n.r.now().After(chain[0].NotAfter) || leadsTo(chain, next, n.r.now()) != nil {
+		return needing{}, false, nil
 	}
 	root := leadsTo(chain, current, n.r.now())
 	if root == nil {

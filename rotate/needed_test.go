@@ -119,6 +119,10 @@ func TestAnotherAuthorityAtOnce(t *testing.T) {
 	}
 	says(t, results[0].Error, "orders (serial ", "carts (serial ", "to one of the services alone", "--force")
 	w.under("[first root]", "first", "first")
+	results = w.all(Options{DryRun: true}, Failed, WouldRotate, WouldRotate)
+	if !errors.Is(results[0].Err, ErrInUse) || results[0].Step != StepVerify {
+		t.Errorf("a trial run: %s, %v", results[0].Step, results[0].Err)
+	}
 	w.all(Options{Force: true, DryRun: true}, WouldRotate, WouldRotate, WouldRotate)
 	w.all(Options{Force: true}, Rotated, Rotated, Rotated)
 	w.under("[first root second root]", "second", "second")
@@ -164,6 +168,9 @@ func TestRootOfTheUnread(t *testing.T) {
 			t.Errorf("without %s: %v", secret, results[0].Err)
 		}
 		says(t, results[0].Error, "whether somebody still needs a root")
+		if r := w.rotator().RotateBundle(t.Context(), SharedBundles(w.targets)[0], Options{DryRun: true}); r.Outcome != Failed || !errors.Is(r.Err, busy) {
+			t.Errorf("a trial run without %s: %s, %v", secret, r.Outcome, r.Err)
+		}
 		w.under("[first root second root]", "first", "second")
 	}
 	w.targets[0].Store = w.files

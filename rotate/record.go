@@ -50,6 +50,9 @@ type Record struct {
 	Rollout      string    `json:"rollout,omitempty"`
 	RolloutOf    string    `json:"rolloutOf,omitempty"`
 	RolloutBegan time.Time `json:"rolloutBegan,omitzero"`
+	// Shown is what instances may present of the versions that were brought in since all instances were last seen to serve what was current, where
+	// a trust bundle is shared: with NoDeploy nobody is seen, and a root must not leave the bundle on the chance that nobody needs it.
+	Shown []Shown `json:"shown,omitempty"`
 
 	// LastSuccess is when a rotation last came to its end, and LastSerial what it brought.
 	LastSuccess time.Time `json:"lastSuccess,omitzero"`
@@ -61,6 +64,9 @@ type Record struct {
 	LastErrorTime time.Time `json:"lastErrorTime,omitzero"`
 	Failures      int64     `json:"failures,omitempty"`
 	FailuresTotal int64     `json:"failuresTotal,omitempty"`
+	// Costly counts those among Failures that have cost something, and LastCostly is when the last of them did.
+	Costly     int64     `json:"costly,omitempty"`
+	LastCostly time.Time `json:"lastCostly,omitzero"`
 }
 
 // readRecord reads the record of a secret; an empty one when there is none.
@@ -122,9 +128,9 @@ type Thrifty interface{ FewWrites() bool }
 const failuresApart = 20 * time.Minute
 
 // repeats tells whether a failure needs no note of its own.
-func (n *notes) repeats(store Store, step Step, now time.Time) bool {
+func (n *notes) repeats(store Store, step Step, err error, now time.Time) bool {
 	thrifty, ok := store.(Thrifty)
-	return ok && thrifty.FewWrites() && n.record.Failures > 0 && n.record.LastErrorStep == step &&
+	return ok && thrifty.FewWrites() && n.record.Failures > 0 && n.record.LastErrorStep == step && n.record.lastCost() == costly(step, err) &&
 		now.Sub(n.record.LastErrorTime) < failuresApart && reflect.DeepEqual(n.record, n.stored)
 }
 
@@ -211,7 +217,14 @@ func (r *Record) failed(step Step, err error, now time.Time) {
 	r.LastError, r.LastErrorStep, r.LastErrorTime = text, step, now.UTC()
 	r.Failures++
 	r.FailuresTotal++
+	if costly(step, err) {
+		r.Costly++
+		r.LastCostly = r.LastErrorTime
+	}
 }
+
+// lastCost tells whether the last failure has cost something.
+func (r *Record) lastCost() bool { return r.Costly > 0 && r.LastCostly.Equal(r.LastErrorTime) }
 
 // clearFailure forgets how the last rotation failed, but not that it did; it tells whether there was anything to forget.
 func (r *Record) clearFailure() bool {
@@ -219,10 +232,11 @@ func (r *Record) clearFailure() bool {
 		return false
 	}
 	r.LastError, r.LastErrorStep, r.LastErrorTime, r.Failures = "", "", time.Time{}, 0
+	r.Costly, r.LastCostly = 0, time.Time{}
 	return true
 }
 
-// succeeded notes the end of a rotation.
+// succeeded notes the end of a rotation after which all instances serve what is current.
 func (r *Record) succeeded(serial string, now time.Time) {
 	*r = Record{LastSuccess: now.UTC(), LastSerial: serial, FailuresTotal: r.FailuresTotal}
 }

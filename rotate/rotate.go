@@ -378,7 +378,7 @@ type Options struct {
 	// DryRun says what would be done. It takes no lease and writes nothing.
 	DryRun bool
 	// Patient leaves alone for a while what failed after it had cost something: an hour, then twice as long each time, at most a
-	// day, and shorter the sooner what is current ends. It is for whoever comes by a schedule and remembers nothing: the record in the
+	// day, shorter the sooner what is current ends, and never longer than an hour when that will not do. It is for whoever comes by a schedule and remembers nothing: the record in the
 	// store does. What was begun and has not ended is gone on with at once.
 	Patient bool
 }
@@ -427,6 +427,7 @@ type Result struct {
 	LastError string    `json:"-"`
 
 	failing bool // nothing is due, and the record still says that the last rotation failed
+	unfit   bool // what is current will not do: nobody may be served with it
 }
 
 // fail puts an error into a result.

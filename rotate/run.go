@@ -165,12 +165,12 @@ func (n *run) failed(err error) {
 	if !n.read {
 		return // it may hold a rotation in progress, and the way back
 	}
-	repeats := n.repeats(n.t.Store, n.step, n.r.now())
+	repeats := n.repeats(n.t.Store, n.step, err, n.r.now())
 	if !repeats {
 		n.record.failed(n.step, err, n.r.now())
 	}
 	if n.record.Step == "" {
-		n.result.Next = n.record.nextTry(n.result.NotAfter)
+		n.result.Next = n.record.nextTry(n.result.NotAfter, n.result.unfit)
 	}
 	if repeats {
 		return
@@ -300,7 +300,7 @@ func (n *run) look() (err error) {
 		n.abandoned = n.record.Version
 		n.record.ended()
 	}
-	n.result.Version = n.current.version
+	n.result.Version, n.result.unfit = n.current.version, n.current.problem != nil
 	if leaf := n.current.leaf; leaf != nil {
 		n.result.Serial, n.result.NotAfter, n.result.Due = mtls.Serial(leaf), leaf.NotAfter.UTC(), n.due(leaf).UTC()
 	}

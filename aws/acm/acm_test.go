@@ -151,6 +151,9 @@ func TestCAWillNotDo(t *testing.T) {
 		w.ca.Status = status
 		_, err := w.authority.Export(t.Context(), w.request("first", ""))
 		says(t, err, status, wanted)
+		if !rotate.IsFree(err) {
+			t.Errorf("%s: nothing was asked for, and that is not said", status)
+		}
 	}
 	if w.fake.Calls("RequestCertificate") != 0 || w.meter.spent() != 0 {
 		t.Error("something was asked for")
@@ -243,6 +246,9 @@ func TestDenied(t *testing.T) {
 		says(t, err, `"Action":"`+action+`"`, "arn:aws:sts::123456789012:assumed-role/rotation/x")
 		if !errors.Is(err, session.ErrDenied) {
 			t.Errorf("%v, want ErrDenied", err)
+		}
+		if before := operation == "ListCertificates" || operation == "DescribeCertificateAuthority"; rotate.IsFree(err) != before {
+			t.Errorf("%s: that nothing was asked for is said: %t", operation, !before)
 		}
 	}
 	w = newWorld(t, acmfake.Options{})

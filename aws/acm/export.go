@@ -113,7 +113,7 @@ func (w *want) fits(d *types.CertificateDetail) bool {
 func (a *Authority) obtain(ctx context.Context, w *want) (*types.CertificateDetail, error) {
 	detail, err := a.known(ctx, w)
 	if err != nil {
-		return nil, err
+		return nil, rotate.Free(err)
 	}
 	if detail == nil {
 		arn, err := a.requestNew(ctx, w)
@@ -174,7 +174,7 @@ func (a *Authority) known(ctx context.Context, w *want) (*types.CertificateDetai
 // requestNew requests a certificate.
 func (a *Authority) requestNew(ctx context.Context, w *want) (arn string, err error) {
 	if err := a.checkCA(ctx); err != nil {
-		return "", err
+		return "", rotate.Free(err)
 	}
 	if err := a.spend(ctx, w.id); err != nil {
 		return "", err
@@ -214,7 +214,7 @@ func (a *Authority) renew(ctx context.Context, old *types.CertificateDetail, id 
 		return nil, err
 	}
 	if err := a.checkCA(ctx); err != nil {
-		return nil, err
+		return nil, rotate.Free(err)
 	}
 	if err := a.spend(ctx, id); err != nil {
 		return nil, err

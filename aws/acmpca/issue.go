@@ -81,7 +81,7 @@ func (a *Authority) Issue(ctx context.Context, request rotate.Request) ([]byte, 
 	}
 	authority, err := a.authority(ctx)
 	if err != nil {
-		return nil, err
+		return nil, rotate.Free(err)
 	}
 	r := a.readReceipt(request.Receipt)
 	again := r.Certificate != ""
@@ -137,11 +137,11 @@ func (a *Authority) byAPI() bool { return strings.Contains(a.config.Template, "_
 // ask asks for a certificate, counted and written down before, and gives its ARN.
 func (a *Authority) ask(ctx context.Context, request rotate.Request, before receipt) (receipt, error) {
 	ca, err := a.describe(ctx)
-	if err != nil {
-		return receipt{}, err
+	if err == nil {
+		err = a.ready(ca)
 	}
-	if err := a.ready(ca); err != nil {
-		return receipt{}, err
+	if err != nil {
+		return receipt{}, rotate.Free(err)
 	}
 	now := a.config.Now()
 	r, count := before, request.ID
@@ -152,11 +152,11 @@ func (a *Authority) ask(ctx context.Context, request rotate.Request, before rece
 		}
 	}
 	if err := checkEnd(ca, time.Unix(r.NotAfter, 0), now); err != nil {
-		return receipt{}, err
+		return receipt{}, rotate.Free(err)
 	}
 	if a.config.Meter != nil {
 		if err := a.config.Meter.Spend(ctx, count); err != nil {
-			return receipt{}, err
+			return receipt{}, rotate.Free(err)
 		}
 	}
 	durable.Step("acmpca.spent")
@@ -169,7 +169,10 @@ func (a *Authority) ask(ctx context.Context, request rotate.Request, before rece
 	arn, certain, err := a.issue(ctx, request, r, ca)
 	if err != nil {
 		if certain && r != before { // nothing was issued: the next try is the first one; of a try that this one repeats it says nothing
-			err = errors.Join(err, keep(ctx, request, receipt{Authority: a.config.ARN}))
+			if forgot := keep(ctx, request, receipt{Authority: a.config.ARN}); forgot != nil {
+				return receipt{}, errors.Join(err, forgot)
+			}
+			err = rotate.Free(err)
 		}
 		return receipt{}, err
 	}

@@ -191,8 +191,8 @@ func TestRefusedRepetition(t *testing.T) {
 	w.issued(1, 1)
 	w.now = w.now.Add(time.Minute + 30*time.Second)
 	w.spoil = refuse("IssueCertificate", 400, "ThrottlingException", "Rate exceeded")
-	if _, err := w.open().Issue(t.Context(), w.again(r)); err == nil {
-		t.Fatal("it was not refused")
+	if _, err := w.open().Issue(t.Context(), w.again(r)); err == nil || rotate.IsFree(err) {
+		t.Fatalf("it was not refused, or nothing is said to have been issued: %v", err)
 	}
 	w.spoil = nil
 	w.now = w.now.Add(time.Minute)
@@ -284,6 +284,9 @@ func TestNotAsked(t *testing.T) {
 			}
 			_, err := a.Issue(t.Context(), r)
 			says(t, err, test.is, test.says...)
+			if free := !errors.Is(err, rotate.ErrRequest) && name != "a long id"; rotate.IsFree(err) != free {
+				t.Errorf("that nothing was asked for is said: %t", !free)
+			}
 			if n := w.fake.Calls("IssueCertificate"); n != 0 {
 				t.Errorf("IssueCertificate was called %d times", n)
 			}

@@ -180,6 +180,37 @@ func TestTriggers(t *testing.T) {
 	}
 }
 
+// TestRefusalIsFree has a schedule try at each run what AWS refuses, since nothing is issued then; not what may have been issued.
+func TestRefusalIsFree(t *testing.T) {
+	r := newRotation(t, pcafake.Options{})
+	run := func(patient bool) rotate.Result {
+		rotator, target := r.rotator("a test")
+		return rotator.Rotate(t.Context(), target, rotate.Options{NoDeploy: true, Patient: patient})
+	}
+	for _, why := range []string{"ThrottlingException", "AccessDeniedException"} {
+		r.spoil = refuse("IssueCertificate", 400, why, "no")
+		for range 2 {
+			if result := run(true); result.Outcome != rotate.Failed || !result.Next.IsZero() || result.Step != rotate.StepIssue {
+				t.Errorf("%s: %s, again at %s: %v", why, result.Outcome, result.Next, result.Err)
+			}
+		}
+	}
+	r.spoil = refuse("IssueCertificate", 500, "InternalFailure", "no")
+	if result := run(true); result.Outcome != rotate.Failed || result.Next.IsZero() {
+		t.Errorf("no answer: %s, again at %s: %v", result.Outcome, result.Next, result.Err)
+	}
+	r.spoil = nil
+	if result := run(true); result.Outcome != rotate.Waiting {
+		t.Errorf("and then: %s: %v", result.Outcome, result.Err)
+	}
+	if result := run(false); result.Outcome != rotate.Promoted {
+		t.Errorf("by hand: %s: %v", result.Outcome, result.Err)
+	}
+	if used, _, _, err := r.budget.State(t.Context()); r.fake.Issued() != 1 || used != 1 || err != nil {
+		t.Errorf("%d certificates were issued, %d counted, %v", r.fake.Issued(), used, err)
+	}
+}
+
 // TestRotationStopped ends a rotation while the certificate is not ready: the next one takes that certificate, hours later.
 func TestRotationStopped(t *testing.T) {
 	r := newRotation(t, pcafake.Options{PendingPolls: 2})

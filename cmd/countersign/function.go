@@ -256,24 +256,36 @@ func (w *rotation) publish(ctx context.Context, targets []rotate.Target) error {
 // publishEvery is the time between two tellings of a daemon: alarms look at hours.
 const publishEvery = 5 * time.Minute
 
-// keepPublishing tells CloudWatch how the services stand that a daemon knows, until the process is to end, and then once more. What fails is
-// logged: a daemon rotates also when nobody can be told.
-func (w *rotation) keepPublishing(p *process, daemon *rotate.Daemon) {
-	for wait := time.Duration(0); ; {
-		select {
-		case <-p.ctx.Done():
-		case <-time.After(wait):
-		}
-		if targets := daemon.Known(); targets == nil {
+// publishing runs a daemon, and has it told how the services stand that it knows: again and again while it runs, and once more when it has ended,
+// which is after its last rotation.
+func publishing(ctx context.Context, run func(context.Context), known func() []rotate.Target, publish func([]rotate.Target)) {
+	var group sync.WaitGroup
+	group.Go(func() {
+		for wait := time.Duration(0); ; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(wait):
+			}
 			wait = time.Second // its first round has not begun
-		} else {
-			wait = publishEvery
-			if err := w.publish(p.ctx, targets); err != nil {
-				p.log.WarnContext(p.ctx, "metrics not published", "error", err, "again", wait.String())
+			if targets := known(); targets != nil && ctx.Err() == nil {
+				wait = publishEvery
+				publish(targets)
 			}
 		}
-		if p.ctx.Err() != nil {
-			return
+	})
+	run(ctx)
+	group.Wait()
+	if targets := known(); targets != nil {
+		publish(targets)
+	}
+}
+
+// published is [rotation.publish] for a daemon, which rotates also when nobody can be told: what fails is logged.
+func (w *rotation) published(p *process) func([]rotate.Target) {
+	return func(targets []rotate.Target) {
+		if err := w.publish(p.ctx, targets); err != nil {
+			p.log.WarnContext(p.ctx, "metrics not published", "error", err)
 		}
 	}
 }

@@ -78,8 +78,8 @@ task is looked at until it serves the new serial, and no old one is left; servic
 Such certificates cost money: each is counted before it is asked for, in the secret MESH/AUTHORITY.budget, and
 none is asked for beyond the budget of the month. --dry-run says how many would be issued, and what they cost.
 
-Exit status: 0 when nothing was due or all went well, 1 when something failed or somebody else is at it, 2 for a
-mistake in what was asked for. Progress goes to standard error.
+Exit status: 0 when nothing was due or all went well, 1 when something failed, or would in a trial run, or somebody
+else is at it, 2 for a mistake in what was asked for. Progress goes to standard error.
 
 Examples:
   countersign rotate once --dry-run
@@ -140,11 +140,14 @@ func (c *rotateOnceCmd) Run(p *process) error {
 
 // verdict says what failed, once more and together, and makes it the exit status.
 func (c *rotateOnceCmd) verdict(p *process, results []rotate.Result) error {
-	failed, busy := 0, 0
+	failed, busy, stopped := 0, 0, 0
 	for _, result := range results {
 		if result.Err != nil {
 			failed++
-			if errors.Is(result.Err, secret.ErrHeld) {
+			switch {
+			case errors.Is(result.Err, rotate.ErrStopped): // also while it waited for somebody else
+				stopped++
+			case errors.Is(result.Err, secret.ErrHeld):
 				busy++
 			}
 			fmt.Fprintf(p.stderr, "countersign: %s: %s\n", cmp.Or(result.Service, result.Secret), result.Error)
@@ -153,6 +156,8 @@ func (c *rotateOnceCmd) verdict(p *process, results []rotate.Result) error {
 	switch {
 	case failed > 0 && failed == busy:
 		return exitError{status: exitFailure, message: fmt.Sprintf("%s of %d left to others who are at it; --wait 5m waits for them, and `countersign rotate status` shows how far they are", count(failed, "rotation"), len(results))}
+	case stopped > 0 && failed == stopped+busy:
+		return exitError{status: exitFailure, message: fmt.Sprintf("interrupted: %s of %d stopped, and the next `countersign rotate once` goes on from there", count(stopped, "rotation"), len(results))}
 	case failed > 0:
 		return exitError{status: exitFailure, message: fmt.Sprintf("%s of %d failed", count(failed, "rotation"), len(results))}
 	case p.ctx.Err() != nil:
@@ -280,15 +285,11 @@ func (c *rotateDaemonCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	published := make(chan struct{})
-	go func() {
-		defer close(published)
-		if c.Publish {
-			world.keepPublishing(p, daemon)
-		}
-	}()
-	daemon.Run(p.ctx)
-	<-published
+	if c.Publish {
+		publishing(p.ctx, daemon.Run, daemon.Known, world.published(p))
+	} else {
+		daemon.Run(p.ctx)
+	}
 	return stop()
 }
 

@@ -2,17 +2,23 @@ package whole_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
 
+	"countersign.dev/aws/internal/awstest/lambdafake"
 	"countersign.dev/aws/internal/awstest/pcafake"
+	"countersign.dev/aws/lambda"
 )
 
 // ended is how a process has ended, and what it has said.
@@ -73,8 +79,8 @@ func (l *lab) counted(want int) {
 // TestBudget has certificates counted by many processes. Its tests run at once, each with a mesh of its own.
 func TestBudget(t *testing.T) {
 	t.Parallel()
-	tests := []func(*testing.T){budgetStops, budgetMonth, manyTriggers}
-	together(t, []string{"stops", "month", "many triggers"}, func(t *testing.T, n int) { tests[n](t) })
+	tests := []func(*testing.T){budgetStops, budgetMonth, manyTriggers, manyInvocations}
+	together(t, []string{"stops", "month", "many triggers", "many invocations"}, func(t *testing.T, n int) { tests[n](t) })
 }
 
 // budgetStops issues as many as the budget allows, each time from another process, and then none; and of two that are started
@@ -203,6 +209,63 @@ func manyTriggers(t *testing.T) {
 		t.Errorf("%d\n%s", status, said)
 	}
 	l.counted(issued)
+	for _, service := range l.services {
+		l.tidy(service)
+	}
+}
+
+// manyInvocations has the schedule invoke the rotation function fifty times at once, each time in an environment of its own, as Lambda does with
+// invocations that come together: each service has one certificate, nobody fails, and who was late leaves the work to the others.
+func manyInvocations(t *testing.T) {
+	t.Helper()
+	l := newLab(t, 100, pcafake.Options{PendingPolls: 2}, "a", "b")
+	path, err := faulty()
+	bootstrap := filepath.Join(l.dir, "bootstrap")
+	if err == nil {
+		err = os.Symlink(path, bootstrap)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	functions := make([]*lambdafake.Function, 50)
+	for i := range functions {
+		functions[i] = lambdafake.New(t, func(context.Context) *exec.Cmd { return l.command(bootstrap, []string{"GOMAXPROCS=1"}) })
+	}
+	reports := make([]lambda.Report, len(functions))
+	errs := make([]error, len(functions))
+	invoke := func(i int) {
+		var text []byte
+		if text, errs[i] = functions[i].Invoke([]byte(schedule), 4*time.Minute); errs[i] == nil {
+			reports[i] = lambda.Report{}
+			errs[i] = json.Unmarshal(text, &reports[i])
+		}
+	}
+	var group sync.WaitGroup
+	for i := range functions {
+		group.Go(func() { invoke(i) })
+	}
+	group.Wait()
+	var rotated, left []string
+	for i, r := range reports {
+		if errs[i] != nil || len(r.Failed)+len(r.Waiting) > 0 || len(r.Rotated)+len(r.Nothing)+len(r.Unfinished) != len(l.services) {
+			t.Errorf("%+v, %v", r, errs[i])
+		}
+		rotated, left = append(rotated, r.Rotated...), append(left, r.Unfinished...)
+	}
+	if slices.Sort(rotated); !slices.Equal(rotated, l.services) {
+		t.Errorf("they have rotated %v", rotated)
+	}
+	t.Logf("of %d times %d services %d were left to others", len(functions), len(l.services), len(left))
+	l.counted(len(l.services))
+	if invoke(0); errs[0] != nil || !slices.Equal(reports[0].Nothing, l.services) {
+		t.Errorf("and then: %+v, %v", reports[0], errs[0])
+	}
+	l.counted(len(l.services))
+	for i, function := range functions {
+		if function.Starts() != 1 {
+			t.Errorf("the function %d was started %d times", i, function.Starts())
+		}
+	}
 	for _, service := range l.services {
 		l.tidy(service)
 	}

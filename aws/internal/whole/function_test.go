@@ -4,6 +4,7 @@ import (
 	"archive/zip"
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -138,31 +140,51 @@ func (w *world) ownRotation(name string) (arn, version string) {
 	return aws.ToString(described.ARN), version
 }
 
-// leftAlone makes all due while the budget is spent: the schedule tries once, and leaves it alone then; whoever has mended it does not
-// have to wait.
-func leftAlone(t *testing.T, specification string, invoke func(event string) (lambda.Report, error)) {
+// changed changes the specification, in one place.
+func changed(t *testing.T, specification, from, to string) {
 	t.Helper()
-	change := func(from, to string) {
-		t.Helper()
-		text, err := os.ReadFile(specification)
-		if err == nil && strings.Count(string(text), from) == 1 {
-			err = os.WriteFile(specification, []byte(strings.Replace(string(text), from, to, 1)), 0o600)
-		}
-		if err != nil {
-			t.Fatal(err)
+	text, err := os.ReadFile(specification)
+	if err == nil && strings.Count(string(text), from) == 1 {
+		err = os.WriteFile(specification, []byte(strings.Replace(string(text), from, to, 1)), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// again is what an error says of what the schedule leaves alone for a while.
+const again = "; the schedule tries it again after "
+
+// spentBudget makes all due while the budget is spent. That costs nothing: each run of the schedule tries it.
+func spentBudget(t *testing.T, specification string, invoke func(event string) (lambda.Report, error)) {
+	t.Helper()
+	changed(t, specification, "certificates: {authority: pca, ttl: 24h}", "certificates: {authority: pca, ttl: 24h, key: ecdsa-p384}")
+	for range 2 {
+		if report, err := invoke(schedule); err == nil || strings.Contains(err.Error(), again) || strings.Count(err.Error(), "the budget is spent: 3 of 3") != 2 {
+			t.Fatalf("the budget is spent: %+v, %v", report, err)
 		}
 	}
-	change("certificates: {authority: pca, ttl: 24h}", "certificates: {authority: pca, ttl: 24h, key: ecdsa-p384}")
-	const again = "; the schedule tries it again after "
-	if report, err := invoke(schedule); err == nil || strings.Count(err.Error(), again) != 2 || !strings.Contains(err.Error(), "the budget is spent") {
-		t.Fatalf("the budget is spent: %+v, %v", report, err)
+	changed(t, specification, "budget: {certificates: 3}", "budget: {certificates: 30}")
+	if report, err := invoke(schedule); err != nil || len(report.Rotated) != 2 {
+		t.Errorf("it was raised: %+v, %v", report, err)
+	}
+}
+
+// leftAlone makes all due while the CA certifies something else than it is asked for, which costs a certificate each time: the schedule tries
+// once, and leaves it alone then; whoever has mended it does not have to wait.
+func leftAlone(t *testing.T, specification string, broken *atomic.Bool, invoke func(event string) (lambda.Report, error)) {
+	t.Helper()
+	changed(t, specification, "ttl: 24h, key: ecdsa-p384}", "ttl: 24h, key: rsa-2048}")
+	broken.Store(true)
+	if report, err := invoke(schedule); err == nil || strings.Count(err.Error(), again) != 2 || !strings.Contains(err.Error(), "is not what was asked for") {
+		t.Fatalf("wrong certificates: %+v, %v", report, err)
 	}
 	report, err := invoke(schedule)
 	if err != nil || len(report.Waiting) != 2 || len(report.Rotated)+len(report.Failed) > 0 {
 		t.Fatalf("at once again: %+v, %v", report, err)
 	}
 	for _, waiting := range report.Waiting {
-		if !strings.Contains(waiting.Error, "the budget is spent") || time.Until(waiting.Again) < 10*time.Minute || time.Until(waiting.Again) > time.Hour {
+		if !strings.Contains(waiting.Error, "is not what was asked for") || time.Until(waiting.Again) < 10*time.Minute || time.Until(waiting.Again) > time.Hour {
 			t.Errorf("it waits: %+v", waiting)
 		}
 	}
@@ -170,7 +192,7 @@ func leftAlone(t *testing.T, specification string, invoke func(event string) (la
 	if report, err := invoke(byHand); err == nil || strings.Count(err.Error(), again) != 2 {
 		t.Errorf("by hand: %+v, %v", report, err)
 	}
-	change("budget: {certificates: 3}", "budget: {certificates: 5}")
+	broken.Store(false)
 	if report, err := invoke(schedule); err != nil || len(report.Waiting) != 2 {
 		t.Errorf("mended, and nobody says so: %+v, %v", report, err)
 	}
@@ -186,7 +208,12 @@ func leftAlone(t *testing.T, specification string, invoke func(event string) (la
 // event of somebody else's certificate is none of its business.
 func TestFunction(t *testing.T) {
 	cloud := awstest.Start(t)
-	pca := pcafake.New(pcafake.Options{})
+	var broken atomic.Bool
+	pca := pcafake.New(pcafake.Options{Tamper: func(template *x509.Certificate) {
+		if broken.Load() {
+			template.NotAfter = template.NotAfter.Add(24 * time.Hour)
+		}
+	}})
 	cloud.Mount("acm-pca", pca)
 	cloud.Mount("ecs", awstest.Moto(t))
 	arn, err := pca.Add(pcafake.CA{ShortLived: true})
@@ -261,7 +288,8 @@ func TestFunction(t *testing.T) {
 	if _, err := invoke(fmt.Sprintf(`{"Step": "createSecret", "SecretId": %q, "ClientRequestToken": %q}`, strings.Replace(secret, "/ledger", "/nobody", 1), version)); err == nil || !strings.Contains(err.Error(), "the secret of no workload") {
 		t.Errorf("a secret of nobody: %v", err)
 	}
-	leftAlone(t, filepath.Join(root, "mesh.yaml"), invoke)
+	spentBudget(t, filepath.Join(root, "mesh.yaml"), invoke)
+	leftAlone(t, filepath.Join(root, "mesh.yaml"), &broken, invoke)
 	if function.Starts() != 1 {
 		t.Errorf("it was started %d times", function.Starts())
 	}

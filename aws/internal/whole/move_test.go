@@ -15,11 +15,12 @@ import (
 )
 
 // TestMoveToAnotherCA moves the services of a mesh to another private CA as docs/private-ca.md says: one after the other, or at once by
-// force. Whatever is stored, the bundle has the root of every certificate that is current.
+// force. Whatever is stored, the bundle has the root of every certificate that is current, and of every one that instances may present.
 func TestMoveToAnotherCA(t *testing.T) {
 	cloud := awstest.Start(t)
 	pca := pcafake.New(pcafake.Options{})
 	cloud.Mount("acm-pca", pca)
+	cloud.Mount("ecs", awstest.Moto(t))
 	var env []string
 	for _, variable := range []string{"BEFORE", "NEXT"} {
 		arn, err := pca.Add(pcafake.CA{ShortLived: true})
@@ -30,13 +31,15 @@ func TestMoveToAnotherCA(t *testing.T) {
 	}
 	name := "move-" + strings.ReplaceAll(time.Now().UTC().Format("150405.000"), ".", "-")
 	w := &world{t: t, dir: t.TempDir(), cloud: cloud}
+	w.services(name, "checkout", "ledger")
 	both := "{before: {type: acmpca, mode: short-lived}, next: {type: acmpca, mode: short-lived}}"
+	text := onECS // of which no task is wanted yet
 	specify := func(authorities, checkout, ledger string) {
 		t.Helper()
 		text := strings.NewReplacer("MESH", name,
 			"authorities: {pca: {type: acmpca, mode: short-lived, budget: {certificates: 3}}}", "authorities: "+authorities,
 			"certificates: {authority: pca, ttl: 24h}", "certificates: {authority: "+ledger+", ttl: 24h}",
-			"  checkout:\n", "  checkout:\n    certificates: {authority: "+checkout+"}\n").Replace(specification)
+			"  checkout:\n", "  checkout:\n    certificates: {authority: "+checkout+"}\n").Replace(text)
 		if err := os.WriteFile(filepath.Join(w.dir, "mesh.yaml"), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -74,4 +77,13 @@ func TestMoveToAnotherCA(t *testing.T) {
 	roots(2)
 	w.must(0, env, once, "trust bundle "+name+"/bundle: version ")
 	roots(1)
+
+	// Where nobody can look, the instances may present what they have for as long as it is valid.
+	text = specification
+	specify(both, "next", "before")
+	w.must(0, env, once, "checkout: serial ")
+	specify("{next: {type: acmpca, mode: short-lived}}", "next", "next")
+	w.must(0, env, once, "stays until nobody needs it", "ledger: serial ")
+	w.must(0, env, once, "stays until nobody needs it", "(instances may still present the serial ", "nobody knows where its instances are")
+	roots(2)
 }

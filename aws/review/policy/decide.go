@@ -200,7 +200,7 @@ func (p Principal) is(caller string) bool {
 func (s Statement) condition(q Question) Verdict {
 	all := Yes
 	for _, c := range s.conditions {
-		all = min(all, c.holds(q.Context))
+		all = min(all, c.holds(q.Context, s.Deny))
 	}
 	return all
 }
@@ -243,18 +243,32 @@ func date(text string) (time.Time, bool) {
 // anywhere are the networks that everybody is in.
 var anywhere = []string{"0.0.0.0/0", "::/0"}
 
-func (c condition) holds(context map[string]string) Verdict {
-	operator := strings.TrimSuffix(strings.ToLower(c.operator), "ifexists")
+// fromAnywhere is what a condition on aws:SourceIp comes to whose networks everybody is in. Who comes from outside has an address, and may choose
+// to: that is enough for what allows. Through a VPC endpoint there is none, so that a negated operator holds, and of the others only those that
+// end in IfExists do. Which way somebody comes is not seen from here.
+func fromAnywhere(networks []string, negated, ifExists, deny bool) Verdict {
+	every := !slices.ContainsFunc(anywhere, func(network string) bool { return !slices.Contains(networks, network) })
+	switch {
+	case negated:
+		return Maybe
+	case !deny, ifExists && every:
+		return Yes
+	default:
+		return Maybe
+	}
+}
+
+// holds tells whether a condition does, of a statement that denies, or one that allows.
+func (c condition) holds(context map[string]string, deny bool) Verdict {
+	operator, ifExists := strings.CutSuffix(strings.ToLower(c.operator), "ifexists")
 	if before, after, found := strings.Cut(operator, ":"); found && (before == "foranyvalue" || before == "forallvalues") {
 		operator = after // what is known has one value
 	}
 	value, known := context[c.key]
 	everywhere := slices.ContainsFunc(c.values, func(network string) bool { return slices.Contains(anywhere, network) })
 	switch {
-	case c.key == "aws:sourceip" && operator == "ipaddress" && everywhere:
-		return Yes
-	case c.key == "aws:sourceip" && operator == "notipaddress" && everywhere:
-		return No
+	case c.key == "aws:sourceip" && everywhere && strings.TrimPrefix(operator, "not") == "ipaddress":
+		return fromAnywhere(c.values, operator != "ipaddress", ifExists, deny)
 	case operator == "null" && known && len(c.values) == 1:
 		return verdict(strings.EqualFold(c.values[0], "false"))
 	}

@@ -87,7 +87,8 @@ func TestOperators(t *testing.T) {
 		`"ForAnyValue:StringEquals":{"k":"a"}`:                         policy.No,
 		`"ForAllValues:StringLike":{"k":"?"}`:                          policy.Yes,
 		`"IpAddress":{"aws:SourceIp":["10.0.0.0/8","0.0.0.0/0"]}`:      policy.Yes,
-		`"NotIpAddress":{"aws:SourceIp":"0.0.0.0/0"}`:                  policy.No,
+		`"IpAddressIfExists":{"aws:SourceIp":"::/0"}`:                  policy.Yes,
+		`"NotIpAddress":{"aws:SourceIp":"0.0.0.0/0"}`:                  policy.Maybe,
 		`"IpAddress":{"aws:SourceIp":"10.0.0.0/8"}`:                    policy.Maybe,
 		`"DateGreaterThan":{"aws:CurrentTime":"2020-01-01T00:00:00Z"}`: policy.Yes,
 		`"DateGreaterThanEquals":{"aws:CurrentTime":"2020-01-01"}`:     policy.Yes,
@@ -100,6 +101,26 @@ func TestOperators(t *testing.T) {
 	} {
 		d := parse(t, `{"Effect":"Allow","Action":"*","Resource":"*","Condition":{`+condition+`}}`)
 		q := policy.Question{Caller: reader, Action: reading, Resource: secret, Context: map[string]string{"k": "b", "yes": "true", "aws:currenttime": "2026-11-01T12:00:00Z"}}
+		if got := policy.Decide(q, policy.Policies{Identity: []*policy.Document{d}}); got != want {
+			t.Errorf("%s: %d, want %d", condition, got, want)
+		}
+	}
+}
+
+// TestDenyFromAnywhere: through a VPC endpoint nobody has an address, so that a statement which denies to all addresses does not deny to all, and one
+// which denies to none denies to some.
+func TestDenyFromAnywhere(t *testing.T) {
+	for condition, want := range map[string]policy.Verdict{
+		`"NotIpAddress":{"aws:SourceIp":"0.0.0.0/0"}`:                     policy.Maybe,
+		`"NotIpAddress":{"aws:SourceIp":["0.0.0.0/0","::/0"]}`:            policy.Maybe,
+		`"NotIpAddressIfExists":{"aws:SourceIp":"0.0.0.0/0"}`:             policy.Maybe,
+		`"IpAddress":{"aws:SourceIp":["0.0.0.0/0","::/0"]}`:               policy.Maybe,
+		`"IpAddressIfExists":{"aws:SourceIp":"0.0.0.0/0"}`:                policy.Maybe, // there are those of IPv6
+		`"IpAddressIfExists":{"aws:SourceIp":["0.0.0.0/0","::/0"]}`:       policy.No,
+		`"NotIpAddress":{"aws:SourceIp":"0.0.0.0/0"},"Bool":{"yes":true}`: policy.Maybe,
+	} {
+		d := parse(t, `{"Effect":"Allow","Action":"*","Resource":"*"}`, `{"Effect":"Deny","Action":"*","Resource":"*","Condition":{`+condition+`}}`)
+		q := policy.Question{Caller: reader, Action: reading, Resource: secret, Context: map[string]string{"yes": "true"}}
 		if got := policy.Decide(q, policy.Policies{Identity: []*policy.Document{d}}); got != want {
 			t.Errorf("%s: %d, want %d", condition, got, want)
 		}

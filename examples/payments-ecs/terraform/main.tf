@@ -2437,7 +2437,7 @@ resource "aws_cloudwatch_metric_alarm" "rotation_errors" {
   metric_name         = "Errors"
   dimensions          = { FunctionName = "payments-rotation" }
   statistic           = "Sum"
-  period              = 7200
+  period              = 8100
   evaluation_periods  = 1
   comparison_operator = "GreaterThanThreshold"
   threshold           = 0
@@ -2452,7 +2452,7 @@ resource "aws_cloudwatch_metric_alarm" "checkout_expiry" {
   metric_name         = "DaysToExpiry"
   dimensions          = { Mesh = "payments", Service = "checkout" }
   statistic           = "Minimum"
-  period              = 7200
+  period              = 8100
   evaluation_periods  = 1
   comparison_operator = "LessThanThreshold"
   threshold           = 1
@@ -2467,7 +2467,7 @@ resource "aws_cloudwatch_metric_alarm" "checkout_overdue" {
   metric_name         = "HoursSinceSuccess"
   dimensions          = { Mesh = "payments", Service = "checkout" }
   statistic           = "Maximum"
-  period              = 7200
+  period              = 8100
   evaluation_periods  = 1
   comparison_operator = "GreaterThanThreshold"
   threshold           = 144
@@ -2482,7 +2482,7 @@ resource "aws_cloudwatch_metric_alarm" "checkout_failures" {
   metric_name         = "Failures"
   dimensions          = { Mesh = "payments", Service = "checkout" }
   statistic           = "Sum"
-  period              = 7200
+  period              = 8100
   evaluation_periods  = 1
   comparison_operator = "GreaterThanThreshold"
   threshold           = 0
@@ -2497,7 +2497,7 @@ resource "aws_cloudwatch_metric_alarm" "ledger_expiry" {
   metric_name         = "DaysToExpiry"
   dimensions          = { Mesh = "payments", Service = "ledger" }
   statistic           = "Minimum"
-  period              = 7200
+  period              = 8100
   evaluation_periods  = 1
   comparison_operator = "LessThanThreshold"
   threshold           = 1
@@ -2512,7 +2512,7 @@ resource "aws_cloudwatch_metric_alarm" "ledger_overdue" {
   metric_name         = "HoursSinceSuccess"
   dimensions          = { Mesh = "payments", Service = "ledger" }
   statistic           = "Maximum"
-  period              = 7200
+  period              = 8100
   evaluation_periods  = 1
   comparison_operator = "GreaterThanThreshold"
   threshold           = 144
@@ -2527,7 +2527,7 @@ resource "aws_cloudwatch_metric_alarm" "ledger_failures" {
   metric_name         = "Failures"
   dimensions          = { Mesh = "payments", Service = "ledger" }
   statistic           = "Sum"
-  period              = 7200
+  period              = 8100
   evaluation_periods  = 1
   comparison_operator = "GreaterThanThreshold"
   threshold           = 0
@@ -2542,7 +2542,7 @@ resource "aws_cloudwatch_metric_alarm" "paygate_expiry" {
   metric_name         = "DaysToExpiry"
   dimensions          = { Mesh = "payments", Service = "paygate" }
   statistic           = "Minimum"
-  period              = 7200
+  period              = 8100
   evaluation_periods  = 1
   comparison_operator = "LessThanThreshold"
   threshold           = 1
@@ -2557,7 +2557,7 @@ resource "aws_cloudwatch_metric_alarm" "paygate_overdue" {
   metric_name         = "HoursSinceSuccess"
   dimensions          = { Mesh = "payments", Service = "paygate" }
   statistic           = "Maximum"
-  period              = 7200
+  period              = 8100
   evaluation_periods  = 1
   comparison_operator = "GreaterThanThreshold"
   threshold           = 144
@@ -2572,7 +2572,7 @@ resource "aws_cloudwatch_metric_alarm" "paygate_failures" {
   metric_name         = "Failures"
   dimensions          = { Mesh = "payments", Service = "paygate" }
   statistic           = "Sum"
-  period              = 7200
+  period              = 8100
   evaluation_periods  = 1
   comparison_operator = "GreaterThanThreshold"
   threshold           = 0
@@ -2587,7 +2587,7 @@ resource "aws_cloudwatch_metric_alarm" "terminal_expiry" {
   metric_name         = "DaysToExpiry"
   dimensions          = { Mesh = "payments", Service = "terminal" }
   statistic           = "Minimum"
-  period              = 7200
+  period              = 8100
   evaluation_periods  = 1
   comparison_operator = "LessThanThreshold"
   threshold           = 1
@@ -2602,7 +2602,7 @@ resource "aws_cloudwatch_metric_alarm" "terminal_overdue" {
   metric_name         = "HoursSinceSuccess"
   dimensions          = { Mesh = "payments", Service = "terminal" }
   statistic           = "Maximum"
-  period              = 7200
+  period              = 8100
   evaluation_periods  = 1
   comparison_operator = "GreaterThanThreshold"
   threshold           = 144
@@ -2617,7 +2617,7 @@ resource "aws_cloudwatch_metric_alarm" "terminal_failures" {
   metric_name         = "Failures"
   dimensions          = { Mesh = "payments", Service = "terminal" }
   statistic           = "Sum"
-  period              = 7200
+  period              = 8100
   evaluation_periods  = 1
   comparison_operator = "GreaterThanThreshold"
   threshold           = 0
@@ -2632,7 +2632,7 @@ resource "aws_cloudwatch_metric_alarm" "pca_authority_budget" {
   metric_name         = "BudgetSpent"
   dimensions          = { Mesh = "payments", Authority = "pca" }
   statistic           = "Maximum"
-  period              = 7200
+  period              = 8100
   evaluation_periods  = 1
   comparison_operator = "GreaterThanOrEqualToThreshold"
   threshold           = 160
