@@ -109,8 +109,7 @@ func standIn(err error) string {
 // stranger tells whether what has answered is none of AWS: each service of AWS gives an error a name.
 func stranger(err error) bool {
 	code := Code(err)
-	at := status(err)
-	return code == unknownError || (code == "" && at >= http.StatusMultipleChoices && at < http.StatusInternalServerError) || (code == "" && unreadable(err))
+	return code == unknownError || (code == "" && (status(err) >= http.StatusMultipleChoices || unreadable(err)))
 }
 
 // unknownError is the SDK's name for an error without one.

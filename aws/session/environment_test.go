@@ -92,7 +92,8 @@ func TestStandIn(t *testing.T) {
 		"a page, 404":         {variable: "AWS_ENDPOINT_URL", url: other.URL, code: "404", page: "<html><meta></html>", want: "what answers is not AWS: it is " + other.URL},
 		"JSON of others, 404": {variable: "AWS_ENDPOINT_URL", url: other.URL, code: "404", page: `{"error":"no"}`, want: "what answers is not AWS: it is " + other.URL},
 		"a page, 200":         {variable: "AWS_ENDPOINT_URL", url: other.URL, code: "200", page: "<html><meta></html>", want: "what answers is not AWS: it is " + other.URL},
-		"a proxy without":     {variable: "AWS_ENDPOINT_URL", url: other.URL, code: "502", page: "<html>", want: "the answer is of " + other.URL + ", which AWS_ENDPOINT_URL names"},
+		"a page, 502":         {variable: "AWS_ENDPOINT_URL", url: other.URL, code: "502", page: "<html><meta></html>", want: "what answers is not AWS: it is " + other.URL},
+		"a double, 502":       {variable: "AWS_ENDPOINT_URL_SECRETS_MANAGER", url: other.URL, code: "502", page: `{"__type":"InternalServiceError"}`, want: "try again later, and see https://health.aws.amazon.com for the region; the answer is of " + other.URL + ", which AWS_ENDPOINT_URL_SECRETS_MANAGER names"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -306,9 +306,11 @@ func (e *Error) unavailable() bool {
 	case errors.As(e.err, &name):
 		instead("the endpoint's name cannot be resolved: see the region, and the VPC's DNS and interface endpoint for this service",
 			"the name of the endpoint cannot be resolved: it is %s; correct it, or leave it out")
-	case status(e.err) >= http.StatusInternalServerError:
-		instead("try again later, and see https://health.aws.amazon.com for the region", "the answer is of %s; see that it is the right one, and try again")
-		e.advice = e.tries() + e.advice
+	case status(e.err) >= http.StatusInternalServerError && (place == "" || !stranger(e.err)):
+		e.advice = e.tries() + "try again later, and see https://health.aws.amazon.com for the region"
+		if place != "" {
+			e.advice += "; the answer is of " + place
+		}
 	case errors.Is(e.err, context.DeadlineExceeded), errors.As(e.err, &network), errors.As(e.err, &unsent):
 		instead("see that this network leads to the service: a route to the internet or an interface endpoint (PrivateLink) whose security group lets port 443 in; and try again",
 			"nothing answers at %s; correct it, start what should listen there, or leave it out for AWS itself")
