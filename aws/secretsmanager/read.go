@@ -179,7 +179,7 @@ func (s *Store) List(ctx context.Context) ([]secret.Entry, error) {
 		}
 		page, err := pages.NextPage(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("listing the secrets of the region %s: %w", s.region, session.Explain(err, "secretsmanager:ListSecrets", "*"))
+			return nil, fmt.Errorf("listing the secrets of the region %s: %w", s.region, s.explain(err, "ListSecrets", allSecrets))
 		}
 		for _, listed := range page.SecretList {
 			name := aws.ToString(listed.Name)
