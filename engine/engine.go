@@ -35,6 +35,8 @@ type Options struct {
 	// Address is what inbound listeners bind. The zero value is every address, which is refused where the
 	// application has the same port on loopback.
 	Address netip.Addr
+	// NoFlags says that nobody gives flags here, so that refusals advise none.
+	NoFlags bool
 	// Loopback is where the application is and dials; default 127.0.0.1.
 	Loopback netip.Addr
 	// Binds replace single addresses, by the names inbound/PORT, outbound/PORT and app/PORT.
@@ -224,7 +226,10 @@ func (p place) meets(other place) bool {
 // checkPlaces refuses two listeners at one place, and a listener where an application is: what is meant for
 // the application would come to the listener again, under its policy or under none.
 func checkPlaces(plan *mesh.Plan, o Options, r *Refusal) {
-	const remedy = "say which address peers connect to (--address), or give"
+	remedy := "say which address peers connect to (--address), or give"
+	if o.NoFlags {
+		remedy = "give"
+	}
 	var listeners, apps []place
 	for _, in := range plan.Inbound {
 		listeners = append(listeners, place{fmt.Sprintf("port %d", in.Port), o.bind("inbound", o.Address, in.Port)})

@@ -107,6 +107,8 @@ func TestRefused(t *testing.T) {
 		"generation":                  {func(_ *mesh.Plan, o *Options) { o.Generation = "a;b" }, "is not the name of a generation"},
 		"zone":                        {func(_ *mesh.Plan, o *Options) { o.Address = netip.MustParseAddr("fe80::1%eth0") }, "with a zone"},
 		"same port":                   {func(p *mesh.Plan, _ *Options) { p.Inbound[0].App = 9080 }, "port 9080 listens on 0.0.0.0:9080, where the application of port 9080 is (127.0.0.1:9080)"},
+		"same port, with flags":       {func(p *mesh.Plan, _ *Options) { p.Inbound[0].App = 9080 }, "; say which address peers connect to (--address), or give the application another port (app)"},
+		"same port, without flags":    {func(p *mesh.Plan, o *Options) { p.Inbound[0].App, o.NoFlags = 9080, true }, "(127.0.0.1:9080); give the application another port (app)"},
 		"application of another port": {func(p *mesh.Plan, _ *Options) { p.Inbound[0].App = 7000 }, "port 7000 listens on 0.0.0.0:7000, where the application of port 9080 is"},
 		"application at the listener": {func(p *mesh.Plan, o *Options) { p.Inbound[0].App, o.Address = 9080, o.Loopback }, "port 9080 listens on 127.0.0.1:9080, where the application of port 9080 is"},
 		"application at a call":       {func(p *mesh.Plan, _ *Options) { p.Inbound[0].App = p.Outbound[0].Listen }, "the call on port 9081 listens on 127.0.0.1:9081, where the application of port 9080 is"},

@@ -127,6 +127,13 @@ var authorityFindings = map[string]findingCase{
 		change: func(f *Facts) { f.Workloads[0].Stored.Bundle = &Bundle{Secret: "m/bundle", Problem: "it is no PEM"} },
 		want:   []string{"critical secret_unreadable store:main m/bundle"},
 	},
+	"a bundle that may not be read": {
+		change: func(f *Facts) {
+			f.Workloads[0].Stored.Bundle = &Bundle{Secret: "m/bundle", Problem: "AWS denies it", Remedy: "let the caller do this"}
+		},
+		want: []string{"critical secret_unreadable store:main m/bundle"},
+		says: []string{"let the caller do this"},
+	},
 	"a bundle that two share": {
 		change: func(f *Facts) {
 			f.Workloads[0].Stored.Bundle.Roots = nil
@@ -171,6 +178,15 @@ var authorityFindings = map[string]findingCase{
 			f.Unreached = []Unreached{{Code: CodeStore, Place: "store:main", Problem: "permission denied"}}
 		},
 		want: []string{"critical store_unreadable store:main"},
+	},
+
+	"the store does not answer": {
+		change: func(f *Facts) {
+			f.Workloads[0].Stored = &Stored{Store: "main", Secret: "m/api"}
+			f.Unreached = []Unreached{{Code: CodeStore, Place: "store:main", Problem: "no credentials", Remedy: "give this program credentials that hold"}}
+		},
+		want: []string{"critical store_unreadable store:main"},
+		says: []string{"no credentials", "give this program credentials that hold"},
 	},
 
 	"the store cannot be opened, and what is served is overdue": {

@@ -239,7 +239,7 @@ func (c *comparison) sources() {
 		default:
 			action = "see that it can be read from here, and check again"
 		}
-		c.find(Finding{Code: u.Code, Severity: Critical, Place: u.Place, Message: u.Problem + lost(u.Lost), Action: action})
+		c.find(Finding{Code: u.Code, Severity: Critical, Place: u.Place, Message: u.Problem + lost(u.Lost), Action: cmp.Or(u.Remedy, action)})
 	}
 }
 

@@ -31,6 +31,8 @@ type Unreached struct {
 	// Problem says why it gave nothing, and Lost what is not known for that reason.
 	Problem string
 	Lost    string
+	// Remedy says what to do about the problem; empty for what helps against most.
+	Remedy string
 }
 
 // Certificate is what this package has to know of a certificate, or of a chain.
@@ -134,6 +136,8 @@ type Stored struct {
 	Code    Code
 	Problem string
 	Missing bool
+	// Remedy says what to do about the problem; empty for what helps where the secret itself is damaged.
+	Remedy string
 	// Current is what a reader gets; nil when its certificate could not be read. Pending and Previous are nil when there is none, or when they could not be read.
 	Current, Pending, Previous *Version
 	// Bundle is the trust bundle that goes with it; nil when there is none in a store.
@@ -153,6 +157,7 @@ type Bundle struct {
 	Version string
 	Roots   []CACertificate
 	Problem string
+	Remedy  string // as in [Stored]
 	// Rotation is what the rotation of the bundle keeps about itself; nil when it keeps nothing.
 	Rotation *Rotation
 }

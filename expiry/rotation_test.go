@@ -172,6 +172,14 @@ var rotationFindings = map[string]findingCase{
 		want: []string{"critical secret_unreadable api " + store},
 		says: []string{"it is damaged: index"},
 	},
+	"a secret that may not be read": {
+		change: func(f *Facts) {
+			s := f.Workloads[0].Stored
+			s.Code, s.Problem, s.Remedy, s.Current = CodeSecretUnreadable, "AWS denies it", "let the caller do this", nil
+		},
+		want: []string{"critical secret_unreadable api " + store},
+		says: []string{"AWS denies it", "let the caller do this"},
+	},
 
 	"a secret that init would refuse": {
 		change: func(f *Facts) {

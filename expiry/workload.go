@@ -49,7 +49,7 @@ func (c *comparison) stored(w *Workload) *Version {
 		f.Action = "`countersign rotate once " + w.Name + "` makes the first version"
 	case s.Problem != "":
 		f.Message = "the secret " + s.Secret + " cannot be used: " + s.Problem
-		f.Action = "`countersign secret versions " + s.Secret + "` shows what is there; `countersign rotate once --force " + w.Name + "` writes a version anew; when its index.age is damaged, first move the directory of that file out of the store"
+		f.Action = cmp.Or(s.Remedy, "`countersign secret versions "+s.Secret+"` shows what is there; `countersign rotate once --force "+w.Name+"` writes a version anew; when its index.age is damaged, first move the directory of that file out of the store")
 	}
 	if f.Message != "" {
 		c.find(f)
@@ -210,7 +210,7 @@ func (c *comparison) bundle(s *Stored) {
 		c.find(Finding{Code: code, Severity: severity, Place: place, Message: message, Action: action})
 	}
 	if b.Problem != "" {
-		note(CodeSecretUnreadable, Critical, "the trust bundle cannot be used: "+b.Problem, "`countersign secret versions "+b.Secret+"` shows what is there; `countersign rotate once` writes it anew")
+		note(CodeSecretUnreadable, Critical, "the trust bundle cannot be used: "+b.Problem, cmp.Or(b.Remedy, "`countersign secret versions "+b.Secret+"` shows what is there; `countersign rotate once` writes it anew"))
 		c.items = append(c.items, item)
 		return
 	}

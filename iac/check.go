@@ -53,22 +53,22 @@ func check(spec *mesh.Spec, r *refusal) {
 func checkDelivery(spec *mesh.Spec, plan *mesh.Plan, r *refusal) {
 	who := string(plan.Workload.Kind) + " " + plan.Workload.Name
 	if !plan.Proxy.Real() {
-		r.addf("%s: its proxy is the built-in one, which needs a server: write proxy: {engine: nginx} or {engine: haproxy}", who)
+		r.addFor(who, "its proxy is the built-in one, which needs a server: write proxy: {engine: nginx} or {engine: haproxy}")
 	}
 	if plan.Delivery.Store.Type != mesh.StoreSecretsManager {
-		r.addf("%s: its certificate does not come from Secrets Manager: write delivery: {type: store, store: NAME, ...} with a store of the type %s", who, mesh.StoreSecretsManager)
+		r.addFor(who, "its certificate does not come from Secrets Manager: write delivery: {type: store, store: NAME, ...} with a store of the type %s", mesh.StoreSecretsManager)
 	}
 	if key := plan.Delivery.Store.KMSKey; strings.Contains(key, ":alias/") {
 		r.addf("the store %s: a policy cannot name a key by the ARN of an alias: write the key's own ARN as kmsKey, or alias/NAME for a key that the template makes", plan.Delivery.StoreName)
 	}
 	if plan.Deploy != mesh.DeployECS || plan.ECS == nil {
-		r.addf("%s: it is not deployed by ECS: write deploy: {type: ecs, cluster: NAME}", who)
+		r.addFor(who, "it is not deployed by ECS: write deploy: {type: ecs, cluster: NAME}")
 	}
 	if _, a := spec.AuthorityOf(plan.Workload.Name); !a.Foreign() {
-		r.addf("%s: its certificates come from the server's own authority, which these templates do not have: write certificates: {authority: NAME} of an authority of the type acmpca or acm", who)
+		r.addFor(who, "its certificates come from the server's own authority, which these templates do not have: write certificates: {authority: NAME} of an authority of the type acmpca or acm")
 	}
 	if plan.Revocation.Check {
-		r.addf("%s: it wants revoked callers refused, and a task of ECS gets no revocation lists: write revocation: none, and let certificates live for hours or days", who)
+		r.addFor(who, "it wants revoked callers refused, and a task of ECS gets no revocation lists: write revocation: none, and let certificates live for hours or days")
 	}
 }
 
@@ -112,17 +112,17 @@ func checkStack(spec *mesh.Spec, r *refusal) {
 		}
 		who := string(plan.Workload.Kind) + " " + plan.Workload.Name
 		if spare := time.Duration(plan.Certificate.TTL) - time.Duration(plan.Certificate.RenewAfter); spare < 2*leastBetween {
-			r.addf("%s: its certificate is due %s before it ends, and a run of the rotation function may last %s, so that one that fails could not be repeated: "+
-				"write a renewAfter that is at least %s below ttl", who, mesh.Duration(spare), mesh.Duration(functionSeconds*time.Second), mesh.Duration(2*leastBetween))
+			r.addFor(who, "its certificate is due %s before it ends, and a run of the rotation function may last %s, so that one that fails could not be repeated: "+
+				"write a renewAfter that is at least %s below ttl", mesh.Duration(spare), mesh.Duration(functionSeconds*time.Second), mesh.Duration(2*leastBetween))
 		}
 		if renew := time.Duration(plan.Certificate.RenewAfter); renew < leastAge {
-			r.addf("%s: its certificate is replaced every %s, and a secret of Secrets Manager has room for about 100 versions in a day, of which a rotation takes five of %s.rotation: "+
-				"write a renewAfter of at least %s", who, mesh.Duration(renew), plan.Delivery.Secret, mesh.Duration(leastAge))
+			r.addFor(who, "its certificate is replaced every %s, and a secret of Secrets Manager has room for about 100 versions in a day, of which a rotation takes five of %s.rotation: "+
+				"write a renewAfter of at least %s", mesh.Duration(renew), plan.Delivery.Secret, mesh.Duration(leastAge))
 		}
 		name, a := spec.AuthorityOf(member.Name)
 		if a.Type == mesh.AuthorityACM && a.ARN == "" && plan.Certificate.Key != mesh.ECDSAP256 && plan.Certificate.Key != mesh.ECDSAP384 {
-			r.addf("%s: its key is %s, and ACM makes only keys of the family of the private CA's own, which is %s where the template makes it: write key: ecdsa-p256 or ecdsa-p384, or name a CA with an RSA key as authorities.%s.arn",
-				who, plan.Certificate.Key, caKey, name)
+			r.addFor(who, "its key is %s, and ACM makes only keys of the family of the private CA's own, which is %s where the template makes it: write key: ecdsa-p256 or ecdsa-p384, or name a CA with an RSA key as authorities.%s.arn",
+				plan.Certificate.Key, caKey, name)
 		}
 	}
 }
@@ -135,17 +135,17 @@ func checkPorts(plan *mesh.Plan, r *refusal) {
 	}
 	for _, in := range plan.Inbound {
 		if in.Port < firstPort {
-			r.addf("%s: port %d needs a privilege, and no container has one: write one from %d on", who, in.Port, firstPort)
+			r.addFor(who, "port %d needs a privilege, and no container has one: write one from %d on", in.Port, firstPort)
 		}
 		if in.Certificate != nil {
-			r.addf("%s: the certificate of port %d is a file of a machine, and a task has none: leave it out, and let a load balancer in front show it", who, in.Port)
+			r.addFor(who, "the certificate of port %d is a file of a machine, and a task has none: leave it out, and let a load balancer in front show it", in.Port)
 		}
 	}
 }
 
 // checkRendering finds what the proxy cannot carry out: init would say so in every task.
 func checkRendering(plan *mesh.Plan, r *refusal) {
-	o := engine.Options{Certificates: certificatesDir, Run: runDir, Drain: drain, Age: connectionAge, Version: plan.Proxy.Version}
+	o := engine.Options{NoFlags: true, Certificates: certificatesDir, Run: runDir, Drain: drain, Age: connectionAge, Version: plan.Proxy.Version}
 	var err error
 	switch plan.Proxy.Engine {
 	case mesh.EngineNGINX:
@@ -161,11 +161,11 @@ func checkRendering(plan *mesh.Plan, r *refusal) {
 	if errors.Is(err, engine.ErrRefused) {
 		_, reasons, _ := strings.Cut(err.Error(), ":\n  - ")
 		for reason := range strings.SplitSeq(reasons, "\n  - ") {
-			r.addf("%s: %s: %s", who, plan.Proxy.Engine, reason)
+			r.addFor(who, "%s: %s", plan.Proxy.Engine, reason)
 		}
 		return
 	}
-	r.addf("%s: %v", who, err)
+	r.addFor(who, "%v", err)
 }
 
 // How long what ends is given. The load balancer sends no new connections first, and waits; until then peers have left, because

@@ -50,6 +50,19 @@ type Options struct {
 type refusal struct {
 	of      error // [ErrRefused] when nil
 	reasons []string
+	who     map[string][]string // whom a reason is about, where it is one or several workloads
+}
+
+// addFor notes a reason about a workload. One that several have is said once, for all of them.
+func (r *refusal) addFor(who, format string, args ...any) {
+	reason := fmt.Sprintf(format, args...)
+	if r.who == nil {
+		r.who = make(map[string][]string)
+	}
+	if !slices.Contains(r.who[reason], who) {
+		r.who[reason] = append(r.who[reason], who)
+	}
+	r.addf("%s", reason)
 }
 
 func (r *refusal) addf(format string, args ...any) {
@@ -62,7 +75,14 @@ func (r *refusal) err() error {
 	if len(r.reasons) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%w:\n  - %s", cmp.Or(r.of, ErrRefused), strings.Join(r.reasons, "\n  - "))
+	lines := make([]string, 0, len(r.reasons))
+	for _, reason := range r.reasons {
+		if who := r.who[reason]; len(who) > 0 {
+			reason = strings.Join(who, ", ") + ": " + reason
+		}
+		lines = append(lines, reason)
+	}
+	return fmt.Errorf("%w:\n  - %s", cmp.Or(r.of, ErrRefused), strings.Join(lines, "\n  - "))
 }
 
 // Where a container finds its files. The image of countersign declares both volumes, so that they belong to its user.

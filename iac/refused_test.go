@@ -57,7 +57,7 @@ func TestRefused(t *testing.T) {
 		"renewed often":   {[]string{"{authority: pca}", "{authority: pca, ttl: 4h, renewAfter: 119m}"}, "service one: its certificate is replaced every 1h59m, and a secret of Secrets Manager has room for about 100 versions in a day"},
 		"renewed in time": {[]string{"{authority: pca}", "{authority: pca, ttl: 150m, renewAfter: 2h}"}, ""},
 		"low port":        {[]string{"8443", "443"}, "port 443 needs a privilege"},
-		"the same port":   {[]string{"app: 8080", "app: 8443"}, "nginx: port 8443 listens on 0.0.0.0:8443, where the application"},
+		"the same port":   {[]string{"app: 8080", "app: 8443"}, "(127.0.0.1:8443); give the application another port (app)"},
 		"an alias's ARN":  {[]string{"vault: {type: secretsmanager}", "vault: {type: secretsmanager, kmsKey: \"arn:aws:kms:eu-central-1:123456789012:alias/x\"}"}, "a policy cannot name a key by the ARN of an alias"},
 		"two regions":     {[]string{"vault: {type: secretsmanager}", "vault: {type: secretsmanager, region: eu-west-1}", "type: acmpca,", "type: acmpca, region: eu-central-1,"}, "the authority pca is in eu-central-1, the store vault is in eu-west-1"},
 		"long name":       {[]string{"mesh: small", "mesh: " + long}, "IAM takes 64"},
@@ -233,5 +233,19 @@ func TestKeyOfACM(t *testing.T) {
 				t.Error(err)
 			}
 		}
+	}
+}
+
+// TestRefusedOnce asserts that a reason which several workloads have is said once, for all of them.
+func TestRefusedOnce(t *testing.T) {
+	spec := parse(t, strings.NewReplacer("deploy: {type: ecs, cluster: c}", "deploy: {type: reload}", "  one:", `  two: &other
+    proxy: {engine: nginx}
+    delivery: {type: store, store: vault, secret: "{mesh}/{service}"}
+    deploy: {type: reload}
+  one:`).Replace(good))
+	_, err := iac.CloudFormation(spec, iac.Options{})
+	const want = "  - service one, service two: it is not deployed by ECS"
+	if text := fmt.Sprint(err); !errors.Is(err, iac.ErrRefused) || !strings.Contains(text, want) || strings.Count(text, "not deployed by ECS") != 1 {
+		t.Errorf("%v, want %q once", err, want)
 	}
 }

@@ -32,6 +32,9 @@ func (n *nearest) find(s string, known []string) (string, bool) {
 	return best, best != "" && best != s
 }
 
+// Nearest gives the known name that somebody may have meant by a name that is not known; false when none is near.
+func Nearest(name string, known []string) (string, bool) { return new(nearest).find(name, known) }
+
 // right words the advice for an unknown name: the nearest known one, or all of them when they are few.
 func (n *nearest) right(s string, known []string, none string) string {
 	if best, ok := n.find(s, known); ok {

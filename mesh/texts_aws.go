@@ -104,6 +104,8 @@ func CheckEndpoint(s string) error {
 func endpointFault(s string) string {
 	u, err := url.Parse(s)
 	switch {
+	case !strings.Contains(s, "://"):
+		return "it begins with neither https:// nor http://"
 	case err != nil && portFault(s):
 		return "its port is no number from 1 to 65535"
 	case err != nil:

@@ -3,8 +3,10 @@ package review
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/cloudtrail"
@@ -73,19 +75,40 @@ func (r *reviewer) arn(p *place, service, resource string) string {
 	return "arn:" + r.partition + ":" + service + ":" + p.config.Region + ":" + cmp.Or(r.account, "*") + ":" + resource
 }
 
-// whoAmI finds the account out.
-func (r *reviewer) whoAmI(ctx context.Context) {
+// Bounds of the first question.
+const (
+	firstTime  = 20 * time.Second // a way to credentials over the network is in it
+	firstTries = 3
+)
+
+// whoAmI finds the account out. When nobody can be asked for it, all else would fail alike, and it tells so.
+func (r *reviewer) whoAmI(ctx context.Context) (known bool) {
+	const action = "sts:GetCallerIdentity"
 	r.partition = "aws"
-	out, err := sts.NewFromConfig(r.places[0].config).GetCallerIdentity(ctx, &sts.GetCallerIdentityInput{})
+	within, cancel := context.WithTimeout(ctx, firstTime)
+	defer cancel()
+	out, err := sts.NewFromConfig(r.places[0].config).GetCallerIdentity(within, &sts.GetCallerIdentityInput{}, func(o *sts.Options) {
+		o.RetryMaxAttempts = min(o.Retryer.MaxAttempts(), firstTries)
+	})
 	if err != nil {
-		r.unread(err, "sts:GetCallerIdentity", "*", "account")
-		return
+		err = session.Explain(err, action, "*")
+		if ctx.Err() == nil && session.Everywhere(err) {
+			r.unread(fmt.Errorf("%w (nothing else was asked)", err), action, "*", "account")
+			return false
+		}
+		if ctx.Err() != nil {
+			r.left = append(r.left, "the account, and all that is in it")
+			return false
+		}
+		r.unread(err, action, "*", "account")
+		return true
 	}
 	r.account = aws.ToString(out.Account)
 	r.report.Account = r.account
 	if parts := strings.SplitN(aws.ToString(out.Arn), ":", 3); len(parts) == 3 {
 		r.partition = parts[1]
 	}
+	return true
 }
 
 // ofAccount is the client of IAM, which has no regions.

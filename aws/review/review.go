@@ -111,13 +111,15 @@ type Config struct {
 	Since time.Duration
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
+	// Say is told what is looked at next, in a few words; nobody is when nil.
+	Say func(what string)
 }
 
 // defaultSince is how far back reads are looked for.
 const defaultSince = 7 * 24 * time.Hour
 
 // Run looks at everything. Its errors are [ErrNothing] and those of [session.Load]; whatever else fails is a finding.
-// A context that ends makes what was left unreadable.
+// When AWS cannot be asked who this is, in seconds, nothing else is asked. A context that ends makes what was left one finding.
 func Run(ctx context.Context, c Config) (*Report, error) {
 	c.Function = cmp.Or(c.Function, c.Spec.Mesh+"-rotation")
 	c.RotationRole = cmp.Or(c.RotationRole, c.Spec.Mesh+"-rotation")
@@ -125,27 +127,20 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	r := &reviewer{Config: c, report: &Report{Mesh: c.Spec.Mesh, Checked: c.Now().UTC(), Looked: map[string]int{}, Findings: []Finding{}, Regions: []string{}}}
+	if c.Say == nil {
+		c.Say = func(string) {}
+	}
+	r := &reviewer{Config: c, ended: ctx.Err, report: &Report{Mesh: c.Spec.Mesh, Checked: c.Now().UTC(), Looked: map[string]int{}, Findings: []Finding{}, Regions: []string{}}}
 	if err := r.plan(ctx); err != nil {
 		return nil, err
 	}
-	r.whoAmI(ctx)
-	r.readPeople(ctx)
-	for _, w := range r.workloads {
-		r.readService(ctx, w)
+	if c.Say("who asks (sts:GetCallerIdentity)"); r.whoAmI(ctx) {
+		r.look(ctx)
 	}
-	r.shareRoles()
-	for _, s := range r.secrets {
-		r.readSecret(ctx, s)
+	if len(r.left) > 0 {
+		r.add(Unknown, Unreadable, "what was left", fmt.Sprintf("it was not read, because the check came to its end (%v): %s", context.Cause(ctx), strings.Join(r.left, ", ")),
+			"check again; until then nobody has seen whether this is right")
 	}
-	r.judgeReaders()
-	r.judgeRoles()
-	r.readKeys(ctx)
-	for _, p := range r.places {
-		r.readTrail(ctx, p)
-	}
-	r.readSchedule(ctx)
-	r.readAlarms(ctx)
 	order := []Severity{Error, Unknown, Warning}
 	slices.SortStableFunc(r.report.Findings, func(a, b Finding) int {
 		return cmp.Or(slices.Index(order, a.Severity)-slices.Index(order, b.Severity), strings.Compare(a.Subject, b.Subject), strings.Compare(string(a.Code), string(b.Code)))
@@ -153,9 +148,37 @@ func Run(ctx context.Context, c Config) (*Report, error) {
 	return r.report, nil
 }
 
+// look reads and judges everything.
+func (r *reviewer) look(ctx context.Context) {
+	r.Say("the roles and users of the account")
+	r.readPeople(ctx)
+	for _, w := range r.workloads {
+		r.Say("the service " + w.name)
+		r.readService(ctx, w)
+	}
+	r.shareRoles()
+	for _, s := range r.secrets {
+		r.Say("the secret " + s.name)
+		r.readSecret(ctx, s)
+	}
+	r.judgeReaders()
+	r.judgeRoles()
+	r.Say("the keys")
+	r.readKeys(ctx)
+	for _, p := range r.places {
+		r.Say("who has read secrets in " + p.config.Region)
+		r.readTrail(ctx, p)
+	}
+	r.Say("the schedule and the alarms")
+	r.readSchedule(ctx)
+	r.readAlarms(ctx)
+}
+
 // reviewer is one look.
 type reviewer struct {
 	Config
+	ended     func() error // the context's
+	left      []string     // what was not read any more when it had ended
 	report    *Report
 	places    []*place
 	partition string
@@ -272,10 +295,26 @@ func (r *reviewer) add(severity Severity, code Code, subject, message, action st
 	}
 }
 
-// unread notes that something could not be read. The message has the line that a policy lacks, where that is it.
+// unread notes that something could not be read. The message has the details, such as the line that a policy lacks; what to do
+// follows from why it is.
 func (r *reviewer) unread(err error, action, resource, what string) {
-	r.add(Unknown, Unreadable, what, "it could not be read: "+session.Explain(err, action, resource).Error(),
-		"let the caller do this (docs/check-aws.md has the whole policy), and check again; until then nobody has seen whether this is right")
+	if r.ended() != nil {
+		if !slices.Contains(r.left, what) {
+			r.left = append(r.left, what)
+		}
+		return
+	}
+	err = session.Explain(err, action, resource)
+	remedy := session.Remedy(err)
+	switch {
+	case errors.Is(err, session.ErrDenied):
+		remedy += " (docs/check-aws.md has the whole policy), and check again"
+	case remedy != "":
+		remedy += " (the message says how), and check again"
+	default:
+		remedy = "see what AWS says to it, and check again"
+	}
+	r.add(Unknown, Unreadable, what, "it could not be read: "+err.Error(), remedy+"; until then nobody has seen whether this is right")
 }
 
 // roleARN is the ARN of a role of the account by its name or ARN.

@@ -11,6 +11,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	sdk "github.com/aws/aws-sdk-go-v2/service/secretsmanager"
 
+	"countersign.dev/aws/session"
 	"countersign.dev/secret"
 )
 
@@ -102,6 +103,30 @@ func (s *Store) Versions(ctx context.Context, name string) ([]secret.Version, er
 	return versions, nil
 }
 
+// Bounds of [Store.Reach].
+const (
+	reachTime  = 20 * time.Second // a way to credentials over the network is in it
+	reachTries = 3
+)
+
+// Reach finds out, in seconds and with one DescribeSecret, whether the store answers this program at all, before it is asked
+// many things that would all fail alike. The error is one that any call would meet ([session.Everywhere]); what else the answer
+// is, such as that there is no such secret or that this caller may not see it, is nil.
+func (s *Store) Reach(ctx context.Context, name string) error {
+	within, cancel := context.WithTimeout(ctx, reachTime)
+	defer cancel()
+	_, err := s.client.DescribeSecret(within, &sdk.DescribeSecretInput{SecretId: aws.String(name)}, at(name), func(o *sdk.Options) {
+		o.RetryMaxAttempts = min(o.Retryer.MaxAttempts(), reachTries)
+	})
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err = session.Explain(err, "secretsmanager:DescribeSecret", s.resource(name)); session.Everywhere(err) {
+		return fmt.Errorf("asking Secrets Manager in the region %s: %w", s.regionOf(name), err)
+	}
+	return nil
+}
+
 // maxPages bounds how many pages of an answer are read: AWS has a hundred entries on each.
 const maxPages = 100
 
@@ -154,7 +179,7 @@ func (s *Store) List(ctx context.Context) ([]secret.Entry, error) {
 		}
 		page, err := pages.NextPage(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("listing the secrets of the region %s: %w", s.region, s.explain(err, "ListSecrets", "*"))
+			return nil, fmt.Errorf("listing the secrets of the region %s: %w", s.region, s.explain(err, "ListSecrets", allSecrets))
 		}
 		for _, listed := range page.SecretList {
 			name := aws.ToString(listed.Name)

@@ -161,6 +161,8 @@ func (s *Store) explain(err error, operation, name string) error {
 	switch {
 	case errors.Is(explained, session.ErrKey):
 		return explained
+	case errors.Is(explained, session.ErrDenied) && name == allSecrets:
+		return explained
 	case errors.Is(explained, session.ErrDenied):
 		return fmt.Errorf("%w; or it does not exist any more, or under another ARN, which AWS says in the same words to a role that may only what it names: `aws secretsmanager describe-secret --secret-id %s`", explained, name)
 	}
@@ -197,9 +199,12 @@ func (s *Store) regionOf(name string) string {
 	return s.region
 }
 
+// allSecrets stands in place of a name for what is done to no one secret: a policy allows that on everything or not at all.
+const allSecrets = "*"
+
 // resource is a secret's ARN as a policy names it: AWS adds a hyphen and six characters to a name.
 func (s *Store) resource(name string) string {
-	if strings.HasPrefix(name, "arn:") {
+	if strings.HasPrefix(name, "arn:") || name == allSecrets {
 		return name
 	}
 	partition := "aws"

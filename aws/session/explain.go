@@ -112,7 +112,12 @@ func message(err error) string {
 // said is what is shown of an error: AWS's words, or the SDK's.
 func said(err error) string {
 	text := err.Error()
-	if code := Code(err); code != "" {
+	if code := Code(err); code == unknownError {
+		text = fmt.Sprintf("an answer of the status %d that holds no error of AWS", status(err))
+		if m := message(err); m != "" && m != code {
+			text += ": " + m
+		}
+	} else if code != "" {
 		text = code
 		if m := message(err); m != "" {
 			text += ": " + m
@@ -275,26 +280,73 @@ func status(err error) int {
 	return 0
 }
 
+// unreadable tells whether an answer was none that the SDK could read.
+func unreadable(err error) bool {
+	_, ok := errors.AsType[*smithy.DeserializationError](err)
+	return ok
+}
+
 // unavailable judges failures of AWS itself, and of the way there.
 func (e *Error) unavailable() bool {
 	var network net.Error
 	var name *net.DNSError
 	var unknown *tls.CertificateVerificationError
 	var unsent *smithyhttp.RequestSendError
+	place := standIn(e.err)
+	instead := func(otherwise, here string) {
+		if e.advice = otherwise; place != "" {
+			e.advice = fmt.Sprintf(here, place)
+		}
+	}
 	switch {
 	case errors.Is(e.err, context.Canceled):
 		return false
 	case errors.As(e.err, &unknown):
 		e.advice = "this machine does not believe the certificate of the endpoint: see whether a proxy opens TLS on the way, and AWS_CA_BUNDLE"
 	case errors.As(e.err, &name):
-		e.advice = "the endpoint's name cannot be resolved: see the region, and the VPC's DNS and interface endpoint for this service"
-	case status(e.err) >= http.StatusInternalServerError:
+		instead("the endpoint's name cannot be resolved: see the region, and the VPC's DNS and interface endpoint for this service",
+			"the name of the endpoint cannot be resolved: it is %s; correct it, or leave it out")
+	case status(e.err) >= http.StatusInternalServerError && (place == "" || !stranger(e.err)):
 		e.advice = e.tries() + "try again later, and see https://health.aws.amazon.com for the region"
+		if place != "" {
+			e.advice += "; the answer is of " + place
+		}
 	case errors.Is(e.err, context.DeadlineExceeded), errors.As(e.err, &network), errors.As(e.err, &unsent):
-		e.advice = "see that this network leads to the service: a route to the internet or an interface endpoint (PrivateLink) whose security group lets port 443 in; and try again"
+		instead("see that this network leads to the service: a route to the internet or an interface endpoint (PrivateLink) whose security group lets port 443 in; and try again",
+			"nothing answers at %s; correct it, start what should listen there, or leave it out for AWS itself")
+	case stranger(e.err):
+		instead("what answers is not AWS: see whether a proxy (HTTPS_PROXY) or a gateway answers in its place",
+			"what answers is not AWS: it is %s; correct it, or leave it out for AWS itself")
 	default:
 		return false
 	}
 	e.kind = ErrUnavailable
 	return true
+}
+
+// Everywhere tells whether an explained error is one that any other call of this program would meet as well: nobody
+// knows who it is, or nothing answers.
+func Everywhere(err error) bool {
+	return errors.Is(err, ErrCredentials) || errors.Is(err, ErrUnavailable)
+}
+
+// Remedy says in a few words what kind of thing helps against an explained error, for those who show its message, which has the
+// details, and what to do, in two places. It begins with a verb, and is empty for errors of other kinds.
+func Remedy(err error) string {
+	switch {
+	case errors.Is(err, ErrKey):
+		return "put the KMS key in order"
+	case errors.Is(err, ErrDenied):
+		return "let the caller do this"
+	case errors.Is(err, ErrThrottled):
+		return "wait until AWS is asked less"
+	case errors.Is(err, ErrCredentials):
+		return "give this program credentials that hold"
+	case errors.Is(err, ErrUnavailable):
+		return "see that AWS can be reached from here"
+	case errors.Is(err, ErrConfig):
+		return "correct what is configured"
+	default:
+		return ""
+	}
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/smithy-go/logging"
 
 	"countersign.dev/mesh"
 )
@@ -37,7 +38,7 @@ const endpointVariable = "AWS_ENDPOINT_URL"
 // application is what CloudTrail shows behind app/ in the user agent of each call.
 const application = "countersign"
 
-// ErrConfig says that a region or an endpoint cannot be used.
+// ErrConfig says that a region, a profile, an endpoint or something else that somebody has written cannot be used.
 var ErrConfig = errors.New("the configuration for AWS cannot be used")
 
 // Config says where AWS is asked. The zero value is right on AWS.
@@ -54,14 +55,18 @@ type Config struct {
 // instance; they are asked for with the first call, and renewed before they end. A call is tried up to five times when
 // AWS throttles it or fails for a moment, with pauses by chance, the SDK's token bucket for retries and its
 // adaptive rate; one try takes at most ten seconds. AWS_MAX_ATTEMPTS and AWS_RETRY_MODE, or max_attempts and retry_mode of the
-// shared configuration, say otherwise, and AWS_USE_FIPS_ENDPOINT is obeyed. The error is [ErrConfig],
-// or one of the shared configuration files.
+// shared configuration, say otherwise, and AWS_USE_FIPS_ENDPOINT is obeyed. The error is always [ErrConfig]: nobody is
+// asked yet, so that it is about what somebody has written. The SDK logs nothing.
 func Load(ctx context.Context, c Config) (aws.Config, error) {
 	if err := c.check(); err != nil {
 		return aws.Config{}, fmt.Errorf("making a client of AWS: %w", err)
 	}
+	if err := checkEndpoints(); err != nil {
+		return aws.Config{}, fmt.Errorf("making a client of AWS: %w", err)
+	}
 	options := []func(*config.LoadOptions) error{
 		config.WithHTTPClient(awshttp.NewBuildableClient().WithTimeout(tryTimeout)),
+		config.WithLogger(logging.Nop{}), // its warnings are about the way to credentials: what comes of it is in the error
 	}
 	if os.Getenv("AWS_SDK_UA_APP_ID") == "" {
 		options = append(options, config.WithAppID(application))
@@ -74,16 +79,21 @@ func Load(ctx context.Context, c Config) (aws.Config, error) {
 	}
 	loaded, err := config.LoadDefaultConfig(ctx, options...)
 	if err != nil {
-		return aws.Config{}, fmt.Errorf("making a client of AWS: reading the environment and the shared configuration files: %w", err)
+		return aws.Config{}, fmt.Errorf("making a client of AWS: %w", unloaded(err))
 	}
 	if err := retries(&loaded); err != nil {
 		return aws.Config{}, fmt.Errorf("making a client of AWS: %w", err)
 	}
 	if loaded.Region == "" {
-		return aws.Config{}, fmt.Errorf("making a client of AWS: %w: it has no region; name one in the specification (region:) or by --region, or set AWS_REGION", ErrConfig)
+		return aws.Config{}, fmt.Errorf("making a client of AWS: %w", ErrNoRegion)
 	}
 	if err := checkRegion(loaded.Region); err != nil {
 		return aws.Config{}, fmt.Errorf("making a client of AWS: %w", err)
+	}
+	if loaded.BaseEndpoint != nil && *loaded.BaseEndpoint != os.Getenv(endpointVariable) {
+		if err := checkURL("endpoint_url of the shared configuration", *loaded.BaseEndpoint); err != nil {
+			return aws.Config{}, fmt.Errorf("making a client of AWS: %w", err)
+		}
 	}
 	if c.Endpoint != "" {
 		// Not before: the chain has clients of its own, of other services.
@@ -141,7 +151,7 @@ func (c Config) check() error {
 		return nil
 	}
 	if err := mesh.CheckEndpoint(c.Endpoint); err != nil {
-		return fmt.Errorf("%w: the endpoint is no URL of a service: %w", ErrConfig, err)
+		return fmt.Errorf("%w: the endpoint is %s, which is no URL of a service: %w", ErrConfig, ShowURL(c.Endpoint), err)
 	}
 	endpoint, err := url.Parse(c.Endpoint)
 	switch {

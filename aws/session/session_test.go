@@ -132,7 +132,7 @@ func TestLoadRefuses(t *testing.T) {
 		config session.Config
 		want   string
 	}{
-		"no region":             {session.Config{}, "it has no region"},
+		"no region":             {session.Config{}, "no region is named; set AWS_REGION"},
 		"a host for a region":   {session.Config{Region: "x.example.com/"}, "is no region"},
 		"a long region":         {session.Config{Region: "eu" + strings.Repeat("-a", 30)}, "is no region"},
 		"plain, elsewhere":      {session.Config{Region: "eu-central-1", Endpoint: "http://10.0.0.1:5000"}, "not https"},

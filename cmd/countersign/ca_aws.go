@@ -87,7 +87,7 @@ func (c caAWSCreateCmd) Run(p *process) error {
 	}
 	admin, err := acmpca.OpenAdmin(p.ctx, acmpca.AdminConfig{Region: c.Region, Endpoint: c.EndpointURL})
 	if err != nil {
-		return usageError{err}
+		return usageError{badAWS(err, regionByFlag)}
 	}
 	wanted := acmpca.NewCA{
 		Type: c.Type, Mode: c.Mode, KeyAlgorithm: c.KeyAlgorithm, Token: c.Idempotency, Parent: c.Parent,
@@ -149,6 +149,9 @@ func (c caAWSCreateCmd) make(p *process, admin *acmpca.Admin, wanted acmpca.NewC
 
 // check refuses flags that do not go together, and fills in what follows from others.
 func (c *caAWSCreateCmd) check() error {
+	if err := checkEndpointURL(c.EndpointURL); err != nil {
+		return err
+	}
 	sub := c.Type == acmpca.TypeSubordinate
 	switch {
 	case !sub && (c.Parent != "" || c.CSROut != ""):
@@ -265,6 +268,9 @@ func (c caAWSActivateCmd) Run(p *process) error {
 
 // check refuses flags that do not go together, and gives the CA's region.
 func (c caAWSActivateCmd) check() (string, error) {
+	if err := checkEndpointURL(c.EndpointURL); err != nil {
+		return "", err
+	}
 	region, err := acmpca.RegionOf(c.ARN)
 	switch {
 	case err != nil:

@@ -163,7 +163,7 @@ func (c *checkExpiryCmd) status(report expiry.Report) error {
 
 // watcher finds out whom to ask.
 func (c *checkExpiryCmd) watcher(p *process) (*expiryWatch, error) {
-	w := &expiryWatch{log: p.log, server: c.Server, patience: min(c.Timeout/3, 10*time.Second)}
+	w := &expiryWatch{log: p.log, stderr: p.stderr, server: c.Server, patience: min(c.Timeout/3, 10*time.Second)}
 	if c.Path != "" {
 		spec, err := mesh.Load(c.Path)
 		if err != nil {
@@ -203,6 +203,7 @@ func (c *checkExpiryCmd) settled(ctx context.Context, p *process, w *expiryWatch
 			Version: 1, Mesh: w.mesh, TrustDomain: w.trustDomain, Checked: facts.Now.UTC().Truncate(time.Second),
 			Report: expiry.Compare(facts, limits),
 		}
+		w.fitted(checked.Findings, c.Path)
 		if !unsettled(checked.Report) || !time.Now().Add(settlePause).Before(deadline) {
 			return checked, nil
 		}

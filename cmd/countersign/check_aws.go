@@ -70,17 +70,23 @@ func (c *checkAWSCmd) Run(p *process) error {
 	case c.Timeout <= 0 || c.Timeout > maxAWSCheck:
 		return usagef("--timeout %s is out of range; give one above 0 and at most %s", c.Timeout, maxAWSCheck)
 	}
+	if err := checkEndpointURL(c.EndpointURL); err != nil {
+		return err
+	}
 	spec, err := mesh.Load(c.Path)
 	if err != nil {
 		return invalidSpecification(p, err)
 	}
 	ctx, cancel := context.WithTimeoutCause(p.ctx, c.Timeout, fmt.Errorf("the check was not done after %s; give it more time with --timeout", c.Timeout))
 	defer cancel()
+	waiting := newWaiting(p.stderr)
 	report, err := review.Run(ctx, review.Config{
 		Spec: spec, Region: c.Region, Endpoint: c.EndpointURL, Function: c.Function, RotationRole: c.RotationRole, Since: c.Since,
+		Say: func(what string) { waiting.say("looking at " + what) },
 	})
+	waiting.stop()
 	if err != nil {
-		return usageError{err}
+		return usageError{badAWS(err, regionByBoth)}
 	}
 	if err := c.print(p, report); err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/url"
 	"slices"
@@ -39,7 +40,10 @@ type expiryWatch struct {
 	patience time.Duration // for how long the server is asked at most
 	server   string        // host:port of the listener for agents, as given
 
-	mesh, trustDomain string // as found out last
+	stderr io.Writer // is told what takes long
+
+	mesh, trustDomain string                        // as found out last
+	stores            map[string]mesh.DeclaredStore // those of the specification, by their names
 }
 
 // seen is what one look has found so far.
@@ -71,7 +75,9 @@ func (w *expiryWatch) look(ctx context.Context) (expiry.Facts, error) {
 		s.facts.Workloads = append(s.facts.Workloads, s.workload(plan))
 	}
 	s.fromDocument()
-	s.readStores(ctx)
+	if err := s.readStores(ctx); err != nil {
+		return expiry.Facts{}, err
+	}
 	asking, done = s.asking(ctx)
 	defer done()
 	s.lists(asking)
@@ -233,7 +239,7 @@ func (s *seen) compile() error {
 	if s.spec == nil {
 		return nil
 	}
-	s.expiryWatch.mesh, s.expiryWatch.trustDomain = s.spec.Mesh, s.spec.TrustDomain
+	s.expiryWatch.mesh, s.expiryWatch.trustDomain, s.stores = s.spec.Mesh, s.spec.TrustDomain, s.spec.Stores
 	for _, workload := range s.spec.Workloads() {
 		plan, err := s.spec.Compile(workload.Name)
 		if err != nil {

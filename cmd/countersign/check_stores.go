@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"time"
 
+	"countersign.dev/aws/session"
 	"countersign.dev/credential"
 	"countersign.dev/expiry"
 	"countersign.dev/mesh"
@@ -23,8 +25,9 @@ type openedStore struct {
 	problem error
 }
 
-// readStores reads what every workload's secret holds. A store is opened once.
-func (s *seen) readStores(ctx context.Context) {
+// readStores reads what every workload's secret holds. A store is opened once, and one that does not answer is asked nothing
+// more. An error is a mistake in what is configured for AWS, when for that nothing at all can be looked at.
+func (s *seen) readStores(ctx context.Context) error {
 	opened := make(map[mesh.Store]*openedStore)
 	var order []mesh.Store
 	for _, plan := range s.plans {
@@ -34,7 +37,7 @@ func (s *seen) readStores(ctx context.Context) {
 		declared := plan.Delivery.Store
 		if opened[declared] == nil {
 			o := &openedStore{}
-			o.store, o.problem = openStore(ctx, declared)
+			o.open(ctx, declared, s.stderr, plan.Delivery.Secret)
 			opened[declared] = o
 			order = append(order, declared)
 		}
@@ -44,6 +47,7 @@ func (s *seen) readStores(ctx context.Context) {
 		if o := opened[declared]; o.problem != nil {
 			s.facts.Unreached = append(s.facts.Unreached, expiry.Unreached{
 				Code: expiry.CodeStore, Place: "store:" + placeOf(declared), Problem: o.problem.Error(), Lost: "the secrets of " + strings.Join(o.needed, ", "),
+				Remedy: remedyFor(o.problem),
 			})
 		}
 	}
@@ -57,6 +61,82 @@ func (s *seen) readStores(ctx context.Context) {
 			s.readSecret(ctx, plan, store, w)
 		}
 	}
+	if s.spec != nil && s.spec.ServerCan() != nil && s.document == nil { // all that there is to look at lies in stores
+		return allMistaken(opened)
+	}
+	return nil
+}
+
+// open opens a store and sees whether it answers at all.
+func (o *openedStore) open(ctx context.Context, declared mesh.Store, stderr io.Writer, name string) {
+	store, err := openStore(ctx, declared)
+	if err == nil {
+		err = patiently(stderr, "asking the store "+placeOf(declared), func() error { return store.reach(ctx, name) })
+	}
+	if o.problem = err; err == nil {
+		o.store = store
+	}
+}
+
+// allMistaken gives a mistake in what is configured for AWS when no store can be opened for that.
+func allMistaken(opened map[mesh.Store]*openedStore) error {
+	var mistake error
+	for _, o := range opened {
+		if !errors.Is(o.problem, session.ErrConfig) {
+			return nil
+		}
+		mistake = o.problem
+	}
+	return badAWS(mistake, regionInSpec)
+}
+
+// remedyFor is what to do about what AWS does not answer; empty for what is wrong with a secret itself.
+func remedyFor(err error) string {
+	if remedy := session.Remedy(err); remedy != "" {
+		return remedy + " (the message says how), and check again; nothing has to be rotated for it"
+	}
+	return ""
+}
+
+// fitted names in the commands that findings advise what they need here: the specification where there is no server, and the store.
+func (w *expiryWatch) fitted(findings []expiry.Finding, path string) {
+	for i, f := range findings {
+		if path != "" && w.admin == nil {
+			for _, command := range []string{"once", "status", "daemon"} {
+				command = "`countersign rotate " + command
+				f.Action = strings.ReplaceAll(f.Action, command, command+" --mesh "+word(path))
+			}
+		}
+		place, _ := strings.CutPrefix(f.Place, "store:")
+		name, _, _ := strings.Cut(place, " ")
+		if declared, ok := w.stores[name]; ok {
+			const command = "`countersign secret versions"
+			f.Action = strings.ReplaceAll(f.Action, command, command+storeFlagsOf(declared.Store))
+		}
+		findings[i].Action = f.Action
+	}
+}
+
+// storeFlagsOf are the flags of `secret` that open a store.
+func storeFlagsOf(declared mesh.Store) string {
+	if declared.Type == mesh.StoreFile {
+		return " --store " + word("file:"+declared.Dir) + " --identity-file " + word(declared.IdentityFile)
+	}
+	flags := " --store " + declared.Type + ":" + declared.Region
+	if declared.Endpoint != "" {
+		flags += " --endpoint-url " + word(declared.Endpoint)
+	}
+	return flags
+}
+
+// word is a word for a shell.
+func word(text string) string {
+	if strings.ContainsFunc(text, func(r rune) bool {
+		return !strings.ContainsRune("/._:@=+,-", r) && (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
+	}) {
+		return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
+	}
+	return text
 }
 
 // readSecret reads a workload's secret, its trust bundle, and what its rotation keeps about itself.
@@ -80,7 +160,7 @@ func (s *seen) readSecret(ctx context.Context, plan *mesh.Plan, store *anyStore,
 	case errors.Is(err, secret.ErrNotFound):
 		w.Stored.Missing = true
 	case err != nil:
-		w.Stored.Code, w.Stored.Problem = expiry.CodeSecretUnreadable, err.Error()
+		w.Stored.Code, w.Stored.Problem, w.Stored.Remedy = expiry.CodeSecretUnreadable, err.Error(), remedyFor(err)
 	default:
 		s.readCurrent(plan, shape, material, bundle, w.Stored)
 	}
@@ -161,7 +241,7 @@ func written(ctx context.Context, store rotate.Store, name, version string) time
 func readStoredBundle(ctx context.Context, store rotate.Store, name string) ([]byte, *expiry.Bundle) {
 	value, version, err := store.Read(ctx, name, "")
 	if err != nil {
-		return nil, &expiry.Bundle{Secret: name, Problem: err.Error()}
+		return nil, &expiry.Bundle{Secret: name, Problem: err.Error(), Remedy: remedyFor(err)}
 	}
 	return value, bundleOf(name, version, value)
 }

@@ -103,7 +103,7 @@ func (f *function) ready(ctx context.Context) error {
 	}
 	targets, err := f.world.targetsOf(ctx, spec, "")
 	if err = cmp.Or(err, unknown(targets)); err == nil {
-		err = f.world.unseen(targets, "")
+		err = cmp.Or(f.world.unseen(targets, ""), unconfigured(targets))
 	}
 	if err != nil {
 		return err

@@ -133,6 +133,7 @@ func (c generateFlags) write(p *process, proxy mesh.Engine, render func(*mesh.Pl
 		if err := durable.WriteFile(c.Out, []byte(config.Text), 0o644); err != nil {
 			return fmt.Errorf("--out: %w", err)
 		}
+		fmt.Fprintf(p.stderr, "wrote %s\n", c.Out)
 		return nil
 	}
 	_, err = io.WriteString(p.stdout, config.Text)

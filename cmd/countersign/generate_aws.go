@@ -194,6 +194,7 @@ func (c awsFlags) write(p *process, generate func(*mesh.Spec, iac.Options) ([]by
 		if err := durable.WriteFile(c.Out, text, 0o644); err != nil {
 			return fmt.Errorf("--out: %w", err)
 		}
+		fmt.Fprintf(p.stderr, "wrote %s\n", c.Out)
 		return nil
 	}
 	_, err = p.stdout.Write(text)

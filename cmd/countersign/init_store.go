@@ -2,14 +2,12 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 
 	"countersign.dev/aws/secretsmanager"
-	"countersign.dev/aws/session"
 	"countersign.dev/credential"
 	"countersign.dev/deliver"
 	"countersign.dev/mesh"
@@ -158,10 +156,8 @@ func (c initCmd) openStore(ctx context.Context) (*storeSource, error) {
 		return nil, err
 	}
 	store, err := openStore(ctx, c.declared())
-	if errors.Is(err, session.ErrConfig) { // --region, --endpoint-url or what stands for them in the environment
-		return nil, usageError{err}
-	} else if err != nil {
-		return nil, err
+	if err != nil {
+		return nil, badAWS(err, regionByFlag)
 	}
 	source := &storeSource{store: store, shape: shape, bundle: bundle, cmd: c}
 	if cloud, ok := store.Store.(*secretsmanager.Store); ok && c.Watch {

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -108,7 +109,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return exited
 	}
 	if err != nil {
-		fmt.Fprintf(stderr, "countersign: %v\nTry 'countersign%s --help'.\n", err, commandOf(err))
+		fmt.Fprintf(stderr, "countersign: %v%s\nTry 'countersign%s --help'.\n", err, takes(err), commandOf(err))
 		return exitUsage
 	}
 	p := &process{ctx: ctx, stdin: stdin, stdout: stdout, stderr: stderr, log: newLogger(stderr, cli.LogFormat, cli.LogLevel)}
@@ -132,6 +133,26 @@ func commandOf(err error) string {
 		}
 	}
 	return words
+}
+
+// takes says how many arguments a command takes that was given one too many.
+func takes(err error) string {
+	var mistake *kong.ParseError
+	if !errors.As(err, &mistake) || mistake.Context == nil || !strings.HasPrefix(err.Error(), "unexpected argument") {
+		return ""
+	}
+	command := mistake.Context.Selected()
+	if command == nil {
+		return ""
+	}
+	switch n := len(command.Positional); n {
+	case 0:
+		return "; the command takes no argument"
+	case 1:
+		return "; the command takes one argument, " + command.Positional[0].Name
+	default:
+		return fmt.Sprintf("; the command takes %d arguments", n)
+	}
 }
 
 // status maps an error to an exit status and says it.

@@ -79,7 +79,8 @@ Such certificates cost money: each is counted before it is asked for, in the sec
 none is asked for beyond the budget of the month. --dry-run says how many would be issued, and what they cost.
 
 Exit status: 0 when nothing was due or all went well, 1 when something failed, or would in a trial run, or somebody
-else is at it, 2 for a mistake in what was asked for. Progress goes to standard error.
+else is at it, 2 for a mistake in what was asked for, or in what is configured for AWS. Progress goes to standard
+error.
 
 Examples:
   countersign rotate once --dry-run
@@ -116,6 +117,9 @@ func (c *rotateOnceCmd) Run(p *process) error {
 	}
 	if err != nil {
 		return world.refused(p, err)
+	}
+	if err := world.unreached(p, ofService(targets, service)); err != nil {
+		return err
 	}
 	rotator, err := world.rotator(c.rotationTimes, c.Wait, func(workload string, step rotate.Step, text string) {
 		fmt.Fprintf(p.stderr, "%s: %s: %s\n", workload, step, text)
@@ -267,7 +271,7 @@ func (c *rotateDaemonCmd) Run(p *process) error {
 	}
 	targets := func(ctx context.Context) ([]rotate.Target, error) {
 		targets, err := world.targets(ctx, "")
-		return targets, cmp.Or(err, unknown(targets), world.unseen(targets, ""))
+		return targets, cmp.Or(err, unknown(targets), world.unseen(targets, ""), unconfigured(targets))
 	}
 	if world.admin == nil { // a mistake in the file is better said now than in each round
 		if _, err := targets(p.ctx); err != nil {
@@ -331,7 +335,8 @@ func (rotateStatusCmd) Help() string {
 step a rotation is at, when one last came to its end, how the last one failed, and who holds the lease.
 That is kept in the store itself, as the secret NAME.rotation. With --output json: an array of objects.
 
-Exit status: 0, or 1 when a store, or something in it, could not be read.
+Exit status: 0; 1 when a store, or something in it, could not be read; 2 for a mistake in what was asked for, or in
+what is configured for AWS.
 
 Examples:
   countersign rotate status
@@ -349,8 +354,9 @@ func (c *rotateStatusCmd) Run(p *process) error {
 	if err != nil {
 		return world.refused(p, err)
 	}
-	if c.Service != "" {
-		targets = slices.DeleteFunc(targets, func(t rotate.Target) bool { return t.Workload.Name != c.Service })
+	targets = ofService(targets, c.Service)
+	if err := world.unreached(p, storesAlone(targets)); err != nil {
+		return err
 	}
 	statuses := []rotate.Status{}
 	for _, target := range targets {
@@ -455,6 +461,9 @@ func targetNames(spec *mesh.Spec, service string) ([]string, error) {
 	case len(names) == 0:
 		return nil, usagef("the specification does not declare %q", service)
 	default:
+		if meant, ok := mesh.Nearest(service, names); ok {
+			return nil, usagef("the specification does not declare %q; did you mean %q?", service, meant)
+		}
 		return nil, usagef("the specification does not declare %q; from a store come the certificates of %s", service, strings.Join(names, ", "))
 	}
 }

@@ -37,7 +37,7 @@ func checkEndpointURL(url string) error {
 		return nil
 	}
 	if err := mesh.CheckEndpoint(url); err != nil {
-		return usagef("--endpoint-url is no URL of a service: %w", err)
+		return usagef("--endpoint-url is %s, which is no URL of a service: %w", session.ShowURL(url), err)
 	}
 	return nil
 }
@@ -80,10 +80,10 @@ func (f storeFlags) open(p *process) (*anyStore, error) {
 
 // secretError tells mistakes of the user, which he finds in what he wrote, from failures.
 func secretError(err error) error {
-	if errors.Is(err, secret.ErrInvalid) || errors.Is(err, session.ErrConfig) || errors.Is(err, filestore.ErrIdentity) {
+	if errors.Is(err, secret.ErrInvalid) || errors.Is(err, filestore.ErrIdentity) {
 		return usageError{err}
 	}
-	return err
+	return badAWS(err, regionInStore)
 }
 
 type secretInitCmd struct {

@@ -143,11 +143,15 @@ func (c secretListCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	entries, damaged := store.List(p.ctx)
+	var entries []secret.Entry
+	damaged := patiently(p.stderr, "listing the secrets of "+c.Store, func() (err error) {
+		entries, err = store.List(p.ctx)
+		return err
+	})
+	if entries == nil && damaged != nil { // nothing could be listed
+		return secretError(damaged)
+	}
 	if c.json() {
-		if entries == nil {
-			return damaged
-		}
 		return errors.Join(writeJSON(p, entries), damaged)
 	}
 	table := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
@@ -186,7 +190,11 @@ func (c secretVersionsCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	versions, err := store.Versions(p.ctx, c.Name)
+	var versions []secret.Version
+	err = patiently(p.stderr, "asking the store "+c.Store, func() (err error) {
+		versions, err = store.Versions(p.ctx, c.Name)
+		return err
+	})
 	if err != nil {
 		return secretError(err)
 	}
