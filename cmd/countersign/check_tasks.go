@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"net"
 	"slices"
@@ -21,6 +22,8 @@ func (s *seen) tasks(ctx context.Context) {
 	if s.spec == nil {
 		return
 	}
+	ctx, done := context.WithTimeoutCause(ctx, s.patience, fmt.Errorf("ECS does not answer within %s; can it be reached from here?", s.patience))
+	defer done()
 	alone := s.admin == nil && s.spec.ServerCan() != nil // no server has this mesh in its care
 	var mu sync.Mutex
 	lost := make(map[[2]string][]string) // who is not known, by the cluster and the problem
@@ -36,7 +39,7 @@ func (s *seen) tasks(ctx context.Context) {
 			if err := s.tasksOf(ctx, plan, w); err != nil {
 				mu.Lock()
 				defer mu.Unlock()
-				at := [2]string{plan.ECS.Cluster, err.Error()}
+				at := [2]string{plan.ECS.Cluster, because(ctx, err).Error()}
 				lost[at] = append(lost[at], w.Name)
 			}
 			return nil

@@ -134,7 +134,7 @@ func TestCostsUnread(t *testing.T) {
 	if err := printBudgets(&out, budgets); err != nil || !strings.Contains(out.String(), "authority pca: the count of certificates m/pca.budget cannot be read") {
 		t.Errorf("%q, %v", out.String(), err)
 	}
-	if all := withBudgets([]rotate.Target{target}, []rotate.Status{{}}, budgets); !strings.Contains(all[0].Budget.Error, "cannot be read") {
+	if all := withBudgets([]rotate.Target{target}, []rotate.Status{{Service: "a"}}, budgets); !strings.Contains(all[0].Budget.Error, "cannot be read") {
 		t.Errorf("%+v", all)
 	}
 	if issue := trialResults(estimates, results)[0].Issue; issue == nil || !issue.Refused || !strings.Contains(issue.Budget.Error, "cannot be read") {

@@ -24,13 +24,17 @@ func (w *cloud) spending(ctx context.Context, targets []rotate.Target) []estimat
 	})
 }
 
-// withBudgets puts to each status, which is that of the target at its place, its authority's budget.
+// withBudgets puts to each status the budget of the authority that the service has its certificates of.
 func withBudgets(targets []rotate.Target, statuses []rotate.Status, budgets []estimate) []serviceStatus {
+	authorities := make(map[string]string)
+	for _, t := range targets {
+		authorities[t.Workload.Name] = t.Certificate.Authority
+	}
 	all := []serviceStatus{}
-	for i, status := range statuses {
+	for _, status := range statuses {
 		s := serviceStatus{Status: status}
 		for _, e := range budgets {
-			if e.authority == targets[i].Certificate.Authority {
+			if e.authority == authorities[status.Service] {
 				spent := e.spent()
 				s.Authority, s.Budget = e.authority, &spent
 			}
