@@ -31,13 +31,14 @@ func (c *comparison) issuedAt(cert Certificate) time.Time {
 }
 
 // due is when a leaf is to be replaced. As agents do it: a leaf that does not live to see renewAfter, because the
-// ttl was raised since or its issuer ends soon, is replaced at five sevenths of its life.
-func (c *comparison) due(cert Certificate, renewAfter time.Duration) time.Time {
-	issued := c.issuedAt(cert)
+// ttl was raised since or its issuer ends soon, is replaced at five sevenths of its life. Rotations come earlier by a part of
+// it: this is the moment at which they take it up.
+func (c *comparison) due(cert Certificate, w *Workload) time.Time {
+	issued, renewAfter := c.issuedAt(cert), w.RenewAfter
 	if life := cert.NotAfter.Sub(issued); renewAfter <= 0 || renewAfter >= life {
 		renewAfter = life / 7 * 5
 	}
-	return issued.Add(renewAfter)
+	return issued.Add(renewAfter - time.Duration(w.Early*float64(renewAfter)))
 }
 
 // judge says in which state a certificate is, adds it to the list, and notes what is wrong with its dates.

@@ -46,6 +46,7 @@ const (
 	CodeInstanceProblem  Code = "instance_problem"
 	CodeInstanceLost     Code = "instance_lost" // registered, and not connected to the server
 	CodeNoInstance       Code = "no_instance"   // declared, and not running
+	CodeNotLookedAt      Code = "not_looked_at" // nobody knows where its instances are
 	CodeClockSkew        Code = "clock_skew"
 	CodeSecretMissing    Code = "secret_missing"
 	CodeSecretUnreadable Code = "secret_unreadable" // damaged, or not of its layout
@@ -57,6 +58,7 @@ const (
 	CodeStore    Code = "store_unreadable"
 	CodeServer   Code = "server_unreachable"
 	CodeEndpoint Code = "endpoint_unreachable"
+	CodeTasks    Code = "tasks_unknown" // Amazon ECS does not say which tasks run
 )
 
 // Severity says how bad a finding is.
@@ -111,7 +113,7 @@ const (
 	KindServer   Kind = "server"
 	KindStored   Kind = "stored"   // the current version of a secret
 	KindServed   Kind = "served"   // what an endpoint presents
-	KindReported Kind = "reported" // what an instance says that it has, where no endpoint shows it
+	KindReported Kind = "reported" // what an instance says that it has, or must have by its start, where no endpoint shows it
 	KindFile     Kind = "file"     // a certificate file of a gateway
 	KindBundle   Kind = "bundle"   // a trust bundle in a store
 )
@@ -153,9 +155,11 @@ type Item struct {
 // Report is the comparison: both lists with the most urgent first.
 type Report struct {
 	// Worst is of all findings.
-	Worst    Severity  `json:"worst"`
-	Items    []Item    `json:"items"`
-	Findings []Finding `json:"findings"`
+	Worst Severity `json:"worst"`
+	// EndpointsSeen is how many listeners of instances have shown a certificate.
+	EndpointsSeen int       `json:"endpointsSeen"`
+	Items         []Item    `json:"items"`
+	Findings      []Finding `json:"findings"`
 }
 
 // Compare makes the report. It may be called by many goroutines.
@@ -193,7 +197,7 @@ func (c *comparison) mark(state State, severity Severity) {
 
 // report sorts what was collected.
 func (c *comparison) report() Report {
-	report := Report{Worst: OK, Items: c.items, Findings: c.findings}
+	report := Report{Worst: OK, EndpointsSeen: c.facts.seen(), Items: c.items, Findings: c.findings}
 	if report.Items == nil {
 		report.Items = []Item{}
 	}
@@ -236,6 +240,8 @@ func (c *comparison) sources() {
 			action = "start `countersign server`, or give its --socket; certificates that are in use stay valid until they end, and nobody gets a new one meanwhile"
 		case CodeStore:
 			action = "run the check where the store is and as a user who may read it; see that the identity file is the store's"
+		case CodeTasks:
+			action = "run the check as somebody who may call ecs:ListTasks, ecs:DescribeTasks and ecs:DescribeServices there (docs/check-expiry.md has the policy), and see 'deploy' in the specification"
 		default:
 			action = "see that it can be read from here, and check again"
 		}

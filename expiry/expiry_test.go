@@ -196,7 +196,7 @@ var clockFindings = map[string]findingCase{
 
 // TestFindings has a case for every way in which the facts can be wrong: exactly these findings, in this order.
 func TestFindings(t *testing.T) {
-	for _, cases := range []map[string]findingCase{silentFindings, rotationFindings, certificateFindings, authorityFindings, clockFindings} {
+	for _, cases := range []map[string]findingCase{silentFindings, rotationFindings, certificateFindings, authorityFindings, clockFindings, taskFindings} {
 		for name, test := range cases {
 			t.Run(name, func(t *testing.T) { test.run(t) })
 		}

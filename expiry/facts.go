@@ -113,9 +113,11 @@ type Server struct {
 type Workload struct {
 	Name     string
 	Identity string
-	// TTL is the declared life of a leaf, RenewAfter the age at which it is to be replaced.
+	// TTL is the declared life of a leaf, RenewAfter the age at which it is to be replaced. Early is the part of that by which
+	// its rotation comes before, from 0 to 1: rotations are spread, so that not all are at once.
 	TTL        time.Duration
 	RenewAfter time.Duration
+	Early      float64
 	// Stored is nil when the workload's agent gets its certificate itself.
 	Stored *Stored
 	// Rotation is what the rotation keeps about its tries; nil when it keeps nothing.
@@ -123,8 +125,20 @@ type Workload struct {
 	// InstancesKnown tells whether anybody could be asked for the instances.
 	InstancesKnown bool
 	Instances      []Instance
+	// NotLookedAt tells that there is nobody who could be asked for them.
+	NotLookedAt bool
+	// Tasks is nil unless Amazon ECS runs the instances.
+	Tasks *Tasks
 	// Files are the certificates that a gateway presents to the outside.
 	Files []File
+}
+
+// Tasks are instances that Amazon ECS runs. Each reads the store once, when it starts.
+type Tasks struct {
+	// Service is the service of ECS, as CLUSTER/SERVICE, and Replace the command that has ECS start all its tasks anew.
+	Service, Replace string
+	// Desired is how many are to run, Starting how many are on their way; both matter only when none runs.
+	Desired, Starting int
 }
 
 // Stored is the workload's secret.
@@ -197,10 +211,12 @@ type Instance struct {
 	Reported string
 	Ends     time.Time
 	Seen     string
-	// Problem is what it says is wrong.
+	// Problem is what it says is wrong; of a task, what ECS says.
 	Problem     string
 	ClockOffset time.Duration
-	Endpoints   []Endpoint
+	// Started is when a task was made, by the clock that Written of a [Version] is of; zero when that is not known.
+	Started   time.Time
+	Endpoints []Endpoint
 }
 
 // Endpoint is a listener that speaks TLS.
@@ -212,6 +228,21 @@ type Endpoint struct {
 	// Served is what a full handshake showed; nil when there was none, and Problem says why then.
 	Served  *Certificate
 	Problem string
+}
+
+// seen counts the endpoints that have shown a certificate.
+func (f *Facts) seen() int {
+	seen := 0
+	for _, w := range f.Workloads {
+		for _, i := range w.Instances {
+			for _, e := range i.Endpoints {
+				if e.Served != nil {
+					seen++
+				}
+			}
+		}
+	}
+	return seen
 }
 
 // File is a certificate in a file.

@@ -26,10 +26,17 @@ func (c *comparison) instance(w *Workload, i *Instance, stored *Version, files m
 			c.served(w, i, e, files[e.File])
 		}
 	}
+	if w.Tasks != nil && len(own) == 0 && stored != nil {
+		c.byStart(w, i, stored, busy)
+	}
 	if i.Problem != "" && !explained {
+		says := "it says: "
+		if w.Tasks != nil {
+			says = "ECS says: "
+		}
 		c.find(Finding{
 			Code: CodeInstanceProblem, Severity: Warning, Workload: w.Name, Instance: i.Name, Serial: i.Reported,
-			Message: "it says: " + i.Problem, Action: "mend what it says; its log has more",
+			Message: says + i.Problem, Action: "mend what it says; its log has more",
 		})
 	}
 }
@@ -50,6 +57,9 @@ func (c *comparison) shown(w *Workload, i *Instance) []shown {
 	for _, e := range i.Endpoints {
 		if e.Served == nil {
 			c.items = append(c.items, Item{Kind: KindServed, Workload: w.Name, Instance: i.Name, Place: e.Address, State: StateUnknown, Severity: Critical})
+			if w.dark() {
+				continue // one finding says it of all tasks
+			}
 			c.find(Finding{
 				Code: CodeEndpoint, Severity: Critical, Workload: w.Name, Instance: i.Name, Place: e.Address,
 				Message: fmt.Sprintf("the listener %s shows no certificate: %s", e.Listener, e.Problem),
@@ -107,7 +117,7 @@ func (c *comparison) leaf(w *Workload, i *Instance, s shown, stored *Version, bu
 	place := s.place()
 	about := subject{
 		kind: s.kind, workload: w.Name, instance: i.Name, place: place, is: "the certificate that it serves at " + place,
-		due: c.due(s.Certificate, w.RenewAfter), expiring: CodeExpiring, renew: c.renewal(w), warn: c.limits.Warn, critical: c.limits.Critical,
+		due: c.due(s.Certificate, w), expiring: CodeExpiring, renew: c.renewal(w), warn: c.limits.Warn, critical: c.limits.Critical,
 	}
 	if s.kind == KindReported {
 		about.is = "the certificate that it has (" + place + ")"
@@ -142,7 +152,7 @@ func (c *comparison) behind(w *Workload, i *Instance, s shown, stored *Version) 
 	f := Finding{Severity: Critical, Workload: w.Name, Instance: i.Name, Place: s.place(), Serial: s.Serial, Deadline: s.NotAfter.UTC()}
 	what := fmt.Sprintf("it serves %s, to %s, and the store has %s since %s", s.Serial, stamp(s.NotAfter), stored.Serial, stamp(stored.Written))
 	switch {
-	case i.Problem != "":
+	case i.Problem != "" && w.Tasks == nil:
 		f.Code = CodeReloadRefused
 		f.Message = fmt.Sprintf("the new certificate is not in use: %s; %s", i.Problem, what)
 		f.Action = "mend what it says; `countersign init --watch` tries again by itself, and the old certificate serves until its end"
@@ -155,9 +165,12 @@ func (c *comparison) behind(w *Workload, i *Instance, s shown, stored *Version) 
 		f.Message = what + ": the new one was never taken"
 		f.Action = "see whether `countersign init --watch` runs beside the proxy and can read the store; start the instance again if it is not to watch"
 	}
+	if w.Tasks != nil {
+		f.Action = replaced(w)
+	}
 	c.mark(StateBehind, f.Severity)
 	c.find(f)
-	return i.Problem != ""
+	return i.Problem != "" && w.Tasks == nil
 }
 
 // late says that what is served was not renewed in time: by its agent, or by a rotation whose store cannot be read.

@@ -155,7 +155,7 @@ func TestDue(t *testing.T) {
 		issued := time.Date(2028, 2, 27, 0, 0, 0, 0, time.UTC)
 		c := &comparison{facts: Facts{Backdating: backdating}}
 		cert := Certificate{NotBefore: issued.Add(-backdating), NotAfter: issued.Add(test.life)}
-		if got := c.due(cert, test.renewAfter).Sub(issued); got != test.want {
+		if got := c.due(cert, &Workload{RenewAfter: test.renewAfter}).Sub(issued); got != test.want {
 			t.Errorf("%s: due at the age of %s, want %s", name, got, test.want)
 		}
 	}
@@ -214,7 +214,7 @@ func TestZones(t *testing.T) {
 // gathered nothing says so in Unreached.
 func TestEmpty(t *testing.T) {
 	text, err := json.Marshal(Compare(Facts{Now: noon}, DefaultLimits()))
-	if err != nil || string(text) != `{"worst":"ok","items":[],"findings":[]}` {
+	if err != nil || string(text) != `{"worst":"ok","endpointsSeen":0,"items":[],"findings":[]}` {
 		t.Errorf("%s %v", text, err)
 	}
 }

@@ -21,13 +21,8 @@ func (c *comparison) workload(w *Workload) {
 		c.issuedOnly(w, stored)
 	}
 	files := c.files(w)
-	if w.InstancesKnown && len(w.Instances) == 0 {
-		c.find(Finding{
-			Code: CodeNoInstance, Severity: Warning, Workload: w.Name,
-			Message: "it is declared, and no instance of it is registered: what it would serve cannot be seen",
-			Action:  "start it, or take it out of the specification",
-		})
-	}
+	c.noInstance(w)
+	c.unseen(w)
 	for i := range w.Instances {
 		c.instance(w, &w.Instances[i], stored, files, busy)
 	}
@@ -61,7 +56,7 @@ func (c *comparison) stored(w *Workload) *Version {
 	cert := s.Current.Certificate
 	about := subject{
 		kind: KindStored, workload: w.Name, place: place, is: fmt.Sprintf("the certificate in the secret %s of the store %s", s.Secret, s.Store),
-		due: c.due(cert, w.RenewAfter), expiring: CodeExpiring, renew: c.renewal(w), warn: c.limits.Warn, critical: c.limits.Critical,
+		due: c.due(cert, w), expiring: CodeExpiring, renew: c.renewal(w), warn: c.limits.Warn, critical: c.limits.Critical,
 	}
 	item := c.judge(about, cert)
 	c.books(about, w, cert)

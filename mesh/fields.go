@@ -74,7 +74,8 @@ var certificatesShape = &shape{
 		{
 			name: "renewAfter", shape: renewAfter, otherwise: "5/7 of `ttl`",
 			doc: "The age at which a certificate is replaced; below `ttl`. Where a service or a gateway gives a `ttl` " +
-				"and no `renewAfter`, it is 5/7 of that `ttl`, whatever the mesh says.",
+				"and no `renewAfter`, it is 5/7 of that `ttl`, whatever the mesh says. A certificate in a store is taken up earlier, by " +
+				"a part of it from nothing to a tenth that the workload's name decides, so that not all are rotated at once.",
 		},
 		{
 			name: "key", shape: enum("key type", string(ECDSAP256), string(ECDSAP384), string(RSA2048), string(RSA3072), string(RSA4096), string(Ed25519)),

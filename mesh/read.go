@@ -41,33 +41,49 @@ func Load(path string) (*Spec, error) {
 
 // ReadDocuments reads the files of a specification without looking at what they say. Path is a file,
 // or a directory, of which every *.yaml, *.yml and *.json file is read in the order of their names;
-// directories below it and files whose name starts with a dot are passed over. No more than
+// directories below it, files whose name starts with a dot, and files for AWS ([PassedOver]) are passed over. No more than
 // [MaxBytes] is ever read; a longer specification is an [ErrTooLarge].
 func ReadDocuments(path string) ([]Document, error) {
+	documents, _, err := readDocuments(path)
+	return documents, err
+}
+
+// readDocuments also says which files of a directory are no part of a specification.
+func readDocuments(path string) (documents []Document, beside []string, err error) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, fmt.Errorf("cannot read the specification: %w", err)
+		return nil, nil, fmt.Errorf("cannot read the specification: %w", err)
 	}
 	paths := []string{path}
 	if info.IsDir() {
 		if paths, err = documentPaths(path); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	if len(paths) > MaxDocuments {
-		return nil, fmt.Errorf("%w: %s has %d files, and at most %d are read", ErrTooLarge, path, len(paths), MaxDocuments)
+		return nil, nil, fmt.Errorf("%w: %s has %d files, and at most %d are read", ErrTooLarge, path, len(paths), MaxDocuments)
 	}
-	documents := make([]Document, 0, len(paths))
+	documents = make([]Document, 0, len(paths))
 	left := MaxBytes
 	for _, p := range paths {
-		d, err := readDocument(p, left)
+		d, err := readDocument(p, max(left, beginning))
 		if err != nil {
-			return nil, err
+			return nil, nil, err
+		}
+		if what := whatBeside(p, d.Content); what != "" && info.IsDir() {
+			beside = append(beside, p+" ("+what+")")
+			continue
+		}
+		if len(d.Content) > left {
+			return nil, nil, fmt.Errorf("%w: with %s it has more than %d bytes", ErrTooLarge, p, MaxBytes)
 		}
 		left -= len(d.Content)
 		documents = append(documents, d)
 	}
-	return documents, nil
+	if len(documents) == 0 {
+		return nil, nil, fmt.Errorf("cannot read the specification: %w in %s but what is for AWS: %s", ErrNoDocuments, path, strings.Join(beside, ", "))
+	}
+	return documents, beside, nil
 }
 
 // documentPaths lists the files of a directory that belong to a specification.
@@ -100,7 +116,10 @@ func documentPaths(dir string) ([]string, error) {
 	return paths, nil
 }
 
-// readDocument reads one file of at most limit bytes.
+// beginning is as much of a file as shows what it is, in bytes.
+const beginning = 4096
+
+// readDocument reads one file: all of it, or a byte more than limit, which is too much.
 func readDocument(path string, limit int) (Document, error) {
 	absolute, err := filepath.Abs(path)
 	if err != nil {
@@ -114,9 +133,6 @@ func readDocument(path string, limit int) (Document, error) {
 	content, err := io.ReadAll(io.LimitReader(file, int64(limit)+1))
 	if err != nil {
 		return Document{}, fmt.Errorf("cannot read the specification: %w", err)
-	}
-	if len(content) > limit {
-		return Document{}, fmt.Errorf("%w: with %s it has more than %d bytes", ErrTooLarge, path, MaxBytes)
 	}
 	return Document{Name: path, Directory: filepath.Dir(absolute), Content: string(content)}, nil
 }

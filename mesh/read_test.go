@@ -61,6 +61,40 @@ func TestReadDocuments(t *testing.T) {
 	}
 }
 
+// TestPassedOver asserts which files of a directory are for AWS, and that a file that is named is read whatever it is.
+func TestPassedOver(t *testing.T) {
+	t.Chdir(t.TempDir())
+	write(t, "spec/mesh.yaml", "mesh: m\n")
+	write(t, "spec/cloudformation.yaml", "# The mesh m on Amazon ECS.\n# More of it.\n---\nAWSTemplateFormatVersion: '2010-09-09'\n"+strings.Repeat("#", mesh.MaxBytes+1))
+	write(t, "spec/other.yml", "\n\"AWSTemplateFormatVersion\" : '2010-09-09'\n")
+	write(t, "spec/a.json", "{\n  \"AWSTemplateFormatVersion\": \"2010-09-09\"}")
+	write(t, "spec/iam.json", "{\n  \"roles\": []}")
+	write(t, "spec/parameters.json", "[\n  {\"ParameterKey\": \"VpcId\"}]")
+	write(t, "spec/task.json", "{\"family\": \"m-a\"}")
+	beside, err := mesh.PassedOver("spec")
+	want := "spec/a.json (a template of CloudFormation), spec/cloudformation.yaml (a template of CloudFormation), spec/iam.json (policies for roles), " +
+		"spec/other.yml (a template of CloudFormation), spec/parameters.json (parameters of a stack), spec/task.json (a task definition)"
+	if got := strings.Join(beside, ", "); got != want || err != nil {
+		t.Errorf("%v\n got %s\nwant %s", err, got, want)
+	}
+	if spec, err := mesh.Load("spec"); err != nil || spec.Mesh != "m" {
+		t.Errorf("the rest is no specification: %v", err)
+	}
+	for name, text := range map[string]string{"key": "services: {}\nAWSTemplateFormatVersion: 1\n", "yaml": "family: m\n", "comment": "# AWSTemplateFormatVersion: 1\nmesh: m\n", "dashes": "---"} {
+		write(t, name+"/a.yaml", text)
+		if beside, err := mesh.PassedOver(name); len(beside) > 0 || err != nil {
+			t.Errorf("%s: %v, %v", name, beside, err)
+		}
+	}
+	if documents, err := mesh.ReadDocuments("spec/task.json"); err != nil || len(documents) != 1 {
+		t.Errorf("a file that is named: %v, %v", documents, err)
+	}
+	write(t, "alone/a.yaml", "AWSTemplateFormatVersion: 1\n")
+	if _, err := mesh.Load("alone"); !errors.Is(err, mesh.ErrNoDocuments) || !strings.Contains(err.Error(), "alone/a.yaml (a template of CloudFormation)") {
+		t.Errorf("a template alone: %v", err)
+	}
+}
+
 func TestReadDocumentsRefuses(t *testing.T) {
 	t.Chdir(t.TempDir())
 	if err := os.Mkdir("empty", 0o755); err != nil {

@@ -141,7 +141,8 @@ const referenceHead = `# The specification
 
 A mesh is declared in YAML: one file, or a directory of which every ` + "`*.yaml`, `*.yml` and `*.json`" + ` file is
 read and the files are joined (` + "`services`, `gateways`, `stores` and `authorities`" + ` may stand in several files, every
-other key in one).
+other key in one). What ` + "`countersign generate`" + ` wrote for AWS may lie there, too: templates of CloudFormation, and, as
+` + "`*.json`" + `, policies, task definitions and the parameters of a stack are passed over, which ` + "`mesh validate`" + ` says.
 ` + "`countersign mesh validate PATH`" + ` checks it, ` + "`countersign mesh schema`" + ` prints a JSON Schema for editors.
 
 ` + "```yaml" + `

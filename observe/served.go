@@ -59,6 +59,14 @@ func Presented(ctx context.Context, address string, identity id.ID, protocol mes
 	return presented(ctx, address, identity.ServerName(), protocol)
 }
 
+// PresentedBy is [Presented] by what a Plan says of a workload's certificate, as [ServedBy] is [Served].
+func PresentedBy(ctx context.Context, address string, workload mesh.CertificatePlan, protocol mesh.Protocol) ([]*x509.Certificate, error) {
+	if workload.DNSIdentity == "" {
+		return Presented(ctx, address, workload.Identity, protocol)
+	}
+	return presented(ctx, address, workload.DNSIdentity, protocol)
+}
+
 func presented(ctx context.Context, address, serverName string, protocol mesh.Protocol) ([]*x509.Certificate, error) {
 	ctx, cancel := context.WithTimeout(ctx, DefaultTimeout)
 	defer cancel()

@@ -25,9 +25,14 @@ func DueAt(leaf *x509.Certificate, renewAfter time.Duration, workload string) ti
 	if life := leaf.NotAfter.Sub(issued); renewAfter <= 0 || renewAfter >= life {
 		renewAfter = max(0, life/7*5)
 	}
+	return issued.Add(renewAfter - time.Duration(Early(workload)*float64(renewAfter)))
+}
+
+// Early is the part of renewAfter by which the rotation of a workload comes before it: from 0 to a tenth.
+func Early(workload string) float64 {
 	sum := sha256.Sum256([]byte(workload))
 	share := float64(binary.BigEndian.Uint32(sum[:4])) / (1 << 32)
-	return issued.Add(renewAfter - time.Duration(jitterFraction*share*float64(renewAfter)))
+	return jitterFraction * share
 }
 
 // keyType is the kind of a public key, as a specification names it.

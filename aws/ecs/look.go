@@ -32,21 +32,9 @@ const maxLooks = 16
 // roll-out began and is not unhealthy; what it really holds in memory nobody sees. Tasks that are being stopped are not
 // looked at, and those that have not come to run are only when no other one does.
 func (s *Service) Look(ctx context.Context, target rotate.Target) ([]rotate.Sighting, error) {
-	tasks, err := s.tasks(ctx, types.DesiredStatusRunning, 0)
+	all, starting, err := s.live(ctx)
 	if err != nil {
 		return nil, err
-	}
-	slices.SortFunc(tasks, func(a, b types.Task) int { return cmp.Compare(aws.ToString(a.TaskArn), aws.ToString(b.TaskArn)) })
-	var all []*types.Task
-	starting := 0
-	for i := range tasks {
-		switch {
-		case aws.ToString(tasks[i].DesiredStatus) == "STOPPED":
-		case aws.ToString(tasks[i].LastStatus) == running:
-			all = append(all, &tasks[i])
-		case slices.Contains([]string{"PROVISIONING", "PENDING", "ACTIVATING"}, aws.ToString(tasks[i].LastStatus)):
-			starting++
-		}
 	}
 	if len(all) == 0 {
 		return s.none(ctx, starting)
@@ -68,6 +56,25 @@ func (s *Service) Look(ctx context.Context, target rotate.Target) ([]rotate.Sigh
 	}
 	_ = group.Wait() // none of them fails
 	return slices.Concat(found...), ctx.Err()
+}
+
+// live gives the tasks that run and are to go on, in the order of their ARNs, and how many are on their way to run.
+func (s *Service) live(ctx context.Context) (all []*types.Task, starting int, err error) {
+	tasks, err := s.tasks(ctx, types.DesiredStatusRunning, 0)
+	if err != nil {
+		return nil, 0, err
+	}
+	slices.SortFunc(tasks, func(a, b types.Task) int { return cmp.Compare(aws.ToString(a.TaskArn), aws.ToString(b.TaskArn)) })
+	for i := range tasks {
+		switch {
+		case aws.ToString(tasks[i].DesiredStatus) == "STOPPED":
+		case aws.ToString(tasks[i].LastStatus) == running:
+			all = append(all, &tasks[i])
+		case slices.Contains([]string{"PROVISIONING", "PENDING", "ACTIVATING"}, aws.ToString(tasks[i].LastStatus)):
+			starting++
+		}
+	}
+	return all, starting, nil
 }
 
 // none says of a service without a running task whether it is to have any.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -174,5 +175,31 @@ func TestLookWithout(t *testing.T) {
 			t.Fatalf("%s: %v", action, err)
 		}
 		says(t, err.Error(), `{"Effect":"Allow","Action":"ecs:`+action)
+	}
+}
+
+// TestRunning tells whoever looks himself which tasks run, and how many are to when none does.
+func TestRunning(t *testing.T) {
+	starting, sick, bridge := taskOf("f6", 5, ""), taskOf("b2", 5, "127.0.0.10"), taskOf("c3", 4, "")
+	starting["lastStatus"], sick["healthStatus"] = "PENDING", "UNHEALTHY"
+	f := &fake{tasks: []object{bridge, sick, starting, taskOf("a1", 4, "127.0.0.9")}, service: serviceOf(3, deployed(5, "PRIMARY", "COMPLETED", 3, 3))}
+	s := open(t, f)
+	got, err := s.Running(t.Context())
+	made := func(deployment int) time.Time {
+		return epoch.Add(time.Duration(deployment)*time.Minute + 3*time.Second)
+	}
+	want := Running{Starting: 1, Tasks: []Task{
+		{ID: "a1", Address: "127.0.0.9", Created: made(4)}, {ID: "b2", Address: "127.0.0.10", Created: made(5), Unhealthy: true}, {ID: "c3", Created: made(4)},
+	}}
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
+	}
+	f.set(func() { f.tasks = []object{starting} })
+	if got, err = s.Running(t.Context()); err != nil || got.Desired != 3 || got.Starting != 1 || len(got.Tasks) > 0 {
+		t.Errorf("none runs: %+v, %v", got, err)
+	}
+	f.set(func() { f.service = nil })
+	if _, err = s.Running(t.Context()); !errors.Is(err, rotate.ErrRolloutFailed) {
+		t.Errorf("there is no such service: %v", err)
 	}
 }

@@ -23,6 +23,12 @@ func (f adminFlags) admin() (*api.Admin, error) {
 	return api.NewAdmin(socket), nil
 }
 
+// howServer says how a server is named.
+const howServer = "its --socket PATH (it is server.sock in the server's state), or run this inside `countersign up PATH -- COMMAND`"
+
+// asked tells whether anybody has said which server.
+func (f adminFlags) asked() bool { return f.Socket != "" || os.Getenv(up.EnvRun) != "" }
+
 // find is --socket, or what the document of `up` says.
 func (f adminFlags) find() (string, error) {
 	if f.Socket != "" {
@@ -30,7 +36,7 @@ func (f adminFlags) find() (string, error) {
 	}
 	path := os.Getenv(up.EnvRun)
 	if path == "" {
-		return "", usagef("which server? Give its --socket PATH (it is server.sock in the server's state), or run this inside `countersign up PATH -- COMMAND`")
+		return "", usagef("which server? Give %s", howServer)
 	}
 	document, err := up.ReadDocument(path)
 	if err != nil {

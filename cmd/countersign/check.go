@@ -47,12 +47,17 @@ proxy serves the old certificate; a proxy that refused a reload; a certificate t
 What cannot be asked is a finding as well: a report never looks better because less was seen. Run it where
 the stores can be read and the endpoints be reached, as a user who may; it changes nothing.
 
+Where Amazon ECS runs the services (deploy: {type: ecs, ...}) no server is asked: give the specification. ECS
+says which tasks run; each is looked at by a handshake, which is possible inside the VPC alone. Of a task that
+shows nothing the time of its start says whether it can have what the store holds.
+
 What is rotated is due at renewAfter, and becomes a warning when its rotation is late. A limit that you give with
 --warn or --critical speaks of every leaf that has less left, whether or not its rotation is late.
 
 Examples:
   countersign check expiry --socket ./state/server.sock
   countersign check expiry mesh.yaml --warn 25% --critical 12h --output json
+  countersign check expiry payments-ecs/mesh.yaml --timeout 2m
   countersign check expiry --socket ./state/server.sock --metrics-file /var/lib/node_exporter/countersign.prom
 
 Exit status: 0 when all is well, 1 with a finding (--fail-on), 2 for mistakes in what was asked.`
@@ -163,7 +168,7 @@ func (c *checkExpiryCmd) status(report expiry.Report) error {
 
 // watcher finds out whom to ask.
 func (c *checkExpiryCmd) watcher(p *process) (*expiryWatch, error) {
-	w := &expiryWatch{log: p.log, stderr: p.stderr, server: c.Server, patience: min(c.Timeout/3, 10*time.Second)}
+	w := &expiryWatch{log: p.log, stderr: p.stderr, server: c.Server, patience: min(c.Timeout/3, 10*time.Second), cloud: newCloud(nil)}
 	if c.Path != "" {
 		spec, err := mesh.Load(c.Path)
 		if err != nil {
@@ -174,6 +179,9 @@ func (c *checkExpiryCmd) watcher(p *process) (*expiryWatch, error) {
 	if path := os.Getenv(up.EnvRun); path != "" && c.Socket == "" {
 		// One that cannot be read is an error where the socket is looked up.
 		w.document, _ = up.ReadDocument(path)
+	}
+	if c.Path == "" && !c.asked() {
+		return nil, usagef("which mesh? Give the path of its specification, which is enough where certificates come from AWS; of a server give %s", howServer)
 	}
 	socket, err := c.find()
 	switch {

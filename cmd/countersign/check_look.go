@@ -23,6 +23,7 @@ import (
 	"countersign.dev/mesh"
 	"countersign.dev/mtls"
 	"countersign.dev/observe"
+	"countersign.dev/rotate"
 	"countersign.dev/up"
 )
 
@@ -39,6 +40,7 @@ type expiryWatch struct {
 	noServer error         // why admin is nil
 	patience time.Duration // for how long the server is asked at most
 	server   string        // host:port of the listener for agents, as given
+	cloud    *cloud        // whom tasks of Amazon ECS are asked of
 
 	stderr io.Writer // is told what takes long
 
@@ -75,6 +77,7 @@ func (w *expiryWatch) look(ctx context.Context) (expiry.Facts, error) {
 		s.facts.Workloads = append(s.facts.Workloads, s.workload(plan))
 	}
 	s.fromDocument()
+	s.tasks(ctx)
 	if err := s.readStores(ctx); err != nil {
 		return expiry.Facts{}, err
 	}
@@ -256,6 +259,9 @@ func (s *seen) workload(plan *mesh.Plan) expiry.Workload {
 		Name: plan.Workload.Name, Identity: plan.Workload.Identity.String(),
 		TTL: time.Duration(plan.Certificate.TTL), RenewAfter: time.Duration(plan.Certificate.RenewAfter), InstancesKnown: s.known,
 	}
+	if plan.Delivery.FromStore() {
+		w.Early = rotate.Early(w.Name)
+	}
 	if name := plan.Certificate.DNSIdentity; name != "" {
 		w.Identity = mesh.FromDNS + name // its certificates are ACM's, and have no SPIFFE ID
 	}
@@ -384,9 +390,9 @@ func (s *seen) readLists(text []byte) error {
 func (s *seen) handshakes(ctx context.Context) {
 	var group errgroup.Group
 	group.SetLimit(observe.DefaultParallel)
-	present := func(address string, identity id.ID, protocol mesh.Protocol, done func(*expiry.Certificate, string)) {
+	present := func(address string, by mesh.CertificatePlan, protocol mesh.Protocol, done func(*expiry.Certificate, string)) {
 		group.Go(func() error {
-			chain, err := observe.Presented(ctx, address, identity, protocol)
+			chain, err := observe.PresentedBy(ctx, address, by, protocol)
 			if err != nil {
 				done(nil, err.Error())
 				return nil
@@ -397,6 +403,7 @@ func (s *seen) handshakes(ctx context.Context) {
 		})
 	}
 	for n, plan := range s.plans {
+		by := mesh.CertificatePlan{Identity: plan.Workload.Identity, DNSIdentity: plan.Certificate.DNSIdentity}
 		instances := s.facts.Workloads[n].Instances
 		for i := range instances {
 			for k := range instances[i].Endpoints {
@@ -405,7 +412,7 @@ func (s *seen) handshakes(ctx context.Context) {
 					if at := slices.IndexFunc(plan.Inbound, func(in mesh.Inbound) bool { return in.Name == e.Listener }); at >= 0 {
 						protocol = plan.Inbound[at].Protocol
 					}
-					present(e.Address, plan.Workload.Identity, protocol, func(cert *expiry.Certificate, problem string) { e.Served, e.Problem = cert, problem })
+					present(e.Address, by, protocol, func(cert *expiry.Certificate, problem string) { e.Served, e.Problem = cert, problem })
 				}
 			}
 		}
@@ -415,7 +422,7 @@ func (s *seen) handshakes(ctx context.Context) {
 }
 
 // ownServer looks at the server's own certificate: on the wire when its address is known, in the books otherwise.
-func (s *seen) ownServer(present func(string, id.ID, mesh.Protocol, func(*expiry.Certificate, string))) {
+func (s *seen) ownServer(present func(string, mesh.CertificatePlan, mesh.Protocol, func(*expiry.Certificate, string))) {
 	address := s.server
 	if address == "" && s.document != nil {
 		if parsed, err := url.Parse(s.document.Server.URL); err == nil {
@@ -433,7 +440,7 @@ func (s *seen) ownServer(present func(string, id.ID, mesh.Protocol, func(*expiry
 	if address != "" {
 		server := &expiry.Server{Address: address}
 		s.facts.Server = server
-		present(address, identity, mesh.HTTP2, func(cert *expiry.Certificate, problem string) { server.Served, server.Problem = cert, problem })
+		present(address, mesh.CertificatePlan{Identity: identity}, mesh.HTTP2, func(cert *expiry.Certificate, problem string) { server.Served, server.Problem = cert, problem })
 		return
 	}
 	var newest expiry.Issued

@@ -23,7 +23,11 @@ func (c *checkExpiryCmd) print(p *process, checked checkedExpiry) error {
 	var out strings.Builder
 	writeExpiryItems(&out, checked, paint)
 	if len(checked.Findings) == 0 {
-		fmt.Fprintf(&out, "All is well with %s.\n", count(len(checked.Items), "thing")+" that can end")
+		looked := "no endpoint was looked at"
+		if n := checked.EndpointsSeen; n > 0 {
+			looked = "looked at " + count(n, "endpoint")
+		}
+		fmt.Fprintf(&out, "All is well with %s that can end; %s.\n", count(len(checked.Items), "thing"), looked)
 	}
 	for _, f := range checked.Findings {
 		writeExpiryFinding(&out, f, paint)

@@ -45,6 +45,9 @@ func (meshValidateCmd) Help() string {
 
   PATH:LINE:COLUMN: services.a.ports[0].port: what is wrong; what would be right
 
+Files of a directory that are for AWS are no part of the specification, and are named: templates of CloudFormation,
+and, as *.json, policies, task definitions and the parameters of a stack.
+
 Examples:
   countersign mesh validate mesh.yaml
   countersign mesh validate environments/production`
@@ -56,7 +59,15 @@ func (c meshValidateCmd) Run(p *process) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(p.stdout, "%s is valid: mesh %s, %s, %s\n", c.Path, spec.Mesh, count(len(spec.Services), "service"), count(len(spec.Gateways), "gateway"))
+	beside, err := mesh.PassedOver(c.Path)
+	if err != nil {
+		return usageError{err}
+	}
+	passed := ""
+	if len(beside) > 0 {
+		passed = "; passed over: " + strings.Join(beside, ", ")
+	}
+	_, err = fmt.Fprintf(p.stdout, "%s is valid: mesh %s, %s, %s%s\n", c.Path, spec.Mesh, count(len(spec.Services), "service"), count(len(spec.Gateways), "gateway"), passed)
 	return err
 }
 

@@ -83,10 +83,10 @@ else is at it, 2 for a mistake in what was asked for, or in what is configured f
 error.
 
 Examples:
-  countersign rotate once --dry-run
   countersign rotate once --mesh mesh.yaml --dry-run
   countersign rotate once --mesh mesh.yaml
-  countersign rotate once payments --force
+  countersign rotate once payments --force --mesh mesh.yaml
+  countersign rotate once --dry-run --socket /var/lib/countersign/server.sock
   countersign up mesh.yaml -- countersign rotate once --output json`
 }
 
@@ -333,15 +333,15 @@ type rotateStatusCmd struct {
 func (rotateStatusCmd) Help() string {
 	return `Shows for each service whose certificate comes from a store what is current there, when that is due, which
 step a rotation is at, when one last came to its end, how the last one failed, and who holds the lease.
-That is kept in the store itself, as the secret NAME.rotation. With --output json: an array of objects.
+That is kept in the store itself, as the secret NAME.rotation. Below it, for each authority of AWS, how much of
+the month's budget is spent. With --output json: an array of objects.
 
 Exit status: 0; 1 when a store, or something in it, could not be read; 2 for a mistake in what was asked for, or in
 what is configured for AWS.
 
 Examples:
-  countersign rotate status
   countersign rotate status --mesh mesh.yaml
-  countersign rotate status payments --output json`
+  countersign rotate status payments --output json --socket /var/lib/countersign/server.sock`
 }
 
 // Run shows the status.
@@ -362,13 +362,14 @@ func (c *rotateStatusCmd) Run(p *process) error {
 	for _, target := range targets {
 		statuses = append(statuses, rotate.ReadStatus(p.ctx, target))
 	}
+	budgets := world.cloud.spending(p.ctx, targets)
 	switch {
 	case c.json():
-		err = writeJSON(p, statuses)
+		err = writeJSON(p, withBudgets(targets, statuses, budgets))
 	case len(statuses) == 0:
 		_, err = fmt.Fprintln(p.stdout, nothingToRotate)
 	default:
-		err = printRotations(p, statuses, bundleProblems(p.ctx, targets), time.Now())
+		err = cmp.Or(printRotations(p, statuses, bundleProblems(p.ctx, targets), time.Now()), printBudgets(p.stdout, budgets))
 	}
 	return cmp.Or(err, unreadable(statuses))
 }

@@ -91,6 +91,15 @@ func TestCosts(t *testing.T) {
 		}
 	}
 	out.Reset()
+	budgets := w.spending(t.Context(), targets[:3])
+	if err := printBudgets(&out, budgets); err != nil || out.String() != "\nauthority small: 2 of the 3 certificates of 2027-03 are spent\n" {
+		t.Errorf("the budgets of a, b and c: %q, %v", out.String(), err)
+	}
+	text, err = json.Marshal(withBudgets(targets[:1], []rotate.Status{{Service: "a"}}, budgets))
+	if err != nil || !strings.Contains(string(text), `"authority":"small","budget":{"month":"2027-03","used":2,"limit":3}}]`) {
+		t.Errorf("%s, %v", text, err)
+	}
+	out.Reset()
 	none := newCloud(nil).estimates(t.Context(), targets, results)
 	if err := printCosts(&out, none); err != nil || out.Len() > 0 {
 		t.Errorf("without an authority of AWS: %q, %v", out.String(), err)
@@ -119,6 +128,14 @@ func TestCostsUnread(t *testing.T) {
 	var out bytes.Buffer
 	if err := printCosts(&out, estimates); err != nil || !strings.Contains(out.String(), "; nothing will be: the count of certificates m/pca.budget cannot be read") {
 		t.Errorf("%q, %v", out.String(), err)
+	}
+	out.Reset()
+	budgets := w.spending(t.Context(), []rotate.Target{target})
+	if err := printBudgets(&out, budgets); err != nil || !strings.Contains(out.String(), "authority pca: the count of certificates m/pca.budget cannot be read") {
+		t.Errorf("%q, %v", out.String(), err)
+	}
+	if all := withBudgets([]rotate.Target{target}, []rotate.Status{{Service: "a"}}, budgets); !strings.Contains(all[0].Budget.Error, "cannot be read") {
+		t.Errorf("%+v", all)
 	}
 	if issue := trialResults(estimates, results)[0].Issue; issue == nil || !issue.Refused || !strings.Contains(issue.Budget.Error, "cannot be read") {
 		t.Errorf("%+v", issue)

@@ -107,13 +107,9 @@ func trialResults(estimates []estimate, results []rotate.Result) []trialResult {
 // issue is the certificate that would be issued when n were before it.
 func (e estimate) issue(n int) *trialIssue {
 	mode := e.issuer.mode()
-	budget := trialBudget{Month: e.month, Used: e.used, Limit: e.limit}
-	if e.err != nil {
-		budget.Error = e.err.Error()
-	}
 	return &trialIssue{
 		Authority: e.authority, Mode: mode, USD: acmpca.Cost(mode, e.used+n, 1), PricesOf: acmpca.PricesOf,
-		Refused: e.err != nil || e.used+n >= e.limit, Budget: budget,
+		Refused: e.err != nil || e.used+n >= e.limit, Budget: e.spent(),
 	}
 }
 

@@ -3,7 +3,9 @@ package main
 import (
 	"archive/zip"
 	"bytes"
+	"cmp"
 	"crypto/sha256"
+	"debug/buildinfo"
 	"debug/elf"
 	"encoding/base64"
 	"errors"
@@ -13,16 +15,18 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"countersign.dev/durable"
+	"countersign.dev/iac"
 	"countersign.dev/mesh"
 )
 
 type rotatePackageCmd struct {
 	Mesh    string `arg:"" help:"The specification: a file or a directory."`
 	Out     string `required:"" placeholder:"FILE" help:"The ZIP file that is written."`
-	Program string `placeholder:"FILE" help:"The program for the function: a build for Linux on the function's architecture. Default: this one."`
+	Program string `placeholder:"FILE" help:"The program for the function: countersign, built for Linux on the function's architecture. Default: this one."`
 	outputFlag
 }
 
@@ -62,6 +66,9 @@ func (c *rotatePackageCmd) Run(p *process) error {
 	}
 	if err := forFunction(spec); err != nil {
 		return err
+	}
+	if _, err := iac.CloudFormation(spec, iac.Options{}); errors.Is(err, iac.ErrRefused) { // who has stacks of his own may have reasons
+		fmt.Fprintf(p.stderr, "countersign: note: the function is packed, and `countersign generate cloudformation` refuses this specification: %v\n", err)
 	}
 	program := c.Program
 	if program == "" {
@@ -126,13 +133,34 @@ func architectureOf(program string) (string, error) {
 		return "", fmt.Errorf("%s is not a program for Linux: %w; name one with --program", program, err)
 	}
 	defer func() { _ = f.Close() }() // it was only read
-	switch f.Machine {               //nolint:exhaustive // Lambda knows no others
+	if err := isThisProgram(program); err != nil {
+		return "", err
+	}
+	switch f.Machine { //nolint:exhaustive // Lambda knows no others
 	case elf.EM_X86_64:
 		return "x86_64", nil
 	case elf.EM_AARCH64:
 		return "arm64", nil
 	}
 	return "", fmt.Errorf("%s is for %s, and Lambda runs x86_64 and arm64", program, f.Machine)
+}
+
+// isThisProgram refuses another program than countersign, which Lambda would find out at the first rotation.
+func isThisProgram(program string) error {
+	const build = "CGO_ENABLED=0 GOOS=linux go build ./cmd/countersign"
+	info, err := buildinfo.ReadFile(program)
+	if err != nil {
+		return fmt.Errorf("%s is not countersign: %w; name with --program what `%s` has built", program, err, build)
+	}
+	if own, ok := debug.ReadBuildInfo(); ok && own.Path != info.Path {
+		return fmt.Errorf("%s is %s and not countersign; name with --program what `%s` has built", program, cmp.Or(info.Path, "another program"), build)
+	}
+	for _, setting := range info.Settings {
+		if setting.Key == "GOOS" && setting.Value != "linux" {
+			return fmt.Errorf("%s is countersign for %s, and Lambda runs Linux; name with --program what `%s` has built", program, setting.Value, build)
+		}
+	}
+	return nil
 }
 
 // maxProgram is the most that Lambda takes of all files together, in bytes.

@@ -55,6 +55,9 @@ func newRotation(p *process, flags worldFlags) (*rotation, error) {
 		w.path = flags.Mesh
 		return w, nil
 	}
+	if !flags.asked() {
+		return nil, usagef("which mesh? Where certificates come from AWS (authorities of the type acmpca or acm) give --mesh PATH, or COUNTERSIGN_MESH, with the specification; of a server give %s", howServer)
+	}
 	admin, err := flags.admin()
 	w.admin = admin
 	return w, err

@@ -26,7 +26,8 @@ func (statusCmd) Help() string {
 	return `Shows what each instance reports that it really serves: the serial of the certificate that new connections
 get, when that ends and when it was obtained, the revision of the Plan in force, who still talks plaintext to
 it, and for how long it would go on without the server. A gateway that the outside speaks plaintext to shows
-its certificate only to the services behind it; SEEN is the serial that they saw.
+its certificate only to the services behind it; SEEN is the serial that they saw. Only a server knows that: of a
+mesh whose certificates come from AWS 'rotate status --mesh PATH' and 'check expiry PATH' show how it stands.
 
 With --output json: an array of objects, one an instance; with --watch, one array a line.
 
@@ -37,6 +38,9 @@ Examples:
 
 // Run shows the status.
 func (c statusCmd) Run(p *process) error {
+	if !c.asked() {
+		return usagef("which server? Give %s; a mesh whose certificates come from AWS has none: `countersign rotate status --mesh PATH` and `countersign check expiry PATH` show how it stands", howServer)
+	}
 	admin, err := c.admin()
 	if err != nil {
 		return err

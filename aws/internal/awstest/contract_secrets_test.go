@@ -330,13 +330,21 @@ func pagesVersions(w *world) error {
 
 func datesVersions(w *world) error {
 	return withVault(w, puts(), func(v *vault) error {
-		got, err := v.client.ListSecretVersionIds(v.ctx, &sm.ListSecretVersionIdsInput{SecretId: &v.id})
-		if err != nil {
-			return err
-		}
-		for _, version := range got.Versions {
-			if made := aws.ToTime(version.CreatedDate); time.Since(made).Abs() > time.Hour {
-				return wrong("tells another time")
+		first := make(map[string]time.Time)
+		for begin := time.Now(); time.Now().Unix() < begin.Unix()+2; { // dates have whole seconds
+			got, err := v.client.ListSecretVersionIds(v.ctx, &sm.ListSecretVersionIdsInput{SecretId: &v.id})
+			if err != nil {
+				return err
+			}
+			for _, version := range got.Versions {
+				made, id := aws.ToTime(version.CreatedDate), aws.ToString(version.VersionId)
+				if time.Since(made).Abs() > time.Hour {
+					return wrong("tells another time")
+				}
+				if before, ok := first[id]; ok && !before.Equal(made) {
+					return wrong("tells the time of the question")
+				}
+				first[id] = made
 			}
 		}
 		return nil

@@ -19,6 +19,7 @@ import (
 type mended struct {
 	moto http.Handler
 	mu   sync.Mutex // held while a version is looked at and written
+	made sync.Map   // when versions were made, by secret and version
 }
 
 // secretsManager is one for the process, as moto is.
@@ -130,7 +131,22 @@ func (m *mended) write(w http.ResponseWriter, r *http.Request, operation string,
 	return true
 }
 
-// versions lists them by pages, newest first, without those that have no stage unless they are asked for.
+// date puts the time at which a version was made in the place of that of the question.
+func (m *mended) date(r *http.Request, in, version map[string]any) {
+	key := [2]string{text(in, "SecretId"), text(version, "VersionId")}
+	made, known := m.made.Load(key)
+	if !known {
+		value := m.ask(r, "GetSecretValue", map[string]any{"SecretId": in["SecretId"], "VersionId": key[1]})
+		if made = value["CreatedDate"]; made == nil {
+			return // it has no value
+		}
+		m.made.Store(key, made)
+	}
+	version["CreatedDate"] = made
+}
+
+// versions lists them by pages, newest first, without those that have no stage unless they are asked for, and with the times
+// at which they were made.
 func (m *mended) versions(w http.ResponseWriter, r *http.Request, in map[string]any) {
 	all, deprecated, limit := maps.Clone(in), in["IncludeDeprecated"] == true, 100
 	if n, ok := in["MaxResults"].(float64); ok && n >= 1 {
@@ -157,6 +173,11 @@ func (m *mended) versions(w http.ResponseWriter, r *http.Request, in map[string]
 		return
 	}
 	to := min(from+limit, len(found))
+	for _, version := range found[from:to] {
+		if fields, ok := version.(map[string]any); ok {
+			m.date(r, in, fields)
+		}
+	}
 	answer["Versions"] = found[from:to]
 	delete(answer, "NextToken")
 	if to < len(found) {

@@ -4,7 +4,7 @@
 // template, the first rotation, the tasks as processes in namespaces of their own. It needs root for those, and what `make peers`
 // installs. Ctrl-C ends everything, and nothing is left.
 //
-//	sudo go run ./aws/internal/payments
+//	sudo env PATH="$PATH" go run ./aws/internal/payments
 package main
 
 import (
@@ -30,11 +30,12 @@ func main() {
 	tasks := flag.Int("tasks", 1, "how many tasks each service has")
 	second := flag.Duration("second", 100*time.Millisecond, "how long a second of AWS lasts, of health checks and deregistration delays")
 	flag.Usage = func() {
-		fmt.Fprintln(flag.CommandLine.Output(), "usage: sudo go run ./aws/internal/payments [flags]\nStarts examples/payments-ecs on doubles of AWS on this machine. Ctrl-C ends it.")
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: sudo env PATH=\"$PATH\" go run ./aws/internal/payments [flags]\nStarts examples/payments-ecs on doubles of AWS on this machine. Ctrl-C ends it.")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
-	if flag.NArg() > 0 || *tasks < 1 || *tasks > 4 || *second < 10*time.Millisecond || *second > time.Second {
+	if reason := misused(flag.Args(), *tasks, *second); reason != "" {
+		fmt.Fprintln(os.Stderr, "payments:", reason)
 		flag.Usage()
 		os.Exit(2)
 	}
@@ -52,11 +53,32 @@ func main() {
 	}
 }
 
+// misused says what is wrong with the arguments.
+func misused(args []string, tasks int, second time.Duration) string {
+	switch {
+	case len(args) > 0:
+		return fmt.Sprintf("unexpected argument %q; commands are typed when the example runs", args[0])
+	case tasks < 1 || tasks > 4:
+		return fmt.Sprintf("-tasks %d is out of range; give 1 to 4", tasks)
+	case second < 10*time.Millisecond || second > time.Second:
+		return fmt.Sprintf("-second %s is out of range; give 10ms to 1s", second)
+	}
+	return ""
+}
+
+// installed says what is missing of what `make peers` installs. Where it is kept is for the root of the repository to say.
+func installed(root string) error {
+	if _, err := os.Stat(filepath.Join(root, "tools", "bin", "aws-venv", "requirements")); err != nil {
+		return errors.New("what stands in for AWS is not installed here: run `make peers` first, which installs it with NGINX and HAProxy")
+	}
+	return nil
+}
+
 // enter starts this program again in namespaces of its own.
 func enter() error {
 	err := ecsfake.Enter()
 	if errors.Is(err, ecsfake.ErrUnavailable) {
-		return fmt.Errorf("tasks run in namespaces of their own, which only root can make: run it by sudo (%w)", err)
+		return fmt.Errorf("tasks run in namespaces of their own, which only root can make: run it by sudo env PATH=\"$PATH\" (%w)", err)
 	}
 	return err
 }
@@ -80,6 +102,9 @@ func (s *start) run(ctx context.Context) error {
 		return errors.New("this has to be run in the repository of countersign.dev, or with -C and a directory of it")
 	}
 	if err := os.Chdir(root); err != nil {
+		return err
+	}
+	if err := installed(root); err != nil {
 		return err
 	}
 	specification, err := os.ReadFile(filepath.Join("examples", "payments-ecs", "mesh.yaml"))
@@ -131,7 +156,18 @@ func (s *start) deploy(ctx context.Context, t *terminal, m *deployed.Mesh) error
 		return err
 	}
 	s.tell(m, doors)
-	go s.obey(ctx, m, os.Stdin) // a read of what nobody types never ends
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	c := console{out: s.out, table: func() error { return s.table(ctx, m) }, run: func(args ...string) error {
+		command := m.Command(ctx, m.Role("rotation"), nil, args...)
+		command.Stdout, command.Stderr = s.out, os.Stderr
+		return command.Run()
+	}}
+	go func() { // a read of what nobody types never ends
+		if c.obey(ctx, os.Stdin) {
+			stop()
+		}
+	}()
 	<-ctx.Done()
 	fmt.Fprintln(s.out, "\nstopping")
 	return nil

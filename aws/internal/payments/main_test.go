@@ -95,7 +95,7 @@ func TestStart(t *testing.T) {
 		t.Errorf("the payment: %s", got)
 	}
 	serial := said.await(t, ended, `(?m)^checkout .* ([0-9a-f]{32})$`)[1]
-	if _, err := typed.Write([]byte("rotate once checkout --force\nnonsense\nps\n")); err != nil {
+	if _, err := typed.Write([]byte("countersign rotate once checkout --force\nnonsense\nps\n")); err != nil {
 		t.Error(err)
 	}
 	rotated := said.await(t, ended, `(?m)^checkout: rotated, and seen at 1 place: serial ([0-9a-f]{32}),`)[1]
@@ -103,6 +103,15 @@ func TestStart(t *testing.T) {
 	if said.await(t, ended, `(?m)^checkout .* `+rotated+`$`); rotated == serial {
 		t.Errorf("nothing was rotated: %s", said.String())
 	}
+	// A store that was updated while the proxy serves the old certificate is what the check is there for.
+	if _, err := typed.Write([]byte("check expiry mesh.yaml --settle 0s\n")); err != nil {
+		t.Error(err)
+	}
+	said.await(t, ended, `(?m)^All is well with \d+ things that can end; looked at [3-9] endpoints\.$`)
+	if _, err := typed.Write([]byte("rotate once ledger --force --no-deploy\ncheck expiry mesh.yaml --settle 0s\n")); err != nil {
+		t.Error(err)
+	}
+	said.await(t, ended, `(?m)^CRITICAL store_ahead_of_endpoint  ledger  \w+  \S+\n.*: the new one was never taken\n.*aws ecs update-service --cluster payments --service ledger --force-new-deployment`)
 	if got := curl(t, booking[2]+"/balance"); !strings.Contains(got, `"entries": 1`) {
 		t.Errorf("the balance: %s", got)
 	}
@@ -150,8 +159,14 @@ func TestRefused(t *testing.T) {
 		}
 		return string(out)
 	}
-	if got := run(0, "", "-tasks", "0"); !strings.Contains(got, "usage: sudo go run ./aws/internal/payments") {
+	if got := run(0, "", "-tasks", "0"); !strings.Contains(got, "payments: -tasks 0 is out of range; give 1 to 4\nusage: sudo env PATH=\"$PATH\" go run ./aws/internal/payments") {
 		t.Errorf("no tasks: %s", got)
+	}
+	if got := run(0, "", "-second", "1h"); !strings.Contains(got, "payments: -second 1h0m0s is out of range; give 10ms to 1s\n") {
+		t.Errorf("too slow: %s", got)
+	}
+	if got := run(0, "", "ps"); !strings.Contains(got, `payments: unexpected argument "ps"; commands are typed when the example runs`) {
+		t.Errorf("an argument: %s", got)
 	}
 	if os.Geteuid() != 0 {
 		if got := run(0, ""); !strings.Contains(got, "which only root can make") {
@@ -167,11 +182,72 @@ func TestRefused(t *testing.T) {
 			break
 		}
 	}
-	if got := run(65534, "/"); !strings.Contains(got, "which only root can make: run it by sudo") {
+	if got := run(65534, "/"); !strings.Contains(got, "which only root can make: run it by sudo env PATH=") {
 		t.Errorf("as nobody: %s", got)
 	}
 	if got := run(0, "/"); !strings.Contains(got, "this has to be run in the repository of countersign.dev") {
 		t.Errorf("elsewhere: %s", got)
+	}
+}
+
+// TestInstalled asserts that who has not installed the peers is told how to.
+func TestInstalled(t *testing.T) {
+	root := t.TempDir()
+	if err := installed(root); err == nil || !strings.Contains(err.Error(), "run `make peers` first") {
+		t.Errorf("nothing is installed: %v", err)
+	}
+	file := filepath.Join(root, "tools", "bin", "aws-venv", "requirements")
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := installed(root); err != nil {
+		t.Errorf("all is installed: %v", err)
+	}
+}
+
+// TestObey asserts what the words that are typed do.
+func TestObey(t *testing.T) {
+	for typed, want := range map[string]struct {
+		says  string
+		ended bool
+	}{
+		"ps\n":                         {"table\n", false},
+		"\n  \nps":                     {"table\n", false},
+		"rotate once --force\n":        {"run rotate once --force\n", false},
+		"countersign rotate status\n":  {"run rotate status\n", false},
+		"./bin/countersign ps\nexit\n": {"table\n", true},
+		"help\n":                       {words + "Whatever else", false},
+		"?\n":                          {words + "Whatever else", false},
+		"countersign\n":                {words + "Whatever else", false},
+		"help rotate\n":                {"run help rotate\n", false},
+		"fail\nps\n":                   {"run fail\nbroken\ntable\n", false},
+		"exit\nps\n":                   {"", true},
+		"quit\n":                       {"", true},
+	} {
+		var out bytes.Buffer
+		c := console{
+			out:   &out,
+			table: func() error { out.WriteString("table\n"); return nil },
+			run: func(args ...string) error {
+				out.WriteString("run " + strings.Join(args, " ") + "\n")
+				if args[0] == "fail" {
+					return errors.New("broken")
+				}
+				return nil
+			},
+		}
+		ended := c.obey(t.Context(), strings.NewReader(typed))
+		if got := out.String(); ended != want.ended || !strings.HasPrefix(got, want.says) || want.says == "" && got != "" {
+			t.Errorf("%q: %q, ended %t; want %q, %t", typed, got, ended, want.says, want.ended)
+		}
+	}
+	over, stop := context.WithCancel(t.Context())
+	stop()
+	if (console{}).obey(over, strings.NewReader("ps\n")) {
+		t.Error("it goes on after its end")
 	}
 }
 
@@ -186,6 +262,10 @@ func TestTerminal(t *testing.T) {
 		"error": {func(*terminal) error { return errors.New("broken") }, "broken"},
 		"fatal": {func(t *terminal) error { t.Fatalf("no %s", "way"); return nil }, "no way"},
 		"skip":  {func(t *terminal) error { t.Skip("no root"); return nil }, "no root"},
+		"tests": {func(t *terminal) error {
+			t.Skipf("SKIPPED, AND WITH IT ALL THAT IT WOULD HAVE SHOWN: no %s", "moto")
+			return nil
+		}, "no moto"},
 		"later": {func(t *terminal) error { t.Errorf("first"); t.Error("second"); return nil }, "first\nsecond"},
 	} {
 		stand := newTerminal(context.Background(), &said)

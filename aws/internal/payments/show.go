@@ -8,7 +8,8 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -139,32 +140,52 @@ The addresses above are of a network of their own. From this machine the gateway
 What you type here are arguments of countersign, which runs as the role %[5]s and reaches these doubles. Its
 specification is that of the example:
 
-  rotate once checkout --force
-  rotate status
-  ps                            shows the table again
-
+%[6]s
 Ctrl-C ends everything.
-`, d[8080], d[8090], d[7070], strings.Replace(d[7070], ":", " ", 1), m.Role("rotation"))
+`, d[8080], d[8090], d[7070], strings.Replace(d[7070], ":", " ", 1), m.Role("rotation"), words)
 }
 
-// obey runs what is typed, until the end of what can be read or of ctx.
-func (s *start) obey(ctx context.Context, m *deployed.Mesh, in io.Reader) {
+// words are examples of what can be typed.
+const words = `  rotate once checkout --force  replaces the certificate of checkout, and its tasks
+  rotate status                 shows what the secrets hold, and what is spent of the budget
+  check expiry mesh.yaml        compares that with what the tasks serve
+  ps                            shows the table again
+  help                          shows this
+  exit                          ends everything
+`
+
+// console does what is typed.
+type console struct {
+	out   io.Writer
+	table func() error               // shows what runs where
+	run   func(args ...string) error // runs countersign
+}
+
+// obey does what is typed until the end of what can be read or of ctx. It tells whether somebody typed the end.
+func (c console) obey(ctx context.Context, in io.Reader) (ended bool) {
 	lines := bufio.NewScanner(in)
 	for lines.Scan() && ctx.Err() == nil {
-		words := strings.Fields(lines.Text())
-		if len(words) == 0 {
-			continue
-		}
-		if words[0] == "ps" {
-			if err := s.table(ctx, m); err != nil {
-				fmt.Fprintln(s.out, err)
+		typed := strings.Fields(lines.Text())
+		if len(typed) > 0 && filepath.Base(typed[0]) == "countersign" { // as in a shell
+			if typed = typed[1:]; len(typed) == 0 {
+				typed = []string{"help"}
 			}
-			continue
 		}
-		command := m.Command(ctx, m.Role("rotation"), nil, words...)
-		command.Stdout, command.Stderr = s.out, os.Stderr
-		if err := command.Run(); err != nil {
-			fmt.Fprintln(s.out, err)
+		var err error
+		switch {
+		case len(typed) == 0:
+		case len(typed) == 1 && slices.Contains([]string{"exit", "quit"}, typed[0]):
+			return true
+		case len(typed) == 1 && slices.Contains([]string{"help", "?"}, typed[0]):
+			fmt.Fprint(c.out, words, "Whatever else you type are arguments of countersign; --help shows all of its commands.\n")
+		case len(typed) == 1 && typed[0] == "ps":
+			err = c.table()
+		default:
+			err = c.run(typed...)
+		}
+		if err != nil {
+			fmt.Fprintln(c.out, err)
 		}
 	}
+	return false
 }
