@@ -73,8 +73,8 @@ func (w *expiryWatch) look(ctx context.Context) (expiry.Facts, error) {
 		s.facts.Workloads = append(s.facts.Workloads, s.workload(plan))
 	}
 	s.fromDocument()
-	s.tasks(ctx)
 	s.readStores(ctx)
+	s.tasks(ctx)
 	asking, done = s.asking(ctx)
 	defer done()
 	s.lists(asking)
