@@ -77,10 +77,10 @@ func (w *expiryWatch) look(ctx context.Context) (expiry.Facts, error) {
 		s.facts.Workloads = append(s.facts.Workloads, s.workload(plan))
 	}
 	s.fromDocument()
-	s.tasks(ctx)
 	if err := s.readStores(ctx); err != nil {
 		return expiry.Facts{}, err
 	}
+	s.tasks(ctx)
 	asking, done = s.asking(ctx)
 	defer done()
 	s.lists(asking)
