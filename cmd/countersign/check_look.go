@@ -59,6 +59,7 @@ type seen struct {
 	rows      []api.Status
 	instances []api.Instance
 	known     bool
+	silent    []mesh.Store // those of AWS that would not answer anything else either
 }
 
 // look asks everybody once. Whoever does not answer is in the facts; an error is that of ctx, or of the

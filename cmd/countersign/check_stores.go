@@ -45,9 +45,13 @@ func (s *seen) readStores(ctx context.Context) error {
 	}
 	for _, declared := range order {
 		if o := opened[declared]; o.problem != nil {
+			lost := "the secrets of " + strings.Join(o.needed, ", ")
+			if session.Everywhere(o.problem) || errors.Is(o.problem, session.ErrConfig) {
+				lost += ", and what their tasks serve"
+				s.silent = append(s.silent, declared)
+			}
 			s.facts.Unreached = append(s.facts.Unreached, expiry.Unreached{
-				Code: expiry.CodeStore, Place: "store:" + placeOf(declared), Problem: o.problem.Error(), Lost: "the secrets of " + strings.Join(o.needed, ", "),
-				Remedy: remedyFor(o.problem),
+				Code: expiry.CodeStore, Place: "store:" + placeOf(declared), Problem: o.problem.Error(), Lost: lost, Remedy: remedyFor(o.problem),
 			})
 		}
 	}

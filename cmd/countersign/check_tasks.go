@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"countersign.dev/aws/ecs"
+	"countersign.dev/aws/session"
 	"countersign.dev/expiry"
 	"countersign.dev/mesh"
 )
@@ -26,7 +27,7 @@ func (s *seen) tasks(ctx context.Context) {
 	defer done()
 	alone := s.admin == nil && s.spec.ServerCan() != nil // no server has this mesh in its care
 	var mu sync.Mutex
-	lost := make(map[[2]string][]string) // who is not known, by the cluster and the problem
+	lost := make(map[[3]string][]string) // who is not known, by the cluster, the problem, and what helps against it
 	var group errgroup.Group
 	group.SetLimit(maxLooks)
 	for n, plan := range s.plans {
@@ -35,30 +36,36 @@ func (s *seen) tasks(ctx context.Context) {
 			w.NotLookedAt = alone && !s.known && len(w.Instances) == 0
 			continue
 		}
+		w.InstancesKnown = false // a server knows none of them
+		if slices.Contains(s.silent, plan.Delivery.Store) {
+			continue // it was said, and would be the same
+		}
 		group.Go(func() error {
 			if err := s.tasksOf(ctx, plan, w); err != nil {
 				mu.Lock()
 				defer mu.Unlock()
-				at := [2]string{plan.ECS.Cluster, because(ctx, err).Error()}
+				at := [3]string{plan.ECS.Cluster, because(ctx, err).Error()}
+				if session.Everywhere(err) {
+					at[2] = remedyFor(err)
+				}
 				lost[at] = append(lost[at], w.Name)
 			}
 			return nil
 		})
 	}
 	_ = group.Wait() // what went wrong is in lost
-	order := slices.SortedFunc(maps.Keys(lost), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) })
+	order := slices.SortedFunc(maps.Keys(lost), func(a, b [3]string) int { return slices.Compare(a[:], b[:]) })
 	for _, at := range order {
 		names := lost[at]
 		slices.Sort(names)
 		s.facts.Unreached = append(s.facts.Unreached, expiry.Unreached{
-			Code: expiry.CodeTasks, Place: "ecs:" + at[0], Problem: at[1], Lost: "what the tasks of " + strings.Join(names, ", ") + " serve",
+			Code: expiry.CodeTasks, Place: "ecs:" + at[0], Problem: at[1], Lost: "what the tasks of " + strings.Join(names, ", ") + " serve", Remedy: at[2],
 		})
 	}
 }
 
 // tasksOf asks for the tasks of one workload: each is an instance.
 func (s *seen) tasksOf(ctx context.Context, plan *mesh.Plan, w *expiry.Workload) error {
-	w.InstancesKnown = false // a server knows none of them
 	_, authority := s.spec.AuthorityOf(plan.Workload.Name)
 	service, err := s.cloud.service(ctx, plan, authority)
 	if err != nil {
