@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"countersign.dev/mtls"
 )
 
 // A revoked certificate is refused by NGINX, by HAProxy and by the built-in proxy, also where a session could be
@@ -42,7 +44,7 @@ func TestPaymentsRevoked(t *testing.T) {
 	if _, err := statusOf(t, &open, url); err != nil {
 		t.Fatal(err)
 	}
-	serial := fmt.Sprintf("%x", certificate.Leaf.SerialNumber)
+	serial := mtls.Serial(certificate.Leaf)
 	if said := m.admin(t, "ca", "revoke", serial, "--reason", "keyCompromise"); !strings.Contains(said, "revoked") {
 		t.Errorf("ca revoke says %q", said)
 	}

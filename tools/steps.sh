@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs make targets one after the other, goes on after a failure, and ends with a table of what each
-# took, in seconds on the clock and of all processors: steps.sh TARGET...
+# Runs make targets one after the other, goes on after a failure, and ends with a table of what each took, in seconds on
+# the clock and of all processors, and with the first words of every test that failed: steps.sh TARGET...
 set -uo pipefail
 make=${MAKE:-make}
-clock=$(mktemp)
-trap 'rm -f "$clock"' EXIT
+clock=$(mktemp) output=$(mktemp) failures=$(mktemp)
+trap 'rm -f "$clock" "$output" "$failures"' EXIT
 
 # cpu sets $used to the processor seconds that the children have used so far.
 cpu() {
@@ -22,9 +22,13 @@ for step in "$@"; do
 	cpu
 	before=$used
 	result=ok
-	if ! "$make" --no-print-directory "$step" </dev/null; then
+	if ! "$make" --no-print-directory "$step" </dev/null 2>&1 | tee "$output"; then
 		result=FAILED
 		failed=1
+		{
+			echo "=== what failed in $step"
+			grep -E -A 8 '^ *--- FAIL|^panic:|DATA RACE|^make.*Error' "$output" | cut -c 1-400 | head -n 100 || tail -n 20 "$output"
+		} >>"$failures"
 	fi
 	cpu
 	summary+=("$(row "$step" "$result" $((SECONDS - began)) $((used - before)))")
@@ -34,4 +38,5 @@ echo
 printf '%s\n' "${summary[@]}"
 row all "$([ "$failed" -eq 0 ] && echo ok || echo FAILED)" "$SECONDS" "$used"
 echo
+cat "$failures"
 exit "$failed"

@@ -15,6 +15,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/acmpca"
 	"github.com/aws/aws-sdk-go-v2/service/acmpca/types"
+
+	"countersign.dev/mtls"
 )
 
 var authoritiesContract = []expectation{
@@ -434,7 +436,7 @@ func revokes(w *world) error {
 		_, err := a.client.RevokeCertificate(w.ctx, &acmpca.RevokeCertificateInput{CertificateAuthorityArn: a.arn, CertificateSerial: &serial, RevocationReason: types.RevocationReasonSuperseded})
 		return err
 	}
-	if err := revoke(leaf.SerialNumber.Text(16)); err != nil {
+	if err := revoke(mtls.Serial(leaf)); err != nil {
 		return err
 	}
 	return refuses(revoke("0123456789abcdef"), "ResourceNotFoundException", "InvalidRequestException", "RequestFailedException")

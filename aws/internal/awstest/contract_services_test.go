@@ -31,10 +31,10 @@ var containersContract = []expectation{
 	{"DescribeTasks", "of a cluster that is not there: ClusterNotFoundException", missesCluster},
 }
 
-// patience is how long a double gets for what AWS does in the background, those that do it at once and those that start
-// processes.
+// patience is how long a double gets for what AWS does in the background: those that do it at once, unless they were late
+// once, and those that start processes.
 func (w *world) patience() time.Time {
-	if w.double == "ours" {
+	if w.double == "ours" || w.again {
 		return time.Now().Add(20 * time.Second)
 	}
 	return time.Now().Add(2 * time.Second)

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -81,6 +82,7 @@ type world struct {
 	config aws.Config
 	double string
 	shared *shared
+	again  bool // whether this is asked for the second time
 }
 
 // shared is what the checks of a double may use together: moto takes long for the key of a CA.
@@ -166,7 +168,12 @@ func TestContractGenerated(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("SKIPPED: the double of ECS runs on Linux only")
 	}
-	results := results(t)
+	path := filepath.Join("..", "..", "..", "docs", "doubles.md")
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	results := results(t, strings.Split(string(got), "\n"))
 	for _, c := range contracts {
 		for _, row := range c.rows {
 			if got := results[cell{c.service, row.operation, row.does, "ours"}]; strings.HasPrefix(got, "**") {
@@ -188,55 +195,78 @@ func TestContractGenerated(t *testing.T) {
 			}
 		}
 	}
-	path := filepath.Join("..", "..", "..", "docs", "doubles.md")
 	want := document(results)
-	t.Logf("operation by double:\n%s", want)
 	if *update {
 		if err := os.WriteFile(path, want, 0o644); err != nil {
 			t.Fatal(err)
 		}
-	}
-	got, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
+		return
 	}
 	if !bytes.Equal(got, want) {
-		t.Errorf("docs/doubles.md is not what the doubles do now (run `make generate`, and look at the difference):\n%s", want)
+		t.Errorf("docs/doubles.md is not what the doubles do now: run `make generate`, and look at the difference:\n%s", differences(string(got), string(want)))
 	}
+}
+
+// differences are the lines that only one of two texts has.
+func differences(got, want string) string {
+	var b strings.Builder
+	only := func(mark, text, other string) {
+		lines := strings.Split(other, "\n")
+		for line := range strings.Lines(text) {
+			if !slices.Contains(lines, strings.TrimSuffix(line, "\n")) {
+				b.WriteString(mark + line)
+			}
+		}
+	}
+	only("- ", got, want)
+	only("+ ", want, got)
+	return b.String()
 }
 
 // cell is a place in the table.
 type cell struct{ service, operation, does, double string }
 
-// results runs everything: the doubles beside each other, the rows of one after the other.
-func results(t *testing.T) map[cell]string {
+// results runs everything: the doubles beside each other, the rows of one after the other. A row that is not in the document
+// is asked once more when all others are done: on a busy machine, or with their own races, the doubles that others wrote may
+// be late once, and what a new version of them does is the same each time. Our fakes have one try.
+func results(t *testing.T, documented []string) map[cell]string {
 	t.Helper()
+	clouds := map[string]map[string]*awstest.Cloud{}
+	for _, double := range doubles {
+		clouds[double] = map[string]*awstest.Cloud{}
+		for _, c := range contracts {
+			clouds[double][c.service] = column(t, double, c.service)
+		}
+	}
 	var mu sync.Mutex
 	found := map[cell]string{}
+	ask := func(double string, again bool) {
+		for _, c := range contracts {
+			common := &shared{}
+			for _, row := range c.rows {
+				if again && slices.Contains(documented, line(found, c, row)) {
+					continue
+				}
+				result := "–"
+				if cloud := clouds[double][c.service]; lacking[c.service] == double {
+					result = "**wrong**: missing"
+				} else if cloud != nil {
+					result = check(t.Context(), cloud, &world{double: double, shared: common, again: again}, row)
+				}
+				mu.Lock()
+				found[cell{c.service, row.operation, row.does, double}] = result
+				mu.Unlock()
+			}
+		}
+	}
 	var running sync.WaitGroup
 	for _, double := range doubles {
-		clouds := map[string]*awstest.Cloud{}
-		for _, c := range contracts {
-			clouds[c.service] = column(t, double, c.service)
-		}
-		running.Go(func() {
-			for _, c := range contracts {
-				common := &shared{}
-				for _, row := range c.rows {
-					result := "–"
-					if cloud := clouds[c.service]; lacking[c.service] == double {
-						result = "**wrong**: missing"
-					} else if cloud != nil {
-						result = check(t.Context(), cloud, double, common, row)
-					}
-					mu.Lock()
-					found[cell{c.service, row.operation, row.does, double}] = result
-					mu.Unlock()
-				}
-			}
-		})
+		running.Go(func() { ask(double, false) })
 	}
 	running.Wait()
+	for _, double := range []string{"moto", "ministack"} {
+		ask(double, true)
+	}
 	return found
 }
 
@@ -263,10 +293,11 @@ func column(t *testing.T, double, service string) *awstest.Cloud {
 	return cloud
 }
 
-func check(ctx context.Context, cloud *awstest.Cloud, double string, common *shared, row expectation) string {
+func check(ctx context.Context, cloud *awstest.Cloud, w *world, row expectation) string {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	return in(row.holds(&world{ctx: ctx, config: cloud.Admin(), double: double, shared: common}))
+	w.ctx, w.config = ctx, cloud.Admin()
+	return in(row.holds(w))
 }
 
 // right counts the rows of a service that a double has right.
@@ -318,12 +349,17 @@ func document(results map[cell]string) []byte {
 	for _, c := range contracts {
 		fmt.Fprintf(&b, "\n## %s\n\n| Operation | [AWS](%s) | moto | ministack | ours |\n|---|---|---|---|---|\n", c.title, c.source)
 		for _, row := range c.rows {
-			fmt.Fprintf(&b, "| %s | %s |", row.operation, row.does)
-			for _, double := range doubles {
-				fmt.Fprintf(&b, " %s |", results[cell{c.service, row.operation, row.does, double}])
-			}
-			b.WriteByte('\n')
+			b.WriteString(line(results, c, row) + "\n")
 		}
 	}
 	return b.Bytes()
+}
+
+// line is a row of the document.
+func line(results map[cell]string, c contract, row expectation) string {
+	cells := []string{row.operation, row.does}
+	for _, double := range doubles {
+		cells = append(cells, results[cell{c.service, row.operation, row.does, double}])
+	}
+	return "| " + strings.Join(cells, " | ") + " |"
 }

@@ -100,7 +100,7 @@ func double(p *process) http.Handler {
 	})
 }
 
-// logDoubles shows what the doubles said lately, for a test that failed.
+// logDoubles shows what the doubles said last, for a test that failed: little, because it comes after the test's own errors.
 func logDoubles(t testing.TB) {
 	for _, p := range []*process{moto, ministack} {
 		if said := p.output.String(); said != "" {
@@ -115,7 +115,7 @@ type tail struct {
 	b  []byte
 }
 
-const tailSize = 8 << 10
+const tailSize = 1 << 10
 
 func (o *tail) Write(p []byte) (int, error) {
 	o.mu.Lock()

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"math/big"
@@ -471,7 +472,7 @@ func TestRevoke(t *testing.T) {
 	}
 	revoke := func(serial *big.Int) string {
 		_, err := w.RevokeCertificate(t.Context(), &acmpca.RevokeCertificateInput{
-			CertificateAuthorityArn: aws.String(authority), CertificateSerial: aws.String(serial.Text(16)), RevocationReason: types.RevocationReasonKeyCompromise,
+			CertificateAuthorityArn: aws.String(authority), CertificateSerial: aws.String(hex.EncodeToString(serial.Bytes())), RevocationReason: types.RevocationReasonKeyCompromise,
 		})
 		return code(err)
 	}
