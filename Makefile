@@ -11,8 +11,8 @@ GOLANGCI_LINT ?= tools/bin/golangci-lint
 FUZZ_EACH ?= 4
 FUZZ_ALL ?= 110
 # Packages whose tests start whole meshes and real peers, and the doubles of AWS with what asks them for everything; they run
-# after all others, and not with -race.
-WHOLE := ./integration/... ./aws/internal/...
+# after all others, and not with -race; the longest begins first.
+WHOLE := ./aws/internal/whole ./integration/... ./aws/internal/...
 # What takes longest, because its tests wait for processes one after the other, begins first.
 UNIT = ./cmd/... ./up ./server ./supervise ./proxy/... ./rotate ./agent $(shell $(GO) list ./... | grep -v -e /integration -e /cmd/ -e /aws/internal/)
 

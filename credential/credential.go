@@ -12,8 +12,9 @@ import (
 	"crypto"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"fmt"
+
+	"countersign.dev/mtls"
 )
 
 // Value is one text of a secret. Its name and field are for people; see [Fault].
@@ -92,17 +93,9 @@ func (v Value) nameless() Value { return Value{Name: v.Name, Field: v.Field} }
 // nameOf is what an error calls a certificate.
 func nameOf(cert *x509.Certificate) string {
 	if len(cert.RawSubject) <= 2 { // an empty sequence
-		return fmt.Sprintf("the certificate %s", serialOf(cert))
+		return fmt.Sprintf("the certificate %s", mtls.Serial(cert))
 	}
-	return fmt.Sprintf("the certificate %s of %.200q", serialOf(cert), cert.Subject.String())
-}
-
-// serialOf is a serial number as everybody else writes it: two digits a byte, with the leading zero.
-func serialOf(cert *x509.Certificate) string {
-	if cert.SerialNumber == nil || cert.SerialNumber.Sign() == 0 {
-		return "00"
-	}
-	return hex.EncodeToString(cert.SerialNumber.Bytes())
+	return fmt.Sprintf("the certificate %s of %.200q", mtls.Serial(cert), cert.Subject.String())
 }
 
 // TLS is the credential as crypto/tls presents it.

@@ -8,7 +8,6 @@ import (
 	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,6 +15,7 @@ import (
 
 	"countersign.dev/id"
 	"countersign.dev/mesh"
+	"countersign.dev/mtls"
 )
 
 // clockAllowance is by how much a leaf's NotBefore may lie before its issue; it is not part of the ttl.
@@ -71,7 +71,7 @@ func (seen *Observation) describe(chain []*x509.Certificate) {
 	if peer, err := id.FromCertificate(leaf); err == nil {
 		seen.Identity = peer.String()
 	}
-	seen.Serial, seen.NotBefore, seen.NotAfter = serialOf(leaf), leaf.NotBefore.UTC(), leaf.NotAfter.UTC()
+	seen.Serial, seen.NotBefore, seen.NotAfter = mtls.Serial(leaf), leaf.NotBefore.UTC(), leaf.NotAfter.UTC()
 	for _, cert := range chain {
 		seen.Chain = append(seen.Chain, cert.Subject.String())
 	}
@@ -139,7 +139,7 @@ func (o *Observer) judgeCertificate(t *Target, f *facts, chain []*x509.Certifica
 			CheckLifetime, "at most " + ttl.String(), max(leaf.NotAfter.Sub(leaf.NotBefore)-clockAllowance, 0).String(),
 			verdict(leaf.NotAfter.Sub(leaf.NotBefore) <= ttl+clockAllowance+time.Second),
 		},
-		{CheckSerial, cmp.Or(f.serial, "none") + " as reported", serialOf(leaf), verdict(f.serial == serialOf(leaf))},
+		{CheckSerial, cmp.Or(f.serial, "none") + " as reported", mtls.Serial(leaf), verdict(f.serial == mtls.Serial(leaf))},
 	}
 }
 
@@ -148,7 +148,7 @@ func (t *Target) judgeConfigured(leaf *x509.Certificate) Check {
 	if t.Public == nil {
 		return Check{CheckConfigured, "the certificate of " + t.Inbound.Certificate.Cert, t.PublicProblem, Skipped}
 	}
-	return Check{CheckConfigured, "the certificate of " + t.Inbound.Certificate.Cert + ", serial " + serialOf(t.Public), "serial " + serialOf(leaf), verdict(t.Public.Equal(leaf))}
+	return Check{CheckConfigured, "the certificate of " + t.Inbound.Certificate.Cert + ", serial " + mtls.Serial(t.Public), "serial " + mtls.Serial(leaf), verdict(t.Public.Equal(leaf))}
 }
 
 // trust verifies a chain against the bundle. Expiry is another check: here the time is one at which
@@ -310,15 +310,6 @@ func sorted(s []string) []string {
 	s = slices.Clone(s)
 	slices.Sort(s)
 	return s
-}
-
-// serialOf is a serial as api.Report spells it: lower-case hex with an even number of digits.
-func serialOf(cert *x509.Certificate) string {
-	b := cert.SerialNumber.Bytes()
-	if len(b) == 0 {
-		return "00"
-	}
-	return hex.EncodeToString(b)
 }
 
 // keyType names a key as a specification does.

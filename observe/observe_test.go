@@ -23,6 +23,7 @@ import (
 	"countersign.dev/api"
 	"countersign.dev/id"
 	"countersign.dev/mesh"
+	"countersign.dev/mtls"
 )
 
 // deviations observes one target and returns the names of the checks that deviate.
@@ -70,7 +71,7 @@ func TestGoodSidecar(t *testing.T) {
 				t.Errorf("refused versions (-want +got):\n%s", diff)
 			}
 			leaf := s.config.Certificates[0].Leaf
-			if seen.Identity != "spiffe://test.internal/service/callee" || seen.Serial != serialOf(leaf) || !seen.NotAfter.Equal(leaf.NotAfter) || !strings.HasPrefix(seen.Cipher, "TLS_") || seen.Group != "X25519MLKEM768" {
+			if seen.Identity != "spiffe://test.internal/service/callee" || seen.Serial != mtls.Serial(leaf) || !seen.NotAfter.Equal(leaf.NotAfter) || !strings.HasPrefix(seen.Cipher, "TLS_") || seen.Group != "X25519MLKEM768" {
 				t.Errorf("observation %+v", seen)
 			}
 			for _, name := range []string{CheckNoCertificate, CheckStranger, CheckExpired} {
@@ -163,7 +164,7 @@ func TestDeviations(t *testing.T) {
 				test.spoil(ca, s, &made)
 				made.Address = s.start(t)
 				if made.Serial == serial {
-					made.Serial = serialOf(s.config.Certificates[0].Leaf)
+					made.Serial = mtls.Serial(s.config.Certificates[0].Leaf)
 				}
 				want := test.want
 				if protocol == mesh.TCP && made.Inbound.TLS != mesh.Strict {
@@ -352,7 +353,7 @@ func TestSettles(t *testing.T) {
 			if asked < 4 {
 				return "0badc0de", nil
 			}
-			return serialOf(right.Leaf), nil
+			return mtls.Serial(right.Leaf), nil
 		}
 	})
 	if got, report := deviations(t, o, made); len(got) > 0 || asked != 4 {

@@ -9,6 +9,7 @@ import (
 
 	"countersign.dev/id"
 	"countersign.dev/mesh"
+	"countersign.dev/mtls"
 )
 
 // TestShow looks at listeners that accept a root and at listeners that do not, in all the ways in which
@@ -71,7 +72,7 @@ func TestShow(t *testing.T) {
 			if shown.Accepts != test.accepts || !strings.Contains(shown.How, test.how) {
 				t.Errorf("accepts %t, %s; want %t, %s", shown.Accepts, shown.How, test.accepts, test.how)
 			}
-			if serving.config != nil && (len(shown.Chain) == 0 || serialOf(shown.Chain[0]) != made.Serial) {
+			if serving.config != nil && (len(shown.Chain) == 0 || mtls.Serial(shown.Chain[0]) != made.Serial) {
 				t.Errorf("the chain is %v", shown.Chain)
 			}
 		})

@@ -23,6 +23,7 @@ import (
 
 	"countersign.dev/id"
 	"countersign.dev/mesh"
+	"countersign.dev/mtls"
 )
 
 // testCA issues whatever a test needs, bad certificates among it.
@@ -285,7 +286,7 @@ func target(t testing.TB, protocol mesh.Protocol, address string, serving *sidec
 		Certificate: mesh.CertificatePlan{Identity: callee, DNSNames: []string{"callee", "callee.test.internal"}, TTL: mesh.Duration(time.Hour), Key: mesh.ECDSAP256},
 	}
 	if serving != nil && serving.config != nil {
-		made.Serial = serialOf(serving.config.Certificates[0].Leaf)
+		made.Serial = mtls.Serial(serving.config.Certificates[0].Leaf)
 	}
 	return made
 }
