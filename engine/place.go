@@ -34,6 +34,26 @@ func Reasons(err error) []string {
 	return nil
 }
 
+// Placed says the reasons of a refusal of a workload's Plan as errors of the specification that it was compiled from, each
+// with its place, and behind them, as in err, those that are about no part of it. It wraps [ErrRefused]; another error
+// stays as it is.
+func Placed(spec *mesh.Spec, workload mesh.Workload, err error) error {
+	r, ok := errors.AsType[*refused](err)
+	if !ok {
+		return err
+	}
+	var placed mesh.Errors
+	var others []string
+	for _, reason := range r.reasons {
+		if paths := Paths(spec, workload, reason); len(paths) > 0 {
+			placed = append(placed, spec.Refuse(reason, paths...))
+		} else {
+			others = append(others, "  - "+reason)
+		}
+	}
+	return fmt.Errorf("%s: %w:\n%s", r.engine, ErrRefused, strings.Join(append(placed.Sorted().Lines(), others...), "\n"))
+}
+
 // How reasons begin that are about a listener, one of its routes, a call, or a port that is called, and how they name a
 // field of it.
 var (

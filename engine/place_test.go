@@ -85,3 +85,37 @@ func TestReasons(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// TestPlaced asserts that reasons about the specification say where they stand, before those that do not, and that another error is
+// left alone.
+func TestPlaced(t *testing.T) {
+	spec, err := mesh.ParseDocuments([]mesh.Document{{Name: "mesh.yaml", Directory: "/", Content: `mesh: m
+services:
+  a:
+    ports:
+      - {port: 9080, protocol: http, app: 8080}
+      - {port: 9081, protocol: http}
+`}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := Refusal{Engine: "haproxy"}
+	r.Addf("port 9081: two")
+	r.Addf("of a flag")
+	r.Addf("port 9080: one (app)")
+	const want = "haproxy: the plan cannot be carried out by this proxy:\n" +
+		"mesh.yaml:5:43: services.a.ports[0].app: port 9080: one (app)\n" +
+		"mesh.yaml:6:9: services.a.ports[1]: port 9081: two\n" +
+		"  - of a flag"
+	a := mesh.Workload{Name: "a", Kind: id.Service}
+	if got := Placed(spec, a, r.Err()); !errors.Is(got, ErrRefused) || got.Error() != want {
+		t.Errorf("%v, want %s", got, want)
+	}
+	other := errors.New("x")
+	if got := Placed(spec, a, other); got != other { //nolint:errorlint // it is to be the very same
+		t.Errorf("%v", got)
+	}
+	if got := Placed(spec, a, nil); got != nil {
+		t.Errorf("%v", got)
+	}
+}

@@ -123,7 +123,7 @@ func (c generateFlags) write(p *process, proxy mesh.Engine, render func(*mesh.Pl
 	config, err := render(plan, o)
 	switch {
 	case errors.Is(err, engine.ErrRefused):
-		return usageError{placed(spec, plan.Workload, proxy, err)}
+		return usageError{engine.Placed(spec, plan.Workload, err)}
 	case err != nil:
 		return err
 	}
@@ -139,20 +139,6 @@ func (c generateFlags) write(p *process, proxy mesh.Engine, render func(*mesh.Pl
 	}
 	_, err = io.WriteString(p.stdout, config.Text)
 	return err
-}
-
-// placed says the reasons of a refusal as errors of the specification, as far as they are about a part of it.
-func placed(spec *mesh.Spec, w mesh.Workload, proxy mesh.Engine, err error) error {
-	var inSpec mesh.Errors
-	var others []string
-	for _, reason := range engine.Reasons(err) {
-		if paths := engine.Paths(spec, w, reason); len(paths) > 0 {
-			inSpec = append(inSpec, spec.Refuse(reason, paths...))
-		} else {
-			others = append(others, "  - "+reason)
-		}
-	}
-	return fmt.Errorf("%s: %w:\n%s", proxy, engine.ErrRefused, strings.Join(append(inSpec.Sorted().Lines(), others...), "\n"))
 }
 
 // openRunDir remarks that others than its owner get at a run directory, if it is on this machine. NGINX lets
