@@ -87,12 +87,12 @@ func (r *Refusal) Addf(format string, args ...any) {
 	}
 }
 
-// Err is nil without a reason, and else wraps [ErrRefused].
+// Err is nil without a reason, and else wraps [ErrRefused]; [Reasons] gives them back.
 func (r *Refusal) Err() error {
 	if len(r.Reasons) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%s: %w:\n  - %s", r.Engine, ErrRefused, strings.Join(r.Reasons, "\n  - "))
+	return &refused{r.Engine, slices.Clone(r.Reasons)}
 }
 
 // WithDefaults fills in what is left out.

@@ -1,13 +1,15 @@
 package iac
 
 import (
-	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
 	"countersign.dev/engine"
 	"countersign.dev/haproxy"
+	"countersign.dev/id"
 	"countersign.dev/mesh"
 	"countersign.dev/nginx"
 )
@@ -21,54 +23,57 @@ const firstPort = 1024
 // check finds what these templates cannot deploy.
 func check(spec *mesh.Spec, r *refusal) {
 	if len(spec.Services)+len(spec.Gateways) == 0 {
-		r.addf("it declares no service and no gateway")
+		r.addAt([]string{"services"}, "it declares no service and no gateway")
 	}
-	regions := map[string]string{}
+	regions, places := map[string]string{}, map[string]string{}
 	for _, member := range spec.Workloads() {
 		plan, err := spec.Compile(member.Name)
 		if err != nil {
-			r.addf("%v", err)
+			r.addAt(at(member, ""), "%v", err)
 			continue
 		}
 		checkDelivery(spec, plan, r)
 		if plan.Delivery.Store.Region != "" {
 			regions[plan.Delivery.Store.Region] = "the store " + plan.Delivery.StoreName
+			places[plan.Delivery.Store.Region] = "stores." + plan.Delivery.StoreName + ".region"
 		}
 		if name, a := spec.AuthorityOf(member.Name); a.Foreign() && a.ARN == "" && a.Region != "" {
 			regions[a.Region] = "the authority " + name
+			places[a.Region] = "authorities." + name + ".region"
 		}
 		checkPorts(plan, r)
-		checkRendering(plan, r)
+		checkRendering(spec, plan, r)
 	}
 	if len(regions) > 1 {
 		var said []string
 		for region, who := range regions {
 			said = append(said, who+" is in "+region)
 		}
-		r.addf("one stack is in one region, and %s: write a specification for each region, or leave the region out where it is the stack's", strings.Join(sorted(said), ", "))
+		first := slices.Min(slices.Collect(maps.Values(places)))
+		r.addAt([]string{first}, "one stack is in one region, and %s: write a specification for each region, or leave the region out where it is the stack's", strings.Join(sorted(said), ", "))
 	}
 }
 
 // checkDelivery finds workloads that get their certificates in another way.
 func checkDelivery(spec *mesh.Spec, plan *mesh.Plan, r *refusal) {
-	who := string(plan.Workload.Kind) + " " + plan.Workload.Name
+	w := plan.Workload
 	if !plan.Proxy.Real() {
-		r.addFor(who, "its proxy is the built-in one, which needs a server: write proxy: {engine: nginx} or {engine: haproxy}")
+		r.addFor(w, at(w, ".proxy.engine", ".proxy"), "its proxy is the built-in one, which needs a server: write proxy: {engine: nginx} or {engine: haproxy}")
 	}
 	if plan.Delivery.Store.Type != mesh.StoreSecretsManager {
-		r.addFor(who, "its certificate does not come from Secrets Manager: write delivery: {type: store, store: NAME, ...} with a store of the type %s", mesh.StoreSecretsManager)
+		r.addFor(w, at(w, ".delivery.store", ".delivery.type", ".delivery"), "its certificate does not come from Secrets Manager: write delivery: {type: store, store: NAME, ...} with a store of the type %s", mesh.StoreSecretsManager)
 	}
 	if key := plan.Delivery.Store.KMSKey; strings.Contains(key, ":alias/") {
-		r.addf("the store %s: a policy cannot name a key by the ARN of an alias: write the key's own ARN as kmsKey, or alias/NAME for a key that the template makes", plan.Delivery.StoreName)
+		r.addAt([]string{"stores." + plan.Delivery.StoreName + ".kmsKey"}, "the store %s: a policy cannot name a key by the ARN of an alias: write the key's own ARN as kmsKey, or alias/NAME for a key that the template makes", plan.Delivery.StoreName)
 	}
 	if plan.Deploy != mesh.DeployECS || plan.ECS == nil {
-		r.addFor(who, "it is not deployed by ECS: write deploy: {type: ecs, cluster: NAME}")
+		r.addFor(w, at(w, ".deploy.type", ".deploy"), "it is not deployed by ECS: write deploy: {type: ecs, cluster: NAME}")
 	}
 	if _, a := spec.AuthorityOf(plan.Workload.Name); !a.Foreign() {
-		r.addFor(who, "its certificates come from the server's own authority, which these templates do not have: write certificates: {authority: NAME} of an authority of the type acmpca or acm")
+		r.addFor(w, inherited(w, "authority"), "its certificates come from the server's own authority, which these templates do not have: write certificates: {authority: NAME} of an authority of the type acmpca or acm")
 	}
 	if plan.Revocation.Check {
-		r.addFor(who, "it wants revoked callers refused, and a task of ECS gets no revocation lists: write revocation: none, and let certificates live for hours or days")
+		r.addFor(w, []string{"revocation"}, "it wants revoked callers refused, and a task of ECS gets no revocation lists: write revocation: none, and let certificates live for hours or days")
 	}
 }
 
@@ -110,18 +115,18 @@ func checkStack(spec *mesh.Spec, r *refusal) {
 		if err != nil {
 			continue // check says so
 		}
-		who := string(plan.Workload.Kind) + " " + plan.Workload.Name
+		w := plan.Workload
 		if spare := time.Duration(plan.Certificate.TTL) - time.Duration(plan.Certificate.RenewAfter); spare < 2*leastBetween {
-			r.addFor(who, "its certificate is due %s before it ends, and a run of the rotation function may last %s, so that one that fails could not be repeated: "+
+			r.addFor(w, inherited(w, "renewAfter", "ttl"), "its certificate is due %s before it ends, and a run of the rotation function may last %s, so that one that fails could not be repeated: "+
 				"write a renewAfter that is at least %s below ttl", mesh.Duration(spare), mesh.Duration(functionSeconds*time.Second), mesh.Duration(2*leastBetween))
 		}
 		if renew := time.Duration(plan.Certificate.RenewAfter); renew < leastAge {
-			r.addFor(who, "its certificate is replaced every %s, and a secret of Secrets Manager has room for about 100 versions in a day, of which a rotation takes five of %s.rotation: "+
+			r.addFor(w, inherited(w, "renewAfter", "ttl"), "its certificate is replaced every %s, and a secret of Secrets Manager has room for about 100 versions in a day, of which a rotation takes five of %s.rotation: "+
 				"write a renewAfter of at least %s", mesh.Duration(renew), plan.Delivery.Secret, mesh.Duration(leastAge))
 		}
 		name, a := spec.AuthorityOf(member.Name)
 		if a.Type == mesh.AuthorityACM && a.ARN == "" && plan.Certificate.Key != mesh.ECDSAP256 && plan.Certificate.Key != mesh.ECDSAP384 {
-			r.addFor(who, "its key is %s, and ACM makes only keys of the family of the private CA's own, which is %s where the template makes it: write key: ecdsa-p256 or ecdsa-p384, or name a CA with an RSA key as authorities.%s.arn",
+			r.addFor(w, inherited(w, "key"), "its key is %s, and ACM makes only keys of the family of the private CA's own, which is %s where the template makes it: write key: ecdsa-p256 or ecdsa-p384, or name a CA with an RSA key as authorities.%s.arn",
 				plan.Certificate.Key, caKey, name)
 		}
 	}
@@ -129,22 +134,26 @@ func checkStack(spec *mesh.Spec, r *refusal) {
 
 // checkPorts finds what cannot be listened on.
 func checkPorts(plan *mesh.Plan, r *refusal) {
-	who := string(plan.Workload.Kind) + " " + plan.Workload.Name
-	if len(plan.Inbound) > mostPorts {
-		r.addf("%s has %d ports, and a service of ECS has at most %d target groups", who, len(plan.Inbound), mostPorts)
+	w, listeners := plan.Workload, ".ports"
+	if w.Kind == id.Gateway {
+		listeners = ".listen"
 	}
-	for _, in := range plan.Inbound {
+	if len(plan.Inbound) > mostPorts {
+		r.addAt(at(w, listeners), "%s %s has %d ports, and a service of ECS has at most %d target groups", w.Kind, w.Name, len(plan.Inbound), mostPorts)
+	}
+	for i, in := range plan.Inbound {
+		listener := fmt.Sprintf("%s[%d]", listeners, i)
 		if in.Port < firstPort {
-			r.addFor(who, "port %d needs a privilege, and no container has one: write one from %d on", in.Port, firstPort)
+			r.addFor(w, at(w, listener+".port"), "port %d needs a privilege, and no container has one: write one from %d on", in.Port, firstPort)
 		}
 		if in.Certificate != nil {
-			r.addFor(who, "the certificate of port %d is a file of a machine, and a task has none: leave it out, and let a load balancer in front show it", in.Port)
+			r.addFor(w, at(w, listener+".certificate"), "the certificate of port %d is a file of a machine, and a task has none: leave it out, and let a load balancer in front show it", in.Port)
 		}
 	}
 }
 
 // checkRendering finds what the proxy cannot carry out: init would say so in every task.
-func checkRendering(plan *mesh.Plan, r *refusal) {
+func checkRendering(spec *mesh.Spec, plan *mesh.Plan, r *refusal) {
 	o := engine.Options{NoFlags: true, Certificates: certificatesDir, Run: runDir, Drain: drain, Age: connectionAge, Version: plan.Proxy.Version}
 	var err error
 	switch plan.Proxy.Engine {
@@ -157,15 +166,14 @@ func checkRendering(plan *mesh.Plan, r *refusal) {
 	if err == nil {
 		return
 	}
-	who := string(plan.Workload.Kind) + " " + plan.Workload.Name
-	if errors.Is(err, engine.ErrRefused) {
-		_, reasons, _ := strings.Cut(err.Error(), ":\n  - ")
-		for reason := range strings.SplitSeq(reasons, "\n  - ") {
-			r.addFor(who, "%s: %s", plan.Proxy.Engine, reason)
-		}
-		return
+	w := plan.Workload
+	reasons := engine.Reasons(err)
+	if len(reasons) == 0 {
+		reasons = []string{err.Error()}
 	}
-	r.addFor(who, "%v", err)
+	for _, reason := range reasons {
+		r.addFor(w, append(engine.Paths(spec, w, reason), at(w, ".proxy.engine")...), "%s: %s", plan.Proxy.Engine, reason)
+	}
 }
 
 // How long what ends is given. The load balancer sends no new connections first, and waits; until then peers have left, because

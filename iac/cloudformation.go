@@ -38,7 +38,7 @@ func CloudFormation(spec *mesh.Spec, o Options) ([]byte, error) {
 	if err := d.checkPolicies(); err != nil {
 		return nil, err
 	}
-	t := &template{d: d}
+	t := &template{d: d, refusal: refusal{spec: spec}}
 	t.parameter()
 	t.keys()
 	t.roles()
@@ -56,7 +56,7 @@ func CloudFormation(spec *mesh.Spec, o Options) ([]byte, error) {
 		return nil, err
 	}
 	if t.count > mostResources || len(t.parameters) > mostParameters {
-		return nil, fmt.Errorf("%w: the template would have %d resources and %d parameters, and CloudFormation takes %d and %d: deploy the mesh as two", ErrTooLarge, t.count, len(t.parameters), mostResources, mostParameters)
+		return nil, d.refuse(ErrTooLarge, []string{whole}, "the template would have %d resources and %d parameters, and CloudFormation takes %d and %d: deploy the mesh as two", t.count, len(t.parameters), mostResources, mostParameters)
 	}
 	return t.write()
 }
@@ -75,7 +75,7 @@ func (t *template) write() ([]byte, error) {
 	w.members(object{{key: "Resources", value: t.resources}, {key: "Outputs", value: t.outputs}}, 0)
 	text := w.b.String()
 	if len(text) > mostTemplate {
-		return nil, fmt.Errorf("%w: the template has %d bytes, and CloudFormation takes %d: deploy the mesh as two", ErrTooLarge, len(text), mostTemplate)
+		return nil, t.d.refuse(ErrTooLarge, []string{whole}, "the template has %d bytes, and CloudFormation takes %d: deploy the mesh as two", len(text), mostTemplate)
 	}
 	return []byte(text), nil
 }
@@ -131,7 +131,7 @@ func (t *template) add(id, kind, note string, properties object, options ...opti
 func (t *template) once(id, kind string) {
 	named := func(f field) bool { return f.key == id }
 	if slices.ContainsFunc(t.resources, named) || slices.ContainsFunc(t.parameters, named) {
-		t.refusal.addf("two things would both be %s in the template, one of them a %s: rename the service, gateway, store, authority or secret whose name makes it so", id, kind)
+		t.refusal.addAt(t.d.namer(id), "two things would both be %s in the template, one of them a %s: rename the service, gateway, store, authority or secret whose name makes it so", id, kind)
 	}
 }
 

@@ -135,7 +135,7 @@ type gathering struct {
 }
 
 func newGathering(d *deployment) *gathering {
-	return &gathering{d: d, facts: map[string]string{}, used: map[string]bool{}, refusal: refusal{of: ErrGiven}}
+	return &gathering{d: d, facts: map[string]string{}, used: map[string]bool{}, refusal: refusal{of: ErrGiven, spec: d.spec}}
 }
 
 const uuid = `[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}`

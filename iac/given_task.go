@@ -39,7 +39,7 @@ func (g *gathering) checkTask(w *workload) {
 		}
 	}
 	if engine := string(w.plan.Proxy.Engine); w.service != nil && (w.name == engine || w.name == "countersign") {
-		g.refusal.addf("--image %s would be the image of the application and of another container: rename the service", w.name)
+		g.refusal.addAt(at(w.plan.Workload, ""), "--image %s would be the image of the application and of another container: rename the service", w.name)
 	}
 	if m := g.d.given.StreamModule; m != "" && m != "none" && !moduleForm.MatchString(m) {
 		g.refusal.addf("--stream-module %.200q: write the absolute path of a file in NGINX's image, or none", m)

@@ -233,12 +233,14 @@ func TestTaskSettings(t *testing.T) {
 func TestImageOfTwo(t *testing.T) {
 	for _, name := range []string{"nginx", "countersign"} {
 		spec := parse(t, strings.Replace(good, "  one:", "  "+name+":", 1))
-		if _, err := iac.TaskDefinition(spec, name, iac.Options{}, iac.Given{}); !errors.Is(err, iac.ErrGiven) || !strings.Contains(fmt.Sprint(err), "--image "+name+" would be") {
-			t.Errorf("%s: %v", name, err)
+		_, err := iac.TaskDefinition(spec, name, iac.Options{}, iac.Given{})
+		refusedAt(t, err, iac.ErrGiven, "8:3: services."+name, "--image "+name+" would be")
+		_, err = iac.TaskDefinition(spec, name, iac.Options{}, iac.Given{CPU: "lots"})
+		if text := fmt.Sprint(err); !errors.Is(err, iac.ErrGiven) || !strings.Contains(text, "fit:\nmesh.yaml:8:3: services."+name+": --image") || !strings.Contains(text, "\n  - --cpu \"lots\"") {
+			t.Errorf("%v, want the place first, and the flag behind it", err)
 		}
-		if _, err := iac.CloudFormation(spec, iac.Options{}); !errors.Is(err, iac.ErrRefused) || !strings.Contains(fmt.Sprint(err), "one of them a parameter") {
-			t.Errorf("%s: %v", name, err)
-		}
+		_, err = iac.CloudFormation(spec, iac.Options{})
+		refusedAt(t, err, iac.ErrRefused, "8:3: services."+name, "one of them a parameter")
 	}
 }
 

@@ -8,17 +8,12 @@
 // around are made by one function, with their reason, which is written beside them.
 package iac
 
-import (
-	"cmp"
-	"errors"
-	"fmt"
-	"slices"
-	"strings"
-)
+import "errors"
 
 // Errors.
 var (
-	// ErrRefused says that a specification cannot be deployed by these templates. The error holds every reason.
+	// ErrRefused says that a specification cannot be deployed by these templates. The error holds every reason, with its
+	// place, and wraps them as [mesh.Errors] where it is about nothing else.
 	ErrRefused = errors.New("the specification cannot be deployed on ECS by these templates")
 	// ErrGiven says what was given and does not fit; see [Given]. The error holds every reason.
 	ErrGiven = errors.New("what is given does not fit")
@@ -44,45 +39,6 @@ const (
 type Options struct {
 	// Init is [InitTaskRole] when it is empty.
 	Init Init
-}
-
-// refusal collects reasons.
-type refusal struct {
-	of      error // [ErrRefused] when nil
-	reasons []string
-	who     map[string][]string // whom a reason is about, where it is one or several workloads
-}
-
-// addFor notes a reason about a workload. One that several have is said once, for all of them.
-func (r *refusal) addFor(who, format string, args ...any) {
-	reason := fmt.Sprintf(format, args...)
-	if r.who == nil {
-		r.who = make(map[string][]string)
-	}
-	if !slices.Contains(r.who[reason], who) {
-		r.who[reason] = append(r.who[reason], who)
-	}
-	r.addf("%s", reason)
-}
-
-func (r *refusal) addf(format string, args ...any) {
-	if reason := fmt.Sprintf(format, args...); !slices.Contains(r.reasons, reason) {
-		r.reasons = append(r.reasons, reason)
-	}
-}
-
-func (r *refusal) err() error {
-	if len(r.reasons) == 0 {
-		return nil
-	}
-	lines := make([]string, 0, len(r.reasons))
-	for _, reason := range r.reasons {
-		if who := r.who[reason]; len(who) > 0 {
-			reason = strings.Join(who, ", ") + ": " + reason
-		}
-		lines = append(lines, reason)
-	}
-	return fmt.Errorf("%w:\n  - %s", cmp.Or(r.of, ErrRefused), strings.Join(lines, "\n  - "))
 }
 
 // Where a container finds its files. The image of countersign declares both volumes, so that they belong to its user.

@@ -45,6 +45,7 @@ type key struct {
 type storedSecret struct {
 	name    string
 	id      string // of the resources, in the manner of CloudFormation
+	path    string // of the specification: what made it
 	what    string
 	arn     ref
 	key     *key
@@ -104,7 +105,7 @@ func build(spec *mesh.Spec, o Options, more ...func(*mesh.Spec, *refusal)) (*dep
 	if d.init != InitTaskRole && d.init != InitEnvironment {
 		return nil, fmt.Errorf("%w: init by %q is not known: task-role and environment are", ErrRefused, d.init)
 	}
-	var r refusal
+	r := refusal{spec: spec}
 	for _, look := range append(more, check) {
 		look(spec, &r)
 	}
@@ -120,7 +121,7 @@ func build(spec *mesh.Spec, o Options, more ...func(*mesh.Spec, *refusal)) (*dep
 	}
 	for _, a := range d.authorities {
 		k := d.keyOf(a.Budget.Store)
-		d.secret(spec.BudgetSecret(a.name), "how many certificates "+a.name+" issued this month", k)
+		d.secret("authorities."+a.name, spec.BudgetSecret(a.name), "how many certificates "+a.name+" issued this month", k)
 	}
 	d.graph()
 	d.names(&r)
@@ -146,19 +147,21 @@ func (d *deployment) workload(name string) error {
 	w.task = newRole(d.spec.Mesh+"-"+name+"-task", w.id+"Task")
 	w.execution = newRole(d.spec.Mesh+"-"+name+"-execution", w.id+"Execution")
 	w.authority = d.authorityOf(name)
+	own := plan.Workload.Path() + ".delivery.secret"
 	for _, full := range shape.Names(plan.Delivery.Secret) {
 		what := "the certificate and key of " + name
 		if field, ok := strings.CutPrefix(full, plan.Delivery.Secret+"/"); ok && shape.Layout() != secret.LayoutJSON {
 			what += ": " + field
 		}
-		s := d.secret(full, what, w.key)
+		s := d.secret(own, full, what, w.key)
 		s.readers, w.secrets = append(s.readers, w), append(w.secrets, s)
 	}
-	d.secret(plan.Delivery.Secret+".rotation", "how the rotation of "+name+" went", w.key)
+	d.secret(own, plan.Delivery.Secret+".rotation", "how the rotation of "+name+" went", w.key)
 	if bundle := plan.Delivery.Bundle; bundle != "" {
-		s := d.secret(bundle, "the roots that its readers believe", w.key)
+		shared := plan.Workload.Path() + ".delivery.bundle"
+		s := d.secret(shared, bundle, "the roots that its readers believe", w.key)
 		s.readers, w.secrets = append(s.readers, w), append(w.secrets, s)
-		d.secret(bundle+".rotation", "how the last change of "+bundle+" went", w.key)
+		d.secret(shared, bundle+".rotation", "how the last change of "+bundle+" went", w.key)
 	}
 	if !slices.Contains(d.clusters, plan.ECS.Cluster) {
 		d.clusters = append(d.clusters, plan.ECS.Cluster)
@@ -167,14 +170,14 @@ func (d *deployment) workload(name string) error {
 	return nil
 }
 
-// secret adds a secret, or finds it.
-func (d *deployment) secret(name, what string, k *key) *storedSecret {
+// secret adds a secret, or finds it. The path is that of the part of the specification that wants it.
+func (d *deployment) secret(path, name, what string, k *key) *storedSecret {
 	for _, s := range d.secrets {
 		if s.name == name && s.key == k {
 			return s
 		}
 	}
-	s := &storedSecret{name: name, id: identifier(strings.TrimPrefix(name, d.spec.Mesh+"/")) + "Secret", what: what, key: k}
+	s := &storedSecret{name: name, id: identifier(strings.TrimPrefix(name, d.spec.Mesh+"/")) + "Secret", path: path, what: what, key: k}
 	s.arn = ref{cfn: s.id, tf: "aws_secretsmanager_secret." + s.label(d) + ".arn", given: name}
 	d.secrets = append(d.secrets, s)
 	return s
@@ -283,44 +286,45 @@ func (d *deployment) graph() {
 // names finds names that AWS does not take, and such as would be one identifier.
 func (d *deployment) names(r *refusal) {
 	taken := map[string]string{}
-	claim := func(id, what string) {
+	claim := func(id, what, path string) {
 		if other, ok := taken[id]; ok && other != what {
-			r.addf("%s and %s would both be %s in the template: rename one of them", other, what, id)
+			r.addAt([]string{path}, "%s and %s would both be %s in the template: rename one of them", other, what, id)
 		}
 		taken[id] = what
 	}
 	labels := map[string]string{}
 	stores := map[string]string{}
 	for _, s := range d.secrets {
-		claim(s.id, "the secret "+s.name)
+		claim(s.id, "the secret "+s.name, s.path)
 		if other, ok := stores[s.name]; ok {
-			r.addf("the secret %s would lie in the stores %s and %s, which are one place in a stack: give it another name in one of them", s.name, other, s.key.store)
+			r.addAt([]string{s.path}, "the secret %s would lie in the stores %s and %s, which are one place in a stack: give it another name in one of them", s.name, other, s.key.store)
 		}
 		stores[s.name] = s.key.store
 		if other, ok := labels[s.arn.tf]; ok {
-			r.addf("the secrets %s and %s would both be %s in Terraform: rename one of them", other, s.name, s.arn.tf)
+			r.addAt([]string{s.path}, "the secrets %s and %s would both be %s in Terraform: rename one of them", other, s.name, s.arn.tf)
 		}
 		labels[s.arn.tf] = s.name
 	}
 	for _, w := range d.workloads {
-		claim(w.id, fmt.Sprintf("the %s %s", w.plan.Workload.Kind, w.name))
+		path := w.plan.Workload.Path()
+		claim(w.id, fmt.Sprintf("the %s %s", w.plan.Workload.Kind, w.name), path)
 		for _, name := range []string{w.task.name, w.execution.name} {
 			if len(name) > mostRole {
-				r.addf("the role %s would have %d characters, and IAM takes %d: shorten the name of the mesh or of %s", name, len(name), mostRole, w.name)
+				r.addAt([]string{path}, "the role %s would have %d characters, and IAM takes %d: shorten the name of the mesh or of %s", name, len(name), mostRole, w.name)
 			}
 		}
 	}
 	if len(d.function.name) > mostRole {
-		r.addf("the function %s would have %d characters, and AWS takes %d: shorten the name of the mesh", d.function.name, len(d.function.name), mostRole)
+		r.addAt([]string{"mesh"}, "the function %s would have %d characters, and AWS takes %d: shorten the name of the mesh", d.function.name, len(d.function.name), mostRole)
 	}
 	for _, a := range d.authorities {
-		claim(a.id, "the authority "+a.name)
+		claim(a.id, "the authority "+a.name, "authorities."+a.name)
 	}
 	for _, k := range d.keys {
-		claim(k.name, "the key of the store "+k.store)
+		claim(k.name, "the key of the store "+k.store, "stores."+k.store)
 	}
-	for _, c := range d.clusters {
-		claim(identifier(c)+"Cluster", "the cluster "+c)
+	for _, w := range d.workloads {
+		claim(w.cluster(), "the cluster "+w.plan.ECS.Cluster, w.plan.Workload.Path()+".deploy.cluster")
 	}
 }
 

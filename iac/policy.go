@@ -1,7 +1,6 @@
 package iac
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 
@@ -454,23 +453,23 @@ const (
 // checkPolicies finds policies that are longer than AWS takes.
 func (d *deployment) checkPolicies() error {
 	type written struct {
-		what string
-		p    policy
-		most int
+		path, what string
+		p          policy
+		most       int
 	}
 	all := []written{
-		{"the policy of the role " + d.function.role.name, d.functionPolicy(), mostInline},
-		{"the policy of the logs' key", d.logKeyPolicy(), mostKeyPolicy},
+		{whole, "the policy of the role " + d.function.role.name, d.functionPolicy(), mostInline},
+		{whole, "the policy of the logs' key", d.logKeyPolicy(), mostKeyPolicy},
 	}
 	for _, k := range d.keys {
-		all = append(all, written{"the policy of the key of the store " + k.store, d.keyPolicy(k), mostKeyPolicy})
+		all = append(all, written{"stores." + k.store, "the policy of the key of the store " + k.store, d.keyPolicy(k), mostKeyPolicy})
 	}
 	for _, s := range d.secrets {
-		all = append(all, written{"the policy of the secret " + s.name, d.secretPolicy(s), mostResourcePolicy})
+		all = append(all, written{s.path, "the policy of the secret " + s.name, d.secretPolicy(s), mostResourcePolicy})
 	}
 	for _, w := range all {
 		if n := len(compactJSON(w.p.document(), longest)); n > w.most {
-			return fmt.Errorf("%w: %s would have up to %d characters, and AWS takes %d: deploy the mesh as two, or with fewer secrets (layout: json has one for each workload)", ErrTooLarge, w.what, n, w.most)
+			return d.refuse(ErrTooLarge, []string{w.path}, "%s would have up to %d characters, and AWS takes %d: deploy the mesh as two, or with fewer secrets (layout: json has one for each workload)", w.what, n, w.most)
 		}
 	}
 	return nil

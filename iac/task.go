@@ -168,7 +168,7 @@ func (d *deployment) initDefinition(w *workload) (object, error) {
 	o = append(o, field{key: "command", value: texts(d.initCommand(w))})
 	o = append(o, field{key: "environment", value: list{object{{key: "name", value: planVariable}, {key: "value", value: plan}}}})
 	if d.init == InitEnvironment {
-		secrets, err := w.injected()
+		secrets, err := d.injected(w)
 		if err != nil {
 			return nil, err
 		}
@@ -217,7 +217,7 @@ func (d *deployment) initCommand(w *workload) []text {
 }
 
 // injected are the secrets that ECS puts into the environment of init: init's own names for them.
-func (w *workload) injected() (list, error) {
+func (d *deployment) injected(w *workload) (list, error) {
 	shape, err := w.plan.Delivery.Shape()
 	if err != nil {
 		return nil, fmt.Errorf("the delivery of %s: %w", w.name, err)
@@ -231,15 +231,19 @@ func (w *workload) injected() (list, error) {
 	add := func(variable string, from text) {
 		out = append(out, object{{key: "name", value: variable}, {key: "valueFrom", value: from}})
 	}
-	for _, part := range []struct{ variable, field string }{
-		{"CERT_PEM", fields.Certificate}, {"CHAIN_PEM", fields.Chain}, {"KEY_PEM", fields.Key}, {"KEY_PASSPHRASE", fields.Passphrase}, {"CA_BUNDLE", fields.Bundle},
+	for _, part := range []struct{ variable, name, field string }{
+		{"CERT_PEM", "certificate", fields.Certificate},
+		{"CHAIN_PEM", "chain", fields.Chain},
+		{"KEY_PEM", "key", fields.Key},
+		{"KEY_PASSPHRASE", "passphrase", fields.Passphrase},
+		{"CA_BUNDLE", "bundle", fields.Bundle},
 	} {
 		switch {
 		case part.variable == "CA_BUNDLE" && w.plan.Delivery.Bundle != "":
 			add(part.variable, say(find(w.plan.Delivery.Bundle).arn))
 		case part.field == "":
 		case shape.Layout() == secret.LayoutJSON && strings.Contains(part.field, ":"):
-			return nil, fmt.Errorf("%w: %s: the field %q has a colon, and ECS could not be told of it: choose another name, or init by the task role", ErrRefused, w.name, part.field)
+			return nil, d.refuse(ErrRefused, at(w.plan.Workload, ".delivery.fields."+part.name), "the field %q has a colon, and ECS could not be told of it: choose another name, or init by the task role", part.field)
 		case shape.Layout() == secret.LayoutJSON:
 			add(part.variable, say(find(w.plan.Delivery.Secret).arn, ":"+part.field+"::")) // this key of the JSON object, of the current version
 		default:
@@ -409,11 +413,32 @@ func (d *deployment) taskDefinition(w *workload, cpu, memory, architecture any) 
 	}
 	written := compactJSON(o, longest)
 	// CloudFormation would put the value of a secret in the place of such a text, for everybody to read who may read task definitions.
-	if bytes.Contains(written, []byte("{{resolve:")) {
-		return nil, fmt.Errorf("%w: %s: its specification holds {{resolve:, which CloudFormation takes for a secret to be put there: write it in another way", ErrRefused, w.name)
+	if bytes.Contains(written, []byte(resolve)) {
+		return nil, d.refuse(ErrRefused, w.resolved(), "its specification holds %s, which CloudFormation takes for a secret to be put there: write it in another way", resolve)
 	}
 	if n := len(written); n > mostTaskDefinition {
-		return nil, fmt.Errorf("%w: the task definition of %s would have up to %d bytes with its Plan, and ECS takes %d: let %s have fewer rules, routes or calls", ErrTooLarge, w.name, n, mostTaskDefinition, w.name)
+		return nil, d.refuse(ErrTooLarge, at(w.plan.Workload, ""), "the task definition of %s would have up to %d bytes with its Plan, and ECS takes %d: let %s have fewer rules, routes or calls", w.name, n, mostTaskDefinition, w.name)
 	}
 	return o, nil
+}
+
+// resolve begins what CloudFormation replaces.
+const resolve = "{{resolve:"
+
+// resolved are the paths of a text of the workload that CloudFormation would replace: its application's, else it stands
+// somewhere in the Plan.
+func (w *workload) resolved() []string {
+	if w.service != nil && w.service.Run != nil {
+		for i, word := range w.service.Run.Command {
+			if strings.Contains(word, resolve) {
+				return at(w.plan.Workload, fmt.Sprintf(".run.command[%d]", i))
+			}
+		}
+		for _, name := range slices.Sorted(maps.Keys(w.service.Run.Env)) {
+			if strings.Contains(w.service.Run.Env[name], resolve) {
+				return at(w.plan.Workload, ".run.env."+name)
+			}
+		}
+	}
+	return at(w.plan.Workload, "")
 }

@@ -29,7 +29,7 @@ func Terraform(spec *mesh.Spec, o Options) ([]byte, error) {
 	if err := d.checkPolicies(); err != nil {
 		return nil, err
 	}
-	t := &terraform{d: d}
+	t := &terraform{d: d, refusal: refusal{spec: spec}}
 	t.variables()
 	t.keys()
 	t.roles()
@@ -60,7 +60,7 @@ func (t *terraform) begin(title string) { t.section = title + "\n\n" }
 
 func (t *terraform) add(b block) {
 	if b.kind != "locals" && b.kind != "terraform" && slices.ContainsFunc(t.blocks, func(other block) bool { return other.kind == b.kind && slices.Equal(other.labels, b.labels) }) {
-		t.refusal.addf("two things would both be %s in the configuration: rename the service, gateway, store, authority or secret whose name makes it so", strings.Join(b.labels, "."))
+		t.refusal.addAt(t.d.namer(b.labels[len(b.labels)-1]), "two things would both be %s in the configuration: rename the service, gateway, store, authority or secret whose name makes it so", strings.Join(b.labels, "."))
 	}
 	b.note, t.section = t.section+b.note, ""
 	t.blocks = append(t.blocks, b)

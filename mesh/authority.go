@@ -107,21 +107,31 @@ func (s *Spec) AuthorityOf(workload string) (name string, authority Authority) {
 // ErrForeignAuthority says that a workload's certificates do not come from the server.
 var ErrForeignAuthority = errors.New("the server issues from its own authority only")
 
-// ServerCan tells whether a server can have the mesh in its care: it is an [ErrForeignAuthority] when one of the
-// workloads has another authority than the server's.
+// ServerCan tells whether a server can have the mesh in its care: it is an [ErrForeignAuthority], and an [Error] with the
+// place, when one of the workloads has another authority than the server's.
 func (s *Spec) ServerCan() error {
-	var foreign []string
+	var foreign, paths []string
 	for _, w := range s.Workloads() {
 		if name, authority := s.AuthorityOf(w.Name); authority.Foreign() {
 			foreign = append(foreign, fmt.Sprintf("%s %s from %s (%s)", w.Kind, w.Name, name, authority.Type))
+			paths = append(paths, w.Path()+".certificates.authority")
 		}
 	}
 	if len(foreign) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%w, and this mesh has certificates of %s; rotate them with `countersign rotate once --mesh PATH`, which needs no server",
-		ErrForeignAuthority, strings.Join(foreign, ", "))
+	return foreignAuthority{s.Refuse(fmt.Sprintf("%v, and this mesh has certificates of %s; rotate them with `countersign rotate once --mesh PATH`, which needs no server",
+		ErrForeignAuthority, strings.Join(foreign, ", ")), append(paths, "certificates.authority")...)}
 }
+
+// foreignAuthority is the error of [Spec.ServerCan].
+type foreignAuthority struct{ at *Error }
+
+// Error is that of a specification.
+func (f foreignAuthority) Error() string { return f.at.Error() }
+
+// Unwrap gives the error with its place, and what it is.
+func (f foreignAuthority) Unwrap() []error { return []error{f.at, ErrForeignAuthority} }
 
 // dnsIdentity is the DNS name by which peers know a workload, empty for one with a SPIFFE ID.
 func (s *Spec) dnsIdentity(workload string) string {

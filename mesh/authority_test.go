@@ -131,6 +131,9 @@ func TestServerCan(t *testing.T) {
 			t.Errorf("%q does not say %q", err, part)
 		}
 	}
+	if at, ok := errors.AsType[*mesh.Error](err); !ok || at.Line == 0 || !strings.HasSuffix(at.Path, "certificates.authority") {
+		t.Errorf("%v has the place %+v", err, at)
+	}
 	own := parse(t, "mesh: m\nauthorities: {own: {type: embedded}, pca: {type: acmpca, budget: {store: s}}}\nstores: {s: {type: secretsmanager}}\ncertificates: {authority: own}\nservices: {a: {}}")
 	if err := own.ServerCan(); err != nil {
 		t.Errorf("an authority that nobody uses: %v", err)

@@ -11,7 +11,7 @@ import (
 type Error struct {
 	// File is the document's name, as the user wrote it.
 	File string
-	// Line and Column count from 1; a column is a Unicode code point.
+	// Line and Column count from 1; a column is a Unicode code point. They are 0 where no document is known ([Spec.At]).
 	Line, Column int
 	// Path says in the specification's own terms where the error is: services.a.ports[0].port. It is
 	// "yaml" for a text that is not YAML and "document" for the whole of it.
@@ -20,8 +20,11 @@ type Error struct {
 	Message string
 }
 
-// Error is the form FILE:LINE:COLUMN: PATH: MESSAGE.
+// Error is the form FILE:LINE:COLUMN: PATH: MESSAGE, or PATH: MESSAGE where no place is known.
 func (e *Error) Error() string {
+	if e.Line == 0 {
+		return e.Path + ": " + e.Message
+	}
 	return fmt.Sprintf("%s:%d:%d: %s: %s", e.File, e.Line, e.Column, e.Path, e.Message)
 }
 

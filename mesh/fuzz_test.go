@@ -40,7 +40,49 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		checkAccepted(t, spec)
+		checkPlaces(t, text, spec)
 	})
+}
+
+// checkPlaces looks for the places of what every specification has, or could have, and of what is no path at all.
+func checkPlaces(t *testing.T, text string, spec *mesh.Spec) {
+	paths := []string{"", "mesh", "certificates.ttl", text}
+	for _, w := range spec.Workloads() {
+		for _, below := range []string{"", ".proxy.engine", ".ports[0].app", ".calls", ".listen[0].port", ".routes[7]", `.run.env["`} {
+			paths = append(paths, w.Path()+below)
+		}
+		if !spec.Written(w.Path()) {
+			t.Errorf("%s is declared, and written nowhere", w.Path())
+		}
+	}
+	lines := linesOf(text)
+	for _, path := range paths {
+		e := spec.Refuse("cannot be", path)
+		if e.File != "mesh.yaml" || e.Path != path {
+			t.Errorf("%q is in %q at %q", path, e.File, e.Path)
+		}
+		checkPlace(t, lines, e)
+	}
+}
+
+// linesOf are the lines of a text as errors count them.
+func linesOf(text string) []string { return strings.Split(strings.TrimPrefix(text, "\ufeff"), "\n") }
+
+// checkPlace asserts that an error stands in a text of some lines. One place behind the last line, and behind a line's last
+// character, is where things are missed.
+func checkPlace(t *testing.T, lines []string, e *mesh.Error) {
+	t.Helper()
+	if e.Line < 1 || e.Line > len(lines)+1 || e.Column < 1 {
+		t.Errorf("%v: the text has %d lines", e, len(lines))
+		return
+	}
+	width := 0
+	if e.Line <= len(lines) {
+		width = utf8.RuneCountInString(lines[e.Line-1])
+	}
+	if e.Column > width+1 {
+		t.Errorf("%v: the line has %d characters", e, width)
+	}
 }
 
 // checkErrors looks at the form of what was reported about a text.
@@ -52,8 +94,7 @@ func checkErrors(t *testing.T, text string, err error) {
 	if !errors.As(err, &errs) || len(errs) == 0 {
 		t.Fatalf("got %v, want mesh.Errors", err)
 	}
-	lines := strings.Split(strings.TrimPrefix(text, "\ufeff"), "\n")
-	before := &mesh.Error{}
+	lines, before := linesOf(text), &mesh.Error{}
 	for _, e := range errs {
 		if !errorForm.MatchString(e.Error()) {
 			t.Errorf("not of the form: %q", e.Error())
@@ -65,18 +106,7 @@ func checkErrors(t *testing.T, text string, err error) {
 			t.Errorf("%v stands behind %v", e, before)
 		}
 		before = e
-		// One place behind the last line, and behind a line's last character, is where things are missed.
-		if e.Line < 1 || e.Line > len(lines)+1 || e.Column < 1 {
-			t.Errorf("%v: the text has %d lines", e, len(lines))
-			continue
-		}
-		width := 0
-		if e.Line <= len(lines) {
-			width = utf8.RuneCountInString(lines[e.Line-1])
-		}
-		if e.Column > width+1 {
-			t.Errorf("%v: the line has %d characters", e, width)
-		}
+		checkPlace(t, lines, e)
 	}
 }
 

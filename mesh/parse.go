@@ -1,6 +1,9 @@
 package mesh
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // ParseDocuments checks and joins the documents of a specification and fills in its defaults. An
 // error is an [Errors] with everything that is wrong, or an [ErrTooLarge]. The documents' order
@@ -37,6 +40,7 @@ func ParseDocuments(documents []Document) (*Spec, error) {
 	if err := r.err(); err != nil {
 		return nil, err
 	}
+	spec.source = &source{documents: slices.Clone(documents)}
 	return spec, nil
 }
 

@@ -14,7 +14,7 @@ type Document struct {
 }
 
 // Spec is a valid specification with every default filled in. It is made by [Load] or
-// [ParseDocuments] and not changed afterwards.
+// [ParseDocuments] and not changed afterwards. It keeps the text of its documents, to say where something stands.
 type Spec struct {
 	Mesh        string
 	TrustDomain string
@@ -28,6 +28,8 @@ type Spec struct {
 	Authorities map[string]Authority
 	Services    map[string]*Service
 	Gateways    map[string]*Gateway
+
+	source *source // nil when it was not read from documents
 }
 
 // Certificates say what leaves are like.

@@ -52,7 +52,7 @@ func findEngines(ctx context.Context, kinds map[mesh.Engine]supervise.Kind, all 
 }
 
 // check finds what the proxies cannot carry out, before anything is started: everything at once.
-func (e engines) check(kinds map[mesh.Engine]supervise.Kind, all []*instance) error {
+func (e engines) check(spec *mesh.Spec, kinds map[mesh.Engine]supervise.Kind, all []*instance) error {
 	var refused []error
 	said := map[string]bool{}
 	for _, i := range all {
@@ -72,7 +72,7 @@ func (e engines) check(kinds map[mesh.Engine]supervise.Kind, all []*instance) er
 		}
 		o.Version, o.OpenSSL, o.StreamModule = binary.Version, binary.OpenSSL, binary.StreamModule
 		if _, err := kinds[plan.Proxy.Engine].Render(plan, o); err != nil {
-			refused = append(refused, fmt.Errorf("%s: %w", plan.Workload.Name, err))
+			refused = append(refused, fmt.Errorf("%s: %w", plan.Workload.Name, engine.Placed(spec, plan.Workload, err)))
 		}
 	}
 	return errors.Join(refused...)

@@ -144,7 +144,7 @@ gateways:
 	if !errors.Is(err, engine.ErrRefused) || !errors.Is(err, ErrEngine) {
 		t.Fatalf("Run = %v, want engine.ErrRefused and ErrEngine", err)
 	}
-	for _, want := range []string{"edge: haproxy: the plan cannot be carried out", "timeout.request", "other has proxy.version 1.25.1, and ", "nginx is 1.22.1"} {
+	for _, want := range []string{"edge: haproxy: the plan cannot be carried out by this proxy:\n", "gateways.edge.routes[0].timeout.request: port 8080, route 1: ", "other has proxy.version 1.25.1, and ", "nginx is 1.22.1"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("the error lacks %q:\n%v", want, err)
 		}

@@ -241,7 +241,7 @@ func (r *run) prepare(ctx context.Context) (err error) {
 	if r.place, err = allocate(ctx, r.cfg.Addresses, r.all, r.state.blocks()); err != nil {
 		return errors.Join(err, r.state.close())
 	}
-	if err = r.engines.check(r.cfg.Engines, r.all); err == nil {
+	if err = r.engines.check(r.cfg.Spec, r.cfg.Engines, r.all); err == nil {
 		r.orphans, err = adoptOrphans()
 	}
 	if err != nil {

@@ -79,9 +79,13 @@ func (c meshApplyCmd) Run(p *process) error {
 	return c.conclude(p, result)
 }
 
-// invalidSpecification writes what is wrong with a specification, one error a line in its own form.
+// invalidSpecification writes what is wrong with a specification, or why a valid one is of no use to a command, one
+// error a line in its own form.
 func invalidSpecification(p *process, err error) error {
 	invalid, ok := errors.AsType[mesh.Errors](err)
+	if one, alone := errors.AsType[*mesh.Error](err); alone && !ok {
+		invalid, ok = mesh.Errors{one}, true
+	}
 	if !ok {
 		return usageError{err}
 	}

@@ -57,7 +57,7 @@ type generateHaproxyCmd struct {
 	ProxyVersion string `placeholder:"VERSION" help:"The HAProxy that will read it; newer words are used only when it knows them. Default: what the specification says, else 2.6.12."`
 }
 
-const generateHelp = `What it cannot carry out is refused with a list of the reasons, and nothing is written; see
+const generateHelp = `What it cannot carry out is refused with all reasons and their places, and nothing is written; see
 docs/nginx-haproxy.md. Remarks go to standard error. The example is a service of "countersign example shop".
 
 Example:
@@ -108,7 +108,8 @@ func (c generateFlags) write(p *process, proxy mesh.Engine, render func(*mesh.Pl
 		return usageError{err}
 	}
 	if said, ok := spec.ProxyOf(c.Workload); ok && said.Engine != proxy {
-		return usagef("the specification says that the proxy of %s is %s: write what is for %s, or change its 'proxy'", c.Workload, said, said.Engine)
+		return invalidSpecification(p, spec.Refuse(fmt.Sprintf("the specification says that the proxy of %s is %s: write what is for %s, or change its 'proxy'", c.Workload, said, said.Engine),
+			plan.Workload.Path()+".proxy.engine"))
 	}
 	o.CRL = plan.Revocation.Check && !c.AcceptRevoked
 	if o.Version == "" && plan.Proxy.Engine == proxy {
@@ -122,7 +123,7 @@ func (c generateFlags) write(p *process, proxy mesh.Engine, render func(*mesh.Pl
 	config, err := render(plan, o)
 	switch {
 	case errors.Is(err, engine.ErrRefused):
-		return usageError{err}
+		return usageError{engine.Placed(spec, plan.Workload, err)}
 	case err != nil:
 		return err
 	}

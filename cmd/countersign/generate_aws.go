@@ -48,7 +48,7 @@ type generateTaskDefinitionCmd struct {
 }
 
 const generateAWSHelp = `Every resource is named; the few wildcards that AWS leaves no way around stand there with their reason. What
-cannot be deployed is refused with a list of the reasons, and nothing is written; see docs/ecs.md.
+cannot be deployed is refused with all reasons and their places, and nothing is written; see docs/ecs.md.
 
 Example:
   `

@@ -65,7 +65,7 @@ func (c *rotatePackageCmd) Run(p *process) error {
 		return err
 	}
 	if err := forFunction(spec); err != nil {
-		return err
+		return invalidSpecification(p, err)
 	}
 	if _, err := iac.CloudFormation(spec, iac.Options{}); errors.Is(err, iac.ErrRefused) { // who has stacks of his own may have reasons
 		fmt.Fprintf(p.stderr, "countersign: note: the function is packed, and `countersign generate cloudformation` refuses this specification: %v\n", err)
@@ -103,25 +103,38 @@ func forFunction(spec *mesh.Spec) error {
 		return err
 	}
 	if len(names) == 0 {
-		return usagef("there is nothing to rotate: no certificate of this mesh comes from a store")
+		return spec.Refuse("there is nothing to rotate: no certificate of this mesh comes from a store", "services")
 	}
+	var refused mesh.Errors
 	for _, name := range names {
 		plan, err := spec.Compile(name)
 		if err != nil {
 			return err
 		}
-		_, authority := spec.AuthorityOf(name)
-		switch {
-		case !authority.Foreign():
-			return usagef("the certificate of %s comes from the authority of a server, which a function does not ask; choose an authority of the type acmpca or acm", name)
-		case plan.Delivery.Store.Type == mesh.StoreFile:
-			return usagef("the store %s of %s is a directory, and a function has no disk of its own; choose a store of the type secretsmanager", plan.Delivery.StoreName, name)
-		case plan.Deploy != mesh.DeployECS:
-			return usagef("the instances of %s are replaced by nobody whom a function could watch; write deploy: {type: ecs, ...}", name)
+		refuse := func(path []string, format string, args ...any) {
+			refused = append(refused, spec.Refuse(fmt.Sprintf(format, args...), path...))
 		}
-		if budget := spec.Stores[authority.Budget.Store]; budget.Type == mesh.StoreFile {
-			return usagef("the budget of the authority of %s is counted in %s, a directory, and a function has no disk of its own; choose a store of the type secretsmanager", name, authority.Budget.Store)
+		own := plan.Workload.Path()
+		said, authority := spec.AuthorityOf(name)
+		if !authority.Foreign() {
+			refuse([]string{own + ".certificates.authority", "certificates.authority"},
+				"the certificate of %s comes from the authority of a server, which a function does not ask; choose an authority of the type acmpca or acm", name)
 		}
+		if plan.Delivery.Store.Type == mesh.StoreFile {
+			refuse([]string{own + ".delivery.store"},
+				"the store %s of %s is a directory, and a function has no disk of its own; choose a store of the type secretsmanager", plan.Delivery.StoreName, name)
+		}
+		if plan.Deploy != mesh.DeployECS {
+			refuse([]string{own + ".deploy.type", own + ".deploy"},
+				"the instances of %s are replaced by nobody whom a function could watch; write deploy: {type: ecs, ...}", name)
+		}
+		if budget := spec.Stores[authority.Budget.Store]; authority.Foreign() && budget.Type == mesh.StoreFile {
+			refuse([]string{"authorities." + said + ".budget.store", "authorities." + said},
+				"the budget of the authority of %s is counted in %s, a directory, and a function has no disk of its own; choose a store of the type secretsmanager", name, authority.Budget.Store)
+		}
+	}
+	if len(refused) > 0 {
+		return refused.Sorted()
 	}
 	return nil
 }

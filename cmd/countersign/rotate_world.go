@@ -37,6 +37,7 @@ type rotation struct {
 
 	mu     sync.Mutex
 	stores map[mesh.Store]*anyStore
+	read   *mesh.Spec // that of the last targets
 }
 
 // worldFlags say which mesh is rotated.
@@ -88,7 +89,7 @@ func (w *rotation) spec(ctx context.Context) (*mesh.Spec, error) {
 	return spec, nil
 }
 
-// badSpec is a specification that could not be loaded from a file.
+// badSpec is a specification that could not be loaded from a file, or cannot be rotated by.
 type badSpec struct{ error }
 
 // Unwrap gives the reason.
@@ -113,6 +114,9 @@ func (w *rotation) targets(ctx context.Context, service string) ([]rotate.Target
 }
 
 func (w *rotation) targetsOf(ctx context.Context, spec *mesh.Spec, service string) ([]rotate.Target, error) {
+	w.mu.Lock()
+	w.read = spec
+	w.mu.Unlock()
 	if _, err := targetNames(spec, service); err != nil {
 		return nil, err
 	}
@@ -158,8 +162,9 @@ func (w *rotation) target(ctx context.Context, spec *mesh.Spec, plan *mesh.Plan)
 			target.Authority = opened.Authority
 		}
 	case w.admin == nil:
-		return target, usagef("the certificate of %s comes from the authority of a server, and with --mesh none is asked: leave --mesh and COUNTERSIGN_MESH out and give --socket, or choose an authority of the type acmpca or acm",
-			plan.Workload.Name)
+		own := plan.Workload.Path() + ".certificates.authority"
+		return target, badSpec{spec.Refuse(fmt.Sprintf("the certificate of %s comes from the authority of a server, and with --mesh none is asked: "+
+			"leave --mesh and COUNTERSIGN_MESH out and give --socket, or choose an authority of the type acmpca or acm", plan.Workload.Name), own, "certificates.authority")}
 	}
 	if plan.Deploy == mesh.DeployECS {
 		service, err := w.cloud.service(ctx, plan, authority)
@@ -188,11 +193,19 @@ func (w *rotation) unseen(targets []rotate.Target, service string) error {
 	if w.admin != nil {
 		return nil
 	}
+	w.mu.Lock()
+	spec := w.read
+	w.mu.Unlock()
+	var refused mesh.Errors
 	for _, t := range targets {
 		if t.Rollout == nil && (service == "" || service == t.Workload.Name) {
-			return usagef("without a server nobody knows where the instances of %s are, to see them serve the new certificate: say that Amazon ECS replaces them (deploy: {type: ecs, ...}), or give --no-deploy to 'rotate once'",
-				t.Workload.Name)
+			refused = append(refused, spec.Refuse(fmt.Sprintf("without a server nobody knows where the instances of %s are, to see them serve the new certificate: "+
+				"say that Amazon ECS replaces them (deploy: {type: ecs, ...}), or give --no-deploy to 'rotate once'", t.Workload.Name),
+				t.Workload.Path()+".deploy.type", t.Workload.Path()+".deploy"))
 		}
+	}
+	if len(refused) > 0 {
+		return badSpec{refused.Sorted()}
 	}
 	return nil
 }

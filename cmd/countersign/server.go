@@ -73,13 +73,10 @@ func (c serverCmd) Run(p *process) error {
 
 // startError tells what is wrong with the specification in its own form, one error a line.
 func startError(p *process, err error) error {
-	if invalid, ok := errors.AsType[mesh.Errors](err); ok {
-		for _, line := range invalid.Lines() {
-			fmt.Fprintln(p.stderr, line)
-		}
-		return exitError{status: exitUsage}
+	if _, ok := errors.AsType[mesh.Errors](err); ok || errors.Is(err, mesh.ErrForeignAuthority) {
+		return invalidSpecification(p, err)
 	}
-	if errors.Is(err, server.ErrNoMesh) || errors.Is(err, server.ErrReadMesh) || errors.Is(err, mesh.ErrForeignAuthority) {
+	if errors.Is(err, server.ErrNoMesh) || errors.Is(err, server.ErrReadMesh) {
 		return usageError{err}
 	}
 	return err

@@ -67,8 +67,8 @@ func (c *upCmd) Run(p *process, cli *root, parsed *kong.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := c.here(spec); err != nil {
-		return err
+	if err := here(spec); err != nil {
+		return invalidSpecification(p, err)
 	}
 	executable, err := os.Executable()
 	if err != nil {
@@ -110,21 +110,27 @@ func (c *upCmd) Run(p *process, cli *root, parsed *kong.Context) error {
 }
 
 // here refuses a specification that cannot run on one machine: what is AWS's to do is done by nobody there.
-func (c *upCmd) here(spec *mesh.Spec) error {
+func here(spec *mesh.Spec) error {
 	if err := spec.ServerCan(); err != nil {
-		return usageError{err}
+		return err
 	}
+	var refused mesh.Errors
 	for _, w := range spec.Workloads() {
 		plan, err := spec.Compile(w.Name)
-		switch {
-		case err != nil:
+		if err != nil {
 			return err
-		case plan.Deploy == mesh.DeployECS:
-			return usagef("the tasks of %s %s are replaced by Amazon ECS (deploy: {type: ecs}), which is not here; to try it on this machine write deploy: {type: restart}", w.Kind, w.Name)
-		case plan.Delivery.FromStore() && plan.Delivery.Store.Type != mesh.StoreFile:
-			return usagef("the certificate of %s %s comes from the store %s of type %s, and only stores of type file are made here; to try it on this machine declare one",
-				w.Kind, w.Name, plan.Delivery.StoreName, plan.Delivery.Store.Type)
 		}
+		if plan.Deploy == mesh.DeployECS {
+			refused = append(refused, spec.Refuse(fmt.Sprintf("the tasks of %s %s are replaced by Amazon ECS (deploy: {type: ecs}), which is not here; to try it on this machine write deploy: {type: restart}", w.Kind, w.Name),
+				w.Path()+".deploy.type"))
+		}
+		if plan.Delivery.FromStore() && plan.Delivery.Store.Type != mesh.StoreFile {
+			refused = append(refused, spec.Refuse(fmt.Sprintf("the certificate of %s %s comes from the store %s of type %s, and only stores of type file are made here; to try it on this machine declare one",
+				w.Kind, w.Name, plan.Delivery.StoreName, plan.Delivery.Store.Type), w.Path()+".delivery.store"))
+		}
+	}
+	if len(refused) > 0 {
+		return refused.Sorted()
 	}
 	return nil
 }
