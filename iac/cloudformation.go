@@ -266,7 +266,7 @@ func (t *template) privateCAs() {
 			{key: "UsageMode", value: usage},
 			{key: "KeyAlgorithm", value: caKey},
 			{key: "SigningAlgorithm", value: "SHA384WITHECDSA"},
-			{key: "Subject", value: object{{key: "CommonName", value: t.d.spec.Mesh + " " + a.name}, {key: "Organization", value: t.d.spec.TrustDomain}}},
+			{key: "Subject", value: object{{key: "CommonName", value: commonName(t.d.spec.Mesh, a.name)}, {key: "Organization", value: t.d.spec.TrustDomain}}},
 		}, kept())
 		t.activate(a)
 		if a.Type == mesh.AuthorityACM {

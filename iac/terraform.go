@@ -187,7 +187,7 @@ func (t *terraform) privateCAs() {
 			arg("type", kind), arg("usage_mode", usage),
 			sub("certificate_authority_configuration",
 				arg("key_algorithm", caKey), arg("signing_algorithm", "SHA384WITHECDSA"),
-				sub("subject", arg("common_name", t.d.spec.Mesh+" "+a.name), arg("organization", t.d.spec.TrustDomain))),
+				sub("subject", arg("common_name", commonName(t.d.spec.Mesh, a.name)), arg("organization", t.d.spec.TrustDomain))),
 			preventDestroy())
 		t.activate(a, name)
 		if a.Type == mesh.AuthorityACM {
@@ -420,7 +420,7 @@ func (t *terraform) alarms() {
 			name, _ := d[0].literal()
 			dimensions = append(dimensions, field{key: name, value: d[1]})
 		}
-		t.resource("aws_cloudwatch_metric_alarm", snake(a.id), "",
+		t.resource("aws_cloudwatch_metric_alarm", label(snake(a.id)), "",
 			arg("alarm_name", t.d.spec.Mesh+"-"+a.id),
 			arg("alarm_description", a.description),
 			arg("namespace", a.namespace),

@@ -144,9 +144,10 @@ func identifier(name string) string {
 	return b.String()
 }
 
-// label writes a name as an identifier of Terraform: pay-gate is pay_gate.
+// label writes a name as an identifier of Terraform: pay-gate is pay_gate. One that begins with a digit gets a letter's stand-in before it,
+// because no identifier of Terraform does: 3ds is _3ds.
 func label(name string) string {
-	return strings.Map(func(r rune) rune {
+	written := strings.Map(func(r rune) rune {
 		switch {
 		case r >= 'a' && r <= 'z', r >= '0' && r <= '9', r == '_':
 			return r
@@ -155,6 +156,19 @@ func label(name string) string {
 		}
 		return '_'
 	}, name)
+	if written != "" && written[0] >= '0' && written[0] <= '9' {
+		return "_" + written
+	}
+	return written
+}
+
+// mostCommonName is how long a common name may be (RFC 5280, appendix A: ub-common-name).
+const mostCommonName = 64
+
+// commonName is that of an authority's CA, as much of it as a certificate takes.
+func commonName(mesh, authority string) string {
+	name := mesh + " " + authority
+	return name[:min(len(name), mostCommonName)]
 }
 
 // snake writes a name of the API as Terraform does: taskRoleArn is task_role_arn.

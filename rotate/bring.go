@@ -56,6 +56,10 @@ func (n *run) bring() error {
 		return n.done(Rotated)
 	case errors.Is(err, ErrStopped), errors.Is(err, ErrNotObserved), n.ctx.Err() != nil:
 		return err
+	case errors.Is(err, secret.ErrLeaseLost):
+		return err // whoever has it now goes on, or takes it back
+	case errors.Is(err, errUnsure):
+		return fmt.Errorf("%w: %w", ErrNotObserved, err) // it is the store that did not answer: the certificate is as good as it was
 	default:
 		return n.back(err)
 	}

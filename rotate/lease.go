@@ -226,13 +226,16 @@ func (h *held) renew(ctx context.Context, every time.Duration) {
 	}
 }
 
-// sure renews the lease: before each step.
+// errUnsure says that nobody knows whether the lease is held still: it may be, and the step was not begun.
+var errUnsure = errors.New("nothing more was done")
+
+// sure renews the lease: before each step. The error is [secret.ErrLeaseLost] or [errUnsure].
 func (h *held) sure(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	if err := h.lease.Renew(ctx); err != nil {
-		return fmt.Errorf("nothing more was done: %w", err)
+		return fmt.Errorf("%w: %w", errUnsure, err)
 	}
 	return nil
 }

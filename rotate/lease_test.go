@@ -3,6 +3,7 @@ package rotate
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -245,4 +246,76 @@ func TestLeaseLostInTheBackground(t *testing.T) {
 	if result := w.rotator().Rotate(t.Context(), target, Options{Force: true}); !errors.Is(result.Err, secret.ErrLeaseLost) {
 		t.Errorf("%v, want ErrLeaseLost", result.Err)
 	}
+}
+
+// shaky gives leases of which one renewal fails, and all others are good.
+type shaky struct {
+	keeper
+	renewals int
+	fails    error
+}
+
+type shakyLease struct {
+	Lease
+	s *shaky
+}
+
+func (s *shaky) Lease(ctx context.Context, name, holder string, ttl time.Duration) (Lease, error) {
+	lease, err := s.keeper.Lease(ctx, name, holder, ttl)
+	return shakyLease{lease, s}, err
+}
+
+func (l shakyLease) Renew(ctx context.Context) error {
+	if l.s.renewals--; l.s.renewals == -1 {
+		return l.s.fails
+	}
+	return l.Lease.Renew(ctx)
+}
+
+// TestLeaseUnsure takes nothing back because the store did not answer for a moment, or has said that the lease was lost, at no step: the
+// next rotation goes on, and no certificate is asked for twice.
+func TestLeaseUnsure(t *testing.T) {
+	away := errors.New("the store does not answer")
+	restarted, replaced := func(*world) {}, func(w *world) { newCluster(w) }
+	for name, test := range map[string]struct {
+		fails  error
+		deploy func(*world)
+	}{"restarted": {away, restarted}, "replaced": {away, replaced}, "replaced, and lost": {secret.ErrLeaseLost, replaced}} {
+		renewals := 0
+		for ; unsure(t, fmt.Sprintf("%s, renewal %d", name, renewals), &shaky{renewals: renewals, fails: test.fails}, test.deploy); renewals++ {
+		}
+		if renewals < 6 {
+			t.Errorf("%s: the lease is looked at %d times", name, renewals)
+		}
+	}
+}
+
+// unsure rotates with such a lease, and again. It tells whether the renewal that fails was reached.
+func unsure(t *testing.T, name string, keeps *shaky, deploy func(*world)) bool {
+	t.Helper()
+	w := newWorld(t, secret.LayoutJSON)
+	deploy(w)
+	w.first()
+	issued := w.authority.issued()
+	keeps.keeper = keeper{w.files}
+	target := w.target
+	target.Keeper = keeps
+	result := w.rotator().Rotate(t.Context(), target, Options{Force: true})
+	w.checkCurrent()
+	if result.Err == nil {
+		return false
+	}
+	says(t, result.Error, "nothing more was done: ", keeps.fails.Error())
+	if result.Outcome != Failed || !errors.Is(result.Err, keeps.fails) {
+		t.Errorf("%s: %s: %v", name, result.Outcome, result.Err)
+	}
+	again := w.run(Options{})
+	if again.Err == nil && again.Outcome == Nothing {
+		again = w.run(Options{Force: true})
+	}
+	if again.Err != nil || again.Outcome != Rotated || w.authority.issued() != issued+1 {
+		t.Errorf("%s: the next rotation: %s, %v; %d were issued", name, again.Outcome, again.Err, w.authority.issued()-issued)
+	}
+	w.check()
+	return true
 }

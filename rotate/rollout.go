@@ -32,7 +32,7 @@ type rolling struct {
 
 // run has all instances replaced by ones that take what is current, and waits until they are. A roll-out that a rotation
 // before has begun for the same is waited for, and no second one is begun. Errors are [ErrRolloutFailed], [ErrStopped],
-// [ErrNotObserved] and the end of the lease.
+// [ErrNotObserved], [errUnsure] and the end of the lease.
 func (o *rolling) run(step Step, of string) error {
 	if err := o.lease.sure(o.ctx); err != nil {
 		return err
@@ -147,7 +147,7 @@ func (n *run) resumable(err error) bool {
 	if n.record.RolloutOf != n.record.Previous || began.IsZero() {
 		began = n.record.Began
 	}
-	return errors.Is(err, ErrNotObserved) && n.r.now().Before(began.Add(2*n.r.config.RolloutTimeout))
+	return (errors.Is(err, ErrNotObserved) || errors.Is(err, errUnsure)) && n.r.now().Before(began.Add(2*n.r.config.RolloutTimeout))
 }
 
 // sight looks at the instances, and lets the observer know what is current.

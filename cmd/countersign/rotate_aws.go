@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 	"countersign.dev/aws/acm"
 	"countersign.dev/aws/acmpca"
 	"countersign.dev/aws/ecs"
+	"countersign.dev/aws/session"
 	"countersign.dev/budget"
 	"countersign.dev/mesh"
 	"countersign.dev/rotate"
@@ -109,12 +109,16 @@ func sameAuthority(a, b mesh.Authority) bool {
 func (w *cloud) service(ctx context.Context, plan *mesh.Plan, authority mesh.Authority) (*ecs.Service, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	// Nothing says the region of a cluster: it is where the task's secret is.
-	at := serviceAt{region: cmp.Or(plan.Delivery.Store.Region, authority.Region), ECSDeploy: *plan.ECS}
+	// Nothing says the region of a cluster: it is where the task's secret is, the environment's where the store names none. A private CA
+	// that is shared may be in another one; it says the region only where nothing else does.
+	at := serviceAt{region: plan.Delivery.Store.Region, ECSDeploy: *plan.ECS}
 	if opened := w.services[at]; opened != nil {
 		return opened, nil
 	}
 	opened, err := ecs.Open(ctx, ecs.Config{Region: at.region, Cluster: at.Cluster, Service: at.Service})
+	if errors.Is(err, session.ErrNoRegion) && authority.Region != "" {
+		opened, err = ecs.Open(ctx, ecs.Config{Region: authority.Region, Cluster: at.Cluster, Service: at.Service})
+	}
 	if err != nil {
 		return nil, err
 	}

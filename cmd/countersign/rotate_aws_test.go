@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -167,6 +169,45 @@ func TestSameAuthority(t *testing.T) {
 		change(&other)
 		if sameAuthority(is, other) || sameAuthority(other, is) {
 			t.Errorf("another %s is not seen", name)
+		}
+	}
+}
+
+// TestRegionOfECS asserts that a service of ECS is looked for where the store of its secret is, else in the region of the environment,
+// and only where neither is known in that of the private CA: a CA that is shared may be elsewhere.
+func TestRegionOfECS(t *testing.T) {
+	var asked []string
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, scope, _ := strings.Cut(r.Header.Get("Authorization"), "Credential=")
+		if parts := strings.Split(scope, "/"); len(parts) > 2 {
+			asked = append(asked, parts[2])
+		}
+		w.WriteHeader(http.StatusBadRequest)
+	}))
+	defer server.Close()
+	for name, value := range map[string]string{
+		"AWS_ENDPOINT_URL": server.URL, "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY": "none", "AWS_DEFAULT_REGION": "",
+		"AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null", "AWS_PROFILE": "", "AWS_MAX_ATTEMPTS": "1",
+	} {
+		t.Setenv(name, value)
+	}
+	for _, test := range []struct{ store, environment, authority, want string }{
+		{"eu-central-1", "eu-north-1", "eu-west-1", "eu-central-1"},
+		{"", "eu-north-1", "eu-west-1", "eu-north-1"},
+		{"", "", "eu-west-1", "eu-west-1"},
+	} {
+		t.Setenv("AWS_REGION", test.environment)
+		plan := &mesh.Plan{ECS: &mesh.ECSDeploy{Cluster: "c", Service: "s"}}
+		plan.Delivery.Store.Region = test.store
+		service, err := newCloud(nil).service(t.Context(), plan, mesh.Authority{Region: test.authority})
+		if err != nil {
+			t.Errorf("%+v: %v", test, err)
+			continue
+		}
+		asked = nil
+		_, _ = service.Running(t.Context()) // it is refused
+		if len(asked) == 0 || asked[0] != test.want {
+			t.Errorf("%+v: %q was asked", test, asked)
 		}
 	}
 }

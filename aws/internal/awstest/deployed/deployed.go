@@ -187,7 +187,7 @@ func (m *Mesh) parameters(count int) map[string]string {
 }
 
 // parameter finds the names of parameters in a generated template.
-var parameter = regexp.MustCompile(`(?m)^  ([A-Za-z0-9]+):`)
+var parameter = regexp.MustCompile(`(?m)^  '?([A-Za-z0-9]+)'?:`)
 
 // Deploy creates the stack with so many tasks of each service, or updates it, and waits until services are steady, as
 // CloudFormation does. More are further parameters of the template.
@@ -221,7 +221,9 @@ func (m *Mesh) Balancer(service string, port int) (string, error) {
 func logical(workload string) string {
 	var id strings.Builder
 	for part := range strings.SplitSeq(workload, "-") {
-		id.WriteString(strings.ToUpper(part[:1]) + part[1:])
+		if part != "" { // a name may have two hyphens in a row
+			id.WriteString(strings.ToUpper(part[:1]) + part[1:])
+		}
 	}
 	return id.String()
 }

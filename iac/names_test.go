@@ -1,0 +1,73 @@
+package iac_test
+
+import (
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/hclsyntax"
+
+	"countersign.dev/iac"
+)
+
+// TestDigits asserts that names that begin with a digit, which DNS and ECS allow, are identifiers of Terraform all the same.
+func TestDigits(t *testing.T) {
+	text := strings.NewReplacer("mesh: small", "mesh: 5g", "vault", "1st", "authority: pca", "authority: 9ca", "{pca:", "{9ca:", "  one:", "  3ds:", "cluster: c", "cluster: 2nd-Cluster").Replace(good) + `
+  7up:
+    ports: [{port: 8444, protocol: http, app: 8081}]
+    calls: [{service: 3ds}]
+    proxy: {engine: haproxy}
+    delivery: {type: store, store: 1st, secret: "{service}", bundle: 8/bundle}
+    deploy: {type: ecs, cluster: 2nd-Cluster}
+`
+	out, err := iac.Terraform(parse(t, text), iac.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, problems := hclsyntax.ParseConfig(out, "main.tf", hcl.InitialPos)
+	if problems.HasErrors() {
+		t.Fatalf("%v\n%s", problems, out)
+	}
+	body, ok := file.Body.(*hclsyntax.Body)
+	if !ok {
+		t.Fatalf("the body is %T", file.Body)
+	}
+	declared := declarations(t, body)
+	problems = hclsyntax.VisitAll(body, func(node hclsyntax.Node) hcl.Diagnostics {
+		if expression, ok := node.(*hclsyntax.ScopeTraversalExpr); ok {
+			checkTraversal(t, declared, expression.Traversal)
+		}
+		return nil
+	})
+	if problems.HasErrors() {
+		t.Error(problems)
+	}
+	for _, b := range body.Blocks {
+		for _, label := range b.Labels {
+			if !hclsyntax.ValidIdentifier(label) || label[0] >= '0' && label[0] <= '9' {
+				t.Errorf("%s %q is no identifier", b.Type, b.Labels)
+			}
+		}
+	}
+}
+
+// TestCommonName asserts that the common name of a CA is no longer than certificates take, however long the names are.
+func TestCommonName(t *testing.T) {
+	mesh, authority := strings.Repeat("m", 40), strings.Repeat("a", 63)
+	spec := parse(t, strings.NewReplacer("mesh: small", "mesh: "+mesh, "authority: pca", "authority: "+authority, "{pca:", "{"+authority+":").Replace(good))
+	want := (mesh + " " + authority)[:64]
+	cloud, err := iac.CloudFormation(spec, iac.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	terraform, err := iac.Terraform(spec, iac.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string][]byte{`CommonName: (.*)`: cloud, `common_name += "(.*)"`: terraform} {
+		if found := regexp.MustCompile(name).FindSubmatch(text); found == nil || string(found[1]) != want {
+			t.Errorf("%s: %q, want %q", name, found, want)
+		}
+	}
+}
