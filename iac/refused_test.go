@@ -170,13 +170,28 @@ func TestTooLarge(t *testing.T) {
 	if !errors.Is(err, iac.ErrTooLarge) || !strings.Contains(fmt.Sprint(err), "the task definition of one") {
 		t.Errorf("a Plan of 70 KB: %v", err)
 	}
-	many := good
-	for i := range 60 {
-		many += strings.NewReplacer("  one:", fmt.Sprintf("  service-%d:", i)).Replace(good[strings.Index(good, "  one:"):])
+	for n, want := range map[int]string{
+		60:  "", // several policies
+		140: "the policy of the role small-rotation",
+	} {
+		_, err := iac.Terraform(parse(t, many(n, "")), iac.Options{})
+		if want == "" && err != nil || want != "" && (!errors.Is(err, iac.ErrTooLarge) || !strings.Contains(fmt.Sprint(err), want)) {
+			t.Errorf("%d services: %v, want %q", n+1, err, want)
+		}
 	}
-	if _, err = iac.Terraform(parse(t, many), iac.Options{}); !errors.Is(err, iac.ErrTooLarge) || !strings.Contains(fmt.Sprint(err), "the policy of the role small-rotation") {
-		t.Errorf("61 services: %v", err)
+	const want = "the role small-rotation would have 1"
+	if _, err = iac.Terraform(parse(t, many(80, ", layout: separate")), iac.Options{}); !errors.Is(err, iac.ErrTooLarge) || !strings.Contains(fmt.Sprint(err), want) || !strings.Contains(fmt.Sprint(err), "AWS takes 10") {
+		t.Errorf("81 services whose certificates lie in parts: %v, want %q", err, want)
 	}
+}
+
+// many is the small specification with so many services more, and something more about each one's delivery.
+func many(n int, delivery string) string {
+	text := good
+	for i := range n {
+		text += strings.NewReplacer("  one:", fmt.Sprintf("  service-%d:", i), `{service}"}`, `{service}"`+delivery+"}").Replace(good[strings.Index(good, "  one:"):])
+	}
+	return text
 }
 
 // TestSchedule asserts that the schedule looks twice before a certificate ends, and that an alarm covers a run of it, to its end.
