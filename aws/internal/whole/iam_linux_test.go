@@ -137,7 +137,7 @@ func (p *proof) auditor(ctx context.Context) {
 }
 
 // blind asserts what the auditor does without: `countersign check expiry` knows the tasks, and `rotate status` the versions, and both say of
-// each secret that it is not to be read.
+// each secret that it is not to be read. `secret versions` needs no value.
 func (p *proof) blind(ctx context.Context) {
 	for _, test := range []struct {
 		args, code, known string // known is what is seen without values
@@ -150,6 +150,9 @@ func (p *proof) blind(ctx context.Context) {
 		if got.Status != 1 || strings.Count(got.Stdout, test.code) < len(workloads) || strings.Count(got.Stdout, test.known) < len(workloads) || strings.Contains(got.Stdout, test.not) {
 			p.Errorf("%s: status %d\n%s%s", test.args, got.Status, got.Stdout, got.Stderr)
 		}
+	}
+	if got := p.Mesh.Run(ctx, p.Role("auditor"), nil, "secret", "versions", p.Name+"/checkout", "--store", "secretsmanager:"+p.Cloud.Region); got.Status != 0 || !strings.Contains(got.Stdout, "current") {
+		p.Errorf("secret versions: status %d\n%s%s", got.Status, got.Stdout, got.Stderr)
 	}
 }
 
