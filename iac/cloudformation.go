@@ -234,7 +234,22 @@ func (t *template) roles() {
 		t.role(w.task, t.d.taskNote(w), tasksService, t.d.taskPolicy(w))
 		t.role(w.execution, "ECS, when it starts a task of "+w.name+".", tasksService, t.d.executionPolicy(w))
 	}
-	t.role(t.d.function.role, "The rotation.", lambdaService, t.d.functionPolicy())
+	own, attached := t.d.functionPolicies()
+	t.role(t.d.function.role, "The rotation.", lambdaService, own)
+	for _, m := range attached {
+		t.managed(m, field{key: "Roles", value: list{param(t.d.function.role.id)}})
+	}
+	t.begin(auditorTitle)
+	for _, m := range t.d.auditorPolicies() {
+		t.managed(m)
+	}
+}
+
+// managed adds a policy that is attached to roles.
+func (t *template) managed(m managed, more ...field) {
+	t.add(m.id, "AWS::IAM::ManagedPolicy", "", append(object{
+		{key: "ManagedPolicyName", value: m.name}, {key: "Description", value: m.what},
+	}, append(more, field{key: "PolicyDocument", value: m.policy.document()})...))
 }
 
 func (t *template) secrets() {
@@ -329,6 +344,9 @@ func (t *template) output() {
 		t.outputs = append(t.outputs, field{key: name, value: object{{key: "Description", value: description}, {key: "Value", value: value}}})
 	}
 	add("RotationFunction", "Rotates what is due when it is invoked.", param("RotationFunction"))
+	for _, m := range t.d.auditorPolicies() {
+		add(m.id+"Arn", m.what+".", param(m.id))
+	}
 	for _, a := range t.d.authorities {
 		if a.own {
 			add(a.id+"Arn", "The private CA "+a.name+".", a.arn)

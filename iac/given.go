@@ -57,7 +57,7 @@ func IAM(spec *mesh.Spec, o Options, given Given) ([]byte, error) {
 	if len(given.repositories()) == 0 {
 		g.missing = append(g.missing, "--arn repository/NAME=ARN")
 	}
-	var roles, secrets, keys list
+	var roles, policies, secrets, keys list
 	role := func(r role, service string, p policy) {
 		o := object{{key: "role", value: r.name}, {key: "assumedBy", value: trust(service).document()}}
 		if len(p) > 0 {
@@ -69,7 +69,14 @@ func IAM(spec *mesh.Spec, o Options, given Given) ([]byte, error) {
 		role(w.task, tasksService, d.taskPolicy(w))
 		role(w.execution, tasksService, d.executionPolicy(w))
 	}
-	role(d.function.role, lambdaService, d.functionPolicy())
+	own, attached := d.functionPolicies()
+	role(d.function.role, lambdaService, own)
+	for _, m := range attached {
+		policies = append(policies, object{{key: "policy", value: m.name}, {key: "for", value: m.what}, {key: "attachedTo", value: d.function.role.name}, {key: "document", value: m.policy.document()}})
+	}
+	for _, m := range d.auditorPolicies() {
+		policies = append(policies, object{{key: "policy", value: m.name}, {key: "for", value: m.what}, {key: "document", value: m.policy.document()}})
+	}
 	for _, s := range d.secrets {
 		secrets = append(secrets, object{{key: "secret", value: s.name}, {key: "resourcePolicy", value: d.secretPolicy(s).document()}})
 	}
@@ -78,7 +85,7 @@ func IAM(spec *mesh.Spec, o Options, given Given) ([]byte, error) {
 			keys = append(keys, object{{key: "key", value: k.alias}, {key: "policy", value: d.keyPolicy(k).document()}})
 		}
 	}
-	out := indentedJSON(object{{key: "roles", value: roles}, {key: "secrets", value: secrets}, {key: "keys", value: keys}}, g.resolve)
+	out := indentedJSON(object{{key: "roles", value: roles}, {key: "policies", value: policies}, {key: "secrets", value: secrets}, {key: "keys", value: keys}}, g.resolve)
 	if err := g.err(); err != nil {
 		return nil, err
 	}

@@ -25,7 +25,12 @@ func longest(r ref) string {
 	if strings.HasPrefix(r.given, "role/") {
 		return "arn:aws-us-gov:iam::123456789012:" + r.given
 	}
-	return "arn:aws-us-gov:secretsmanager:ap-southeast-1:123456789012:secret:" + r.given + "-AbCdEf"
+	secret := "arn:aws-us-gov:secretsmanager:ap-southeast-1:123456789012:secret:" + r.given + "-AbCdEf"
+	if strings.HasPrefix(r.given, "authority/") || strings.HasPrefix(r.given, "key/") { // a secret may be called so, too
+		const authority = "arn:aws-us-gov:acm-pca:ap-southeast-1:123456789012:certificate-authority/11111111-2222-3333-4444-555555555555"
+		return secret + authority[min(len(secret), len(authority)):]
+	}
+	return secret
 }
 
 // resolved is a text without refs.

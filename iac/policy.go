@@ -2,6 +2,7 @@ package iac
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 
 	"countersign.dev/mesh"
@@ -187,44 +188,83 @@ func logStatement(group string) statement {
 	}
 }
 
-// functionPolicy is what the rotation may do.
-func (d *deployment) functionPolicy() policy {
-	var secrets, services, keys []resource
-	var clusters []text
-	for _, s := range d.secrets {
-		secrets = append(secrets, exactly(say(s.arn)))
+// functionPolicies are what the rotation may do: the policy in its role, and, where AWS would not take that, more that are attached to
+// it, with what it may do to secrets.
+func (d *deployment) functionPolicies() (own policy, attached []managed) {
+	own = append(d.rotateStatements(d.secrets), d.deployStatements()...)
+	if own.length() <= mostInline {
+		return own, nil
 	}
+	for i, p := range divided(nil, d.secrets, d.rotateStatements) {
+		part := strconv.Itoa(i + 1)
+		attached = append(attached, managed{
+			name: d.function.name + "-secrets-" + part, id: "RotationSecrets" + part + "Policy",
+			what: "What the rotation of the mesh " + d.spec.Mesh + " may do to its secrets, part " + part, policy: p,
+		})
+	}
+	return d.deployStatements(), attached
+}
+
+// rotateStatements let the rotation read and write secrets, and have Secrets Manager use their keys for these, and for no others.
+func (d *deployment) rotateStatements(secrets []*storedSecret) policy {
+	rotate := statement{
+		sid:     "RotateSecrets",
+		actions: []string{"secretsmanager:DescribeSecret", "secretsmanager:GetSecretValue", "secretsmanager:ListSecretVersionIds", "secretsmanager:PutSecretValue", "secretsmanager:UpdateSecretVersionStage"},
+	}
+	p := policy{rotate}
 	for _, k := range d.keys {
-		keys = append(keys, exactly(k.arn))
+		var arns []text
+		for _, s := range secrets {
+			if s.key == k {
+				p[0].resources, arns = append(p[0].resources, exactly(say(s.arn))), append(arns, say(s.arn))
+			}
+		}
+		if len(arns) > 0 {
+			p = append(p, statement{
+				sid: "EncryptBy" + k.name, actions: []string{"kms:Decrypt", "kms:GenerateDataKey"}, resources: []resource{exactly(k.arn)},
+				conditions: []condition{secretsManager(), when("StringEquals", "kms:EncryptionContext:SecretARN", arns...)},
+			})
+		}
 	}
-	for _, w := range d.workloads {
-		services = append(services, exactly(w.serviceARN()))
-	}
-	p := policy{
-		{
-			sid: "RotateSecrets", resources: secrets,
-			actions: []string{"secretsmanager:DescribeSecret", "secretsmanager:GetSecretValue", "secretsmanager:ListSecretVersionIds", "secretsmanager:PutSecretValue", "secretsmanager:UpdateSecretVersionStage"},
-		},
-		{sid: "EncryptThem", actions: []string{"kms:Decrypt", "kms:GenerateDataKey"}, resources: keys, conditions: []condition{secretsManager()}},
-	}
+	return p
+}
+
+// deployStatements are what the rotation may do beside reading and writing secrets.
+func (d *deployment) deployStatements() policy {
+	var p policy
 	for _, a := range d.authorities {
 		p = append(p, d.issueStatements(a)...)
 	}
+	p = append(p, statement{sid: "ReplaceTasks", actions: []string{"ecs:DescribeServices", "ecs:UpdateService"}, resources: services(d.workloads)})
+	p = append(p, d.taskStatements()...)
+	p = append(p, logStatement(d.functionLogGroup()))
+	return append(p, d.networkStatements()...)
+}
+
+// services are those of workloads.
+func services(workloads []*workload) []resource {
+	all := make([]resource, 0, len(workloads))
+	for _, w := range workloads {
+		all = append(all, exactly(w.serviceARN()))
+	}
+	return all
+}
+
+// taskStatements let somebody see which tasks run.
+func (d *deployment) taskStatements() policy {
+	var clusters []text
 	tasks := make([]resource, 0, len(d.clusters))
 	for _, c := range d.clusters {
 		clusters = append(clusters, clusterARN(c))
 		tasks = append(tasks, unavoidable("the ids of tasks are made by ECS", "arn:", partition, ":ecs:", region, ":", account, ":task/"+c+"/*"))
 	}
-	p = append(p,
-		statement{sid: "ReplaceTasks", actions: []string{"ecs:DescribeServices", "ecs:UpdateService"}, resources: services},
-		statement{
+	return policy{
+		{
 			sid: "ListTasks", actions: []string{"ecs:ListTasks"}, resources: []resource{unavoidable("ecs:ListTasks knows no other resource; the condition names the clusters", "*")},
 			conditions: []condition{when("ArnEquals", "ecs:cluster", clusters...)},
 		},
-		statement{sid: "LookAtTasks", actions: []string{"ecs:DescribeTasks"}, resources: tasks},
-		logStatement(d.functionLogGroup()),
-	)
-	return append(p, d.networkStatements()...)
+		{sid: "LookAtTasks", actions: []string{"ecs:DescribeTasks"}, resources: tasks},
+	}
 }
 
 // networkStatements let Lambda, and nothing that runs in the function, place the function in the VPC.
@@ -442,35 +482,3 @@ const (
 	tasksService  = "ecs-tasks.amazonaws.com"
 	lambdaService = "lambda.amazonaws.com"
 )
-
-// mostInline is how many characters the policies in a role may have together, and mostResourcePolicy that at a secret.
-const (
-	mostInline         = 10240
-	mostResourcePolicy = 20480
-	mostKeyPolicy      = 32768
-)
-
-// checkPolicies finds policies that are longer than AWS takes.
-func (d *deployment) checkPolicies() error {
-	type written struct {
-		path, what string
-		p          policy
-		most       int
-	}
-	all := []written{
-		{whole, "the policy of the role " + d.function.role.name, d.functionPolicy(), mostInline},
-		{whole, "the policy of the logs' key", d.logKeyPolicy(), mostKeyPolicy},
-	}
-	for _, k := range d.keys {
-		all = append(all, written{"stores." + k.store, "the policy of the key of the store " + k.store, d.keyPolicy(k), mostKeyPolicy})
-	}
-	for _, s := range d.secrets {
-		all = append(all, written{s.path, "the policy of the secret " + s.name, d.secretPolicy(s), mostResourcePolicy})
-	}
-	for _, w := range all {
-		if n := len(compactJSON(w.p.document(), longest)); n > w.most {
-			return d.refuse(ErrTooLarge, []string{w.path}, "%s would have up to %d characters, and AWS takes %d: deploy the mesh as two, or with fewer secrets (layout: json has one for each workload)", w.what, n, w.most)
-		}
-	}
-	return nil
-}

@@ -187,12 +187,22 @@ func TestTooLarge(t *testing.T) {
 	spec := parse(t, strings.NewReplacer("app: 8080}", "app: 8080, allow: ["+strings.Join(rules, ", ")+"]}", "nginx", "haproxy").Replace(good))
 	_, err := iac.CloudFormation(spec, iac.Options{})
 	refusedAt(t, err, iac.ErrTooLarge, "8:3: services.one", "the task definition of one")
-	many := good
-	for i := range 60 {
-		many += strings.NewReplacer("  one:", fmt.Sprintf("  service-%d:", i)).Replace(good[strings.Index(good, "  one:"):])
+	if _, err = iac.Terraform(parse(t, many(60, "")), iac.Options{}); err != nil {
+		t.Errorf("61 services, whose secrets take several policies: %v", err)
 	}
-	_, err = iac.Terraform(parse(t, many), iac.Options{})
+	_, err = iac.Terraform(parse(t, many(140, "")), iac.Options{})
 	refusedAt(t, err, iac.ErrTooLarge, "1:1: document", "the policy of the role small-rotation")
+	_, err = iac.Terraform(parse(t, many(80, ", layout: separate")), iac.Options{})
+	refusedAt(t, err, iac.ErrTooLarge, "1:1: document", "the role small-rotation would have 1")
+}
+
+// many is the small specification with so many services more, and something more about each one's delivery.
+func many(n int, delivery string) string {
+	text := good
+	for i := range n {
+		text += strings.NewReplacer("  one:", fmt.Sprintf("  service-%d:", i), `{service}"}`, `{service}"`+delivery+"}").Replace(good[strings.Index(good, "  one:"):])
+	}
+	return text
 }
 
 // TestSchedule asserts that the schedule looks twice before a certificate ends, and that an alarm covers a run of it, to its end.

@@ -213,7 +213,12 @@ func (t *template) rotation() {
 	if variables := t.d.functionVariables(); len(variables) > 0 {
 		function = append(function, field{key: "Environment", value: object{{key: "Variables", value: variables}}})
 	}
-	t.add("RotationFunction", "AWS::Lambda::Function", "", function, dependsOn(t.d.function.role.policy(), "RotationLogs"))
+	after := []string{t.d.function.role.policy(), "RotationLogs"}
+	_, attached := t.d.functionPolicies()
+	for _, m := range attached {
+		after = append(after, m.id)
+	}
+	t.add("RotationFunction", "AWS::Lambda::Function", "", function, dependsOn(after...))
 	t.add("RotationInvocations", "AWS::Lambda::EventInvokeConfig", onceNote, object{
 		{key: "FunctionName", value: param("RotationFunction")},
 		{key: "Qualifier", value: "$LATEST"},

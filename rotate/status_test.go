@@ -1,6 +1,8 @@
 package rotate
 
 import (
+	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +29,26 @@ func TestMetrics(t *testing.T) {
 	}
 	if s.Serial != w.currentSerial() || s.LastSuccess.IsZero() || s.Step != "" {
 		t.Errorf("%+v", s)
+	}
+}
+
+// shut is a store whose values this caller may not read.
+type shut struct{ Store }
+
+var errShut = errors.New("AWS denies it")
+
+func (shut) Read(context.Context, string, string) ([]byte, string, error) { return nil, "", errShut }
+
+// TestStatusWithoutValues asserts that who may not read values is told which version is current, and that the rest could not be read.
+func TestStatusWithoutValues(t *testing.T) {
+	for _, layout := range []secret.Layout{secret.LayoutJSON, secret.LayoutSeparate} {
+		w := newWorld(t, layout)
+		first := w.first()
+		target := w.target
+		target.Store = shut{target.Store}
+		if s := ReadStatus(t.Context(), target); s.Version != first.Version || s.Version == "" || s.Serial != "" || !strings.Contains(s.Problem, errShut.Error()) {
+			t.Errorf("%s: %+v", layout, s)
+		}
 	}
 }
 

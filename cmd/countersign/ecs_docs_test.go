@@ -20,7 +20,7 @@ func TestECSPage(t *testing.T) { runPage(t, "ecs.md", 2) }
 
 func TestFargatePage(t *testing.T) { runPage(t, "secrets-manager-to-nginx-on-fargate.md", 3) }
 
-func TestWhoReadsKeysPage(t *testing.T) { runPage(t, "who-reads-keys.md", 2) }
+func TestWhoReadsKeysPage(t *testing.T) { runPage(t, "who-reads-keys.md", 3) }
 
 func TestRotationFunctionPage(t *testing.T) { runPage(t, "rotation-function.md", 1) }
 

@@ -152,6 +152,7 @@ var policyIn = map[string]struct {
 	"iam:UpdateAssumeRolePolicy":       {"PolicyDocument", iam.Trust},
 	"iam:PutRolePolicy":                {"PolicyDocument", iam.Identity},
 	"iam:CreatePolicy":                 {"PolicyDocument", iam.Identity},
+	"iam:CreatePolicyVersion":          {"PolicyDocument", iam.Identity},
 	"secretsmanager:PutResourcePolicy": {"ResourcePolicy", iam.Resource},
 	"kms:CreateKey":                    {"Policy", iam.Resource},
 	"kms:PutKeyPolicy":                 {"Policy", iam.Resource},

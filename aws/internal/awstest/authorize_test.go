@@ -243,6 +243,20 @@ func TestRoles(t *testing.T) {
 	if err := list(); err != nil {
 		t.Errorf("with a managed policy: %v", err)
 	}
+	version := &iam.CreatePolicyVersionInput{PolicyArn: made.Policy.Arn, PolicyDocument: aws.String(policy(allow("*", "sqs:ListQueues")))}
+	if _, err := roles.CreatePolicyVersion(t.Context(), version); err != nil {
+		t.Fatal(err)
+	}
+	if err := list(); err != nil {
+		t.Errorf("with a version that is not the default: %v", err)
+	}
+	version.SetAsDefault = true
+	if _, err := roles.CreatePolicyVersion(t.Context(), version); err != nil {
+		t.Fatal(err)
+	}
+	if err := list(); code(err) != "AccessDeniedException" {
+		t.Errorf("with another version of the managed policy: %v", err)
+	}
 }
 
 // TestAssumeAs: a service takes a role that trusts it.

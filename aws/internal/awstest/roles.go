@@ -153,6 +153,12 @@ func (c *Cloud) observe(q *request, status int) {
 			path = "/"
 		}
 		c.managed["arn:aws:iam::"+Account+":policy"+path+q.str("PolicyName")] = q.policy
+	case "CreatePolicyVersion":
+		if q.str("SetAsDefault") == "true" {
+			c.managed[q.str("PolicyArn")] = q.policy
+		}
+	case "DeletePolicy":
+		delete(c.managed, q.str("PolicyArn"))
 	}
 	if known != nil {
 		known.observe(q)

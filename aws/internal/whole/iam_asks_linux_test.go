@@ -9,6 +9,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -64,6 +65,17 @@ func (p *proof) prepare(ctx context.Context) {
 	for _, action := range []string{"UpdateFunctionCode", "UpdateFunctionConfiguration", "InvokeFunction", "AddPermission", "DeleteFunction"} {
 		p.decide("lambda:"+action, "function", "arn:aws:lambda:eu-central-1:123456789012:function:"+p.Role("rotation"))
 	}
+	for action := range audits {
+		if slices.Contains(audits[action], "*") {
+			p.decide(action, "*", "*")
+		}
+	}
+	for _, action := range []string{"DescribeAlarms", "DeleteAlarms", "DisableAlarmActions"} {
+		p.decide("cloudwatch:"+action, "alarms", "arn:aws:cloudwatch:eu-central-1:123456789012:alarm:*")
+	}
+	for _, action := range []string{"DescribeRule", "DisableRule", "PutTargets"} {
+		p.decide("events:"+action, "rule", "arn:aws:events:eu-central-1:123456789012:rule/any")
+	}
 	p.decide("ecs:UpdateService", "of another cluster", "arn:aws:ecs:eu-central-1:123456789012:service/elsewhere/checkout")
 }
 
@@ -95,7 +107,10 @@ func (p *proof) askThrough(ctx context.Context) {
 			p.decide("secretsmanager:"+action, name, *described.ARN)
 		}
 	}
-	through("Decrypt", "a stranger's secret", "arn:aws:secretsmanager:eu-central-1:123456789012:secret:orders/api-AbCdEf", "secretsmanager")
+	for _, action := range []string{"Decrypt", "GenerateDataKey"} { // by nobody: each role has it for its own secrets alone
+		through(action, "a stranger's secret", "arn:aws:secretsmanager:eu-central-1:123456789012:secret:orders/api-AbCdEf", "secretsmanager")
+		through(action, "a secret that is named like the mesh", "arn:aws:secretsmanager:eu-central-1:123456789012:secret:"+p.Name+"/stranger-AbCdEf", "secretsmanager")
+	}
 	roles := []string{p.Role("rotation")}
 	for _, w := range workloads {
 		roles = append(roles, p.Role(w+"-task"), p.Role(w+"-execution"))

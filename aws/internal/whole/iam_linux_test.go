@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/iam"
 	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
 
 	"countersign.dev/aws/internal/awstest/deployed"
@@ -58,16 +59,27 @@ var rotates = map[string][]string{
 	"acm-pca:IssueCertificate": {"ca, EndEntityCertificate/V1"},
 	"ecs:UpdateService":        workloads, "ecs:DescribeServices": workloads, "ecs:ListTasks": {"cluster"}, "ecs:DescribeTasks": {"cluster"},
 	"logs:CreateLogStream": {"rotation"}, "logs:PutLogEvents": {"rotation"},
-	// Which secrets Secrets Manager has decrypted for it, the actions above say: their ARNs do not stand in its policy twice, which has
-	// 10,240 characters at most.
-	"kms:Decrypt": append([]string{"a stranger's secret"}, allSecrets...), "kms:GenerateDataKey": allSecrets,
+	"kms:Decrypt": allSecrets, "kms:GenerateDataKey": allSecrets,
+}
+
+// audits is what somebody has to be able to do who has the policy for those who look after the mesh.
+var audits = map[string][]string{
+	"secretsmanager:DescribeSecret": allSecrets, "secretsmanager:ListSecretVersionIds": allSecrets, "secretsmanager:GetResourcePolicy": allSecrets,
+	"kms:DescribeKey": {"key"}, "kms:GetKeyPolicy": {"key"},
+	"ecs:DescribeServices": workloads, "ecs:ListTasks": {"cluster"}, "ecs:DescribeTasks": {"cluster"}, "ecs:DescribeTaskDefinition": {"*"}, "ecs:ListTaskDefinitions": {"*"},
+	"iam:GetAccountAuthorizationDetails": {"*"}, "cloudtrail:LookupEvents": {"*"}, "cloudwatch:DescribeAlarms": {"alarms"},
+	"events:ListRuleNamesByTarget": {"*"}, "events:DescribeRule": {"rule"},
+	"elasticloadbalancing:DescribeListeners": {"*"}, "elasticloadbalancing:DescribeRules": {"*"}, "elasticloadbalancing:DescribeSSLPolicies": {"*"}, "elasticloadbalancing:DescribeTargetGroups": {"*"},
 }
 
 // may is the table: what each role has to be able to do. Everything else it must not.
 func (p *proof) may(role, action, resource string) bool {
 	part := strings.TrimPrefix(role, p.Name+"-")
-	if part == "rotation" {
+	switch part {
+	case "rotation":
 		return slices.Contains(rotates[action], resource)
+	case "auditor":
+		return slices.Contains(audits[action], resource)
 	}
 	name, kind, _ := strings.Cut(part, "-")
 	if !slices.Contains(workloads, name) {
@@ -102,7 +114,9 @@ func TestIAM(t *testing.T) {
 			if err := p.Deploy(ctx, 0, nil); err != nil {
 				t.Fatal(err)
 			}
+			p.auditor(ctx)
 			p.checked(ctx, 0, "0 findings")
+			p.blind(ctx)
 			p.prepare(ctx)
 			p.askThrough(ctx)
 			p.insiders(ctx)
@@ -113,10 +127,39 @@ func TestIAM(t *testing.T) {
 	}
 }
 
-// checked runs `countersign check aws`, which has to end so and to say that.
+// auditor makes a role of the team's own, and gives it the policy for those who look after the mesh.
+func (p *proof) auditor(ctx context.Context) {
+	role := p.Role("auditor")
+	p.Cloud.PutRole(role)
+	if _, err := iam.NewFromConfig(p.Cloud.Admin()).AttachRolePolicy(ctx, &iam.AttachRolePolicyInput{RoleName: &role, PolicyArn: aws.String(p.Stack.Outputs["AuditorPolicyArn"])}); err != nil {
+		p.Fatal(err)
+	}
+}
+
+// blind asserts what the auditor does without: `countersign check expiry` knows the tasks, and `rotate status` the versions, and both say of
+// each secret that it is not to be read. `secret versions` needs no value.
+func (p *proof) blind(ctx context.Context) {
+	for _, test := range []struct {
+		args, code, known string // known is what is seen without values
+		not               string
+	}{
+		{"check expiry mesh.yaml --settle 0s --output json", `"secret_unreadable"`, `"no_instance"`, `"tasks_unknown"`},
+		{"rotate status --output json", "secretsmanager:GetSecretValue on", `"version": "`, `"serial"`},
+	} {
+		got := p.Mesh.Run(ctx, p.Role("auditor"), nil, strings.Fields(test.args)...)
+		if got.Status != 1 || strings.Count(got.Stdout, test.code) < len(workloads) || strings.Count(got.Stdout, test.known) < len(workloads) || strings.Contains(got.Stdout, test.not) {
+			p.Errorf("%s: status %d\n%s%s", test.args, got.Status, got.Stdout, got.Stderr)
+		}
+	}
+	if got := p.Mesh.Run(ctx, p.Role("auditor"), nil, "secret", "versions", p.Name+"/checkout", "--store", "secretsmanager:"+p.Cloud.Region); got.Status != 0 || !strings.Contains(got.Stdout, "current") {
+		p.Errorf("secret versions: status %d\n%s%s", got.Status, got.Stdout, got.Stderr)
+	}
+}
+
+// checked runs `countersign check aws` as the auditor, which has to end so and to say that.
 func (p *proof) checked(ctx context.Context, status int, wants ...string) {
 	p.Helper()
-	got := p.Mesh.Run(ctx, "root", nil, "check", "aws", "mesh.yaml")
+	got := p.Mesh.Run(ctx, p.Role("auditor"), nil, "check", "aws", "mesh.yaml")
 	if got.Status != status {
 		p.Errorf("check aws: status %d, want %d\n%s%s", got.Status, status, got.Stdout, got.Stderr)
 	}
@@ -125,11 +168,11 @@ func (p *proof) checked(ctx context.Context, status int, wants ...string) {
 			p.Errorf("check aws: it does not say %q\n%s%s", want, got.Stdout, got.Stderr)
 		}
 	}
-	if again := p.Mesh.Run(ctx, "root", nil, "check", "aws", "mesh.yaml", "--output", "json"); again.Status != status || !json.Valid([]byte(again.Stdout)) {
+	if again := p.Mesh.Run(ctx, p.Role("auditor"), nil, "check", "aws", "mesh.yaml", "--output", "json"); again.Status != status || !json.Valid([]byte(again.Stdout)) {
 		p.Errorf("check aws --output json: status %d\n%s%s", again.Status, again.Stdout, again.Stderr)
 	}
 	for _, flag := range []string{"--since=0s", "--since=2161h", "--timeout=31m", "--region=no region"} {
-		if refused := p.Mesh.Run(ctx, "root", nil, "check", "aws", "mesh.yaml", flag); refused.Status != 2 {
+		if refused := p.Mesh.Run(ctx, p.Role("auditor"), nil, "check", "aws", "mesh.yaml", flag); refused.Status != 2 {
 			p.Errorf("check aws %s: status %d, want 2\n%s", flag, refused.Status, refused.Stderr)
 		}
 	}
@@ -142,7 +185,7 @@ func refused(err error) bool {
 
 // insiders asks everything as each role of the mesh.
 func (p *proof) insiders(ctx context.Context) {
-	roles := []string{p.Role("rotation")}
+	roles := []string{p.Role("rotation"), p.Role("auditor")}
 	for _, w := range workloads {
 		roles = append(roles, p.Role(w+"-task"), p.Role(w+"-execution"))
 	}
@@ -169,8 +212,8 @@ func (p *proof) insiders(ctx context.Context) {
 		}
 	}
 	p.Logf("%d calls and decisions, %d calls allowed", cells, allowed)
-	// The rotation on 11 secrets, the CA, four services and the cluster; each workload its two secrets.
-	if want := 5*len(allSecrets) + 4 + 2*len(workloads) + 2 + 2*len(workloads); allowed != want {
+	// The rotation on 11 secrets, the CA, four services and the cluster; each workload its two secrets; the auditor on secrets, the key, services and the cluster.
+	if want := 5*len(allSecrets) + 4 + 2*len(workloads) + 2 + 2*len(workloads) + 3*len(allSecrets) + 2 + len(workloads) + 2; allowed != want {
 		p.Errorf("%d calls are allowed, want %d", allowed, want)
 	}
 }

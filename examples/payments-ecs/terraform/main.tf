@@ -686,11 +686,23 @@ resource "aws_iam_role_policy" "payments_rotation" {
         ]
       },
       {
-        Sid       = "EncryptThem"
-        Effect    = "Allow"
-        Action    = ["kms:Decrypt", "kms:GenerateDataKey"]
-        Resource  = aws_kms_key.vault.arn
-        Condition = { StringEquals = { "kms:ViaService" = "secretsmanager.${var.region}.amazonaws.com" } }
+        Sid      = "EncryptByVaultKey"
+        Effect   = "Allow"
+        Action   = ["kms:Decrypt", "kms:GenerateDataKey"]
+        Resource = aws_kms_key.vault.arn
+        Condition = {
+          StringEquals = {
+            "kms:ViaService" = "secretsmanager.${var.region}.amazonaws.com"
+            "kms:EncryptionContext:SecretARN" = [
+              aws_secretsmanager_secret.checkout.arn, aws_secretsmanager_secret.checkout_rotation.arn,
+              aws_secretsmanager_secret.bundle.arn, aws_secretsmanager_secret.bundle_rotation.arn,
+              aws_secretsmanager_secret.ledger.arn, aws_secretsmanager_secret.ledger_rotation.arn,
+              aws_secretsmanager_secret.paygate.arn, aws_secretsmanager_secret.paygate_rotation.arn,
+              aws_secretsmanager_secret.terminal.arn, aws_secretsmanager_secret.terminal_rotation.arn,
+              aws_secretsmanager_secret.pca_budget.arn,
+            ]
+          }
+        }
       },
       {
         Sid    = "LookAtPcaAuthority"
@@ -768,6 +780,119 @@ resource "aws_iam_role_policy" "payments_rotation" {
             "lambda:SourceFunctionArn" = "arn:${local.partition}:lambda:${var.region}:${local.account}:function:payments-rotation"
           }
         }
+      },
+    ]
+  })
+}
+
+# For your own role that looks after the mesh (countersign check aws): it reads no secret, and changes nothing
+
+resource "aws_iam_policy" "payments_auditor" {
+  name        = "payments-auditor"
+  description = "Looks at the mesh payments and reads no secret (countersign check aws)"
+  policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [
+      # A wildcard, because the rights of all roles and users are asked for together: who else can read a secret is
+      # among them.
+      {
+        Sid      = "WhoMayDoWhat"
+        Effect   = "Allow"
+        Action   = ["iam:GetAccountAuthorizationDetails"]
+        Resource = "*"
+      },
+      {
+        Sid      = "LookAtKeys"
+        Effect   = "Allow"
+        Action   = ["kms:DescribeKey", "kms:GetKeyPolicy"]
+        Resource = aws_kms_key.vault.arn
+      },
+      # A wildcard, because ecs:ListTasks knows no other resource; the condition names the clusters.
+      {
+        Sid      = "ListTasks"
+        Effect   = "Allow"
+        Action   = ["ecs:ListTasks"]
+        Resource = "*"
+        Condition = {
+          ArnEquals = { "ecs:cluster" = "arn:${local.partition}:ecs:${var.region}:${local.account}:cluster/payments" }
+        }
+      },
+      # A wildcard, because the ids of tasks are made by ECS.
+      {
+        Sid      = "LookAtTasks"
+        Effect   = "Allow"
+        Action   = ["ecs:DescribeTasks"]
+        Resource = "arn:${local.partition}:ecs:${var.region}:${local.account}:task/payments/*"
+      },
+      # A wildcard, because these two know no other resource.
+      {
+        Sid      = "LookAtTaskDefinitions"
+        Effect   = "Allow"
+        Action   = ["ecs:DescribeTaskDefinition", "ecs:ListTaskDefinitions"]
+        Resource = "*"
+      },
+      # A wildcard, because these four know no other resource.
+      {
+        Sid    = "LookAtBalancers"
+        Effect = "Allow"
+        Action = [
+          "elasticloadbalancing:DescribeListeners", "elasticloadbalancing:DescribeRules",
+          "elasticloadbalancing:DescribeSSLPolicies", "elasticloadbalancing:DescribeTargetGroups",
+        ]
+        Resource = "*"
+      },
+      # A wildcard, because events:ListRuleNamesByTarget knows no other resource.
+      {
+        Sid      = "FindTheSchedule"
+        Effect   = "Allow"
+        Action   = ["events:ListRuleNamesByTarget"]
+        Resource = "*"
+      },
+      # A wildcard, because whatever rule starts the rotation is looked at, and it may be another one than this
+      # stack's.
+      {
+        Sid      = "LookAtTheSchedule"
+        Effect   = "Allow"
+        Action   = ["events:DescribeRule"]
+        Resource = "arn:${local.partition}:events:${var.region}:${local.account}:rule/*"
+      },
+      # A wildcard, because alarms are found by what they watch, and not by their names.
+      {
+        Sid      = "LookAtAlarms"
+        Effect   = "Allow"
+        Action   = ["cloudwatch:DescribeAlarms"]
+        Resource = "arn:${local.partition}:cloudwatch:${var.region}:${local.account}:alarm:*"
+      },
+      # A wildcard, because cloudtrail:LookupEvents knows no other resource.
+      {
+        Sid      = "WhoHasRead"
+        Effect   = "Allow"
+        Action   = ["cloudtrail:LookupEvents"]
+        Resource = "*"
+      },
+      {
+        Sid    = "LookAtServices"
+        Effect = "Allow"
+        Action = ["ecs:DescribeServices"]
+        Resource = [
+          "arn:${local.partition}:ecs:${var.region}:${local.account}:service/payments/checkout",
+          "arn:${local.partition}:ecs:${var.region}:${local.account}:service/payments/ledger",
+          "arn:${local.partition}:ecs:${var.region}:${local.account}:service/payments/paygate",
+          "arn:${local.partition}:ecs:${var.region}:${local.account}:service/payments/terminal",
+        ]
+      },
+      {
+        Sid    = "LookAtSecrets"
+        Effect = "Allow"
+        Action = ["secretsmanager:DescribeSecret", "secretsmanager:GetResourcePolicy", "secretsmanager:ListSecretVersionIds"]
+        Resource = [
+          aws_secretsmanager_secret.checkout.arn, aws_secretsmanager_secret.checkout_rotation.arn,
+          aws_secretsmanager_secret.bundle.arn, aws_secretsmanager_secret.bundle_rotation.arn,
+          aws_secretsmanager_secret.ledger.arn, aws_secretsmanager_secret.ledger_rotation.arn,
+          aws_secretsmanager_secret.paygate.arn, aws_secretsmanager_secret.paygate_rotation.arn,
+          aws_secretsmanager_secret.terminal.arn, aws_secretsmanager_secret.terminal_rotation.arn,
+          aws_secretsmanager_secret.pca_budget.arn,
+        ]
       },
     ]
   })
@@ -2643,6 +2768,11 @@ resource "aws_cloudwatch_metric_alarm" "pca_authority_budget" {
 output "rotation_function" {
   description = "Rotates what is due when it is invoked."
   value       = aws_lambda_function.payments_rotation.function_name
+}
+
+output "payments_auditor_policy" {
+  description = "Looks at the mesh payments and reads no secret (countersign check aws)."
+  value       = aws_iam_policy.payments_auditor.arn
 }
 
 output "pca_arn" {

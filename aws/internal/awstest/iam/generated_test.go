@@ -1,8 +1,12 @@
 package iam_test
 
 import (
+	"cmp"
 	"encoding/json"
+	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -20,6 +24,11 @@ const (
 	leaf   = "arn:aws:acm-pca:::template/EndEntityCertificate/V1"
 	keyARN = "arn:aws:kms" + prefix + "key/11111111-2222-3333-4444-555555555555"
 	caARN  = "arn:aws:acm-pca" + prefix + "certificate-authority/11111111-2222-3333-4444-555555555555"
+
+	// auditor is a role that has nothing but the policy for those who look after the mesh.
+	auditor = "auditor"
+	// viaSecretsManager is how KMS sees what Secrets Manager asks for.
+	viaSecretsManager = "secretsmanager.eu-central-1.amazonaws.com"
 )
 
 // world is everything that policies hang at.
@@ -27,7 +36,7 @@ type world struct {
 	*testing.T
 	spec    *mesh.Spec
 	init    iac.Init
-	roles   map[string]*iam.Document // by name; nil: no policy
+	roles   map[string][]*iam.Document // by name; empty: no policy
 	trusts  map[string]*iam.Document
 	secrets map[string]*iam.Document // by name
 	key     *iam.Document
@@ -75,6 +84,10 @@ func newWorld(t *testing.T, path string, way iac.Init) *world {
 			Role              string
 			AssumedBy, Policy json.RawMessage
 		}
+		Policies []struct {
+			Policy, AttachedTo string
+			Document           json.RawMessage
+		}
 		Secrets []struct {
 			Secret         string
 			ResourcePolicy json.RawMessage
@@ -84,12 +97,16 @@ func newWorld(t *testing.T, path string, way iac.Init) *world {
 	if err := json.Unmarshal(text, &generated); err != nil {
 		t.Fatal(err)
 	}
-	w := &world{T: t, spec: spec, init: way, roles: map[string]*iam.Document{}, trusts: map[string]*iam.Document{}, secrets: map[string]*iam.Document{}}
+	w := &world{T: t, spec: spec, init: way, roles: map[string][]*iam.Document{}, trusts: map[string]*iam.Document{}, secrets: map[string]*iam.Document{}}
 	for _, r := range generated.Roles {
 		w.trusts[r.Role] = w.document(iam.Trust, r.AssumedBy)
 		if w.roles[r.Role] = nil; r.Policy != nil {
-			w.roles[r.Role] = w.document(iam.Identity, r.Policy)
+			w.roles[r.Role] = []*iam.Document{w.document(iam.Identity, r.Policy)}
 		}
+	}
+	for _, p := range generated.Policies {
+		role := cmp.Or(p.AttachedTo, auditor) // it is to be attached to a role of the team's own
+		w.roles[role] = append(w.roles[role], w.document(iam.Identity, p.Document))
 	}
 	for _, s := range generated.Secrets {
 		w.secrets[s.Secret] = w.document(iam.Resource, s.ResourcePolicy)
@@ -99,7 +116,7 @@ func newWorld(t *testing.T, path string, way iac.Init) *world {
 	}
 	w.key = w.document(iam.Resource, generated.Keys[0].Policy)
 	// Who may do everything as far as his own policy goes, and who may do nothing.
-	w.roles["administrator"] = w.document(iam.Identity, []byte(`{"Version":"2012-10-17","Statement":{"Effect":"Allow","Action":"*","Resource":"*"}}`))
+	w.roles["administrator"] = []*iam.Document{w.document(iam.Identity, []byte(`{"Version":"2012-10-17","Statement":{"Effect":"Allow","Action":"*","Resource":"*"}}`))}
 	w.roles["stranger"] = nil
 	return w
 }
@@ -143,10 +160,7 @@ func (w *world) asks(role string, q question) bool {
 	caller := iam.Caller{Account: account, Role: roleARN(role), Session: "arn:aws:sts::" + account + ":assumed-role/" + role + "/session"}
 	context := map[string][]string{"aws:PrincipalArn": {roleARN(role)}, "aws:PrincipalAccount": {account}}
 	maps.Copy(context, q.context)
-	policies := iam.Policies{Resource: q.policy, Decisive: q.decisive}
-	if own := w.roles[role]; own != nil {
-		policies.Identity = []*iam.Document{own}
-	}
+	policies := iam.Policies{Identity: w.roles[role], Resource: q.policy, Decisive: q.decisive}
 	return iam.Decide(iam.Request{Caller: caller, Action: q.action, Resource: q.resource, Context: context}, policies).Allowed
 }
 
@@ -159,17 +173,20 @@ func (w *world) everything() []question {
 	for _, name := range slices.Sorted(maps.Keys(w.secrets)) {
 		for _, action := range []string{
 			"GetSecretValue", "BatchGetSecretValue", "PutSecretValue", "UpdateSecret", "UpdateSecretVersionStage", "DescribeSecret", "ListSecretVersionIds",
-			"PutResourcePolicy", "DeleteResourcePolicy", "DeleteSecret", "RotateSecret", "ReplicateSecretToRegions", "CreateSecret",
+			"GetResourcePolicy", "PutResourcePolicy", "DeleteResourcePolicy", "DeleteSecret", "RotateSecret", "ReplicateSecretToRegions", "CreateSecret",
 		} {
 			all = append(all, question{action: "secretsmanager:" + action, resource: secretARN(name), policy: w.secrets[name]})
 		}
-		through := map[string][]string{"kms:ViaService": {"secretsmanager.eu-central-1.amazonaws.com"}, "kms:EncryptionContext:SecretARN": {secretARN(name)}, "kms:EncryptionContext:SecretVersionId": {"v"}}
+	}
+	// Through Secrets Manager: for each secret, for a stranger's, and for one whose ARN only begins so.
+	for _, arn := range append(w.secretARNs(), secretARN("orders/api"), secretARN(w.spec.Mesh+"/stranger"), w.secretARNs()[0]+"x") {
+		through := map[string][]string{"kms:ViaService": {viaSecretsManager}, "kms:EncryptionContext:SecretARN": {arn}, "kms:EncryptionContext:SecretVersionId": {"v"}}
 		for _, action := range []string{"kms:Decrypt", "kms:GenerateDataKey"} {
 			all = append(all, question{action: action, resource: keyARN, context: through, policy: w.key, decisive: true})
 		}
 	}
-	for _, action := range []string{"Decrypt", "GenerateDataKey", "Encrypt", "ReEncryptFrom", "CreateGrant", "PutKeyPolicy", "ScheduleKeyDeletion", "DescribeKey"} {
-		for _, service := range []string{"", "s3.eu-central-1.amazonaws.com"} {
+	for _, action := range []string{"Decrypt", "GenerateDataKey", "Encrypt", "ReEncryptFrom", "CreateGrant", "PutKeyPolicy", "GetKeyPolicy", "ScheduleKeyDeletion", "DescribeKey"} {
+		for _, service := range []string{"", "s3.eu-central-1.amazonaws.com", viaSecretsManager} {
 			context := map[string][]string{}
 			if service != "" {
 				context["kms:ViaService"] = []string{service}
@@ -202,6 +219,13 @@ func (w *world) everything() []question {
 			add("ecs:"+action, "arn:aws:ecs"+prefix+"task/"+cluster+"/1", nil)
 		}
 	}
+	for _, action := range looks {
+		add(action, "*", nil)
+	}
+	add("events:DescribeRule", "arn:aws:events"+prefix+"rule/any", nil)
+	add("events:DisableRule", "arn:aws:events"+prefix+"rule/any", nil)
+	add("cloudwatch:DescribeAlarms", "arn:aws:cloudwatch"+prefix+"alarm:*", nil)
+	add("cloudwatch:DeleteAlarms", "arn:aws:cloudwatch"+prefix+"alarm:any", nil)
 	for _, action := range []string{"ecs:RegisterTaskDefinition", "ecs:RunTask", "lambda:UpdateFunctionCode", "iam:PutRolePolicy", "ecr:GetAuthorizationToken", "sts:AssumeRole", "secretsmanager:ListSecrets"} {
 		add(action, "*", nil)
 	}
@@ -215,6 +239,21 @@ func (w *world) everything() []question {
 	}
 	add("ec2:CreateNetworkInterface", "*", nil)
 	add("ec2:CreateNetworkInterface", "*", map[string][]string{"lambda:SourceFunctionArn": {"arn:aws:lambda" + prefix + "function:" + w.spec.Mesh + "-rotation"}})
+	return all
+}
+
+// looks are what the auditor may do on everything: these actions know no other resource.
+var looks = []string{
+	"iam:GetAccountAuthorizationDetails", "ecs:DescribeTaskDefinition", "ecs:ListTaskDefinitions", "events:ListRuleNamesByTarget", "cloudtrail:LookupEvents",
+	"elasticloadbalancing:DescribeListeners", "elasticloadbalancing:DescribeRules", "elasticloadbalancing:DescribeSSLPolicies", "elasticloadbalancing:DescribeTargetGroups",
+}
+
+// secretARNs are those of all secrets of the mesh.
+func (w *world) secretARNs() []string {
+	var all []string
+	for _, name := range slices.Sorted(maps.Keys(w.secrets)) {
+		all = append(all, secretARN(name))
+	}
 	return all
 }
 
@@ -248,6 +287,8 @@ func (w *world) may(role string, q question) bool {
 	switch {
 	case role == rotation:
 		return w.rotationMay(verb, q)
+	case role == auditor:
+		return w.auditorMay(verb, q)
 	case execution && (q.action == "ecr:GetAuthorizationToken" || q.action == "ecr:BatchGetImage" && strings.HasSuffix(q.resource, "/all")):
 		return true
 	case reader == "":
@@ -272,19 +313,39 @@ func (w *world) rotationMay(verb string, q question) bool {
 	case "secretsmanager":
 		return slices.Contains([]string{"GetSecretValue", "PutSecretValue", "UpdateSecretVersionStage", "DescribeSecret", "ListSecretVersionIds"}, verb)
 	case "kms":
-		return (verb == "Decrypt" || verb == "GenerateDataKey") && q.context["kms:EncryptionContext:SecretARN"] != nil
+		arns := q.context["kms:EncryptionContext:SecretARN"]
+		return (verb == "Decrypt" || verb == "GenerateDataKey") && len(arns) == 1 && slices.Contains(w.secretARNs(), arns[0])
 	case "acm-pca":
 		return q.resource == caARN && (strings.HasPrefix(verb, "Get") || strings.HasPrefix(verb, "Describe") || verb == "IssueCertificate" && q.context["acm-pca:TemplateArn"][0] == leaf)
 	case "ecs":
 		here := verb == "UpdateService" || verb == "DescribeServices"
-		return here && !strings.HasSuffix(q.resource, "/elsewhere") || verb == "DescribeTasks" && strings.Contains(q.resource, "task/"+w.cluster()+"/") ||
-			verb == "ListTasks" && strings.HasSuffix(q.context["ecs:cluster"][0], "/"+w.cluster())
+		return here && !strings.HasSuffix(q.resource, "/elsewhere") || w.listsTasks(verb, q)
 	case "ec2":
 		return q.context["lambda:SourceFunctionArn"] == nil
 	case "acm":
 		return acm
 	}
 	return false
+}
+
+// listsTasks tells whether it is to see which tasks of the mesh run.
+func (w *world) listsTasks(verb string, q question) bool {
+	return verb == "DescribeTasks" && strings.Contains(q.resource, "task/"+w.cluster()+"/") || verb == "ListTasks" && strings.HasSuffix(q.context["ecs:cluster"][0], "/"+w.cluster())
+}
+
+// auditorMay says what somebody has to be able to do who looks at everything but what secrets hold.
+func (w *world) auditorMay(verb string, q question) bool {
+	switch service, _, _ := strings.Cut(q.action, ":"); service {
+	case "secretsmanager":
+		return slices.Contains([]string{"DescribeSecret", "ListSecretVersionIds", "GetResourcePolicy"}, verb) && slices.Contains(w.secretARNs(), q.resource)
+	case "kms":
+		return verb == "DescribeKey" || verb == "GetKeyPolicy"
+	case "ecs":
+		return verb == "DescribeServices" && !strings.HasSuffix(q.resource, "/elsewhere") || w.listsTasks(verb, q) || slices.Contains(looks, q.action)
+	case "events", "cloudwatch":
+		return strings.HasPrefix(verb, "Describe") || verb == "ListRuleNamesByTarget"
+	}
+	return slices.Contains(looks, q.action)
 }
 
 // TestGeneratedPolicies asserts the whole matrix: each role does what it must, and nothing else on anything. An administrator,
@@ -305,7 +366,7 @@ func TestGeneratedPolicies(t *testing.T) {
 							t.Errorf("%s may %s on %s with %v: %t, want %t", role, q.action, q.resource, q.context, got, want)
 						}
 						cells++
-						if want && role != "administrator" {
+						if want && role != "administrator" && role != auditor {
 							allowed++
 						}
 					}
@@ -324,10 +385,47 @@ func administered(q question) bool {
 		return true
 	}
 	if strings.HasPrefix(q.action, "kms:") {
-		_, through := q.context["kms:EncryptionContext:SecretARN"]
-		return slices.Contains([]string{"kms:PutKeyPolicy", "kms:ScheduleKeyDeletion", "kms:DescribeKey"}, q.action) || q.action == "kms:GenerateDataKey" && through
+		through := slices.Equal(q.context["kms:ViaService"], []string{viaSecretsManager})
+		return slices.Contains([]string{"kms:PutKeyPolicy", "kms:GetKeyPolicy", "kms:ScheduleKeyDeletion", "kms:DescribeKey"}, q.action) || q.action == "kms:GenerateDataKey" && through
 	}
 	return !slices.Contains([]string{"GetSecretValue", "BatchGetSecretValue", "PutSecretValue", "UpdateSecret", "UpdateSecretVersionStage"}, strings.TrimPrefix(q.action, "secretsmanager:"))
+}
+
+// TestGeneratedMany asserts that the rotation of a mesh with so many workloads that its rights are more than one policy may do the same as
+// always: all that it must, for all secrets, and nothing more; and so may the auditor.
+func TestGeneratedMany(t *testing.T) {
+	text := `
+mesh: many
+certificates: {authority: pca}
+revocation: none
+stores: {vault: {type: secretsmanager}}
+authorities: {pca: {type: acmpca}}
+services:
+`
+	for i := range 50 {
+		text += fmt.Sprintf(`
+  service-%d:
+    ports: [{port: 8443, protocol: http, app: 8080}]
+    proxy: {engine: nginx}
+    delivery: {type: store, store: vault, secret: "{mesh}/{service}", bundle: "{mesh}/bundle"}
+    deploy: {type: ecs, cluster: payments}
+`, i)
+	}
+	path := filepath.Join(t.TempDir(), "mesh.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, path, iac.InitTaskRole)
+	for _, role := range []string{"many-rotation", auditor} {
+		if len(w.roles[role]) < 3 {
+			t.Errorf("%s has %d policies: nothing was divided", role, len(w.roles[role]))
+		}
+		for _, q := range w.everything() {
+			if got, want := w.asks(role, q), w.may(role, q); got != want {
+				t.Errorf("%s may %s on %s with %v: %t, want %t", role, q.action, q.resource, q.context, got, want)
+			}
+		}
+	}
 }
 
 // TestGeneratedSample asserts that who deploys can have Secrets Manager try the key, and read no secret by that.
@@ -335,7 +433,7 @@ func TestGeneratedSample(t *testing.T) {
 	w := newWorld(t, "../../../../examples/payments-ecs/mesh.yaml", iac.InitTaskRole)
 	for version, want := range map[string]bool{"RequestToValidateKeyAccess": true, "AWSCURRENT": false} {
 		q := question{action: "kms:Decrypt", resource: keyARN, policy: w.key, decisive: true, context: map[string][]string{
-			"kms:ViaService": {"secretsmanager.eu-central-1.amazonaws.com"}, "kms:EncryptionContext:SecretVersionId": {version},
+			"kms:ViaService": {viaSecretsManager}, "kms:EncryptionContext:SecretVersionId": {version},
 		}}
 		if got := w.asks("administrator", q); got != want {
 			t.Errorf("decrypting %s: %t, want %t", version, got, want)

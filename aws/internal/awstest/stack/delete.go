@@ -29,8 +29,9 @@ var removers = map[string]func(ctx context.Context, s *Stack, r Resource) error{
 		_, err := s.clients.kms.DeleteAlias(ctx, &kms.DeleteAliasInput{AliasName: &r.Physical})
 		return err
 	},
-	"AWS::IAM::Role":    removeRole,
-	"AWS::ECS::Service": removeService,
+	"AWS::IAM::Role":          removeRole,
+	"AWS::IAM::ManagedPolicy": removePolicy,
+	"AWS::ECS::Service":       removeService,
 	"AWS::Events::Rule": func(ctx context.Context, s *Stack, r Resource) error {
 		targets, err := s.clients.events.ListTargetsByRule(ctx, &eventbridge.ListTargetsByRuleInput{Rule: &r.Physical})
 		if err != nil {
@@ -93,8 +94,36 @@ func removeRole(ctx context.Context, s *Stack, r Resource) error {
 	return err
 }
 
+// removePolicy deletes a managed policy with its versions. Other roles than the stack's may have it, too: AWS would refuse then, and leaves it
+// to people; here they are the test's.
+func removePolicy(ctx context.Context, s *Stack, r Resource) error {
+	attached, err := s.clients.iam.ListEntitiesForPolicy(ctx, &iam.ListEntitiesForPolicyInput{PolicyArn: &r.Physical})
+	if err != nil {
+		return err
+	}
+	for _, role := range attached.PolicyRoles {
+		if _, err := s.clients.iam.DetachRolePolicy(ctx, &iam.DetachRolePolicyInput{RoleName: role.RoleName, PolicyArn: &r.Physical}); err != nil {
+			return err
+		}
+	}
+	versions, err := s.clients.iam.ListPolicyVersions(ctx, &iam.ListPolicyVersionsInput{PolicyArn: &r.Physical})
+	if err != nil {
+		return err
+	}
+	for _, version := range versions.Versions {
+		if version.IsDefaultVersion {
+			continue
+		}
+		if _, err := s.clients.iam.DeletePolicyVersion(ctx, &iam.DeletePolicyVersionInput{PolicyArn: &r.Physical, VersionId: version.VersionId}); err != nil {
+			return err
+		}
+	}
+	_, err = s.clients.iam.DeletePolicy(ctx, &iam.DeletePolicyInput{PolicyArn: &r.Physical})
+	return err
+}
+
 // Delete deletes what other stacks of the same template would meet, in the opposite order of creation: services,
-// secrets, keys, roles, rules and alarms, also those that a template retains. The rest ends with its double. It goes on
+// secrets, keys, roles, policies, rules and alarms, also those that a template retains. The rest ends with its double. It goes on
 // after an error, and can be called for a stack that was created only in part.
 func (s *Stack) Delete(ctx context.Context) error {
 	var failed []error

@@ -45,6 +45,7 @@ var kinds = map[string]kind{
 	"AWS::KMS::Alias":                             {makeAlias, true},
 	"AWS::IAM::Role":                              {makeRole, false},
 	"AWS::IAM::Policy":                            {makePolicy, false},
+	"AWS::IAM::ManagedPolicy":                     {makeManagedPolicy, false},
 	"AWS::ECS::Cluster":                           {makeCluster, true},
 	"AWS::ECS::TaskDefinition":                    {makeTaskDefinition, false},
 	"AWS::ECS::Service":                           {makeService, false},

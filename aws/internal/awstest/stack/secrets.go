@@ -294,3 +294,40 @@ func makePolicy(ctx context.Context, s *Stack, _ string, properties map[string]a
 	}
 	return physical(p.PolicyName), nil
 }
+
+type managedPolicy struct {
+	ManagedPolicyName, Description, Path *string
+	PolicyDocument                       any
+	Roles                                []string
+}
+
+// makeManagedPolicy creates a policy and attaches it to roles, or gives one that is there another default version.
+func makeManagedPolicy(ctx context.Context, s *Stack, id string, properties map[string]any, old *Resource) (result, error) {
+	p, err := decode[managedPolicy](properties)
+	if err != nil {
+		return result{}, err
+	}
+	document, err := text(p.PolicyDocument)
+	if err != nil {
+		return result{}, err
+	}
+	if old != nil {
+		if err := onlyChanged(old.Properties, properties, "PolicyDocument"); err != nil {
+			return result{}, err
+		}
+		if _, err := s.clients.iam.CreatePolicyVersion(ctx, &iam.CreatePolicyVersionInput{PolicyArn: &old.Physical, PolicyDocument: &document, SetAsDefault: true}); err != nil {
+			return result{}, fmt.Errorf("put a version of the policy: %w", err)
+		}
+		return physical(old.Physical), nil
+	}
+	out, err := s.clients.iam.CreatePolicy(ctx, &iam.CreatePolicyInput{PolicyName: s.named(p.ManagedPolicyName, id, 128), Description: p.Description, Path: p.Path, PolicyDocument: &document})
+	if err != nil {
+		return result{}, fmt.Errorf("create the policy: %w", err)
+	}
+	for _, role := range p.Roles {
+		if _, err := s.clients.iam.AttachRolePolicy(ctx, &iam.AttachRolePolicyInput{RoleName: &role, PolicyArn: out.Policy.Arn}); err != nil {
+			return result{}, fmt.Errorf("attach the policy to %s: %w", role, err)
+		}
+	}
+	return physical(aws.ToString(out.Policy.Arn)), nil
+}

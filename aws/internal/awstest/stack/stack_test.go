@@ -106,6 +106,13 @@ Resources:
       PolicyDocument:
         Version: '2012-10-17'
         Statement: [{Effect: Allow, Action: secretsmanager:GetSecretValue, Resource: !Ref Secret}, {Effect: Allow, Action: kms:Decrypt, Resource: !GetAtt Key.Arn}]
+  Attached:
+    Type: AWS::IAM::ManagedPolicy
+    Properties:
+      ManagedPolicyName: !Sub '${Mesh}-attached'
+      Description: what is attached
+      Roles: [!Ref Execution]
+      PolicyDocument: {Version: '2012-10-17', Statement: [{Effect: Allow, Action: ecs:StopTask, Resource: !Sub 'arn:aws:ecs:eu-central-1:123456789012:task/${Word}/1'}]}
   Logs: {Type: AWS::Logs::LogGroup, Properties: {LogGroupName: !Sub '/${Mesh}', RetentionInDays: 30}}
   Group: {Type: AWS::EC2::SecurityGroup, Properties: {GroupDescription: tasks, VpcId: vpc-1}}
   Ingress: {Type: AWS::EC2::SecurityGroupIngress, Properties: {GroupId: !GetAtt Group.GroupId, IpProtocol: tcp, FromPort: 1, ToPort: 1, CidrIp: 10.0.0.0/8}}
@@ -174,6 +181,7 @@ Resources:
 Outputs:
   Address: {Value: !GetAtt Balancer.DNSName}
   Authority: {Value: !GetAtt Authority.Arn}
+  Policy: {Value: !Ref Attached}
 `
 
 func TestCreateAndUpdate(t *testing.T) {
@@ -201,6 +209,16 @@ func TestCreateAndUpdate(t *testing.T) {
 	budget, err := secretsmanager.NewFromConfig(cloud.Admin()).GetSecretValue(ctx, &secretsmanager.GetSecretValueInput{SecretId: aws.String("stacktest/pca.budget")})
 	if err != nil || !strings.HasPrefix(*budget.SecretString, `{"a":"b","c":"`) {
 		t.Errorf("the generated secret: %v", err)
+	}
+	attached := func(word string, want bool) {
+		t.Helper()
+		decision, err := cloud.Decide("stacktest-execution", "ecs:StopTask", "arn:aws:ecs:eu-central-1:123456789012:task/"+word+"/1", nil)
+		if err != nil || decision.Allowed != want {
+			t.Errorf("by the attached policy tasks of %s may be stopped: %t, want %t: %v", word, decision.Allowed, want, err)
+		}
+	}
+	if attached("first", true); s.Outputs["Policy"] != "arn:aws:iam::123456789012:policy/stacktest-attached" {
+		t.Errorf("the policy is %s", s.Outputs["Policy"])
 	}
 	client := ecs.NewFromConfig(cloud.Admin())
 	tasks := func() []string {
@@ -233,6 +251,8 @@ func TestCreateAndUpdate(t *testing.T) {
 		t.Fatalf("tasks %v after %v", second, first)
 	}
 	said(t, fake, second[0], "open second\n")
+	attached("first", false)
+	attached("second", true)
 	rule, err := eventbridge.NewFromConfig(cloud.Admin()).DescribeRule(ctx, &eventbridge.DescribeRuleInput{Name: aws.String(s.Resources("AWS::Events::Rule")[0].Physical)})
 	if err != nil || rule.State != "DISABLED" {
 		t.Errorf("the schedule: %v, %v", rule, err)

@@ -1,0 +1,70 @@
+package iac
+
+import "strconv"
+
+// auditorPolicies are what somebody may do who looks after the mesh and reads no secret: what `countersign check aws` asks for, and which
+// tasks run. They are for a role that is there already, and several where AWS would not take one.
+func (d *deployment) auditorPolicies() []managed {
+	policies := divided(d.auditorStatements(), d.workloads, func(workloads []*workload) policy {
+		return policy{{sid: "LookAtServices", actions: []string{"ecs:DescribeServices"}, resources: services(workloads)}}
+	})
+	last := len(policies) - 1
+	policies = append(policies[:last], divided(policies[last], d.secrets, describeStatements)...)
+	var all []managed
+	for i, p := range policies {
+		m := managed{name: d.spec.Mesh + "-auditor", id: "AuditorPolicy", what: "Looks at the mesh " + d.spec.Mesh + " and reads no secret (countersign check aws)", policy: p}
+		if i > 0 {
+			part := strconv.Itoa(i + 1)
+			m.name, m.id, m.what = m.name+"-"+part, "Auditor"+part+"Policy", m.what+", part "+part
+		}
+		all = append(all, m)
+	}
+	return all
+}
+
+// auditorTitle stands above them.
+const auditorTitle = "For your own role that looks after the mesh (countersign check aws): it reads no secret, and changes nothing"
+
+// describeStatements let the auditor see what secrets are and what hangs at them, without their values.
+func describeStatements(secrets []*storedSecret) policy {
+	s := statement{sid: "LookAtSecrets", actions: []string{"secretsmanager:DescribeSecret", "secretsmanager:GetResourcePolicy", "secretsmanager:ListSecretVersionIds"}}
+	for _, secret := range secrets {
+		s.resources = append(s.resources, exactly(say(secret.arn)))
+	}
+	return policy{s}
+}
+
+// auditorStatements are what the auditor sees beside services and secrets.
+func (d *deployment) auditorStatements() policy {
+	keys := make([]resource, 0, len(d.keys))
+	for _, k := range d.keys {
+		keys = append(keys, exactly(k.arn))
+	}
+	anywhere := func(reason string) []resource { return []resource{unavoidable(reason, "*")} }
+	p := policy{
+		{sid: "WhoMayDoWhat", actions: []string{"iam:GetAccountAuthorizationDetails"}, resources: anywhere("the rights of all roles and users are asked for together: who else can read a secret is among them")},
+		{sid: "LookAtKeys", actions: []string{"kms:DescribeKey", "kms:GetKeyPolicy"}, resources: keys},
+	}
+	p = append(p, d.taskStatements()...)
+	return append(
+		p,
+		statement{
+			sid: "LookAtTaskDefinitions", actions: []string{"ecs:DescribeTaskDefinition", "ecs:ListTaskDefinitions"},
+			resources: anywhere("these two know no other resource"),
+		},
+		statement{
+			sid: "LookAtBalancers", resources: anywhere("these four know no other resource"),
+			actions: []string{"elasticloadbalancing:DescribeListeners", "elasticloadbalancing:DescribeRules", "elasticloadbalancing:DescribeSSLPolicies", "elasticloadbalancing:DescribeTargetGroups"},
+		},
+		statement{sid: "FindTheSchedule", actions: []string{"events:ListRuleNamesByTarget"}, resources: anywhere("events:ListRuleNamesByTarget knows no other resource")},
+		statement{
+			sid: "LookAtTheSchedule", actions: []string{"events:DescribeRule"},
+			resources: []resource{unavoidable("whatever rule starts the rotation is looked at, and it may be another one than this stack's", "arn:", partition, ":events:", region, ":", account, ":rule/*")},
+		},
+		statement{
+			sid: "LookAtAlarms", actions: []string{"cloudwatch:DescribeAlarms"},
+			resources: []resource{unavoidable("alarms are found by what they watch, and not by their names", "arn:", partition, ":cloudwatch:", region, ":", account, ":alarm:*")},
+		},
+		statement{sid: "WhoHasRead", actions: []string{"cloudtrail:LookupEvents"}, resources: anywhere("cloudtrail:LookupEvents knows no other resource")},
+	)
+}
