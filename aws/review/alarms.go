@@ -19,6 +19,8 @@ import (
 type watch struct {
 	severity Severity // of having no alarm
 	watched  bool
+	early    bool          // there is an alarm that fires in time
+	late     [][2]string   // alarms that do not, and why
 	ttl      time.Duration // of the certificate that the metric is about
 	budget   int           // of the authority that it is about
 }
@@ -53,6 +55,11 @@ func (r *reviewer) readAlarms(ctx context.Context) {
 		}
 	}
 	for _, id := range sorted(watches) {
+		for _, late := range watches[id].late {
+			if !watches[id].early { // a second one may be for the worst
+				r.add(Error, AlarmLate, late[0], late[1], "take threshold, comparison, statistic and periods of the template's alarm")
+			}
+		}
 		if !watches[id].watched {
 			r.add(watches[id].severity, AlarmMissing, id, "no alarm watches this metric: a rotation that silently stopped is heard of when the certificate has ended", "deploy the template's alarms again")
 		}
@@ -80,7 +87,9 @@ func (r *reviewer) judgeAlarm(a *types.MetricAlarm, watches map[string]*watch) {
 	if w := watches[id]; w != nil && len(dimensions) == expected { // with another dimension it is another metric, which nobody sends
 		w.watched = true
 		if why := cmp.Or(misses(a), r.late(a, w)); why != "" {
-			r.add(Error, AlarmLate, arn, why, "take threshold, comparison, statistic and periods of the template's alarm")
+			w.late = append(w.late, [2]string{arn, why})
+		} else {
+			w.early = true
 		}
 	}
 	if treats := aws.ToString(a.TreatMissingData); treats != "breaching" {

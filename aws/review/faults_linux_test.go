@@ -320,7 +320,7 @@ func faultsOfTasks() []fault {
 			w.define(func(d *ecs.RegisterTaskDefinitionInput, _ map[string]*ecstypes.ContainerDefinition) {
 				d.TaskRoleArn = aws.String(accountARN + "role/payments-ledger-task")
 			})
-		}, want: []string{"error can_read", "error can_read", "error role_shared", "warning can_decrypt"}, saying: []string{"checkout, ledger", "role/payments-checkout-task can read"}},
+		}, want: []string{"error can_read", "error can_read", "error cannot_read", "error cannot_read", "error role_shared", "warning can_decrypt"}, saying: []string{"checkout, ledger", "role/payments-checkout-task can read", "it is to be read by " + accountARN + "role/payments-ledger-task, whom policies do not let"}},
 		{name: "an order that is none, and what containers say openly", plant: func(w *world) {
 			w.define(func(_ *ecs.RegisterTaskDefinitionInput, all map[string]*ecstypes.ContainerDefinition) {
 				all["proxy"].DependsOn[0].Condition = ecstypes.ContainerConditionComplete

@@ -198,18 +198,25 @@ func (r *reviewer) judgeKey(arn, id, text string) {
 	}
 	r.judgeStrangers(arn, attached)
 	var can, perhaps []string
+	cannot := map[string][]string{}
 	for _, p := range r.people {
 		verdict := policy.No
 		for _, s := range r.secrets {
 			meant, _ := r.may(s)
-			if s.arn == "" || s.key != id || p.service || slices.Contains(meant, p.arn) {
+			if s.arn == "" || s.key != id || p.service {
 				continue
 			}
 			q := policy.Question{Action: "kms:Decrypt", Resource: arn, Context: map[string]string{
 				"kms:viaservice": "secretsmanager." + s.place.config.Region + ".amazonaws.com", "kms:calleraccount": account(p.arn),
 				"aws:currenttime": r.report.Checked.Format(time.RFC3339), "kms:encryptioncontext:secretarn": s.arn, "kms:encryptioncontext:secretversionid": "any",
 			}}
-			verdict = max(verdict, p.decide(q, attached, true))
+			may := p.decide(q, attached, true)
+			switch {
+			case !slices.Contains(meant, p.arn):
+				verdict = max(verdict, may)
+			case may == policy.No:
+				cannot[s.arn] = append(cannot[s.arn], p.arn)
+			}
 		}
 		switch verdict {
 		case policy.Yes:
@@ -218,6 +225,9 @@ func (r *reviewer) judgeKey(arn, id, text string) {
 			perhaps = append(perhaps, p.arn)
 		case policy.No:
 		}
+	}
+	for _, secret := range sorted(cannot) {
+		r.add(Error, CannotRead, secret, "it is to be read by "+few(cannot[secret])+", for whom it cannot be decrypted with "+arn, "give the role and the key the policies that `countersign generate iam` writes")
 	}
 	if len(can) > 0 {
 		r.add(Warning, CanDecrypt, arn, few(can)+" could have secrets decrypted that are not for them; only the secrets' own policies stand in the way", mend)

@@ -259,7 +259,8 @@ func (r *reviewer) judgeExcess(p *person) {
 		var hit []string
 		for _, s := range n.Statements {
 			for _, b := range beyond {
-				if !s.Deny && !s.Wild(b.action) && s.Holds(policy.Question{Action: b.action, Resource: b.resource}) != policy.No {
+				said := slices.Contains(sensitive, b.action) && s.Wild(b.action)
+				if !s.Deny && !said && s.Holds(policy.Question{Action: b.action, Resource: b.resource}) != policy.No {
 					hit = append(hit, b.action)
 				}
 			}

@@ -50,6 +50,7 @@ const (
 	PolicyGrants       Code = "policy_grants"
 	CanRead            Code = "can_read"
 	CanWrite           Code = "can_write"
+	CannotRead         Code = "cannot_read"
 	CanDecrypt         Code = "can_decrypt"
 	Wildcard           Code = "wildcard"
 	Trusts             Code = "role_trusts"

@@ -67,6 +67,7 @@ func faultsOfRoles() []fault {
 			given("a role that passes another", "payments-checkout-task", may(accountARN+"role/payments-ledger-task", "iam:PassRole"), "excess_right", "role/payments-checkout-task: the policy planted allows iam:PassRole"),
 			given("a role that gets into tasks", "payments-ledger-execution", may("arn:aws:ecs:eu-central-1:123456789012:task/payments/any", "ecs:ExecuteCommand"), "excess_right", "allows ecs:ExecuteCommand"),
 			given("a role that starts the rotation", "payments-terminal-task", may("arn:aws:lambda:eu-central-1:123456789012:function:payments-rotation", "lambda:InvokeFunction"), "excess_right", "allows lambda:InvokeFunction"),
+			given("a role that starts any function", "payments-checkout-execution", may("arn:aws:lambda:eu-central-1:123456789012:function:*", "lambda:InvokeFunction"), "excess_right", "role/payments-checkout-execution: the policy planted allows lambda:InvokeFunction"),
 			given("a rotation that gives rights away", "payments-rotation", func(w *world) map[string]any { return may(w.key(), "kms:CreateGrant")(w) }, "excess_right", "role/payments-rotation: the policy planted allows kms:CreateGrant"),
 			given("certificates for a stranger", "nobody", issue, "can_issue", "role/nobody"),
 			fault{
@@ -76,6 +77,14 @@ func faultsOfRoles() []fault {
 		),
 		together(
 			given("certificates of CAs", "payments-rotation", issue, "can_issue", "role/payments-rotation can have it make certificates by other templates"),
+			fault{
+				name: "tasks that are kept from their secrets", plant: func(w *world) {
+					w.grant("payments-paygate-task", map[string]any{"Effect": "Deny", "Action": "secretsmanager:GetSecretValue", "Resource": w.secretARN("payments/paygate")})
+					w.grant("payments-terminal-task", map[string]any{"Effect": "Deny", "Action": "kms:Decrypt", "Resource": w.key()})
+				},
+				mend: func(w *world) { w.ungrant("payments-paygate-task"); w.ungrant("payments-terminal-task") },
+				want: []string{"error cannot_read", "error cannot_read", "error cannot_read"}, saying: []string{"it is to be read by " + accountARN + "role/payments-paygate-task, whom policies do not let", "it is to be read by " + accountARN + "role/payments-terminal-task, for whom it cannot be decrypted"},
+			},
 			fault{
 				name: "certificates under a condition", plant: func(w *world) {
 					statement := issue(w)
@@ -142,7 +151,7 @@ func faultsOfOtherKeys() []fault {
 				secret(w, other)
 			},
 			mend: func(w *world) { secret(w, w.key()) },
-			want: []string{"error other_key", "warning can_decrypt", "warning key_rotation_off"}, saying: []string{"secret:payments/bundle-", "and other secrets of the store vault with"},
+			want: []string{"error cannot_read", "error other_key", "warning can_decrypt", "warning key_rotation_off"}, saying: []string{"secret:payments/bundle-", "and other secrets of the store vault with"},
 		}, fault{
 			name: "copies, and another function", plant: func(w *world) {
 				w.alter("secretsmanager:DescribeSecret", `"payments/ledger"`, func(answer string) string {

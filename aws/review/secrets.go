@@ -142,7 +142,26 @@ func (r *reviewer) judgeReaders() {
 		read, write := r.may(s)
 		r.judgeAccess(s, attached, reading, read, CanRead, "read its value")
 		r.judgeAccess(s, attached, writing, write, CanWrite, "write its value")
+		var cannot []string
+		for _, p := range r.people {
+			if slices.Contains(read, p.arn) && r.decide(p, s, attached, reading) == policy.No {
+				cannot = append(cannot, p.arn)
+			}
+		}
+		if len(cannot) > 0 {
+			r.add(Error, CannotRead, s.arn, "it is to be read by "+few(cannot)+", whom policies do not let", "give the role the policy that `countersign generate iam` writes, and the secret its resource policy: until then no task starts with it, or nothing is rotated")
+		}
 	}
+}
+
+// decide tells whether somebody may do one of the actions with a secret.
+func (r *reviewer) decide(p *person, s *secret, attached *policy.Document, actions []string) policy.Verdict {
+	verdict := policy.No
+	for _, action := range actions {
+		q := policy.Question{Action: action, Resource: s.arn, Context: map[string]string{"secretsmanager:secretid": s.arn, "aws:currenttime": r.report.Checked.Format(time.RFC3339)}}
+		verdict = max(verdict, p.decide(q, attached, false))
+	}
+	return verdict
 }
 
 // judgeAccess names who may do one of the actions, and is not among those who are meant to.
@@ -152,12 +171,7 @@ func (r *reviewer) judgeAccess(s *secret, attached *policy.Document, actions, me
 		if p.service || slices.Contains(meant, p.arn) {
 			continue
 		}
-		verdict := policy.No
-		for _, action := range actions {
-			q := policy.Question{Action: action, Resource: s.arn, Context: map[string]string{"secretsmanager:secretid": s.arn, "aws:currenttime": r.report.Checked.Format(time.RFC3339)}}
-			verdict = max(verdict, p.decide(q, attached, false))
-		}
-		switch verdict {
+		switch r.decide(p, s, attached, actions) {
 		case policy.Yes:
 			can = append(can, p.arn)
 		case policy.Maybe:

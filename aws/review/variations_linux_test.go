@@ -81,7 +81,7 @@ func faultsOfPolicies() []fault {
 			want: []string{"error can_read"}, saying: []string{"role/administrator can read its value"},
 		},
 		together(
-			wide("ledger-task", "NotAction", allowing("NotAction", "s3:*"), "secretsmanager:GetSecretValue", "warning can_decrypt"),
+			wide("ledger-task", "NotAction", allowing("NotAction", "s3:*"), "secretsmanager:GetSecretValue", "warning can_decrypt", "error excess_right"),
 			wide("ledger-execution", "NotResource", map[string]any{"Effect": "Allow", "Action": "secretsmanager:GetSecretValue", "NotResource": "arn:aws:secretsmanager:eu-central-1:123456789012:secret:elsewhere"}, "secretsmanager:GetSecretValue with a wildcard"),
 			wide("checkout-task", "a wildcard in the middle of an ARN", map[string]any{"Effect": "Allow", "Action": "secretsmanager:GetSecretValue", "Resource": "arn:aws:secretsmanager:*:123456789012:secret:payments/ledger-AbCdEf"}, "secretsmanager:GetSecretValue with a wildcard"),
 			wide("checkout-execution", "question marks", map[string]any{"Effect": "Allow", "Action": "secretsmanager:GetSecretValue", "Resource": "arn:aws:secretsmanager:eu-central-1:123456789012:secret:payments/ledger-??????"}, "secretsmanager:GetSecretValue with a wildcard"),

@@ -52,6 +52,9 @@ func faultsOfWhen() []fault {
 				w.alarm("PaygateOverdueAlarm", func(in *cloudwatch.PutMetricAlarmInput) {
 					in.Dimensions = append(in.Dimensions, cwtypes.Dimension{Name: aws.String("Stage"), Value: aws.String("prod")})
 				})
+				w.alarm("PaygateFailuresAlarm", func(in *cloudwatch.PutMetricAlarmInput) { // beside the one that is in time
+					in.AlarmName, in.Threshold = aws.String("the worst"), aws.Float64(1000)
+				})
 				found := w.part("TerminalFailuresAlarm")
 				try[*cloudwatch.DeleteAlarmsOutput](w)(cloudwatch.NewFromConfig(w.cloud.Admin()).DeleteAlarms(w.Context(), &cloudwatch.DeleteAlarmsInput{AlarmNames: []string{found}}))
 			},
