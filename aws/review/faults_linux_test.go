@@ -33,6 +33,38 @@ type fault struct {
 	old    bool // what old revisions of task definitions have is what is looked for
 }
 
+// together are faults that are planted at once: each look costs. At most one of them changes what is answered.
+func together(all ...fault) fault {
+	one := fault{
+		plant: func(w *world) {
+			for _, f := range all {
+				if f.plant != nil {
+					f.plant(w)
+				}
+			}
+		},
+		mend: func(w *world) {
+			for _, f := range all {
+				if f.mend != nil {
+					f.mend(w)
+				}
+			}
+		},
+		look: func(c *review.Config) {
+			for _, f := range all {
+				if f.look != nil {
+					f.look(c)
+				}
+			}
+		},
+	}
+	for _, f := range all {
+		one.name += f.name + "; "
+		one.want, one.saying = append(one.want, f.want...), append(one.saying, f.saying...)
+	}
+	return one
+}
+
 const accountARN = "arn:aws:iam::123456789012:"
 
 // try fails the test when something could not be planted.
@@ -90,9 +122,14 @@ func (w *world) ungrant(role string) {
 	try[*iam.DeleteRolePolicyOutput](w)(iam.NewFromConfig(w.cloud.Admin()).DeleteRolePolicy(w.Context(), &iam.DeleteRolePolicyInput{RoleName: &role, PolicyName: aws.String("planted")}))
 }
 
-func (w *world) trust(role string, principal map[string]any) {
+// trust says who may take a role; for ECS as the template does, when bound.
+func (w *world) trust(role string, principal map[string]any, bound bool) {
 	w.Helper()
-	text, err := json.Marshal(map[string]any{"Version": "2012-10-17", "Statement": []any{map[string]any{"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": principal}}})
+	statement := map[string]any{"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": principal}
+	if bound {
+		statement["Condition"] = map[string]any{"StringEquals": map[string]any{"aws:SourceAccount": "123456789012"}}
+	}
+	text, err := json.Marshal(map[string]any{"Version": "2012-10-17", "Statement": []any{statement}})
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -155,14 +192,16 @@ func faultsOfSecrets() []fault {
 		},
 		{
 			name:  "whom a role trusts",
-			plant: func(w *world) { w.trust("payments-ledger-task", map[string]any{"AWS": accountARN + "root"}) },
-			mend:  func(w *world) { w.trust("payments-ledger-task", map[string]any{"Service": "ecs-tasks.amazonaws.com"}) },
-			want:  []string{"error role_trusts"}, saying: []string{"AWS " + accountARN + "root"},
+			plant: func(w *world) { w.trust("payments-ledger-task", map[string]any{"AWS": accountARN + "root"}, false) },
+			mend: func(w *world) {
+				w.trust("payments-ledger-task", map[string]any{"Service": "ecs-tasks.amazonaws.com"}, true)
+			},
+			want: []string{"error role_trusts"}, saying: []string{"AWS " + accountARN + "root"},
 		},
 		{
 			name: "a role that is not there",
 			look: func(c *review.Config) { c.RotationRole = "elsewhere" },
-			want: append(slices.Repeat([]string{"error can_read", "error can_write"}, 11), "unknown undecided", "warning can_decrypt"), saying: []string{"role/payments-rotation can read its value", "role/elsewhere: this role of the mesh is not among"},
+			want: append(slices.Repeat([]string{"error can_read", "error can_write"}, 11), "unknown undecided", "unknown undecided", "warning can_decrypt"), saying: []string{"role/payments-rotation can read its value", "role/elsewhere: this role of the mesh is not among"},
 		},
 		{
 			name: "to be deleted",
@@ -281,7 +320,7 @@ func faultsOfTasks() []fault {
 			w.define(func(d *ecs.RegisterTaskDefinitionInput, _ map[string]*ecstypes.ContainerDefinition) {
 				d.TaskRoleArn = aws.String(accountARN + "role/payments-ledger-task")
 			})
-		}, want: []string{"error can_read", "error can_read", "error role_shared", "warning can_decrypt"}, saying: []string{"checkout, ledger", "role/payments-checkout-task can read"}},
+		}, want: []string{"error can_read", "error can_read", "error cannot_read", "error cannot_read", "error role_shared", "warning can_decrypt"}, saying: []string{"checkout, ledger", "role/payments-checkout-task can read", "it is to be read by " + accountARN + "role/payments-ledger-task, whom policies do not let"}},
 		{name: "an order that is none, and what containers say openly", plant: func(w *world) {
 			w.define(func(_ *ecs.RegisterTaskDefinitionInput, all map[string]*ecstypes.ContainerDefinition) {
 				all["proxy"].DependsOn[0].Condition = ecstypes.ContainerConditionComplete
@@ -358,7 +397,7 @@ func TestFaults(t *testing.T) {
 	if len(before.Findings) > 0 {
 		t.Fatalf("the example as it is:\n%s", findings(before))
 	}
-	for what, n := range map[string]int{"services": 4, "task definitions": 4, "secrets": 11, "keys": 1, "roles and users": 11, "alarms": 14, "rules": 1, "target groups": 6} {
+	for what, n := range map[string]int{"services": 4, "task definitions": 4, "secrets": 11, "keys": 1, "roles and users": 11, "alarms": 14, "rules": 1, "target groups": 6, "private CAs": 1} {
 		if before.Looked[what] != n {
 			t.Errorf("looked at %d %s, want %d", before.Looked[what], what, n)
 		}
@@ -366,7 +405,8 @@ func TestFaults(t *testing.T) {
 	w.unreadable()
 	w.as("auditor")
 	seen := map[review.Code]bool{review.Unreadable: true}
-	for _, f := range slices.Concat(faultsOfSecrets(), faultsOfPolicies(), faultsOfKeys(), faultsOfTasks(), faultsOfWatching(), faultsOfContainers()) {
+	for _, f := range slices.Concat(faultsOfSecrets(), faultsOfPolicies(), faultsOfKeys(), faultsOfTasks(), faultsOfRoles(), faultsOfOtherKeys(), faultsOfAuthorities(),
+		faultsOfServices(), faultsOfDefinitions(), faultsOfWatching(), faultsOfWhen(), faultsOfBalancers(), faultsOfContainers()) {
 		w.plant(f, seen)
 	}
 	for _, code := range codes(t) {

@@ -159,13 +159,16 @@ func (r *reviewer) role(nameOrARN string) *person {
 	return nil
 }
 
+// tasksService takes the roles of tasks.
+const tasksService = "ecs-tasks.amazonaws.com"
+
 // own are the roles of the mesh, with the services that may take them.
 func (r *reviewer) own() map[string]string {
 	all := map[string]string{r.roleARN(r.RotationRole): "lambda.amazonaws.com"}
 	for _, w := range r.workloads {
 		for _, arn := range []string{w.taskRole, w.executionRole} {
 			if arn != "" {
-				all[arn] = "ecs-tasks.amazonaws.com"
+				all[arn] = tasksService
 			}
 		}
 	}
@@ -206,13 +209,74 @@ func (r *reviewer) judgeRoles() {
 				}
 			}
 		}
+		r.judgeExcess(p)
 		r.judgeTrust(p, r.own()[arn])
+	}
+}
+
+// right is an action, and what it would be done to.
+type right struct{ action, resource string }
+
+// beyond are rights that no role of the mesh needs, nor the rotation where it says so: by them, it takes the place of another role, gets into
+// other tasks, changes what is run or who may read, or issues certificates to itself.
+func (r *reviewer) beyond(rotation bool) []right {
+	var all []right
+	add := func(resource string, actions ...string) {
+		for _, action := range actions {
+			all = append(all, right{action, resource})
+		}
+	}
+	for _, arn := range sorted(r.own()) {
+		add(arn, "iam:PassRole", "iam:PutRolePolicy", "iam:AttachRolePolicy", "iam:UpdateAssumeRolePolicy", "sts:AssumeRole")
+	}
+	function := r.arn(r.places[0], "lambda", "function:"+r.Function)
+	add(function, "lambda:UpdateFunctionCode", "lambda:UpdateFunctionConfiguration")
+	if !rotation {
+		add(function, "lambda:InvokeFunction")
+	}
+	for _, w := range r.workloads {
+		cluster, service := name(w.plan.ECS.Cluster), name(w.plan.ECS.Service)
+		add(r.arn(w.place, "ecs", "task/"+cluster+"/any"), "ecs:ExecuteCommand")
+		if !rotation {
+			add(r.arn(w.place, "ecs", "service/"+cluster+"/"+service), "ecs:UpdateService")
+		}
+	}
+	for _, s := range r.secrets {
+		if s.arn != "" {
+			add(s.arn, "secretsmanager:PutResourcePolicy", "secretsmanager:DeleteResourcePolicy", "secretsmanager:DeleteSecret", "secretsmanager:ReplicateSecretToRegions", "secretsmanager:RotateSecret")
+		}
+		if s.keyARN != "" {
+			add(s.keyARN, "kms:CreateGrant", "kms:PutKeyPolicy", "kms:DisableKey", "kms:ScheduleKeyDeletion")
+		}
+	}
+	return all
+}
+
+// judgeExcess looks at what a role of the mesh may do by name that none of them needs. What it may by a wildcard is said already.
+func (r *reviewer) judgeExcess(p *person) {
+	beyond := r.beyond(p.arn == r.roleARN(r.RotationRole))
+	for _, n := range p.policies {
+		var hit []string
+		for _, s := range n.Statements {
+			for _, b := range beyond {
+				said := slices.Contains(sensitive, b.action) && s.Wild(b.action)
+				if !s.Deny && !said && s.Holds(policy.Question{Action: b.action, Resource: b.resource}) != policy.No {
+					hit = append(hit, b.action)
+				}
+			}
+		}
+		slices.Sort(hit)
+		if hit = slices.Compact(hit); len(hit) > 0 {
+			r.add(Error, Excess, p.arn, "the policy "+n.name+" allows "+few(hit)+", which it does not need: whoever is in its place gets further by that",
+				"take it out; `countersign generate iam` writes what the role needs")
+		}
 	}
 }
 
 // judgeTrust looks at who may take a role of the mesh.
 func (r *reviewer) judgeTrust(p *person, service string) {
 	var others []string
+	unbound := false
 	for _, s := range p.trust.Statements {
 		if s.Deny {
 			continue
@@ -220,6 +284,8 @@ func (r *reviewer) judgeTrust(p *person, service string) {
 		for _, who := range s.Principals {
 			if who.Kind != "Service" || who.Value != service {
 				others = append(others, who.Kind+" "+who.Value)
+			} else if service == tasksService && !s.Conditional("aws:sourceaccount", "aws:sourcearn") {
+				unbound = true
 			}
 		}
 		switch {
@@ -228,6 +294,10 @@ func (r *reviewer) judgeTrust(p *person, service string) {
 		case s.Principals == nil:
 			others = append(others, "whom, could not be read")
 		}
+	}
+	if unbound {
+		r.add(Warning, TrustUnbound, p.arn, "its trust policy does not say for which account "+service+" takes the role",
+			"give it the condition StringEquals aws:SourceAccount with this account, as templates do: the service then takes it for nobody else")
 	}
 	if len(others) > 0 {
 		slices.Sort(others)

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"time"
 
+	ecstypes "github.com/aws/aws-sdk-go-v2/service/ecs/types"
+
 	"countersign.dev/aws/session"
 	"countersign.dev/mesh"
 )
@@ -48,29 +50,57 @@ const (
 	PolicyGrants       Code = "policy_grants"
 	CanRead            Code = "can_read"
 	CanWrite           Code = "can_write"
+	CannotRead         Code = "cannot_read"
 	CanDecrypt         Code = "can_decrypt"
 	Wildcard           Code = "wildcard"
 	Trusts             Code = "role_trusts"
+	TrustUnbound       Code = "trust_unbound"
+	Excess             Code = "excess_right"
 	RoleShared         Code = "role_shared"
 	DefaultKey         Code = "default_key"
 	KeyState           Code = "key_state"
+	KeyGranted         Code = "key_granted"
+	KeyPolicyGrants    Code = "key_policy_grants"
+	KeyRotationOff     Code = "key_rotation_off"
+	OtherKey           Code = "other_key"
+	Replicated         Code = "secret_replicated"
+	RotatedElsewhere   Code = "rotated_by_another"
 	ReadByStranger     Code = "read_by_stranger"
 	RotationOverdue    Code = "rotation_overdue"
 	ServiceMissing     Code = "service_missing"
+	Unguarded          Code = "rollout_unguarded"
+	RolloutFailed      Code = "rollout_failed"
+	PublicAddress      Code = "public_address"
+	TaskOutdated       Code = "task_outdated"
+	TaskOutside        Code = "task_outside_service"
 	Shell              Code = "shell"
 	KeyInDefinition    Code = "key_in_definition"
 	CertInDefinition   Code = "certificate_in_definition"
 	PassInDefinition   Code = "passphrase_in_definition"
 	SecretInDefinition Code = "secret_in_environment" //nolint:gosec // the name of a finding
+	SecretOfAnother    Code = "secret_of_another"     //nolint:gosec // the name of a finding
+	EnvironmentFile    Code = "environment_file"
+	ContainerRights    Code = "container_rights"
+	VolumeKept         Code = "volume_outlives_task"
 	InitMissing        Code = "init_missing"
 	NotSuccess         Code = "not_success"
 	MountWritable      Code = "mount_writable"
 	OldTLS             Code = "listener_without_tls13"
+	AllowsOldTLS       Code = "listener_allows_old_tls"
 	EndsTLS            Code = "listener_ends_tls"
+	Plain              Code = "listener_plain"
+	AuthorityState     Code = "authority_state"
+	AuthorityMode      Code = "authority_mode"
+	AuthorityKey       Code = "authority_key"
+	AuthorityShared    Code = "authority_shared"
+	CanIssue           Code = "can_issue"
 	ScheduleMissing    Code = "schedule_missing"
 	ScheduleDisabled   Code = "schedule_disabled"
+	ScheduleSlow       Code = "schedule_slow"
+	ScheduleInput      Code = "schedule_input"
 	AlarmMissing       Code = "alarm_missing"
 	AlarmNotBreaching  Code = "alarm_not_breaching"
+	AlarmLate          Code = "alarm_too_late"
 	AlarmSilent        Code = "alarm_silent"
 )
 
@@ -107,6 +137,11 @@ type Config struct {
 	Region, Endpoint string
 	// Function is the name of the rotation function, and RotationRole that of its role; MESH-rotation when empty.
 	Function, RotationRole string
+	// Authorities are the ARNs of private CAs that the specification does not name, by the names of authorities. What stands here for
+	// none is looked for in the policies of the rotation's role.
+	Authorities map[string]string
+	// Scheduled tells whether the function takes an input for the event of a schedule; it takes none for that when nil.
+	Scheduled func(input string) bool
 	// Since is how far back reads of secrets are looked for; a week when 0.
 	Since time.Duration
 	// Now is the clock; time.Now when nil.
@@ -162,9 +197,11 @@ func (r *reviewer) look(ctx context.Context) {
 		r.readSecret(ctx, s)
 	}
 	r.judgeReaders()
-	r.judgeRoles()
 	r.Say("the keys")
 	r.readKeys(ctx)
+	r.judgeRoles()
+	r.Say("the private CAs")
+	r.readAuthorities(ctx)
 	for _, p := range r.places {
 		r.Say("who has read secrets in " + p.config.Region)
 		r.readTrail(ctx, p)
@@ -185,7 +222,8 @@ type reviewer struct {
 	account   string
 	workloads []*workload
 	secrets   []*secret
-	people    []*person // nil when they could not be read
+	people    []*person     // nil when they could not be read
+	every     time.Duration // how often the schedule runs; 0 when that is not known
 }
 
 // workload is a service or gateway that runs on ECS.
@@ -196,7 +234,8 @@ type workload struct {
 	secrets []*secret // what its init reads
 	// of the service as it is deployed; empty where it could not be read
 	family, taskRole, executionRole string
-	byExecution                     bool // ECS reads the secrets for the init container
+	byExecution                     bool            // ECS reads the secrets for the init container
+	tasks                           []ecstypes.Task // those of the service that have started
 }
 
 // reader is the role that has to read the workload's secrets: as deployed, or else by the name that templates give it.
@@ -215,11 +254,13 @@ func (w *workload) reader(r *reviewer) string {
 type secret struct {
 	name    string
 	place   *place
+	store   string // its name in the specification
 	readers []*workload
 	// leaf is the workload whose current certificate this secret shows the age of; nil for others
 	leaf *workload
 	// as it is there; empty where it could not be read
 	arn, key string
+	keyARN   string
 	policy   string
 	read     bool
 }
@@ -248,22 +289,22 @@ func (r *reviewer) plan(ctx context.Context) error {
 			return fmt.Errorf("the delivery of %s: %w", w.name, err)
 		}
 		for i, name := range shape.Names(p.Delivery.Secret) {
-			s := r.secret(name, place, w)
+			s := r.secret(name, p.Delivery.StoreName, place, w)
 			if i == 0 {
 				s.leaf = w
 			}
 		}
-		r.secret(p.Delivery.Secret+".rotation", place, nil)
+		r.secret(p.Delivery.Secret+".rotation", p.Delivery.StoreName, place, nil)
 		if bundle := p.Delivery.Bundle; bundle != "" {
-			r.secret(bundle, place, w)
-			r.secret(bundle+".rotation", place, nil)
+			r.secret(bundle, p.Delivery.StoreName, place, w)
+			r.secret(bundle+".rotation", p.Delivery.StoreName, place, nil)
 		}
 		name, authority := r.Spec.AuthorityOf(member.Name)
 		if store, ok := r.Spec.Stores[authority.Budget.Store]; ok && store.Type == mesh.StoreSecretsManager {
 			if place, err = r.at(ctx, store.Store); err != nil {
 				return err
 			}
-			r.secret(r.Spec.BudgetSecret(name), place, nil)
+			r.secret(r.Spec.BudgetSecret(name), authority.Budget.Store, place, nil)
 		}
 	}
 	if len(r.workloads) == 0 {
@@ -273,11 +314,11 @@ func (r *reviewer) plan(ctx context.Context) error {
 }
 
 // secret adds one, or a reader to one.
-func (r *reviewer) secret(name string, p *place, reader *workload) *secret {
+func (r *reviewer) secret(name, store string, p *place, reader *workload) *secret {
 	i := slices.IndexFunc(r.secrets, func(s *secret) bool { return s.name == name && s.place == p })
 	if i < 0 {
 		i = len(r.secrets)
-		r.secrets = append(r.secrets, &secret{name: name, place: p})
+		r.secrets = append(r.secrets, &secret{name: name, store: store, place: p})
 	}
 	s := r.secrets[i]
 	if reader != nil {

@@ -1,6 +1,7 @@
 package review
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,8 +10,6 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/service/kms"
-	kmstypes "github.com/aws/aws-sdk-go-v2/service/kms/types"
 	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
 	smtypes "github.com/aws/aws-sdk-go-v2/service/secretsmanager/types"
 
@@ -46,7 +45,8 @@ func (r *reviewer) readSecret(ctx context.Context, s *secret) {
 	if out.DeletedDate != nil {
 		r.add(Error, SecretMissing, s.arn, "the secret is to be deleted on "+out.DeletedDate.UTC().Format(time.DateOnly), "restore it (`aws secretsmanager restore-secret`): no task starts without it")
 	}
-	if s.key == "" || strings.HasSuffix(s.key, "alias/aws/secretsmanager") {
+	r.judgeCopies(s, out)
+	if accounts(s.key) {
 		r.add(Warning, DefaultKey, s.arn, "it is encrypted with the account's own key for Secrets Manager, which everybody in the account may use through it",
 			"give it a key of its own (kmsKey of the store), whose policy names who decrypts")
 	}
@@ -59,6 +59,30 @@ func (r *reviewer) readSecret(ctx context.Context, s *secret) {
 	if s.leaf != nil {
 		r.readAge(ctx, s)
 	}
+}
+
+// judgeCopies looks at who else writes a secret, and where else it lies.
+func (r *reviewer) judgeCopies(s *secret, out *secretsmanager.DescribeSecretOutput) {
+	if function := functionName(aws.ToString(out.RotationLambdaARN)); aws.ToBool(out.RotationEnabled) && function != r.Function {
+		r.add(Error, RotatedElsewhere, s.arn, "Secrets Manager rotates it by "+cmp.Or(aws.ToString(out.RotationLambdaARN), "itself")+", which is not "+r.Function+": whoever writes that function has the key, and what it writes is no certificate of the mesh",
+			"end that (`aws secretsmanager cancel-rotate-secret`), see which versions it has written, and rotate: `countersign rotate once --force --mesh PATH`")
+	}
+	var regions []string
+	for _, replica := range out.ReplicationStatus {
+		regions = append(regions, aws.ToString(replica.Region))
+	}
+	if len(regions) > 0 {
+		slices.Sort(regions)
+		r.add(Error, Replicated, s.arn, "it is copied to "+few(regions)+", under keys that nobody looked at: whoever decrypts there has it, too",
+			"remove the copies (`aws secretsmanager remove-regions-from-replication`): nothing of the mesh reads them; then rotate")
+	}
+}
+
+// functionName is the name in the ARN of a function, without its version.
+func functionName(arn string) string {
+	_, name, _ := strings.Cut(arn, ":function:")
+	name, _, _ = strings.Cut(name, ":")
+	return name
 }
 
 // A rotation may come so late before it is a fault: a quarter of the time that is left for it, or two runs of a schedule of hours, but never later
@@ -83,6 +107,7 @@ func (r *reviewer) readAge(ctx context.Context, s *secret) {
 			}
 			c := s.leaf.plan.Certificate
 			spare := time.Duration(c.TTL) - time.Duration(c.RenewAfter)
+			r.judgeOldest(s.leaf, *version.CreatedDate)
 			late := r.report.Checked.Sub(version.CreatedDate.Add(time.Duration(c.RenewAfter) + min(max(spare/spareShare, leastSpare), spare)))
 			if late > 0 {
 				r.add(Error, RotationOverdue, s.arn, fmt.Sprintf("its current version is of %s, and was to be replaced after %s", version.CreatedDate.UTC().Format(time.RFC3339), time.Duration(c.RenewAfter)),
@@ -117,7 +142,26 @@ func (r *reviewer) judgeReaders() {
 		read, write := r.may(s)
 		r.judgeAccess(s, attached, reading, read, CanRead, "read its value")
 		r.judgeAccess(s, attached, writing, write, CanWrite, "write its value")
+		var cannot []string
+		for _, p := range r.people {
+			if slices.Contains(read, p.arn) && r.decide(p, s, attached, reading) == policy.No {
+				cannot = append(cannot, p.arn)
+			}
+		}
+		if len(cannot) > 0 {
+			r.add(Error, CannotRead, s.arn, "it is to be read by "+few(cannot)+", whom policies do not let", "give the role the policy that `countersign generate iam` writes, and the secret its resource policy: until then no task starts with it, or nothing is rotated")
+		}
 	}
+}
+
+// decide tells whether somebody may do one of the actions with a secret.
+func (r *reviewer) decide(p *person, s *secret, attached *policy.Document, actions []string) policy.Verdict {
+	verdict := policy.No
+	for _, action := range actions {
+		q := policy.Question{Action: action, Resource: s.arn, Context: map[string]string{"secretsmanager:secretid": s.arn, "aws:currenttime": r.report.Checked.Format(time.RFC3339)}}
+		verdict = max(verdict, p.decide(q, attached, false))
+	}
+	return verdict
 }
 
 // judgeAccess names who may do one of the actions, and is not among those who are meant to.
@@ -127,12 +171,7 @@ func (r *reviewer) judgeAccess(s *secret, attached *policy.Document, actions, me
 		if p.service || slices.Contains(meant, p.arn) {
 			continue
 		}
-		verdict := policy.No
-		for _, action := range actions {
-			q := policy.Question{Action: action, Resource: s.arn, Context: map[string]string{"secretsmanager:secretid": s.arn, "aws:currenttime": r.report.Checked.Format(time.RFC3339)}}
-			verdict = max(verdict, p.decide(q, attached, false))
-		}
-		switch verdict {
+		switch r.decide(p, s, attached, actions) {
 		case policy.Yes:
 			can = append(can, p.arn)
 		case policy.Maybe:
@@ -189,75 +228,4 @@ func (r *reviewer) judgeResourcePolicy(s *secret) *policy.Document {
 		r.add(Error, PolicyGrants, s.arn, "its resource policy lets others in: "+few(slices.Compact(granted)), mend)
 	}
 	return attached
-}
-
-// readKeys looks at the keys of the secrets: their state, and who can decrypt by them.
-func (r *reviewer) readKeys(ctx context.Context) {
-	seen := map[string]bool{}
-	for _, s := range r.secrets {
-		id := s.place.config.Region + " " + s.key
-		if s.key == "" || seen[id] || strings.HasSuffix(s.key, "alias/aws/secretsmanager") {
-			continue
-		}
-		seen[id] = true
-		out, err := s.place.kms.DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: &s.key})
-		if err != nil {
-			if _, missing := errors.AsType[*kmstypes.NotFoundException](err); missing {
-				r.add(Error, KeyState, s.key, "the key of "+s.name+" is not there", "nothing that is encrypted with it can be read again: give the secrets another key, and rotate")
-				continue
-			}
-			r.unread(err, "kms:DescribeKey", s.key, s.key)
-			continue
-		}
-		r.report.Looked["keys"]++
-		arn := aws.ToString(out.KeyMetadata.Arn)
-		if state := out.KeyMetadata.KeyState; state != kmstypes.KeyStateEnabled {
-			r.add(Error, KeyState, arn, fmt.Sprintf("it is %s: no task that reads %s can start", state, s.name),
-				"enable it (`aws kms enable-key`), or cancel its deletion (`aws kms cancel-key-deletion`) and enable it then")
-		}
-		attached, err := s.place.kms.GetKeyPolicy(ctx, &kms.GetKeyPolicyInput{KeyId: &arn, PolicyName: aws.String("default")})
-		if err != nil {
-			r.unread(err, "kms:GetKeyPolicy", arn, arn)
-			continue
-		}
-		r.judgeKey(arn, s.key, aws.ToString(attached.Policy))
-	}
-}
-
-// judgeKey tells who else could have a secret of the key decrypted. The secret's own policy stands before that: two locks are meant.
-func (r *reviewer) judgeKey(arn, id, text string) {
-	const mend = "put the key policy that `countersign generate iam` writes: it names who decrypts, and leaves administration"
-	attached, err := policy.Parse(text)
-	if err != nil {
-		r.add(Unknown, Undecided, arn, "its policy cannot be read: "+err.Error(), mend)
-		return
-	}
-	var can, perhaps []string
-	for _, p := range r.people {
-		verdict := policy.No
-		for _, s := range r.secrets {
-			meant, _ := r.may(s)
-			if s.arn == "" || s.key != id || p.service || slices.Contains(meant, p.arn) {
-				continue
-			}
-			q := policy.Question{Action: "kms:Decrypt", Resource: arn, Context: map[string]string{
-				"kms:viaservice": "secretsmanager." + s.place.config.Region + ".amazonaws.com", "kms:calleraccount": account(p.arn),
-				"aws:currenttime": r.report.Checked.Format(time.RFC3339), "kms:encryptioncontext:secretarn": s.arn, "kms:encryptioncontext:secretversionid": "any",
-			}}
-			verdict = max(verdict, p.decide(q, attached, true))
-		}
-		switch verdict {
-		case policy.Yes:
-			can = append(can, p.arn)
-		case policy.Maybe:
-			perhaps = append(perhaps, p.arn)
-		case policy.No:
-		}
-	}
-	if len(can) > 0 {
-		r.add(Warning, CanDecrypt, arn, few(can)+" could have secrets decrypted that are not for them; only the secrets' own policies stand in the way", mend)
-	}
-	if len(perhaps) > 0 {
-		r.add(Unknown, Undecided, arn, "whether "+few(perhaps)+" could have secrets decrypted hangs on conditions that are not understood here", mend)
-	}
 }

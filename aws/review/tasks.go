@@ -2,7 +2,6 @@ package review
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,38 +12,6 @@ import (
 
 	"countersign.dev/aws/review/leak"
 )
-
-// readService reads a service, its task definition and the old revisions of it.
-func (r *reviewer) readService(ctx context.Context, w *workload) {
-	cluster, service := w.plan.ECS.Cluster, w.plan.ECS.Service
-	resource := r.arn(w.place, "ecs", "service/"+name(cluster)+"/"+name(service))
-	out, err := w.place.ecs.DescribeServices(ctx, &ecs.DescribeServicesInput{Cluster: &cluster, Services: []string{service}})
-	_, noCluster := errors.AsType[*types.ClusterNotFoundException](err)
-	switch {
-	case err != nil && !noCluster:
-		r.unread(err, "ecs:DescribeServices", resource, resource)
-		return
-	case noCluster || len(out.Services) == 0 || aws.ToString(out.Services[0].Status) != "ACTIVE":
-		r.add(Error, ServiceMissing, resource, "there is no such service that is active", "deploy the template of `countersign generate cloudformation`, or see 'deploy' of "+w.name+" in the specification")
-		return
-	}
-	s := &out.Services[0]
-	r.report.Looked["services"]++
-	if s.EnableExecuteCommand {
-		r.add(Warning, Shell, resource, "ECS Exec is enabled: who may ecs:ExecuteCommand has a shell in its containers, and with it the key", "disable it (enableExecuteCommand: false)")
-	}
-	r.readListeners(ctx, w, s)
-	definition := aws.ToString(s.TaskDefinition)
-	found, err := w.place.ecs.DescribeTaskDefinition(ctx, &ecs.DescribeTaskDefinitionInput{TaskDefinition: &definition})
-	if err != nil {
-		r.unread(err, "ecs:DescribeTaskDefinition", definition, definition)
-		return
-	}
-	d := found.TaskDefinition
-	w.family, w.taskRole, w.executionRole = aws.ToString(d.Family), r.deployedRole(d.TaskRoleArn), r.deployedRole(d.ExecutionRoleArn)
-	r.judgeDefinition(definition, w, d, true)
-	r.readRevisions(ctx, w, definition)
-}
 
 // deployedRole is the ARN of a role that a definition has by name or ARN.
 func (r *reviewer) deployedRole(role *string) string {
@@ -98,18 +65,22 @@ func (r *reviewer) judgeDefinition(arn string, w *workload, d *types.TaskDefinit
 	if !current {
 		return
 	}
+	r.judgeRights(arn, d)
 	start := findInit(d)
 	if start == nil {
 		r.add(Error, InitMissing, arn, "no container runs `countersign init --to`, so nothing brings the certificate", "take the task definition of `countersign generate task-definition`")
 	}
 	for i := range d.ContainerDefinitions {
 		c := &d.ContainerDefinitions[i]
+		r.judgeHidden(arn, c)
 		for _, s := range c.Secrets {
 			at := slices.IndexFunc(w.secrets, func(own *secret) bool { return names(aws.ToString(s.ValueFrom), own.name) })
 			switch {
 			case at >= 0 && c == start:
 				w.byExecution = true
-			case at >= 0:
+			case at < 0:
+				r.judgeForeign(arn, w, aws.ToString(c.Name), aws.ToString(s.ValueFrom))
+			default:
 				r.add(Error, SecretInDefinition, arn, fmt.Sprintf("the container %s lives as long as the task, and gets %s in its environment (%s), where every process of it, its crash dumps and its diagnostics show it", aws.ToString(c.Name), w.secrets[at].name, aws.ToString(s.Name)),
 					"give it to the init container alone, which starts itself anew without it")
 			}
@@ -157,7 +128,15 @@ func (r *reviewer) judgeTexts(arn string, c *types.ContainerDefinition, current 
 			r.add(Error, KeyInDefinition, arn, where+" has the secret access key of an account in "+what, "take it out: a task has a role; and delete the access key (`aws iam delete-access-key`), because it has been seen")
 		}
 	}
-	say("its command", strings.Join(slices.Concat(c.EntryPoint, c.Command), " "))
+	words := slices.Concat(c.EntryPoint, c.Command)
+	say("its command", strings.Join(words, " "))
+	if leak.Option(words) {
+		r.add(Error, PassInDefinition, arn, where+" has a passphrase in its command", mend)
+	}
+	for _, file := range c.EnvironmentFiles {
+		r.add(Unknown, EnvironmentFile, arn, where+" takes variables from the file "+aws.ToString(file.Value)+", which is not read here: whoever reads it has what stands in it",
+			"see that no key and no passphrase stands in it, or do without it: what is secret comes from Secrets Manager")
+	}
 	if c.HealthCheck != nil {
 		say("its health check", strings.Join(c.HealthCheck.Command, " "))
 	}
@@ -167,6 +146,9 @@ func (r *reviewer) judgeTexts(arn string, c *types.ContainerDefinition, current 
 	if c.LogConfiguration != nil {
 		for _, option := range sorted(c.LogConfiguration.Options) {
 			say("the option "+option+" of its log", c.LogConfiguration.Options[option])
+			if leak.Credential(option, c.LogConfiguration.Options[option]) {
+				r.add(Error, PassInDefinition, arn, where+" has a credential in the option "+option+" of its log", "name it in the log's secretOptions, and replace it, because it has been seen")
+			}
 		}
 	}
 }
@@ -208,6 +190,7 @@ func (r *reviewer) judgeOrder(arn string, d *types.TaskDefinition, start *types.
 		r.add(Unknown, Undecided, arn, "the init container writes to "+to+", which is no volume: who gets the certificate cannot be seen", "mount a volume of the task there")
 		return
 	}
+	r.judgeVolume(arn, d, volume)
 	for i := range d.ContainerDefinitions {
 		c := &d.ContainerDefinitions[i]
 		if c == start || !r.judgeMounts(arn, c, volume, aws.ToString(start.Name)) {

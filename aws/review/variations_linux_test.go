@@ -37,10 +37,11 @@ func faultsOfPolicies() []fault {
 			want: []string{"error can_read"}, saying: []string{"role/administrator can read its value"},
 		}
 	}
-	wide := func(name string, statement map[string]any, saying string, more ...string) fault {
+	wide := func(role, name string, statement map[string]any, saying string, more ...string) fault {
+		role = "payments-" + role
 		return fault{
-			name: name, plant: func(w *world) { w.grant("payments-ledger-task", statement) }, mend: func(w *world) { w.ungrant("payments-ledger-task") },
-			want: append([]string{"error wildcard"}, more...), saying: []string{saying},
+			name: name, plant: func(w *world) { w.grant(role, statement) }, mend: func(w *world) { w.ungrant(role) },
+			want: append([]string{"error wildcard"}, more...), saying: []string{role + ": the policy planted, statement 1, allows " + saying},
 		}
 	}
 	stranger := func(name, action string, principal any) fault {
@@ -79,14 +80,16 @@ func faultsOfPolicies() []fault {
 			mend: func(w *world) { w.original() },
 			want: []string{"error can_read"}, saying: []string{"role/administrator can read its value"},
 		},
-		wide("NotAction", allowing("NotAction", "s3:*"), "secretsmanager:GetSecretValue", "warning can_decrypt"),
-		wide("NotResource", map[string]any{"Effect": "Allow", "Action": "secretsmanager:GetSecretValue", "NotResource": "arn:aws:secretsmanager:eu-central-1:123456789012:secret:elsewhere"}, "secretsmanager:GetSecretValue with a wildcard"),
-		wide("a wildcard in the middle of an ARN", map[string]any{"Effect": "Allow", "Action": "secretsmanager:GetSecretValue", "Resource": "arn:aws:secretsmanager:*:123456789012:secret:payments/ledger-AbCdEf"}, "secretsmanager:GetSecretValue with a wildcard"),
-		wide("question marks", map[string]any{"Effect": "Allow", "Action": "secretsmanager:GetSecretValue", "Resource": "arn:aws:secretsmanager:eu-central-1:123456789012:secret:payments/ledger-??????"}, "secretsmanager:GetSecretValue with a wildcard"),
-		wide("a wildcard in the action, in other letters", map[string]any{"Effect": "Allow", "Action": "secretsmanager:PUT*", "Resource": "arn:aws:secretsmanager:eu-central-1:123456789012:secret:payments/ledger-AbCdEf"}, "secretsmanager:PutSecretValue"),
-		wide("certificates of any CA", allowing("Action", "acm-pca:IssueCertificate"), "acm-pca:IssueCertificate with a wildcard"),
-		wide("any role", allowing("Action", "iam:PassRole"), "iam:PassRole with a wildcard"),
-		wide("any service", allowing("Action", "ecs:*"), "ecs:UpdateService"),
+		together(
+			wide("ledger-task", "NotAction", allowing("NotAction", "s3:*"), "secretsmanager:GetSecretValue", "warning can_decrypt", "error excess_right"),
+			wide("ledger-execution", "NotResource", map[string]any{"Effect": "Allow", "Action": "secretsmanager:GetSecretValue", "NotResource": "arn:aws:secretsmanager:eu-central-1:123456789012:secret:elsewhere"}, "secretsmanager:GetSecretValue with a wildcard"),
+			wide("checkout-task", "a wildcard in the middle of an ARN", map[string]any{"Effect": "Allow", "Action": "secretsmanager:GetSecretValue", "Resource": "arn:aws:secretsmanager:*:123456789012:secret:payments/ledger-AbCdEf"}, "secretsmanager:GetSecretValue with a wildcard"),
+			wide("checkout-execution", "question marks", map[string]any{"Effect": "Allow", "Action": "secretsmanager:GetSecretValue", "Resource": "arn:aws:secretsmanager:eu-central-1:123456789012:secret:payments/ledger-??????"}, "secretsmanager:GetSecretValue with a wildcard"),
+			wide("paygate-task", "a wildcard in the action, in other letters", map[string]any{"Effect": "Allow", "Action": "secretsmanager:PUT*", "Resource": "arn:aws:secretsmanager:eu-central-1:123456789012:secret:payments/ledger-AbCdEf"}, "secretsmanager:PutSecretValue"),
+			wide("paygate-execution", "certificates of any CA", allowing("Action", "acm-pca:IssueCertificate"), "acm-pca:IssueCertificate with a wildcard", "error can_issue"),
+			wide("terminal-task", "any role", allowing("Action", "iam:PassRole"), "iam:PassRole with a wildcard"),
+			wide("terminal-execution", "any service", allowing("Action", "ecs:*"), "ecs:UpdateService"),
+		),
 		stranger("another account changes the policy", "secretsmanager:PutResourcePolicy", map[string]any{"AWS": "arn:aws:iam::999999999999:root"}),
 		stranger("a service reads", "secretsmanager:Get*", map[string]any{"Service": "rds.amazonaws.com"}),
 		stranger("a role of another account", "secretsmanager:BatchGetSecretValue", map[string]any{"AWS": "arn:aws:iam::999999999999:role/payments-rotation"}),

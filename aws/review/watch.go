@@ -10,13 +10,9 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/cloudtrail"
 	trailtypes "github.com/aws/aws-sdk-go-v2/service/cloudtrail/types"
-	"github.com/aws/aws-sdk-go-v2/service/cloudwatch"
-	cwtypes "github.com/aws/aws-sdk-go-v2/service/cloudwatch/types"
 	ecstypes "github.com/aws/aws-sdk-go-v2/service/ecs/types"
 	elb "github.com/aws/aws-sdk-go-v2/service/elasticloadbalancingv2"
 	elbtypes "github.com/aws/aws-sdk-go-v2/service/elasticloadbalancingv2/types"
-	"github.com/aws/aws-sdk-go-v2/service/eventbridge"
-	eventtypes "github.com/aws/aws-sdk-go-v2/service/eventbridge/types"
 
 	"countersign.dev/aws/review/trail"
 )
@@ -62,6 +58,9 @@ func (r *reviewer) judgeListener(ctx context.Context, w *workload, group string,
 	if ends && (leads(l.DefaultActions, group) || l.Protocol == elbtypes.ProtocolEnumHttps && r.leadsByRule(ctx, w, group, arn)) {
 		r.add(Error, EndsTLS, arn, fmt.Sprintf("it ends TLS (%s) before %s: the proxy sees the balancer, and not its caller's certificate", l.Protocol, w.name), "make it a TCP listener of a network load balancer: TLS ends in the task")
 	}
+	if l.Protocol == elbtypes.ProtocolEnumHttp && (leads(l.DefaultActions, group) || r.leadsByRule(ctx, w, group, arn)) {
+		r.add(Error, Plain, arn, "it speaks HTTP without TLS before "+w.name+": callers send what they send in the clear, and are known by nothing", "make it a TCP listener of a network load balancer: TLS ends in the task")
+	}
 	if !ends || l.SslPolicy == nil {
 		return
 	}
@@ -73,6 +72,9 @@ func (r *reviewer) judgeListener(ctx context.Context, w *workload, group string,
 	for _, p := range out.SslPolicies {
 		if !slices.Contains(p.SslProtocols, "TLSv1.3") {
 			r.add(Error, OldTLS, arn, "its policy "+*l.SslPolicy+" cannot do TLS 1.3, only "+strings.Join(p.SslProtocols, ", "), "take a policy whose name begins with ELBSecurityPolicy-TLS13-")
+		}
+		if old := slices.DeleteFunc(slices.Clone(p.SslProtocols), func(version string) bool { return version == "TLSv1.2" || version == "TLSv1.3" }); len(old) > 0 {
+			r.add(Error, AllowsOldTLS, arn, "its policy "+*l.SslPolicy+" still takes "+strings.Join(old, ", ")+", which RFC 8996 forbids", "take a policy that begins with TLS 1.2 at the earliest, such as ELBSecurityPolicy-TLS13-1-2-2021-06, or ELBSecurityPolicy-TLS13-1-3-2021-06")
 		}
 	}
 }
@@ -148,92 +150,5 @@ func (r *reviewer) judgeRead(p *place, read trail.Read, at time.Time, seen map[s
 		seen[id] = true
 		r.add(Error, ReadByStranger, s.subject(), fmt.Sprintf("%s read it, last at %s", read.Reader, at.UTC().Format(time.RFC3339)),
 			"find out why; then rotate it (`countersign rotate once --force --mesh PATH`), because whoever read a key has it, and see how that could be allowed")
-	}
-}
-
-// readSchedule looks for a rule that starts the rotation.
-func (r *reviewer) readSchedule(ctx context.Context) {
-	p := r.places[0]
-	function := r.arn(p, "lambda", "function:"+r.Function)
-	const mend = "deploy the template's rule again, or enable it (`aws events enable-rule`): without it, nothing is rotated"
-	var rules []string
-	for input := (&eventbridge.ListRuleNamesByTargetInput{TargetArn: &function}); ; {
-		out, err := p.events.ListRuleNamesByTarget(ctx, input)
-		if err != nil {
-			r.unread(err, "events:ListRuleNamesByTarget", "*", "the schedule of "+r.Function)
-			return
-		}
-		rules = append(rules, out.RuleNames...)
-		if input.NextToken = out.NextToken; input.NextToken == nil {
-			break
-		}
-	}
-	schedules := 0
-	for _, rule := range rules {
-		out, err := p.events.DescribeRule(ctx, &eventbridge.DescribeRuleInput{Name: &rule})
-		if err != nil {
-			r.unread(err, "events:DescribeRule", r.arn(p, "events", "rule/"+rule), "the rule "+rule)
-			schedules++ // perhaps
-			continue
-		}
-		r.report.Looked["rules"]++
-		if aws.ToString(out.ScheduleExpression) != "" {
-			schedules++
-		}
-		if out.State == eventtypes.RuleStateDisabled {
-			r.add(Error, ScheduleDisabled, aws.ToString(out.Arn), "the rule that starts the rotation is disabled", mend)
-		}
-	}
-	if schedules == 0 {
-		r.add(Error, ScheduleMissing, function, "no rule of EventBridge starts it by a schedule", mend)
-	}
-}
-
-// readAlarms looks for the alarms without which nobody hears that the rotation stopped.
-func (r *reviewer) readAlarms(ctx context.Context) {
-	p := r.places[0]
-	wanted := map[string]bool{"AWS/Lambda Errors " + r.Function: false}
-	for _, w := range r.workloads {
-		wanted["Countersign DaysToExpiry "+w.name], wanted["Countersign HoursSinceSuccess "+w.name] = false, false
-	}
-	pages := cloudwatch.NewDescribeAlarmsPaginator(p.alarms, &cloudwatch.DescribeAlarmsInput{AlarmTypes: []cwtypes.AlarmType{cwtypes.AlarmTypeMetricAlarm}})
-	for pages.HasMorePages() {
-		page, err := pages.NextPage(ctx)
-		if err != nil {
-			r.unread(err, "cloudwatch:DescribeAlarms", r.arn(p, "cloudwatch", "alarm:*"), "the alarms")
-			return
-		}
-		for i := range page.MetricAlarms {
-			r.judgeAlarm(&page.MetricAlarms[i], wanted)
-		}
-	}
-	for _, id := range sorted(wanted) {
-		if !wanted[id] {
-			r.add(Error, AlarmMissing, id, "no alarm watches this metric: a rotation that silently stopped is heard of when the certificate has ended", "deploy the template's alarms again")
-		}
-	}
-}
-
-// judgeAlarm looks at an alarm of the mesh.
-func (r *reviewer) judgeAlarm(a *cwtypes.MetricAlarm, wanted map[string]bool) {
-	dimensions := map[string]string{}
-	for _, d := range a.Dimensions {
-		dimensions[aws.ToString(d.Name)] = aws.ToString(d.Value)
-	}
-	ours := aws.ToString(a.Namespace) == "Countersign" && dimensions["Mesh"] == r.Spec.Mesh || aws.ToString(a.Namespace) == "AWS/Lambda" && dimensions["FunctionName"] == r.Function
-	if !ours {
-		return
-	}
-	r.report.Looked["alarms"]++
-	id := aws.ToString(a.Namespace) + " " + aws.ToString(a.MetricName) + " " + dimensions["Service"] + dimensions["FunctionName"]
-	if _, known := wanted[id]; known {
-		wanted[id] = true
-	}
-	arn := aws.ToString(a.AlarmArn)
-	if treats := aws.ToString(a.TreatMissingData); treats != "breaching" {
-		r.add(Error, AlarmNotBreaching, arn, fmt.Sprintf("it treats missing data as %s: a schedule that silently stopped sends none, and is no alarm", treats), "let it treat missing data as breaching")
-	}
-	if !aws.ToBool(a.ActionsEnabled) || len(a.AlarmActions) == 0 {
-		r.add(Warning, AlarmSilent, arn, "it tells nobody: it has no action, or its actions are disabled", "give it an action, such as an SNS topic, and enable it")
 	}
 }

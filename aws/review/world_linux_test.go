@@ -16,6 +16,7 @@ import (
 	"countersign.dev/aws/internal/awstest/ecsfake/jail"
 	"countersign.dev/aws/internal/awstest/pcafake"
 	"countersign.dev/aws/internal/awstest/stack"
+	"countersign.dev/aws/lambda/event"
 	"countersign.dev/aws/review"
 	"countersign.dev/iac"
 	"countersign.dev/mesh"
@@ -96,7 +97,10 @@ func (w *world) as(role string) {
 // look looks, as the auditor.
 func (w *world) look(change func(*review.Config)) *review.Report {
 	w.Helper()
-	c := review.Config{Spec: w.spec}
+	c := review.Config{Spec: w.spec, Scheduled: func(input string) bool {
+		e, err := event.Parse([]byte(input))
+		return err == nil && e.Kind == event.Schedule
+	}}
 	if change != nil {
 		change(&c)
 	}

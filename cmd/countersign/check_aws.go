@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"countersign.dev/aws/lambda/event"
 	"countersign.dev/aws/review"
 	"countersign.dev/expiry"
 	"countersign.dev/mesh"
@@ -29,8 +30,10 @@ type checkAWSCmd struct {
 func (checkAWSCmd) Help() string {
 	return `Reads what is deployed on AWS, compares it with the specification, and says what is wrong: who can read or write a
 secret and should not, by all policies of the account; wildcards; keys and passphrases in task definitions and in
-their old revisions; containers that start although init has failed; balancers that end TLS or cannot do 1.3; a
-schedule that is disabled, alarms that keep silent; secrets that strangers have read, as far as CloudTrail knows.
+their old revisions; containers that start although init has failed, or get out of their own; tasks beside the
+service, or with an old certificate; keys that are granted, private CAs that issue for others; balancers that end TLS
+or cannot do 1.3; a schedule that is disabled or too slow, alarms that keep silent or come too late; secrets that
+strangers have read, as far as CloudTrail knows.
 
 It changes nothing, and reads no secret: it needs no secretsmanager:GetSecretValue. What could not be read or decided
 is a finding, too, with the line that a policy lacks. docs/check-aws.md has all findings, and the policy for it.
@@ -81,7 +84,7 @@ func (c *checkAWSCmd) Run(p *process) error {
 	defer cancel()
 	waiting := newWaiting(p.stderr)
 	report, err := review.Run(ctx, review.Config{
-		Spec: spec, Region: c.Region, Endpoint: c.EndpointURL, Function: c.Function, RotationRole: c.RotationRole, Since: c.Since,
+		Spec: spec, Region: c.Region, Endpoint: c.EndpointURL, Function: c.Function, RotationRole: c.RotationRole, Since: c.Since, Authorities: knownAuthorities(spec), Scheduled: scheduled,
 		Say: func(what string) { waiting.say("looking at " + what) },
 	})
 	waiting.stop()
@@ -95,6 +98,23 @@ func (c *checkAWSCmd) Run(p *process) error {
 		return exitError{status: exitFailure, message: count(len(report.Findings), "finding")}
 	}
 	return nil
+}
+
+// knownAuthorities are the private CAs that the environment names and the specification does not.
+func knownAuthorities(spec *mesh.Spec) map[string]string {
+	all := map[string]string{}
+	for name := range spec.Authorities {
+		if arn := os.Getenv(mesh.AuthorityVariable(name)); arn != "" {
+			all[name] = arn
+		}
+	}
+	return all
+}
+
+// scheduled tells whether the rotation function takes an input for the event of a schedule.
+func scheduled(input string) bool {
+	e, err := event.Parse([]byte(input))
+	return err == nil && e.Kind == event.Schedule
 }
 
 // print writes the report: a line for each finding, and below it what is wrong and what to do.

@@ -92,6 +92,9 @@ func TestFunctionOnECS(t *testing.T) {
 	if err := m.Deploy(ctx, 1, nil); err != nil {
 		t.Fatal(err)
 	}
+	if got := m.Run(ctx, "root", nil, "check", "aws", "mesh.yaml"); got.Status != 0 || !strings.Contains(got.Stdout, "; 0 findings.") {
+		t.Errorf("check aws finds with status %d in what runs as it was deployed:\n%s%s", got.Status, got.Stdout, got.Stderr)
+	}
 	open(ctx, t, m, "paygate")
 
 	// All are due when the specification wants other keys.

@@ -158,3 +158,31 @@ func AccessKey(name, value string) bool {
 	const length = 40 // https://docs.aws.amazon.com/IAM/latest/UserGuide/id_credentials_access-keys.html
 	return strings.HasSuffix(strings.ToUpper(name), "AWS_SECRET_ACCESS_KEY") && len(value) >= length && !strings.HasPrefix(value, "arn:")
 }
+
+// Option tells whether one of a command's options is a passphrase: as --NAME VALUE or --NAME=VALUE, or as an assignment of a shell.
+func Option(words []string) bool {
+	for i, word := range words {
+		for _, part := range strings.Fields(word) {
+			name, value, assigned := strings.Cut(strings.TrimLeft(part, "-"), "=")
+			if assigned && Passphrase(variable(name), strings.Trim(value, `"'`)) && !strings.HasPrefix(strings.Trim(value, `"'`), "$") {
+				return true
+			}
+		}
+		if strings.HasPrefix(word, "-") && !strings.Contains(word, "=") && i+1 < len(words) && !strings.HasPrefix(words[i+1], "-") &&
+			Passphrase(variable(strings.TrimLeft(word, "-")), words[i+1]) && !strings.HasPrefix(words[i+1], "$") {
+			return true
+		}
+	}
+	return false
+}
+
+// variable is how an option would be called as a variable.
+func variable(option string) string { return strings.ReplaceAll(option, "-", "_") }
+
+// credential is what options of logs with a credential are called, such as splunk-token.
+var credential = regexp.MustCompile(`(?i)(^|[-_.])(token|password|secret|api_?-?key|access_?-?key)$`)
+
+// Credential tells whether an option of a log holds a credential.
+func Credential(option, value string) bool {
+	return value != "" && credential.MatchString(option) && !strings.HasPrefix(value, "arn:")
+}

@@ -138,3 +138,43 @@ func FuzzFind(f *testing.F) {
 		}
 	})
 }
+
+// TestOption asserts what is taken for a passphrase in a command, and what is not.
+func TestOption(t *testing.T) {
+	for _, test := range []struct {
+		words []string
+		want  bool
+	}{
+		{[]string{"serve", "--key-passphrase", "open sesame"}, true},
+		{[]string{"serve", "--tls-password=secret"}, true},
+		{[]string{"sh", "-c", "KEY_PASSPHRASE='abc' exec serve"}, true},
+		{[]string{"sh", "-c", "serve --key-passphrase=abc"}, true},
+		{[]string{"serve", "--key-passphrase", "--verbose"}, false},
+		{[]string{"serve", "--key-passphrase"}, false},
+		{[]string{"serve", "--key-passphrase-file", "/run/phrase"}, false},
+		{[]string{"serve", "--key-passphrase", "/run/phrase"}, false},
+		{[]string{"serve", "--key-passphrase=$PHRASE"}, false},
+		{[]string{"serve", "--key-passphrase", "$PHRASE"}, false},
+		{[]string{"init", "--passphrase-from", "secret:payments/checkout"}, false},
+		{[]string{"passphrase", "words"}, false},
+		{nil, false},
+	} {
+		if got := leak.Option(test.words); got != test.want {
+			t.Errorf("%q: %t", test.words, got)
+		}
+	}
+}
+
+// TestCredential asserts which options of a log hold a credential.
+func TestCredential(t *testing.T) {
+	for option, want := range map[string]bool{
+		"splunk-token": true, "apikey": true, "dd_api_key": true, "HTTP-Password": true, "access-key": true, "awslogs-group": false, "awslogs-stream-prefix": false, "max-buffer-size": false, "tokens": false, "monkey": false,
+	} {
+		if got := leak.Credential(option, "value"); got != want {
+			t.Errorf("%s: %t", option, got)
+		}
+		if leak.Credential(option, "") || leak.Credential(option, "arn:aws:secretsmanager:x") {
+			t.Errorf("%s: what is empty, or elsewhere, is none", option)
+		}
+	}
+}

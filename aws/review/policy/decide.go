@@ -311,3 +311,13 @@ func (s Statement) Wild(action string) bool {
 	})
 	return !s.Deny && s.Covers(action) && (byPattern || s.NotActions != nil || s.NotResources != nil || slices.ContainsFunc(s.Resources, wild))
 }
+
+// Holds tells whether what a statement says of the action, the resource and the circumstances does; not whom it names.
+func (s Statement) Holds(q Question) Verdict {
+	return min(s.action(q.Action), s.resource(q), s.condition(q))
+}
+
+// Conditional tells whether a statement has a condition on one of the keys, which are in lower case.
+func (s Statement) Conditional(keys ...string) bool {
+	return slices.ContainsFunc(s.conditions, func(c condition) bool { return slices.Contains(keys, c.key) })
+}

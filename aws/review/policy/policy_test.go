@@ -161,6 +161,30 @@ func TestRefuses(t *testing.T) {
 	}
 }
 
+// TestHolds asserts what a statement says of a question without whom it names, and which conditions it has.
+func TestHolds(t *testing.T) {
+	for text, want := range map[string]policy.Verdict{
+		`"Action":"kms:*","Resource":"*","Principal":"*"`:                                                                         policy.Yes,
+		`"Action":"kms:Encrypt","Resource":"*","Principal":"*"`:                                                                   policy.No,
+		`"Action":"kms:Decrypt","Resource":"arn:aws:kms:::key/2","Principal":"*"`:                                                 policy.No,
+		`"Action":"kms:Decrypt","Resource":"*","Principal":"*","Condition":{"StringEquals":{"KMS:CallerAccount":"111111111111"}}`: policy.No,
+		`"Action":"kms:Decrypt","Resource":"*","Principal":"*","Condition":{"StringEquals":{"kms:CallerAccount":"222222222222"}}`: policy.Yes,
+		`"Action":"kms:Decrypt","Resource":"*","Principal":"*","Condition":{"StringEquals":{"aws:PrincipalOrgID":"o-1"}}`:         policy.Maybe,
+	} {
+		d, err := policy.Parse(`{"Statement":{"Effect":"Allow",` + text + `}}`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q := policy.Question{Action: "kms:Decrypt", Resource: "arn:aws:kms:::key/1", Context: map[string]string{"kms:calleraccount": "222222222222"}}
+		if got := d.Statements[0].Holds(q); got != want {
+			t.Errorf("%s: %d, want %d", text, got, want)
+		}
+		if got := d.Statements[0].Conditional("kms:calleraccount", "other"); got != strings.Contains(text, "CallerAccount") {
+			t.Errorf("%s: conditional: %t", text, got)
+		}
+	}
+}
+
 // FuzzParse: no text stops the reading, and what denies everything lets nobody in, whatever stands beside it.
 func FuzzParse(f *testing.F) {
 	f.Add(`{"Version":"2012-10-17","Statement":{"Effect":"Allow","Action":["a:*"],"Resource":"*","Principal":{"AWS":"*"},"Condition":{"StringLike":{"k":["${a}*",true]}}}}`)
@@ -184,6 +208,7 @@ func FuzzParse(f *testing.F) {
 		}
 		for _, s := range d.Statements {
 			s.Wild(reading)
+			s.Holds(q)
 		}
 	})
 }

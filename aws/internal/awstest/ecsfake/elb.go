@@ -415,15 +415,28 @@ func (f *Fake) describeTargetHealth(in *elbv2.DescribeTargetHealthInput) (*elbv2
 	return out, nil
 }
 
-// policies are the versions of TLS that some of AWS's policies allow.
-var policies = map[string][]string{
-	"ELBSecurityPolicy-2016-08":               {"TLSv1", "TLSv1.1", "TLSv1.2"},
-	"ELBSecurityPolicy-TLS-1-2-2017-01":       {"TLSv1.2"},
-	"ELBSecurityPolicy-FS-1-2-Res-2020-10":    {"TLSv1.2"},
-	"ELBSecurityPolicy-TLS13-1-2-2021-06":     {"TLSv1.2", "TLSv1.3"},
-	"ELBSecurityPolicy-TLS13-1-2-Res-2021-06": {"TLSv1.2", "TLSv1.3"},
-	"ELBSecurityPolicy-TLS13-1-3-2021-06":     {"TLSv1.3"},
-}
+// policies are the versions of TLS that AWS's policies allow, by their names:
+// https://docs.aws.amazon.com/elasticloadbalancing/latest/network/describe-ssl-policies.html.
+var policies = func() map[string][]string {
+	versions := []string{"TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"}
+	all := map[string][]string{}
+	add := func(allowed []string, names ...string) {
+		for _, name := range names {
+			all["ELBSecurityPolicy-"+name] = allowed
+		}
+	}
+	add(versions[:3], "2015-05", "2016-08", "TLS-1-0-2015-04", "FS-2018-06")
+	add(versions[1:3], "TLS-1-1-2017-01", "FS-1-1-2019-08")
+	add(versions[2:3], "TLS-1-2-2017-01", "TLS-1-2-Ext-2018-06", "FS-1-2-2019-08", "FS-1-2-Res-2019-08", "FS-1-2-Res-2020-10")
+	for _, of := range []string{"2021-06", "FIPS-2023-04", "PQ-2025-09", "FIPS-PQ-2025-09"} {
+		add(versions, "TLS13-1-0-"+of)
+		add(versions[2:], "TLS13-1-2-"+of, "TLS13-1-2-Res-"+of, "TLS13-1-2-Ext1-"+of, "TLS13-1-2-Ext2-"+of)
+		add(versions[3:], "TLS13-1-3-"+of)
+	}
+	add(versions[1:], "TLS13-1-1-2021-06", "TLS13-1-1-FIPS-2023-04")
+	add(versions[2:], "TLS13-1-2-Ext0-FIPS-2023-04", "TLS13-1-2-Ext0-FIPS-PQ-2025-09")
+	return all
+}()
 
 // describeSSLPolicies shows policies by name, or all.
 func (f *Fake) describeSSLPolicies(in *elbv2.DescribeSSLPoliciesInput) (*elbv2.DescribeSSLPoliciesOutput, error) {
