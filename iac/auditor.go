@@ -43,7 +43,14 @@ func (d *deployment) auditorStatements() policy {
 	anywhere := func(reason string) []resource { return []resource{unavoidable(reason, "*")} }
 	p := policy{
 		{sid: "WhoMayDoWhat", actions: []string{"iam:GetAccountAuthorizationDetails"}, resources: anywhere("the rights of all roles and users are asked for together: who else can read a secret is among them")},
-		{sid: "LookAtKeys", actions: []string{"kms:DescribeKey", "kms:GetKeyPolicy"}, resources: keys},
+		{sid: "LookAtKeys", actions: []string{"kms:DescribeKey", "kms:GetKeyPolicy", "kms:GetKeyRotationStatus", "kms:ListGrants"}, resources: keys},
+	}
+	authorities := make([]resource, 0, len(d.authorities))
+	for _, a := range d.authorities {
+		authorities = append(authorities, exactly(a.arn))
+	}
+	if len(authorities) > 0 {
+		p = append(p, statement{sid: "LookAtAuthorities", actions: []string{"acm-pca:DescribeCertificateAuthority", "acm-pca:GetPolicy"}, resources: authorities})
 	}
 	p = append(p, d.taskStatements()...)
 	return append(
@@ -58,7 +65,7 @@ func (d *deployment) auditorStatements() policy {
 		},
 		statement{sid: "FindTheSchedule", actions: []string{"events:ListRuleNamesByTarget"}, resources: anywhere("events:ListRuleNamesByTarget knows no other resource")},
 		statement{
-			sid: "LookAtTheSchedule", actions: []string{"events:DescribeRule"},
+			sid: "LookAtTheSchedule", actions: []string{"events:DescribeRule", "events:ListTargetsByRule"},
 			resources: []resource{unavoidable("whatever rule starts the rotation is looked at, and it may be another one than this stack's", "arn:", partition, ":events:", region, ":", account, ":rule/*")},
 		},
 		statement{

@@ -804,8 +804,14 @@ resource "aws_iam_policy" "payments_auditor" {
       {
         Sid      = "LookAtKeys"
         Effect   = "Allow"
-        Action   = ["kms:DescribeKey", "kms:GetKeyPolicy"]
+        Action   = ["kms:DescribeKey", "kms:GetKeyPolicy", "kms:GetKeyRotationStatus", "kms:ListGrants"]
         Resource = aws_kms_key.vault.arn
+      },
+      {
+        Sid      = "LookAtAuthorities"
+        Effect   = "Allow"
+        Action   = ["acm-pca:DescribeCertificateAuthority", "acm-pca:GetPolicy"]
+        Resource = aws_acmpca_certificate_authority.pca.arn
       },
       # A wildcard, because ecs:ListTasks knows no other resource; the condition names the clusters.
       {
@@ -853,7 +859,7 @@ resource "aws_iam_policy" "payments_auditor" {
       {
         Sid      = "LookAtTheSchedule"
         Effect   = "Allow"
-        Action   = ["events:DescribeRule"]
+        Action   = ["events:DescribeRule", "events:ListTargetsByRule"]
         Resource = "arn:${local.partition}:events:${var.region}:${local.account}:rule/*"
       },
       # A wildcard, because alarms are found by what they watch, and not by their names.

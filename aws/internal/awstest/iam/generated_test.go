@@ -339,11 +339,13 @@ func (w *world) auditorMay(verb string, q question) bool {
 	case "secretsmanager":
 		return slices.Contains([]string{"DescribeSecret", "ListSecretVersionIds", "GetResourcePolicy"}, verb) && slices.Contains(w.secretARNs(), q.resource)
 	case "kms":
-		return verb == "DescribeKey" || verb == "GetKeyPolicy"
+		return slices.Contains([]string{"DescribeKey", "GetKeyPolicy", "GetKeyRotationStatus", "ListGrants"}, verb)
+	case "acm-pca":
+		return q.resource == caARN && (verb == "DescribeCertificateAuthority" || verb == "GetPolicy")
 	case "ecs":
 		return verb == "DescribeServices" && !strings.HasSuffix(q.resource, "/elsewhere") || w.listsTasks(verb, q) || slices.Contains(looks, q.action)
 	case "events", "cloudwatch":
-		return strings.HasPrefix(verb, "Describe") || verb == "ListRuleNamesByTarget"
+		return strings.HasPrefix(verb, "Describe") || verb == "ListRuleNamesByTarget" || verb == "ListTargetsByRule"
 	}
 	return slices.Contains(looks, q.action)
 }
