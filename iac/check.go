@@ -34,7 +34,7 @@ func check(spec *mesh.Spec, r *refusal) {
 		if plan.Delivery.Store.Region != "" {
 			regions[plan.Delivery.Store.Region] = "the store " + plan.Delivery.StoreName
 		}
-		if name, a := spec.AuthorityOf(member.Name); a.Foreign() && a.ARN == "" && a.Region != "" {
+		if name, a := spec.AuthorityOf(member.Name); a.Foreign() && a.Region != "" && (a.ARN == "" || a.Type == mesh.AuthorityACM) { // ACM issues from CAs of its own region only
 			regions[a.Region] = "the authority " + name
 		}
 		checkPorts(plan, r)
