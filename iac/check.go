@@ -37,7 +37,7 @@ func check(spec *mesh.Spec, r *refusal) {
 			regions[plan.Delivery.Store.Region] = "the store " + plan.Delivery.StoreName
 			places[plan.Delivery.Store.Region] = "stores." + plan.Delivery.StoreName + ".region"
 		}
-		if name, a := spec.AuthorityOf(member.Name); a.Foreign() && a.ARN == "" && a.Region != "" {
+		if name, a := spec.AuthorityOf(member.Name); a.Foreign() && a.Region != "" && (a.ARN == "" || a.Type == mesh.AuthorityACM) { // ACM issues from CAs of its own region only
 			regions[a.Region] = "the authority " + name
 			places[a.Region] = "authorities." + name + ".region"
 		}

@@ -1,6 +1,7 @@
 package iac_test
 
 import (
+	"errors"
 	"regexp"
 	"strings"
 	"testing"
@@ -69,5 +70,20 @@ func TestCommonName(t *testing.T) {
 		if found := regexp.MustCompile(name).FindSubmatch(text); found == nil || string(found[1]) != want {
 			t.Errorf("%s: %q, want %q", name, found, want)
 		}
+	}
+}
+
+// TestRegionOfACM asserts that a CA of another region is refused where ACM is to issue from it, which it cannot, and is as good as any where
+// AWS Private CA is asked itself.
+func TestRegionOfACM(t *testing.T) {
+	const ca = "arn: arn:aws:acm-pca:eu-west-1:999988887777:certificate-authority/11111111-89ab-cdef-0123-456789abcdef"
+	text := strings.NewReplacer("{pca: {type: acmpca,", "{pca: {type: TYPE, "+ca+",", "{type: secretsmanager}", "{type: secretsmanager, region: eu-central-1}").Replace(good)
+	if _, err := iac.CloudFormation(parse(t, strings.Replace(text, "TYPE", "acmpca", 1)), iac.Options{}); err != nil {
+		t.Error(err)
+	}
+	text = strings.NewReplacer("TYPE", "acm, names: {one: one.example.com}", `{service}"}`, `{service}", bundle: "{mesh}/bundle", layout: exported}`).Replace(text)
+	const want = "one stack is in one region, and the authority pca is in eu-west-1, the store vault is in eu-central-1"
+	if _, err := iac.CloudFormation(parse(t, text), iac.Options{}); !errors.Is(err, iac.ErrRefused) || !strings.Contains(err.Error(), want) {
+		t.Errorf("%v, want a refusal with %q", err, want)
 	}
 }

@@ -77,3 +77,39 @@ func TestListDenied(t *testing.T) {
 		t.Errorf("%v, %v", entries, err)
 	}
 }
+
+// TestGone: where a secret was deleted for good, the template that has made it makes it again, with its policy; a role that may make secrets
+// is the last thing to be thought of.
+func TestGone(t *testing.T) {
+	const missing, denied = `{"__type":"ResourceNotFoundException","message":"no"}`, `{"__type":"AccessDeniedException","message":"no"}`
+	for name, test := range map[string]struct {
+		answers map[string]string // by operation; others find what they ask for
+		want    string
+	}{
+		"before":        {map[string]string{"DescribeSecret": missing, "CreateSecret": denied}, "there is no secret of that name; where a template made it, let that make it again"},
+		"in the middle": {map[string]string{"PutSecretValue": missing}, "somebody has deleted it, as CloudTrail shows (DeleteSecret): where a template made it, let that make it again"},
+	} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, operation, _ := strings.Cut(r.Header.Get("X-Amz-Target"), ".")
+			w.Header().Set("Content-Type", "application/x-amz-json-1.1")
+			answer := test.answers[operation]
+			if answer == "" {
+				_, _ = w.Write([]byte(`{"Name":"payments/checkout","VersionIdsToStages":{"20261123T000000Z-0123456789abcdef":["AWSCURRENT"]}}`))
+				return
+			}
+			w.WriteHeader(http.StatusBadRequest)
+			_, _ = w.Write([]byte(answer))
+		}))
+		t.Cleanup(server.Close)
+		t.Setenv("AWS_ACCESS_KEY_ID", "AKIATEST")
+		t.Setenv("AWS_SECRET_ACCESS_KEY", "test")
+		s, err := Open(t.Context(), Config{Region: "eu-central-1", Endpoint: server.URL})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = s.Stage(t.Context(), "payments/checkout", "20261123T000001Z-0123456789abcdef", []byte("{}"))
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want %q", name, err, test.want)
+		}
+	}
+}

@@ -168,7 +168,11 @@ func (s *Store) explain(err error, operation, name string) error {
 	}
 	switch text := err.Error(); session.Code(err) {
 	case "ResourceNotFoundException":
-		return fmt.Errorf("%w (Secrets Manager, region %s): %w", secret.ErrNotFound, s.regionOf(name), explained)
+		advice := ""
+		if operation == "PutSecretValue" { // it was there a moment ago
+			advice = "; somebody has deleted it, as CloudTrail shows (DeleteSecret): where a template made it, " + remake
+		}
+		return fmt.Errorf("%w (Secrets Manager, region %s): %w%s", secret.ErrNotFound, s.regionOf(name), explained, advice)
 	case "ResourceExistsException":
 		return fmt.Errorf("%w: %w; give another id, or none", secret.ErrConflict, explained)
 	case "LimitExceededException":
@@ -183,6 +187,9 @@ func (s *Store) explain(err error, operation, name string) error {
 	}
 	return explained
 }
+
+// remake is how a secret that is gone comes back.
+const remake = "let that make it again, which hangs the policy at it that keeps others out"
 
 func deleted(name string, err error) error {
 	wrapped := fmt.Errorf("%w: bring it back with `aws secretsmanager restore-secret --secret-id %s`, or end its recovery window with `delete-secret --force-delete-without-recovery` and let it be made anew", ErrDeleted, name)

@@ -207,7 +207,11 @@ func (s *Store) create(ctx context.Context, name string) error {
 	if session.Code(err) == "ResourceExistsException" {
 		return nil
 	}
-	if err = s.explain(err, "CreateSecret", name); err != nil {
+	err = s.explain(err, "CreateSecret", name)
+	switch {
+	case errors.Is(err, session.ErrDenied): // as a role of the templates is, on purpose
+		return fmt.Errorf("there is no secret of that name; where a template made it, %s, before you let this role make secrets: %w", remake, err)
+	case err != nil:
 		return fmt.Errorf("making the secret: %w", err)
 	}
 	durable.Step("secretsmanager.created")

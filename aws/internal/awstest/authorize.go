@@ -35,6 +35,7 @@ func (c *Cloud) authorize(ctx context.Context, q *request) *refusal {
 	}
 	for _, n := range needs {
 		if refused := c.decide(q, n, documents); refused != nil {
+			c.failed(q, n.action+" is refused")
 			return refused
 		}
 	}

@@ -62,7 +62,8 @@ type Call struct {
 	id      string
 	at      time.Time
 	roleARN string
-	direct  bool // what the caller itself asked, rather than what a service asks for it
+	direct  bool   // what the caller itself asked, rather than what a service asks for it
+	failed  string // why it was not done although it was allowed: the service was refused what it asked for it
 }
 
 // Fault answers a request in place of the service, or returns nil to let it through. It may wait, and sees every request

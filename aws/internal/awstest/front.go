@@ -87,9 +87,24 @@ func (c *Cloud) record(q *request, call Call) {
 	if q.caller.role != nil {
 		call.roleARN = q.caller.role.arn
 	}
+	if call.direct {
+		q.noted = call.id
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.calls = append(c.calls, call)
+}
+
+// failed notes of what the caller asked that it was not done, because the service was refused what it needs for it.
+func (c *Cloud) failed(q *request, why string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := len(c.calls) - 1; i >= 0; i-- {
+		if c.calls[i].id == q.noted {
+			c.calls[i].failed = why
+			return
+		}
+	}
 }
 
 // serve lets the service answer, and keeps the books of what changed who may do what: before the caller hears of it.

@@ -27,6 +27,7 @@ type request struct {
 	params    map[string]any // strings, lists and maps; those of the query protocol as it flattens them
 	caller    *session
 	policy    *iam.Document // that the request puts somewhere, once it has been checked
+	noted     string        // the id under which what the caller itself asked is written down
 }
 
 // prefixes are the services whose actions begin otherwise than the name that requests are signed for.

@@ -1,6 +1,7 @@
 package awstest
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/http"
 	"slices"
@@ -112,8 +113,8 @@ func (call Call) event() map[string]any {
 	if service == "secretsmanager" && call.Resource != "*" {
 		record["requestParameters"] = map[string]any{"secretId": call.Resource}
 	}
-	if !call.Allowed {
-		record["errorCode"], record["errorMessage"] = "AccessDenied", call.Why
+	if !call.Allowed || call.failed != "" {
+		record["errorCode"], record["errorMessage"] = "AccessDenied", cmp.Or(call.Why, call.failed)
 	}
 	text, _ := json.Marshal(record)
 	event := map[string]any{

@@ -9,9 +9,39 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/cloudtrail"
 	"github.com/aws/aws-sdk-go-v2/service/cloudtrail/types"
+	"github.com/aws/aws-sdk-go-v2/service/kms"
 
 	"countersign.dev/aws/internal/awstest"
 )
+
+// TestTrailOfKey: a read that the key's policy prevents is none, although the secret's own policies allow it.
+func TestTrailOfKey(t *testing.T) {
+	t.Parallel()
+	cloud := awstest.Start(t)
+	key, err := kms.NewFromConfig(cloud.Admin()).CreateKey(t.Context(), &kms.CreateKeyInput{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := newSecret(t, cloud, "trail-of-key", key.KeyMetadata.Arn)
+	cloud.PutRole("keyless", []byte(policy(allow(secret, "secretsmanager:GetSecretValue"))))
+	if err := read(t, cloud, "keyless", secret); code(err) != "AccessDeniedException" {
+		t.Fatalf("without the right to decrypt: %v", err)
+	}
+	out, err := cloudtrail.NewFromConfig(cloud.Admin()).LookupEvents(t.Context(), &cloudtrail.LookupEventsInput{
+		LookupAttributes: []types.LookupAttribute{{AttributeKey: types.LookupAttributeKeyResourceName, AttributeValue: &secret}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, event := range out.Events {
+		if text := aws.ToString(event.CloudTrailEvent); aws.ToString(event.EventName) == "GetSecretValue" && !strings.Contains(text, `"errorCode":"AccessDenied"`) {
+			t.Errorf("it is told as if the secret had been read: %s", text)
+		}
+	}
+	if len(out.Events) == 0 {
+		t.Error("nothing is told of it")
+	}
+}
 
 // TestTrail: who read a secret, who was refused, page by page, and what cannot be asked.
 func TestTrail(t *testing.T) {
