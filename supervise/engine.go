@@ -108,7 +108,7 @@ func Find(ctx context.Context, e *Engine, path, least string) (*Binary, error) {
 	command := exec.CommandContext(ctx, found, e.build)
 	command.Env = Environment()
 	command.WaitDelay = time.Second
-	output, err := command.CombinedOutput()
+	output, err := said(command)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s %s: %w: %s", ErrBinary, found, e.build, err, firstLines(output))
 	}
@@ -121,6 +121,16 @@ func Find(ctx context.Context, e *Engine, path, least string) (*Binary, error) {
 			ErrBinary, found, b.Version, least)
 	}
 	return b, nil
+}
+
+// said runs a program and gives what it says. That somebody held its output open after it had ended well is no fault of its:
+// a child that it has left, or this machine, when it stood still for longer than is waited.
+func said(command *exec.Cmd) ([]byte, error) {
+	output, err := command.CombinedOutput()
+	if errors.Is(err, exec.ErrWaitDelay) {
+		err = nil
+	}
+	return output, err
 }
 
 // lookUp finds the program's file.
@@ -164,7 +174,7 @@ func (b *Binary) tested(ctx context.Context, conf, run string) error {
 	command := exec.CommandContext(ctx, b.Path, b.Engine.test(conf, run)...)
 	command.Env, command.Dir = Environment(), run
 	command.WaitDelay = time.Second
-	output, err := command.CombinedOutput()
+	output, err := said(command)
 	if err != nil {
 		return fmt.Errorf("%w: its own test (%s %s) refuses the configuration: %w: %s", ErrNotInForce, b.Path, strings.Join(b.Engine.test("FILE", run), " "), err, firstLines(output))
 	}

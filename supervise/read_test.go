@@ -302,3 +302,19 @@ func TestFilesDigest(t *testing.T) {
 		t.Error("a change of a gateway's certificate is not seen")
 	}
 }
+
+// TestOutputHeldOpen has a program that ends well and leaves a child with its output: what it said counts.
+func TestOutputHeldOpen(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\nsleep 5 &\necho 'HAProxy version 3.0.1'\necho 'Running on OpenSSL version : OpenSSL 3.0.2'\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	b, err := Find(t.Context(), HAProxy, path, "2.6")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.tested(t.Context(), "any", t.TempDir()); err != nil || b.Version != "3.0.1" {
+		t.Errorf("version %q, %v", b.Version, err)
+	}
+}
