@@ -371,7 +371,7 @@ func faultsOfTasks() []fault {
 		{name: "no service", look: func(c *review.Config) {
 			c.Spec = changed("deploy: *ecs\n    run:\n      command: [countersign, example, run, ledger,", "deploy: {type: ecs, cluster: payments, service: elsewhere}\n    run:\n      command: [countersign, example, run, ledger,")
 		}, want: []string{"error service_missing"}, saying: []string{"service/payments/elsewhere"}},
-		{name: "no secret", look: func(c *review.Config) { c.Spec = changed(`"{mesh}/bundle"`, `"{mesh}/elsewhere"`) }, want: []string{"error secret_missing", "error secret_missing"}, saying: []string{"payments/elsewhere"}},
+		{name: "no secret", look: func(c *review.Config) { c.Spec = changed(`"{mesh}/bundle"`, `"{mesh}/elsewhere"`) }, want: append(slices.Repeat([]string{"error init_differs"}, 4), "error secret_missing", "error secret_missing"), saying: []string{"payments/elsewhere"}},
 	}
 }
 
@@ -406,7 +406,7 @@ func TestFaults(t *testing.T) {
 	w.as("auditor")
 	seen := map[review.Code]bool{review.Unreadable: true}
 	for _, f := range slices.Concat(faultsOfSecrets(), faultsOfPolicies(), faultsOfKeys(), faultsOfTasks(), faultsOfRoles(), faultsOfOtherKeys(), faultsOfAuthorities(),
-		faultsOfServices(), faultsOfDefinitions(), faultsOfWatching(), faultsOfWhen(), faultsOfBalancers(), faultsOfContainers()) {
+		faultsOfServices(), faultsOfDefinitions(), faultsOfWatching(), faultsOfWhen(), faultsOfBalancers(), faultsOfStarts(), faultsOfContainers()) {
 		w.plant(f, seen)
 	}
 	for _, code := range codes(t) {

@@ -85,6 +85,8 @@ const (
 	InitMissing        Code = "init_missing"
 	NotSuccess         Code = "not_success"
 	MountWritable      Code = "mount_writable"
+	MountForeign       Code = "certificates_mounted"
+	InitDiffers        Code = "init_differs"
 	OldTLS             Code = "listener_without_tls13"
 	AllowsOldTLS       Code = "listener_allows_old_tls"
 	EndsTLS            Code = "listener_ends_tls"
