@@ -65,8 +65,9 @@ func faultsOfStarts() []fault {
 			},
 			mend: (*world).straight, want: []string{"error certificates_mounted", "error not_success"}, saying: []string{"the container app has the certificates and the key"},
 		},
-		{name: "an agent with the certificates", plant: func(w *world) {
+		{name: "an agent with the certificates, and a secret by its ARN", plant: func(w *world) {
 			w.define(func(d *ecs.RegisterTaskDefinitionInput, all containers) {
+				all["init"].Command = in(all["init"].Command, "secretsmanager:payments/checkout", "secretsmanager:"+w.secretARN("payments/checkout"))
 				agent := beside(d, all["ready"], "agent")
 				agent.Command, agent.MountPoints = []string{"agent", "run"}, []ecstypes.MountPoint{all["proxy"].MountPoints[0]}
 			})
@@ -77,24 +78,17 @@ func faultsOfStarts() []fault {
 				all["init"].Command = in(all["init"].Command, "secret:payments/bundle", "secret:elsewhere/bundle")
 			})
 		}, want: []string{"error init_differs", "error secret_of_another"}, saying: []string{"its init container reads payments/ledger, which is not for checkout", "reads the secret elsewhere/bundle, and the specification says payments/bundle"}},
-		{name: "a secret by a variable, of another account", plant: func(w *world) {
-			w.define(func(_ *ecs.RegisterTaskDefinitionInput, all containers) {
-				all["init"].Command = in(all["init"].Command, "--from\x00secretsmanager:payments/checkout\x00", "")
-				variable(all["init"], "COUNTERSIGN_SECRET", "arn:aws:secretsmanager:eu-central-1:999999999999:secret:payments/checkout-AbCdEf")
-			})
-		}, want: []string{"error init_differs"}, saying: []string{"reads the secret arn:aws:secretsmanager:eu-central-1:999999999999:secret:payments/checkout-AbCdEf"}},
-		{name: "a secret by its ARN", plant: func(w *world) {
-			w.define(func(_ *ecs.RegisterTaskDefinitionInput, all containers) {
-				all["init"].Command = in(all["init"].Command, "secretsmanager:payments/checkout", "secretsmanager:"+w.secretARN("payments/checkout"))
-			})
-		}},
 		{name: "another Plan", plant: plan(func(text string) string { return strings.ReplaceAll(text, `["POST"]`, `["POST","DELETE"]`) }), want: []string{"error init_differs"}, saying: []string{"another Plan than that of the specification", "(inbound)"}},
 		{name: "no Plan", plant: plan(func(string) string { return "{" }), want: []string{"error init_differs"}, saying: []string{"a Plan that cannot be read"}},
-		{name: "a Plan of a file", plant: func(w *world) {
+		{name: "a secret by a variable, of another account, and a Plan of a file", plant: func(w *world) {
 			w.define(func(_ *ecs.RegisterTaskDefinitionInput, all containers) {
+				all["init"].Command = in(all["init"].Command, "--from\x00secretsmanager:payments/checkout\x00", "")
 				all["init"].Command = in(all["init"].Command, "env:COUNTERSIGN_PLAN", "/plan.json")
+				variable(all["init"], "COUNTERSIGN_SECRET", "arn:aws:secretsmanager:eu-central-1:999999999999:secret:payments/checkout-AbCdEf")
 			})
-		}, want: []string{"unknown undecided"}, saying: []string{"takes the Plan from /plan.json"}},
+		}, want: []string{"error init_differs", "unknown undecided"}, saying: []string{
+			"reads the secret arn:aws:secretsmanager:eu-central-1:999999999999:secret:payments/checkout-AbCdEf", "takes the Plan from /plan.json",
+		}},
 		{
 			name: "a Plan of elsewhere", plant: func(w *world) {
 				w.alter("ecs:DescribeTaskDefinition", about, replaced("env:COUNTERSIGN_PLAN", "env:PLAN", `"name":"init"`, `"name":"init","secrets":[{"name":"PLAN","valueFrom":"arn:aws:ssm:eu-central-1:123456789012:parameter/plan"}]`, "/plan.json", "env:PLAN"))
