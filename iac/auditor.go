@@ -5,11 +5,7 @@ import "strconv"
 // auditorPolicies are what somebody may do who looks after the mesh and reads no secret: what `countersign check aws` asks for, and which
 // tasks run. They are for a role that is there already, and several where AWS would not take one.
 func (d *deployment) auditorPolicies() []managed {
-	policies := divided(d.auditorStatements(), d.workloads, func(workloads []*workload) policy {
-		return policy{{sid: "LookAtServices", actions: []string{"ecs:DescribeServices"}, resources: services(workloads)}}
-	})
-	last := len(policies) - 1
-	policies = append(policies[:last], divided(policies[last], d.secrets, describeStatements)...)
+	policies := divided(d.auditorStatements(), d.secrets, describeStatements)
 	var all []managed
 	for i, p := range policies {
 		m := managed{name: d.spec.Mesh + "-auditor", id: "AuditorPolicy", what: "Looks at the mesh " + d.spec.Mesh + " and reads no secret (countersign check aws)", policy: p}
@@ -54,7 +50,7 @@ func (d *deployment) auditorStatements() policy {
 	}
 	p = append(p, d.taskStatements()...)
 	return append(
-		p,
+		append(p, d.serviceStatements()...),
 		statement{
 			sid: "LookAtTaskDefinitions", actions: []string{"ecs:DescribeTaskDefinition", "ecs:ListTaskDefinitions"},
 			resources: anywhere("these two know no other resource"),
@@ -74,4 +70,21 @@ func (d *deployment) auditorStatements() policy {
 		},
 		statement{sid: "WhoHasRead", actions: []string{"cloudtrail:LookupEvents"}, resources: anywhere("cloudtrail:LookupEvents knows no other resource")},
 	)
+}
+
+// serviceStatements let somebody see all services of the mesh's clusters: one that nobody has declared may run a workload's tasks.
+func (d *deployment) serviceStatements() policy {
+	var clusters []text
+	all := make([]resource, 0, len(d.clusters))
+	for _, c := range d.clusters {
+		clusters = append(clusters, clusterARN(c))
+		all = append(all, unavoidable("services that nobody has declared have names that nobody knows", "arn:", partition, ":ecs:", region, ":", account, ":service/"+c+"/*"))
+	}
+	return policy{
+		{
+			sid: "ListServices", actions: []string{"ecs:ListServices"}, resources: []resource{unavoidable("ecs:ListServices knows no other resource; the condition names the clusters", "*")},
+			conditions: []condition{when("ArnEquals", "ecs:cluster", clusters...)},
+		},
+		{sid: "LookAtServices", actions: []string{"ecs:DescribeServices"}, resources: all},
+	}
 }

@@ -26,6 +26,9 @@ func (r *reviewer) judgeRights(arn string, d *types.TaskDefinition) {
 	if d.PidMode == types.PidModeHost || d.IpcMode == types.IpcModeHost {
 		say("its containers see the processes, or the shared memory, of the host")
 	}
+	if d.PidMode == types.PidModeTask || d.IpcMode == types.IpcModeTask {
+		r.add(Error, ContainerRights, arn, "its containers see one another's processes, or shared memory: each of them gets at the key in the proxy's memory, and by /proc at its files", "leave out pidMode and ipcMode, as templates do")
+	}
 	for _, v := range d.Volumes {
 		if v.Host == nil {
 			continue

@@ -152,7 +152,7 @@ func faultsOfSecrets() []fault {
 				w.grant("payments-ledger-task", map[string]any{"Effect": "Allow", "Action": "secretsmanager:GetSecretValue", "Resource": w.secretARN("payments/checkout")})
 			},
 			mend: func(w *world) { w.ungrant("payments-ledger-task"); w.original() },
-			want: []string{"error can_read"}, saying: []string{"role/payments-ledger-task can read its value"},
+			want: []string{"error can_read", "error excess_right"}, saying: []string{"role/payments-ledger-task can read its value", "role/payments-ledger-task: the policy planted allows secretsmanager:GetSecretValue"},
 		},
 		{
 			name: "no resource policy",
@@ -370,8 +370,8 @@ func faultsOfTasks() []fault {
 		},
 		{name: "no service", look: func(c *review.Config) {
 			c.Spec = changed("deploy: *ecs\n    run:\n      command: [countersign, example, run, ledger,", "deploy: {type: ecs, cluster: payments, service: elsewhere}\n    run:\n      command: [countersign, example, run, ledger,")
-		}, want: []string{"error service_missing"}, saying: []string{"service/payments/elsewhere"}},
-		{name: "no secret", look: func(c *review.Config) { c.Spec = changed(`"{mesh}/bundle"`, `"{mesh}/elsewhere"`) }, want: []string{"error secret_missing", "error secret_missing"}, saying: []string{"payments/elsewhere"}},
+		}, want: []string{"error excess_right", "error service_missing", "error service_undeclared"}, saying: []string{"service/payments/elsewhere", "service/payments/ledger: it is a service that the specification does not name", "allows ecs:DescribeServices (on more than templates say), ecs:UpdateService"}},
+		{name: "no secret", look: func(c *review.Config) { c.Spec = changed(`"{mesh}/bundle"`, `"{mesh}/elsewhere"`) }, want: append(slices.Repeat([]string{"error init_differs", "error excess_right"}, 4), "error excess_right", "error secret_missing", "error secret_missing"), saying: []string{"payments/elsewhere"}},
 	}
 }
 
@@ -405,8 +405,8 @@ func TestFaults(t *testing.T) {
 	w.unreadable()
 	w.as("auditor")
 	seen := map[review.Code]bool{review.Unreadable: true}
-	for _, f := range slices.Concat(faultsOfSecrets(), faultsOfPolicies(), faultsOfKeys(), faultsOfTasks(), faultsOfRoles(), faultsOfOtherKeys(), faultsOfAuthorities(),
-		faultsOfServices(), faultsOfDefinitions(), faultsOfWatching(), faultsOfWhen(), faultsOfBalancers(), faultsOfContainers()) {
+	for _, f := range slices.Concat(faultsOfSecrets(), faultsOfPolicies(), faultsOfKeys(), faultsOfTasks(), faultsOfRoles(), faultsOfMore(), faultsOfOtherKeys(), faultsOfAuthorities(),
+		faultsOfServices(), faultsOfDefinitions(), faultsOfWatching(), faultsOfWhen(), faultsOfBalancers(), faultsOfNeighbours(), faultsOfStarts(), faultsOfContainers()) {
 		w.plant(f, seen)
 	}
 	for _, code := range codes(t) {

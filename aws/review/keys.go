@@ -160,18 +160,13 @@ func shown(arn string) string {
 // wanted is the ARN of the key that secrets of a store are to have; nothing where it is not known.
 func (r *reviewer) wanted(ctx context.Context, s *secret, named string) string {
 	if named == "" {
-		count, most := map[string]int{}, ""
+		count := map[string]int{}
 		for _, other := range r.secrets {
 			if other.store == s.store && other.keyARN != "" {
 				count[other.keyARN]++
 			}
 		}
-		for _, arn := range sorted(count) {
-			if count[arn] > count[most] {
-				most = arn
-			}
-		}
-		return most
+		return most(count)
 	}
 	if accounts(named) {
 		return ""
@@ -206,14 +201,10 @@ func (r *reviewer) judgeKey(arn, id, text string) {
 			if s.arn == "" || s.key != id || p.service {
 				continue
 			}
-			q := policy.Question{Action: "kms:Decrypt", Resource: arn, Context: map[string]string{
-				"kms:viaservice": "secretsmanager." + s.place.config.Region + ".amazonaws.com", "kms:calleraccount": account(p.arn),
-				"aws:currenttime": r.report.Checked.Format(time.RFC3339), "kms:encryptioncontext:secretarn": s.arn, "kms:encryptioncontext:secretversionid": "any",
-			}}
-			may := p.decide(q, attached, true)
+			may := r.opens(p, s, arn, attached, "kms:Decrypt", "secretsmanager."+s.place.config.Region+".amazonaws.com")
 			switch {
 			case !slices.Contains(meant, p.arn):
-				verdict = max(verdict, may)
+				verdict = max(verdict, may, r.opens(p, s, arn, attached, "kms:Decrypt", direct), r.opens(p, s, arn, attached, "kms:ReEncryptFrom", direct))
 			case may == policy.No:
 				cannot[s.arn] = append(cannot[s.arn], p.arn)
 			}
@@ -235,6 +226,18 @@ func (r *reviewer) judgeKey(arn, id, text string) {
 	if len(perhaps) > 0 {
 		r.add(Unknown, Undecided, arn, "whether "+few(perhaps)+" could have secrets decrypted hangs on conditions that are not understood here", mend)
 	}
+}
+
+// direct is by which service somebody calls who calls KMS himself.
+const direct = ""
+
+// opens tells whether somebody may do with the key of a secret what opens it, through a service or directly. To encrypt it anew with
+// another key is to decrypt it.
+func (r *reviewer) opens(p *person, s *secret, arn string, attached *policy.Document, action, through string) policy.Verdict {
+	return p.decide(policy.Question{Action: action, Resource: arn, Context: map[string]string{
+		"kms:viaservice": through, "kms:calleraccount": account(p.arn), "aws:currenttime": r.report.Checked.Format(time.RFC3339),
+		"kms:encryptioncontext:secretarn": s.arn, "kms:encryptioncontext:secretversionid": "any",
+	}}, attached, true)
 }
 
 // opening are the actions on a key that are for nobody outside of the account.

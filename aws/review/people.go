@@ -190,6 +190,7 @@ func (r *reviewer) judgeRoles() {
 	if r.people == nil {
 		return
 	}
+	meant := r.meant()
 	for _, arn := range sorted(r.own()) {
 		p := r.role(arn)
 		if p == nil {
@@ -209,7 +210,7 @@ func (r *reviewer) judgeRoles() {
 				}
 			}
 		}
-		r.judgeExcess(p)
+		r.judgeExcess(p, meant)
 		r.judgeTrust(p, r.own()[arn])
 	}
 }
@@ -250,27 +251,6 @@ func (r *reviewer) beyond(rotation bool) []right {
 		}
 	}
 	return all
-}
-
-// judgeExcess looks at what a role of the mesh may do by name that none of them needs. What it may by a wildcard is said already.
-func (r *reviewer) judgeExcess(p *person) {
-	beyond := r.beyond(p.arn == r.roleARN(r.RotationRole))
-	for _, n := range p.policies {
-		var hit []string
-		for _, s := range n.Statements {
-			for _, b := range beyond {
-				said := slices.Contains(sensitive, b.action) && s.Wild(b.action)
-				if !s.Deny && !said && s.Holds(policy.Question{Action: b.action, Resource: b.resource}) != policy.No {
-					hit = append(hit, b.action)
-				}
-			}
-		}
-		slices.Sort(hit)
-		if hit = slices.Compact(hit); len(hit) > 0 {
-			r.add(Error, Excess, p.arn, "the policy "+n.name+" allows "+few(hit)+", which it does not need: whoever is in its place gets further by that",
-				"take it out; `countersign generate iam` writes what the role needs")
-		}
-	}
 }
 
 // judgeTrust looks at who may take a role of the mesh.

@@ -68,6 +68,7 @@ const (
 	ReadByStranger     Code = "read_by_stranger"
 	RotationOverdue    Code = "rotation_overdue"
 	ServiceMissing     Code = "service_missing"
+	ServiceBeside      Code = "service_undeclared"
 	Unguarded          Code = "rollout_unguarded"
 	RolloutFailed      Code = "rollout_failed"
 	PublicAddress      Code = "public_address"
@@ -85,6 +86,8 @@ const (
 	InitMissing        Code = "init_missing"
 	NotSuccess         Code = "not_success"
 	MountWritable      Code = "mount_writable"
+	MountForeign       Code = "certificates_mounted"
+	InitDiffers        Code = "init_differs"
 	OldTLS             Code = "listener_without_tls13"
 	AllowsOldTLS       Code = "listener_allows_old_tls"
 	EndsTLS            Code = "listener_ends_tls"
@@ -142,6 +145,9 @@ type Config struct {
 	Authorities map[string]string
 	// Scheduled tells whether the function takes an input for the event of a schedule; it takes none for that when nil.
 	Scheduled func(input string) bool
+	// Rights gives the policies that templates give the roles of the mesh, as JSON, by the names that templates give the roles, for what is
+	// known of the deployed; environment says that ECS reads the secrets. Policies are not compared with them when nil. See iac.Rights.
+	Rights func(environment bool, known map[string]string) (map[string]string, error)
 	// Since is how far back reads of secrets are looked for; a week when 0.
 	Since time.Duration
 	// Now is the clock; time.Now when nil.
@@ -191,6 +197,8 @@ func (r *reviewer) look(ctx context.Context) {
 		r.Say("the service " + w.name)
 		r.readService(ctx, w)
 	}
+	r.Say("the other services of the clusters")
+	r.readNeighbours(ctx)
 	r.shareRoles()
 	for _, s := range r.secrets {
 		r.Say("the secret " + s.name)

@@ -19,6 +19,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
 
 	"countersign.dev/aws/review"
+	"countersign.dev/iac"
 )
 
 // part is what a resource of the stack is called.
@@ -72,11 +73,12 @@ func faultsOfRoles() []fault {
 			given("certificates for a stranger", "nobody", issue, "can_issue", "role/nobody"),
 			fault{
 				name: "and for a task", plant: func(w *world) { w.grant("payments-paygate-task", issue(w)) }, mend: func(w *world) { w.ungrant("payments-paygate-task") },
-				saying: []string{"role/payments-paygate-task can have it make certificates, in the name of any workload"},
+				want: []string{"error excess_right"}, saying: []string{"role/payments-paygate-task can have it make certificates, in the name of any workload"},
 			},
 		),
 		together(
 			given("certificates of CAs", "payments-rotation", issue, "can_issue", "role/payments-rotation can have it make certificates by other templates"),
+			fault{want: []string{"error excess_right"}, saying: []string{"role/payments-rotation: the policy planted allows acm-pca:IssueCertificate (on more than templates say)"}},
 			fault{
 				name: "tasks that are kept from their secrets", plant: func(w *world) {
 					w.grant("payments-paygate-task", map[string]any{"Effect": "Deny", "Action": "secretsmanager:GetSecretValue", "Resource": w.secretARN("payments/paygate")})
@@ -94,6 +96,53 @@ func faultsOfRoles() []fault {
 				mend: func(w *world) { w.ungrant("nobody") }, want: []string{"unknown undecided"}, saying: []string{"whether " + accountARN + "role/nobody can have it make certificates"},
 			},
 		),
+	}
+}
+
+// faultsOfMore are rights of the mesh's roles that templates do not give them, in words without a wildcard on what is known to be grave.
+func faultsOfMore() []fault {
+	more := func(role string, statement map[string]any, severity, saying string) fault {
+		role = "payments-" + role
+		return fault{
+			name: saying, plant: func(w *world) { w.grant(role, statement) }, mend: func(w *world) { w.ungrant(role) },
+			want: []string{severity + " excess_right"}, saying: []string{role + ": the policy planted allows " + saying},
+		}
+	}
+	original := ""
+	return []fault{
+		together(
+			more("checkout-task", allowing("Action", "s3:GetObject"), "warning", "s3:GetObject"),
+			more("checkout-execution", allowing("Action", "ssm:*"), "error", "ssm:*"),
+			more("ledger-task", allowing("Action", "ssmmessages:*"), "error", "ssmmessages:*"),
+			more("ledger-execution", allowing("Action", "ec2:TerminateInstances"), "warning", "ec2:TerminateInstances"),
+			more("terminal-task", allowing("Action", "events:DisableRule"), "warning", "events:DisableRule"),
+			more("terminal-execution", map[string]any{"Effect": "Allow", "Action": "lambda:UpdateFunctionCode", "Resource": "arn:aws:lambda:eu-central-1:123456789012:function:elsewhere"}, "error", "lambda:UpdateFunctionCode"),
+			more("paygate-task", map[string]any{"Effect": "Allow", "Action": "iam:PassRole", "Resource": accountARN + "role/elsewhere"}, "error", "iam:PassRole"),
+			more("paygate-execution", allowing("NotAction", "acm-pca:*", "ecs:*", "iam:*", "kms:*", "lambda:*", "secretsmanager:*", "sts:*"), "error", "all actions but acm-pca:*"),
+			more("rotation", map[string]any{"Effect": "Allow", "Action": "secretsmanager:GetSecretValue", "Resource": "arn:aws:secretsmanager:eu-central-1:123456789012:secret:elsewhere-AbCdEf"}, "error",
+				"secretsmanager:GetSecretValue (on more than templates say)"),
+		),
+		{
+			name: "a refusal that is not there", plant: func(w *world) {
+				w.alter("iam:GetAccountAuthorizationDetails", "", func(answer string) string {
+					return strings.ReplaceAll(answer, "lambda%3ASourceFunctionArn", "lambda%3AOther")
+				})
+			},
+			mend: (*world).straight, want: []string{"error excess_right"}, saying: []string{"role/payments-rotation: its policies do not refuse ec2:AssignPrivateIpAddresses"},
+		},
+		{
+			name: "to encrypt anew is to decrypt", plant: func(w *world) {
+				original = aws.ToString(try[*kms.GetKeyPolicyOutput](w)(w.keys().GetKeyPolicy(w.Context(), &kms.GetKeyPolicyInput{KeyId: aws.String(w.key()), PolicyName: aws.String("default")})).Policy)
+				w.putKeyPolicy(w.key(), strings.Replace(original, `"kms:GetKeyPolicy"`, `"kms:GetKeyPolicy","kms:ReEncrypt*"`, 1))
+			},
+			mend: func(w *world) { w.putKeyPolicy(w.key(), original) }, want: []string{"warning can_decrypt"}, saying: []string{"role/administrator could have secrets decrypted"},
+		},
+		{
+			name: "what templates do not do", look: func(c *review.Config) {
+				c.Rights = func(bool, map[string]string) (map[string]string, error) { return nil, iac.ErrRefused }
+			},
+			want: []string{"warning undecided"}, saying: []string{"whether its roles may more than templates give them was not looked at"},
+		},
 	}
 }
 
@@ -221,7 +270,7 @@ func faultsOfAuthorities() []fault {
 			name: "not there", look: func(c *review.Config) {
 				c.Authorities = map[string]string{"pca": "arn:aws:acm-pca:eu-central-1:123456789012:certificate-authority/11111111-2222-3333-4444-555555555555"}
 			},
-			want: []string{"error authority_state"}, saying: []string{"there is no such private CA"},
+			want: []string{"error authority_state", "error excess_right"}, saying: []string{"there is no such private CA"},
 		},
 		{
 			name: "another mode, in another place", look: func(c *review.Config) {

@@ -9,8 +9,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
-
-	"countersign.dev/aws/review/leak"
 )
 
 // deployedRole is the ARN of a role that a definition has by name or ARN.
@@ -59,9 +57,7 @@ func (r *reviewer) readRevisions(ctx context.Context, w *workload, current strin
 // judgeDefinition looks at a task definition. What runs is looked at in whole, an old revision for what must not stand in it.
 func (r *reviewer) judgeDefinition(arn string, w *workload, d *types.TaskDefinition, current bool) {
 	r.report.Looked["task definitions"]++
-	for i := range d.ContainerDefinitions {
-		r.judgeTexts(arn, &d.ContainerDefinitions[i], current)
-	}
+	r.judgeTexts(arn, d, current)
 	if !current {
 		return
 	}
@@ -87,6 +83,7 @@ func (r *reviewer) judgeDefinition(arn string, w *workload, d *types.TaskDefinit
 		}
 	}
 	if start != nil {
+		r.judgeInit(arn, w, start)
 		r.judgeOrder(arn, d, start)
 	}
 }
@@ -100,57 +97,6 @@ func names(from, secret string) bool {
 	after, _, _ = strings.Cut(after, ":")
 	const end = 7 // -AbCdEf
 	return after == secret || len(after) == len(secret)+end && strings.HasPrefix(after, secret+"-")
-}
-
-// judgeTexts looks for what is secret in what a definition says openly.
-func (r *reviewer) judgeTexts(arn string, c *types.ContainerDefinition, current bool) {
-	where := "the container " + aws.ToString(c.Name)
-	mend := "take it out, and use a secret; then rotate, because it has been seen: `countersign rotate once SERVICE --force`; an old revision is deregistered and deleted (`aws ecs delete-task-definitions`)"
-	if !current {
-		where = "the old revision's container " + aws.ToString(c.Name)
-	}
-	say := func(what, text string) {
-		switch leak.Find(text) {
-		case leak.Key:
-			r.add(Error, KeyInDefinition, arn, where+" has a private key in "+what, mend)
-		case leak.PEM:
-			r.add(Warning, CertInDefinition, arn, where+" has a certificate, or something else in PEM, in "+what, "take it from a secret: a definition outlives what it quotes")
-		case leak.Nothing:
-		}
-	}
-	for _, pair := range c.Environment {
-		what := "the variable " + aws.ToString(pair.Name)
-		say(what, aws.ToString(pair.Value))
-		if leak.Passphrase(aws.ToString(pair.Name), aws.ToString(pair.Value)) {
-			r.add(Error, PassInDefinition, arn, where+" has a passphrase in "+what, mend)
-		}
-		if leak.AccessKey(aws.ToString(pair.Name), aws.ToString(pair.Value)) {
-			r.add(Error, KeyInDefinition, arn, where+" has the secret access key of an account in "+what, "take it out: a task has a role; and delete the access key (`aws iam delete-access-key`), because it has been seen")
-		}
-	}
-	words := slices.Concat(c.EntryPoint, c.Command)
-	say("its command", strings.Join(words, " "))
-	if leak.Option(words) {
-		r.add(Error, PassInDefinition, arn, where+" has a passphrase in its command", mend)
-	}
-	for _, file := range c.EnvironmentFiles {
-		r.add(Unknown, EnvironmentFile, arn, where+" takes variables from the file "+aws.ToString(file.Value)+", which is not read here: whoever reads it has what stands in it",
-			"see that no key and no passphrase stands in it, or do without it: what is secret comes from Secrets Manager")
-	}
-	if c.HealthCheck != nil {
-		say("its health check", strings.Join(c.HealthCheck.Command, " "))
-	}
-	for _, label := range sorted(c.DockerLabels) {
-		say("the label "+label, c.DockerLabels[label])
-	}
-	if c.LogConfiguration != nil {
-		for _, option := range sorted(c.LogConfiguration.Options) {
-			say("the option "+option+" of its log", c.LogConfiguration.Options[option])
-			if leak.Credential(option, c.LogConfiguration.Options[option]) {
-				r.add(Error, PassInDefinition, arn, where+" has a credential in the option "+option+" of its log", "name it in the log's secretOptions, and replace it, because it has been seen")
-			}
-		}
-	}
 }
 
 // findInit finds the container that brings the certificate and ends.
@@ -191,11 +137,14 @@ func (r *reviewer) judgeOrder(arn string, d *types.TaskDefinition, start *types.
 		return
 	}
 	r.judgeVolume(arn, d, volume)
+	holding := holders(d, volume)
+	r.judgeHolders(arn, d, start, holding)
 	for i := range d.ContainerDefinitions {
 		c := &d.ContainerDefinitions[i]
-		if c == start || !r.judgeMounts(arn, c, volume, aws.ToString(start.Name)) {
+		if c == start || !holding[aws.ToString(c.Name)] {
 			continue
 		}
+		r.judgeMounts(arn, c, volume, aws.ToString(start.Name))
 		if condition := waits(d, c, aws.ToString(start.Name), nil); condition != types.ContainerConditionSuccess {
 			how := "without waiting for it"
 			if condition != "" {
@@ -207,13 +156,12 @@ func (r *reviewer) judgeOrder(arn string, d *types.TaskDefinition, start *types.
 	}
 }
 
-// judgeMounts looks at how a container has the volume with the certificates, and tells whether it has it at all.
-func (r *reviewer) judgeMounts(arn string, c *types.ContainerDefinition, volume, start string) (has bool) {
+// judgeMounts looks at how a container has the volume with the certificates.
+func (r *reviewer) judgeMounts(arn string, c *types.ContainerDefinition, volume, start string) {
 	for _, m := range c.MountPoints {
 		if aws.ToString(m.SourceVolume) != volume {
 			continue
 		}
-		has = true
 		if !aws.ToBool(m.ReadOnly) {
 			r.add(Error, MountWritable, arn, fmt.Sprintf("the container %s mounts the certificates at %s and may write there", aws.ToString(c.Name), aws.ToString(m.ContainerPath)), "mount them read-only (readOnly: true)")
 		}
@@ -222,12 +170,10 @@ func (r *reviewer) judgeMounts(arn string, c *types.ContainerDefinition, volume,
 		if aws.ToString(from.SourceContainer) != start {
 			continue
 		}
-		has = true
 		if !aws.ToBool(from.ReadOnly) {
 			r.add(Error, MountWritable, arn, fmt.Sprintf("the container %s has the volumes of %s and may write there", aws.ToString(c.Name), start), "mount them read-only (readOnly: true)")
 		}
 	}
-	return has
 }
 
 // waits tells on which condition a container waits for another, by itself or through others. Those have to have started

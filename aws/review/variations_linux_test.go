@@ -119,7 +119,7 @@ func faultsOfContainers() []fault {
 				all["app"].MountPoints = append(all["app"].MountPoints, ecstypes.MountPoint{SourceVolume: again.SourceVolume, ContainerPath: aws.String("/tls"), ReadOnly: aws.Bool(true)})
 				all["app"].DependsOn = []ecstypes.ContainerDependency{{ContainerName: aws.String("init"), Condition: ecstypes.ContainerConditionStart}}
 			})
-		}, want: []string{"error mount_writable", "error not_success"}, saying: []string{"mounts the certificates at /again", "the container app needs what init brings, and starts on START"}},
+		}, want: []string{"error certificates_mounted", "error mount_writable", "error not_success"}, saying: []string{"the container app has the certificates and the key", "mounts the certificates at /again", "the container app needs what init brings, and starts on START"}},
 		{
 			name: "another function", plant: func(w *world) {
 				rule, _ := w.stack.Resource("RotationSchedule")

@@ -101,6 +101,13 @@ func (w *world) look(change func(*review.Config)) *review.Report {
 		e, err := event.Parse([]byte(input))
 		return err == nil && e.Kind == event.Schedule
 	}}
+	c.Rights = func(environment bool, known map[string]string) (map[string]string, error) {
+		by := iac.InitTaskRole
+		if environment {
+			by = iac.InitEnvironment
+		}
+		return iac.Rights(c.Spec, iac.Options{Init: by}, known)
+	}
 	if change != nil {
 		change(&c)
 	}

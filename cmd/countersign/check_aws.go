@@ -12,6 +12,7 @@ import (
 	"countersign.dev/aws/lambda/event"
 	"countersign.dev/aws/review"
 	"countersign.dev/expiry"
+	"countersign.dev/iac"
 	"countersign.dev/mesh"
 )
 
@@ -85,6 +86,9 @@ func (c *checkAWSCmd) Run(p *process) error {
 	waiting := newWaiting(p.stderr)
 	report, err := review.Run(ctx, review.Config{
 		Spec: spec, Region: c.Region, Endpoint: c.EndpointURL, Function: c.Function, RotationRole: c.RotationRole, Since: c.Since, Authorities: knownAuthorities(spec), Scheduled: scheduled,
+		Rights: func(environment bool, known map[string]string) (map[string]string, error) {
+			return iac.Rights(spec, iac.Options{Init: initBy(environment)}, known)
+		},
 		Say: func(what string) { waiting.say("looking at " + what) },
 	})
 	waiting.stop()
@@ -98,6 +102,14 @@ func (c *checkAWSCmd) Run(p *process) error {
 		return exitError{status: exitFailure, message: count(len(report.Findings), "finding")}
 	}
 	return nil
+}
+
+// initBy is who reads the secrets when a task starts.
+func initBy(environment bool) iac.Init {
+	if environment {
+		return iac.InitEnvironment
+	}
+	return iac.InitTaskRole
 }
 
 // knownAuthorities are the private CAs that the environment names and the specification does not.

@@ -330,6 +330,10 @@ func (p *proof) askTasks() {
 			_, err := c.ListTasks(ctx, &ecs.ListTasksInput{Cluster: &cluster})
 			return err
 		})
+		add("ListServices", resource, func(ctx context.Context, c *ecs.Client) error {
+			_, err := c.ListServices(ctx, &ecs.ListServicesInput{Cluster: &cluster})
+			return err
+		})
 		add("DescribeTasks", resource, func(ctx context.Context, c *ecs.Client) error {
 			_, err := c.DescribeTasks(ctx, &ecs.DescribeTasksInput{Cluster: &cluster, Tasks: []string{task}})
 			return err

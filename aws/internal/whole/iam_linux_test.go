@@ -66,7 +66,7 @@ var rotates = map[string][]string{
 var audits = map[string][]string{
 	"secretsmanager:DescribeSecret": allSecrets, "secretsmanager:ListSecretVersionIds": allSecrets, "secretsmanager:GetResourcePolicy": allSecrets,
 	"acm-pca:DescribeCertificateAuthority": {"ca"}, "kms:DescribeKey": {"key"}, "kms:GetKeyPolicy": {"key"},
-	"ecs:DescribeServices": workloads, "ecs:ListTasks": {"cluster"}, "ecs:DescribeTasks": {"cluster"}, "ecs:DescribeTaskDefinition": {"*"}, "ecs:ListTaskDefinitions": {"*"},
+	"ecs:DescribeServices": append([]string{"elsewhere"}, workloads...), "ecs:ListServices": {"cluster"}, "ecs:ListTasks": {"cluster"}, "ecs:DescribeTasks": {"cluster"}, "ecs:DescribeTaskDefinition": {"*"}, "ecs:ListTaskDefinitions": {"*"},
 	"iam:GetAccountAuthorizationDetails": {"*"}, "cloudtrail:LookupEvents": {"*"}, "cloudwatch:DescribeAlarms": {"alarms"},
 	"events:ListRuleNamesByTarget": {"*"}, "events:DescribeRule": {"rule"},
 	"elasticloadbalancing:DescribeListeners": {"*"}, "elasticloadbalancing:DescribeRules": {"*"}, "elasticloadbalancing:DescribeSSLPolicies": {"*"}, "elasticloadbalancing:DescribeTargetGroups": {"*"},
@@ -212,8 +212,9 @@ func (p *proof) insiders(ctx context.Context) {
 		}
 	}
 	p.Logf("%d calls and decisions, %d calls allowed", cells, allowed)
-	// The rotation on 11 secrets, the CA, four services and the cluster; each workload its two secrets; the auditor on secrets, the key, the CA, services and the cluster.
-	if want := 5*len(allSecrets) + 4 + 2*len(workloads) + 2 + 2*len(workloads) + 3*len(allSecrets) + 2 + 1 + len(workloads) + 2; allowed != want {
+	// The rotation on 11 secrets, the CA, four services and the cluster; each workload its two secrets; the auditor on secrets, the key, the CA, services, one that
+	// is not the mesh's, and the cluster.
+	if want := 5*len(allSecrets) + 4 + 2*len(workloads) + 2 + 2*len(workloads) + 3*len(allSecrets) + 2 + 1 + len(workloads) + 1 + 3; allowed != want {
 		p.Errorf("%d calls are allowed, want %d", allowed, want)
 	}
 }

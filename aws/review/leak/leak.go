@@ -2,7 +2,12 @@
 package leak
 
 import (
+	"bytes"
+	"compress/gzip"
+	"compress/zlib"
 	"encoding/base64"
+	"encoding/hex"
+	"io"
 	"net/url"
 	"regexp"
 	"strings"
@@ -18,8 +23,20 @@ const (
 	Key          // a private key, encrypted or not
 )
 
-// begin is how PEM begins (RFC 7468), with what it is.
-var begin = regexp.MustCompile(`-----\s*BEGIN ([A-Z0-9 ]{1,40})-----`)
+// begin is how PEM begins (RFC 7468), with what it is; and the files of SSH2 (RFC 4716), which have a hyphen less.
+var begin = regexp.MustCompile(`-{4,5}\s*BEGIN ([A-Z0-9 ]{1,40})-{4,5}`)
+
+// webKey and private are what a private key as JSON has (RFC 7517, RFC 8037; oct keys are k), in JSON within JSON, too.
+var (
+	webKey  = regexp.MustCompile(`\\*"kty\\*"\s*:`)
+	private = regexp.MustCompile(`\\*"[dk]\\*"\s*:\s*\\*"[A-Za-z0-9_-]{16,}`)
+)
+
+// putty is how a key of PuTTY begins: what is public alone has another form.
+const putty = "PuTTY-User-Key-File-"
+
+// digits is what DER could be in hexadecimal digits, with colons or without.
+var digits = regexp.MustCompile(`(?:[0-9A-Fa-f]{2}:?){40,}`)
 
 // encoded is what base64 could be: nothing shorter holds a key.
 var encoded = regexp.MustCompile(`[A-Za-z0-9+/_-]{40,}={0,2}`)
@@ -30,24 +47,77 @@ const depth = 3
 // identity is how a key of age begins (https://age-encryption.org/v1).
 const identity = "AGE-SECRET-KEY-1"
 
-// Find finds the worst that stands in a text: as PEM, as PEM or DER in base64, or as a key of age. What line breaks were made of, how
-// it is escaped for a URL and what stands before it do not matter.
+// mostInflated is how many bytes are inflated for one text, all together: a few bytes may say that they are gigabytes.
+const mostInflated = 1 << 20
+
+// search is one look at a text.
+type search struct {
+	room int64 // how many bytes may still be inflated
+}
+
+// Find finds the worst that stands in a text: as PEM, as PEM or DER in base64 or in hexadecimal digits, compressed before that (gzip,
+// zlib) or not, as JSON (JWK), or as a key of age, PuTTY or SSH2. What line breaks were made of, how it is escaped for a URL and what
+// stands before it do not matter.
 func Find(text string) Kind {
-	if strings.Contains(strings.ToUpper(text), identity) {
-		return Key
-	}
-	found := find(text, depth)
+	s := &search{room: mostInflated}
+	found := s.find(text, depth)
 	if plain, err := url.PathUnescape(strings.ReplaceAll(text, "+", " ")); err == nil && plain != text {
-		found = max(found, find(plain, depth))
+		found = max(found, s.find(plain, depth))
 	}
 	return found
 }
 
-func find(text string, left int) Kind {
+// whole tells whether a key stands in a text that is not PEM.
+func whole(text string) bool {
+	return strings.Contains(strings.ToUpper(text), identity) || strings.Contains(text, putty) || webKey.MatchString(text) && private.MatchString(text)
+}
+
+// inflate gives what was compressed, as far as there is room.
+func (s *search) inflate(b []byte) []byte {
+	if len(b) < 2 || s.room <= 0 {
+		return nil
+	}
+	var from io.Reader
+	var err error
+	switch {
+	case b[0] == 0x1f && b[1] == 0x8b:
+		from, err = gzip.NewReader(bytes.NewReader(b))
+	case b[0] == 0x78:
+		from, err = zlib.NewReader(bytes.NewReader(b))
+	default:
+		return nil
+	}
+	if err != nil {
+		return nil
+	}
+	plain, _ := io.ReadAll(io.LimitReader(from, s.room)) // as far as it goes
+	s.room -= int64(len(plain))
+	return plain
+}
+
+// within finds what stands in bytes that were encoded.
+func (s *search) within(b []byte, left int) Kind {
+	if der(b) {
+		return Key
+	}
+	worst := Nothing
+	if plain := s.inflate(b); len(plain) > 0 {
+		if der(plain) {
+			return Key
+		}
+		worst = s.find(string(plain), left-1)
+	}
+	return max(worst, s.find(string(b), left-1))
+}
+
+func (s *search) find(text string, left int) Kind {
+	if whole(text) {
+		return Key
+	}
 	worst := Nothing
 	for _, found := range begin.FindAllStringSubmatch(text, -1) {
 		worst = max(worst, PEM)
-		if strings.HasSuffix(strings.TrimSpace(found[1]), "PRIVATE KEY") {
+		if strings.Contains(found[1], "PRIVATE KEY") {
 			return Key
 		}
 	}
@@ -57,15 +127,15 @@ func find(text string, left int) Kind {
 	folded := strings.NewReplacer("\n", "", "\r", "", `\n`, "").Replace(text)
 	for _, candidate := range encoded.FindAllString(folded, -1) {
 		plain := strings.NewReplacer("-", "+", "_", "/").Replace(strings.TrimRight(candidate, "="))
-		decoded := decode(plain)
-		if der(decoded) {
-			return Key
-		}
-		worst = max(worst, find(string(decoded), left-1))
+		worst = max(worst, s.within(decode(plain), left))
 		// What stands before it may look like the beginning of it: four letters of base64 are three bytes.
 		for skip := 1; skip < 4; skip++ {
-			worst = max(worst, find(string(decode(plain[skip:])), 0))
+			worst = max(worst, s.find(string(decode(plain[skip:])), 0))
 		}
+	}
+	for _, candidate := range digits.FindAllString(folded, -1) {
+		decoded, _ := hex.DecodeString(strings.ReplaceAll(candidate, ":", "")) // as far as it goes
+		worst = max(worst, s.within(decoded, left))
 	}
 	return worst
 }
@@ -157,6 +227,22 @@ func Passphrase(name, value string) bool {
 func AccessKey(name, value string) bool {
 	const length = 40 // https://docs.aws.amazon.com/IAM/latest/UserGuide/id_credentials_access-keys.html
 	return strings.HasSuffix(strings.ToUpper(name), "AWS_SECRET_ACCESS_KEY") && len(value) >= length && !strings.HasPrefix(value, "arn:")
+}
+
+// account is how the secret access key of an AWS account stands in JSON, in a file of credentials or in a command.
+var account = regexp.MustCompile(`(?i)secret[-_]?access[-_]?key[\\"']*[\s:=]+[\\"']*[A-Za-z0-9/+]{40}(?:[^A-Za-z0-9/+]|$)`)
+
+// Account tells whether the secret access key of an AWS account stands in a text beside its name, plainly or in base64.
+func Account(text string) bool {
+	if account.MatchString(text) {
+		return true
+	}
+	for _, candidate := range encoded.FindAllString(text, -1) {
+		if account.Match(decode(strings.NewReplacer("-", "+", "_", "/").Replace(strings.TrimRight(candidate, "=")))) {
+			return true
+		}
+	}
+	return false
 }
 
 // Option tells whether one of a command's options is a passphrase: as --NAME VALUE or --NAME=VALUE, or as an assignment of a shell.

@@ -1,6 +1,8 @@
 package leak_test
 
 import (
+	"bytes"
+	"compress/gzip"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -8,8 +10,11 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/pem"
+	"fmt"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -39,6 +44,7 @@ func TestFind(t *testing.T) {
 	der := key(t, false)
 	text := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 	encoded := base64.StdEncoding.EncodeToString([]byte(text))
+	const web = `{"kty":"EC","crv":"P-256","x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","d":"870MB6gfuTJ4HtUnUvYMyJpr5eUZNP4Bk43bVdj3eAE"}`
 	certificate := "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----"
 	for name, test := range map[string]struct {
 		text string
@@ -68,12 +74,70 @@ func TestFind(t *testing.T) {
 		"PKCS#1 in base64":             {base64.StdEncoding.EncodeToString(pkcs1(t)), leak.Key},
 		"encrypted PKCS#8 in base64":   {base64.StdEncoding.EncodeToString([]byte("\x30\x81\xa4\x30\x57\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x05\x0d" + strings.Repeat("x", 40))), leak.Key},
 		"of age":                       {"age-secret-key-1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq", leak.Key},
+		"of SSH2":                      {"---- BEGIN SSH2 ENCRYPTED PRIVATE KEY ----\nP2/56wAA\n---- END SSH2 ENCRYPTED PRIVATE KEY ----", leak.Key},
+		"a public one of SSH2":         {"---- BEGIN SSH2 PUBLIC KEY ----\nAAAA", leak.PEM},
+		"of PGP":                       {"-----BEGIN PGP PRIVATE KEY BLOCK-----", leak.Key},
+		"of PuTTY":                     {"PuTTY-User-Key-File-3: ssh-ed25519\nEncryption: none\nPrivate-Lines: 1", leak.Key},
+		"of PuTTY in base64":           {base64.StdEncoding.EncodeToString([]byte("PuTTY-User-Key-File-3: ssh-ed25519\nEncryption: none")), leak.Key},
+		"as JSON":                      {web, leak.Key},
+		"as JSON in JSON":              {`{"jwk":` + strconv.Quote(web) + `}`, leak.Key},
+		"as JSON in base64":            {base64.StdEncoding.EncodeToString([]byte(web)), leak.Key},
+		"a symmetric one as JSON":      {`{"kty":"oct","k":"AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ"}`, leak.Key},
+		"a public one as JSON":         {`{"kty":"EC","crv":"P-256","x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}`, leak.Nothing},
+		"DER in digits":                {"0x" + hex.EncodeToString(der), leak.Key},
+		"DER in large digits":          {strings.ToUpper(hex.EncodeToString(der)), leak.Key},
+		"DER in digits with colons":    {colons(der), leak.Key},
+		"PEM in digits":                {hex.EncodeToString([]byte(text)), leak.Key},
+		"compressed":                   {base64.StdEncoding.EncodeToString(zipped(t, []byte(text))), leak.Key},
+		"DER, compressed":              {base64.StdEncoding.EncodeToString(zipped(t, der)), leak.Key},
+		"compressed, in digits":        {hex.EncodeToString(zipped(t, []byte(text))), leak.Key},
+		"compressed words":             {base64.StdEncoding.EncodeToString(zipped(t, []byte(strings.Repeat("nothing of that kind, ", 40)))), leak.Nothing},
+		"a bomb":                       {base64.StdEncoding.EncodeToString(zipped(t, make([]byte, 64<<20))), leak.Nothing},
 		"percent signs":                {"100%, or 5% of it", leak.Nothing},
 		"other DER in base64":          {base64.StdEncoding.EncodeToString(append([]byte{0x30, 0x30}, make([]byte, 48)...)), leak.Nothing},
 		"a digest that looks like one": {"sha256:" + strings.Repeat("ab", 32), leak.Nothing},
 	} {
 		if got := leak.Find(test.text); got != test.want {
 			t.Errorf("%s: %d, want %d", name, got, test.want)
+		}
+	}
+}
+
+// zipped compresses.
+func zipped(t *testing.T, plain []byte) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	if _, err := w.Write(plain); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// colons writes bytes as OpenSSL does.
+func colons(b []byte) string {
+	var parts []string
+	for _, one := range b {
+		parts = append(parts, fmt.Sprintf("%02x", one))
+	}
+	return strings.Join(parts, ":")
+}
+
+// TestAccount asserts where the secret access key of an account is seen, and where not.
+func TestAccount(t *testing.T) {
+	t.Parallel()
+	value := strings.Repeat("aB/9", 10)
+	for text, want := range map[string]bool{
+		`{"AccessKeyId":"AKIA","SecretAccessKey":"` + value + `"}`: true, `{\"secretAccessKey\": \"` + value + `\"}`: true, "aws_secret_access_key = " + value: true,
+		"sync --aws-secret-access-key=" + value + " --now": true, "sync --aws-secret-access-key " + value: true,
+		base64.StdEncoding.EncodeToString([]byte("[default]\naws_secret_access_key=" + value)): true,
+		`{"SecretAccessKey":"arn:aws:secretsmanager:eu-central-1:123456789012:secret:a"}`:      false, "aws_secret_access_key=" + value + "more": false, `{"AccessKeyId":"` + value + `"}`: false, "": false,
+	} {
+		if got := leak.Account(text); got != want {
+			t.Errorf("%s: %t", text, got)
 		}
 	}
 }
@@ -130,9 +194,13 @@ func TestPassphrase(t *testing.T) {
 // FuzzFind: no text stops the search, and a key in front of it is found.
 func FuzzFind(f *testing.F) {
 	f.Add("-----BEGIN RSA PRIVATE KEY-----")
+	f.Add("H4sIAAAAAAAA/0rOzysuzs8rBgAAAP//AQAA//+" + "AAAAAAAAAA")
+	f.Add(`{"kty":"EC","d":"870MB6gfuTJ4HtUnUvYMyJpr5eUZNP4Bk43bVdj3eAE"}`)
+	f.Add(strings.Repeat("30:", 50))
 	f.Add("MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAw")
 	f.Fuzz(func(t *testing.T, text string) {
 		leak.Find(text)
+		leak.Account(text)
 		if leak.Find("-----BEGIN PRIVATE KEY-----\n"+text) != leak.Key {
 			t.Error("not found")
 		}

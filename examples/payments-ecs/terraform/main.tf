@@ -830,6 +830,23 @@ resource "aws_iam_policy" "payments_auditor" {
         Action   = ["ecs:DescribeTasks"]
         Resource = "arn:${local.partition}:ecs:${var.region}:${local.account}:task/payments/*"
       },
+      # A wildcard, because ecs:ListServices knows no other resource; the condition names the clusters.
+      {
+        Sid      = "ListServices"
+        Effect   = "Allow"
+        Action   = ["ecs:ListServices"]
+        Resource = "*"
+        Condition = {
+          ArnEquals = { "ecs:cluster" = "arn:${local.partition}:ecs:${var.region}:${local.account}:cluster/payments" }
+        }
+      },
+      # A wildcard, because services that nobody has declared have names that nobody knows.
+      {
+        Sid      = "LookAtServices"
+        Effect   = "Allow"
+        Action   = ["ecs:DescribeServices"]
+        Resource = "arn:${local.partition}:ecs:${var.region}:${local.account}:service/payments/*"
+      },
       # A wildcard, because these two know no other resource.
       {
         Sid      = "LookAtTaskDefinitions"
@@ -875,17 +892,6 @@ resource "aws_iam_policy" "payments_auditor" {
         Effect   = "Allow"
         Action   = ["cloudtrail:LookupEvents"]
         Resource = "*"
-      },
-      {
-        Sid    = "LookAtServices"
-        Effect = "Allow"
-        Action = ["ecs:DescribeServices"]
-        Resource = [
-          "arn:${local.partition}:ecs:${var.region}:${local.account}:service/payments/checkout",
-          "arn:${local.partition}:ecs:${var.region}:${local.account}:service/payments/ledger",
-          "arn:${local.partition}:ecs:${var.region}:${local.account}:service/payments/paygate",
-          "arn:${local.partition}:ecs:${var.region}:${local.account}:service/payments/terminal",
-        ]
       },
       {
         Sid    = "LookAtSecrets"
