@@ -185,7 +185,7 @@ func (w *world) everything() []question {
 			all = append(all, question{action: action, resource: keyARN, context: through, policy: w.key, decisive: true})
 		}
 	}
-	for _, action := range []string{"Decrypt", "GenerateDataKey", "Encrypt", "ReEncryptFrom", "CreateGrant", "PutKeyPolicy", "GetKeyPolicy", "ScheduleKeyDeletion", "DescribeKey"} {
+	for _, action := range []string{"Decrypt", "GenerateDataKey", "Encrypt", "ReEncryptFrom", "CreateGrant", "ListGrants", "PutKeyPolicy", "GetKeyPolicy", "GetKeyRotationStatus", "ScheduleKeyDeletion", "DescribeKey"} {
 		for _, service := range []string{"", "s3.eu-central-1.amazonaws.com", viaSecretsManager} {
 			context := map[string][]string{}
 			if service != "" {
@@ -198,7 +198,7 @@ func (w *world) everything() []question {
 		add("acm-pca:IssueCertificate", caARN, map[string][]string{"acm-pca:TemplateArn": {template}})
 		add("acm-pca:IssueCertificate", strings.Replace(caARN, "1111-", "9999-", 1), map[string][]string{"acm-pca:TemplateArn": {template}})
 	}
-	for _, action := range []string{"DescribeCertificateAuthority", "GetCertificate", "GetCertificateAuthorityCertificate", "RevokeCertificate", "UpdateCertificateAuthority", "DeleteCertificateAuthority", "PutPolicy"} {
+	for _, action := range []string{"DescribeCertificateAuthority", "GetCertificate", "GetCertificateAuthorityCertificate", "RevokeCertificate", "UpdateCertificateAuthority", "DeleteCertificateAuthority", "GetPolicy", "PutPolicy"} {
 		add("acm-pca:"+action, caARN, nil)
 	}
 	for _, workload := range append(w.spec.Workloads(), mesh.Workload{Name: "elsewhere"}) {
@@ -222,8 +222,9 @@ func (w *world) everything() []question {
 	for _, action := range looks {
 		add(action, "*", nil)
 	}
-	add("events:DescribeRule", "arn:aws:events"+prefix+"rule/any", nil)
-	add("events:DisableRule", "arn:aws:events"+prefix+"rule/any", nil)
+	for _, action := range []string{"DescribeRule", "ListTargetsByRule", "DisableRule", "PutTargets"} {
+		add("events:"+action, "arn:aws:events"+prefix+"rule/any", nil)
+	}
 	add("cloudwatch:DescribeAlarms", "arn:aws:cloudwatch"+prefix+"alarm:*", nil)
 	add("cloudwatch:DeleteAlarms", "arn:aws:cloudwatch"+prefix+"alarm:any", nil)
 	for _, action := range []string{"ecs:RegisterTaskDefinition", "ecs:RunTask", "lambda:UpdateFunctionCode", "iam:PutRolePolicy", "ecr:GetAuthorizationToken", "sts:AssumeRole", "secretsmanager:ListSecrets"} {
@@ -316,7 +317,7 @@ func (w *world) rotationMay(verb string, q question) bool {
 		arns := q.context["kms:EncryptionContext:SecretARN"]
 		return (verb == "Decrypt" || verb == "GenerateDataKey") && len(arns) == 1 && slices.Contains(w.secretARNs(), arns[0])
 	case "acm-pca":
-		return q.resource == caARN && (strings.HasPrefix(verb, "Get") || strings.HasPrefix(verb, "Describe") || verb == "IssueCertificate" && q.context["acm-pca:TemplateArn"][0] == leaf)
+		return q.resource == caARN && (strings.HasPrefix(verb, "GetCertificate") || strings.HasPrefix(verb, "Describe") || verb == "IssueCertificate" && q.context["acm-pca:TemplateArn"][0] == leaf)
 	case "ecs":
 		here := verb == "UpdateService" || verb == "DescribeServices"
 		return here && !strings.HasSuffix(q.resource, "/elsewhere") || w.listsTasks(verb, q)
@@ -388,7 +389,7 @@ func administered(q question) bool {
 	}
 	if strings.HasPrefix(q.action, "kms:") {
 		through := slices.Equal(q.context["kms:ViaService"], []string{viaSecretsManager})
-		return slices.Contains([]string{"kms:PutKeyPolicy", "kms:GetKeyPolicy", "kms:ScheduleKeyDeletion", "kms:DescribeKey"}, q.action) || q.action == "kms:GenerateDataKey" && through
+		return slices.Contains([]string{"kms:PutKeyPolicy", "kms:GetKeyPolicy", "kms:GetKeyRotationStatus", "kms:ListGrants", "kms:ScheduleKeyDeletion", "kms:DescribeKey"}, q.action) || q.action == "kms:GenerateDataKey" && through
 	}
 	return !slices.Contains([]string{"GetSecretValue", "BatchGetSecretValue", "PutSecretValue", "UpdateSecret", "UpdateSecretVersionStage"}, strings.TrimPrefix(q.action, "secretsmanager:"))
 }
