@@ -273,6 +273,14 @@ func (r *reviewer) judgeExcess(p *person) {
 	}
 }
 
+// forAnother is how a service asks for a role in the name of another account.
+func (r *reviewer) forAnother() policy.Question {
+	const another = "000000000000"
+	return policy.Question{Action: "sts:AssumeRole", Context: map[string]string{
+		"aws:sourceaccount": another, "aws:sourcearn": "arn:" + r.partition + ":ecs:" + r.places[0].config.Region + ":" + another + ":task/any",
+	}}
+}
+
 // judgeTrust looks at who may take a role of the mesh.
 func (r *reviewer) judgeTrust(p *person, service string) {
 	var others []string
@@ -284,7 +292,7 @@ func (r *reviewer) judgeTrust(p *person, service string) {
 		for _, who := range s.Principals {
 			if who.Kind != "Service" || who.Value != service {
 				others = append(others, who.Kind+" "+who.Value)
-			} else if service == tasksService && !s.Conditional("aws:sourceaccount", "aws:sourcearn") {
+			} else if service == tasksService && s.Holds(r.forAnother()) != policy.No {
 				unbound = true
 			}
 		}

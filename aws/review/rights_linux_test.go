@@ -57,12 +57,14 @@ func faultsOfRoles() []fault {
 		together(
 			fault{
 				name: "a service for any account", plant: func(w *world) {
-					w.trust("payments-ledger-task", map[string]any{"Service": "ecs-tasks.amazonaws.com"}, false)
+					w.trust("payments-ledger-task", map[string]any{"Service": "ecs-tasks.amazonaws.com"}, "")
+					w.trust("payments-terminal-task", map[string]any{"Service": "ecs-tasks.amazonaws.com"}, "*")
 				},
 				mend: func(w *world) {
-					w.trust("payments-ledger-task", map[string]any{"Service": "ecs-tasks.amazonaws.com"}, true)
+					w.trust("payments-ledger-task", map[string]any{"Service": "ecs-tasks.amazonaws.com"}, "123456789012")
+					w.trust("payments-terminal-task", map[string]any{"Service": "ecs-tasks.amazonaws.com"}, "123456789012")
 				},
-				want: []string{"warning trust_unbound"}, saying: []string{"role/payments-ledger-task: its trust policy does not say for which account ecs-tasks.amazonaws.com takes the role"},
+				want: []string{"warning trust_unbound", "warning trust_unbound"}, saying: []string{"role/payments-terminal-task: its trust policy does not say", "role/payments-ledger-task: its trust policy does not say for which account ecs-tasks.amazonaws.com takes the role"},
 			},
 			given("a role that passes another", "payments-checkout-task", may(accountARN+"role/payments-ledger-task", "iam:PassRole"), "excess_right", "role/payments-checkout-task: the policy planted allows iam:PassRole"),
 			given("a role that gets into tasks", "payments-ledger-execution", may("arn:aws:ecs:eu-central-1:123456789012:task/payments/any", "ecs:ExecuteCommand"), "excess_right", "allows ecs:ExecuteCommand"),
