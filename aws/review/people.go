@@ -273,14 +273,6 @@ func (r *reviewer) judgeExcess(p *person) {
 	}
 }
 
-// forAnother is how a service asks for a role in the name of another account.
-func (r *reviewer) forAnother() policy.Question {
-	const another = "000000000000"
-	return policy.Question{Action: "sts:AssumeRole", Context: map[string]string{
-		"aws:sourceaccount": another, "aws:sourcearn": "arn:" + r.partition + ":ecs:" + r.places[0].config.Region + ":" + another + ":task/any",
-	}}
-}
-
 // judgeTrust looks at who may take a role of the mesh.
 func (r *reviewer) judgeTrust(p *person, service string) {
 	var others []string
@@ -321,4 +313,12 @@ func sorted[V any](m map[string]V) []string {
 	}
 	slices.Sort(keys)
 	return keys
+}
+
+// forAnother is how a service asks for a role in the name of another account.
+func (r *reviewer) forAnother() policy.Question {
+	const another = "000000000000"
+	return policy.Question{Action: "sts:AssumeRole", Context: map[string]string{
+		"aws:sourceaccount": another, "aws:sourcearn": "arn:" + r.partition + ":ecs:" + r.places[0].config.Region + ":" + another + ":task/any",
+	}}
 }
