@@ -58,8 +58,8 @@ func (n *run) bring() error {
 		return err
 	case errors.Is(err, secret.ErrLeaseLost):
 		return err // whoever has it now goes on, or takes it back
-	case errors.Is(err, errUnsure):
-		return fmt.Errorf("%w: %w", ErrNotObserved, err) // it is the store that did not answer: the certificate is as good as it was
+	case errors.Is(err, errUnsure): // it is the store that did not answer: the certificate is as good as it was
+		return fmt.Errorf("%w; the version %s stays current, and the next rotation goes on from here", err, n.version)
 	default:
 		return n.back(err)
 	}

@@ -229,12 +229,15 @@ func (h *held) renew(ctx context.Context, every time.Duration) {
 // errUnsure says that nobody knows whether the lease is held still: it may be, and the step was not begun.
 var errUnsure = errors.New("nothing more was done")
 
-// sure renews the lease: before each step. The error is [secret.ErrLeaseLost] or [errUnsure].
+// sure renews the lease: before each step. The error is [secret.ErrLeaseLost], or else [errUnsure].
 func (h *held) sure(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if err := h.lease.Renew(ctx); err != nil {
+	switch err := h.lease.Renew(ctx); {
+	case errors.Is(err, secret.ErrLeaseLost):
+		return fmt.Errorf("nothing more was done: %w", err)
+	case err != nil:
 		return fmt.Errorf("%w: %w", errUnsure, err)
 	}
 	return nil

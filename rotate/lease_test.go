@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -272,15 +274,17 @@ func (l shakyLease) Renew(ctx context.Context) error {
 	return l.Lease.Renew(ctx)
 }
 
+var errAway = errors.New("the store does not answer")
+
 // TestLeaseUnsure takes nothing back because the store did not answer for a moment, or has said that the lease was lost, at no step: the
 // next rotation goes on, and no certificate is asked for twice.
 func TestLeaseUnsure(t *testing.T) {
-	away := errors.New("the store does not answer")
-	restarted, replaced := func(*world) {}, func(w *world) { newCluster(w) }
+	reloaded, replaced := func(*world) {}, func(w *world) { newCluster(w) }
+	restarted := func(w *world) { w.target.Restart, w.fleet.reload = true, false }
 	for name, test := range map[string]struct {
 		fails  error
 		deploy func(*world)
-	}{"restarted": {away, restarted}, "replaced": {away, replaced}, "replaced, and lost": {secret.ErrLeaseLost, replaced}} {
+	}{"reloaded": {errAway, reloaded}, "restarted": {errAway, restarted}, "replaced": {errAway, replaced}, "replaced, and lost": {secret.ErrLeaseLost, replaced}} {
 		renewals := 0
 		for ; unsure(t, fmt.Sprintf("%s, renewal %d", name, renewals), &shaky{renewals: renewals, fails: test.fails}, test.deploy); renewals++ {
 		}
@@ -318,4 +322,79 @@ func unsure(t *testing.T, name string, keeps *shaky, deploy func(*world)) bool {
 	}
 	w.check()
 	return true
+}
+
+// TestLeaseUnsureOnTheWayBack asserts that the next rotation goes a way back to its end in which the store did not answer for a moment, at
+// whatever step and however long ago it was begun: nobody is left with a version that is not current any more.
+func TestLeaseUnsureOnTheWayBack(t *testing.T) {
+	for name, test := range map[string]struct {
+		fails  error
+		deploy func(*world) (spoil func(first string), served func() string)
+	}{"restarted": {errAway, restartedInPart}, "restarted, and lost": {secret.ErrLeaseLost, restartedInPart}, "replaced": {errAway, replacedInVain}} {
+		onTheWay := 0
+		for renewals, reached := 0, true; reached; renewals++ {
+			w := newWorld(t, secret.LayoutJSON)
+			w.config.Timeout = 40 * time.Millisecond
+			spoil, served := test.deploy(w)
+			first := w.first().Serial
+			spoil(first)
+			keeps := &shaky{keeper: keeper{w.files}, renewals: renewals, fails: test.fails}
+			target := w.target
+			target.Keeper = keeps
+			result := w.rotator().Rotate(t.Context(), target, Options{Force: true})
+			if reached = keeps.renewals < 0; result.Outcome != RolledBack {
+				if !errors.Is(result.Err, test.fails) {
+					t.Fatalf("%s, renewal %d: %s: %v", name, renewals, result.Outcome, result.Err)
+				}
+				if s := ReadStatus(t.Context(), w.target); s.Step == StepRollback {
+					onTheWay++
+				}
+				if again := w.run(Options{Force: renewals == 0}); again.Outcome != RolledBack {
+					t.Errorf("%s, renewal %d: the next rotation: %s: %v", name, renewals, again.Outcome, again.Err)
+				}
+			}
+			if got := served(); got != first || w.currentSerial() != first {
+				t.Errorf("%s, renewal %d: %q is served, and %s is current: %s", name, renewals, got, w.currentSerial(), result.Error)
+			}
+			w.check()
+		}
+		if onTheWay == 0 {
+			t.Errorf("%s: no way back was cut short", name)
+		}
+	}
+}
+
+// picky restarts an instance with the first certificate only.
+type picky struct {
+	*fleet
+	instance, first string
+}
+
+func (p picky) Restart(ctx context.Context, workload, instance string) error {
+	if instance == p.instance && p.w.currentSerial() != p.first {
+		return errors.New("it does not take it")
+	}
+	return p.fleet.Restart(ctx, workload, instance)
+}
+
+// restartedInPart has the second instance refuse what the first one has taken.
+func restartedInPart(w *world) (spoil func(string), served func() string) {
+	w.target.Restart, w.fleet.reload = true, false
+	return func(first string) { w.config.Deployer = picky{w.fleet, "orders-2", first} }, func() string {
+		return strings.Join(slices.Compact(slices.Sorted(maps.Values(w.fleet.serves))), " ")
+	}
+}
+
+// replacedInVain has new instances serve something else than they were given, and counts a way back as old at once.
+func replacedInVain(w *world) (spoil func(string), served func() string) {
+	c := newCluster(w)
+	return func(first string) {
+		w.config.RolloutTimeout = time.Nanosecond
+		c.takes = func(serial string) string {
+			if serial != first {
+				return "other"
+			}
+			return serial
+		}
+	}, c.serve
 }

@@ -134,9 +134,13 @@ func (n *run) later() string {
 	return ", and instances that start from now on take it: deploy the service when what has failed is mended"
 }
 
-// resumable tells whether a way back that was cut short is gone on by the next rotation: it is when instances are replaced,
-// for as long as a roll-out may take. After that it would only keep the next rotation from its work.
+// resumable tells whether a way back that was cut short is gone on by the next rotation. It is when the store did not answer for a
+// moment: until it does, no rotation gets anywhere. It is when instances are replaced, too, for as long as a roll-out may take; after
+// that it would only keep the next rotation from its work.
 func (n *run) resumable(err error) bool {
+	if errors.Is(err, errUnsure) {
+		return true
+	}
 	if n.t.Rollout == nil {
 		return false
 	}
@@ -147,7 +151,7 @@ func (n *run) resumable(err error) bool {
 	if n.record.RolloutOf != n.record.Previous || began.IsZero() {
 		began = n.record.Began
 	}
-	return (errors.Is(err, ErrNotObserved) || errors.Is(err, errUnsure)) && n.r.now().Before(began.Add(2*n.r.config.RolloutTimeout))
+	return errors.Is(err, ErrNotObserved) && n.r.now().Before(began.Add(2*n.r.config.RolloutTimeout))
 }
 
 // sight looks at the instances, and lets the observer know what is current.

@@ -19,7 +19,7 @@ import (
 type watch struct {
 	severity Severity // of having no alarm
 	watched  bool
-	early    bool          // there is an alarm that fires in time
+	early    bool          // there is an alarm that fires in time, and is heard
 	late     [][2]string   // alarms that do not, and why
 	ttl      time.Duration // of the certificate that the metric is about
 	budget   int           // of the authority that it is about
@@ -84,18 +84,19 @@ func (r *reviewer) judgeAlarm(a *types.MetricAlarm, watches map[string]*watch) {
 	r.report.Looked["alarms"]++
 	arn := aws.ToString(a.AlarmArn)
 	id := namespace + " " + aws.ToString(a.MetricName) + " " + dimensions["Service"] + dimensions["Authority"] + dimensions["FunctionName"]
+	silent := !aws.ToBool(a.ActionsEnabled) || len(a.AlarmActions) == 0
 	if w := watches[id]; w != nil && len(dimensions) == expected { // with another dimension it is another metric, which nobody sends
 		w.watched = true
 		if why := cmp.Or(misses(a), r.late(a, w)); why != "" {
 			w.late = append(w.late, [2]string{arn, why})
 		} else {
-			w.early = true
+			w.early = w.early || !silent
 		}
 	}
 	if treats := aws.ToString(a.TreatMissingData); treats != "breaching" {
 		r.add(Error, AlarmNotBreaching, arn, fmt.Sprintf("it treats missing data as %s: a schedule that silently stopped sends none, and is no alarm", treats), "let it treat missing data as breaching")
 	}
-	if !aws.ToBool(a.ActionsEnabled) || len(a.AlarmActions) == 0 {
+	if silent {
 		r.add(Warning, AlarmSilent, arn, "it tells nobody: it has no action, or its actions are disabled", "give it an action, such as an SNS topic, and enable it")
 	}
 }

@@ -68,9 +68,9 @@ func (r *reviewer) findAuthorities(ctx context.Context, open, given []string) ma
 		}
 		name := ""
 		if c := shown.CertificateAuthorityConfiguration; c != nil && c.Subject != nil {
-			name, _ = strings.CutPrefix(aws.ToString(c.Subject.CommonName), r.Spec.Mesh+" ")
+			name = r.called(aws.ToString(c.Subject.CommonName), open)
 		}
-		if slices.Contains(open, name) {
+		if name != "" && found[name] == nil {
 			found[name] = shown
 		} else {
 			rest = append(rest, shown)
@@ -87,6 +87,17 @@ func (r *reviewer) findAuthorities(ctx context.Context, open, given []string) ma
 		}
 	}
 	return found
+}
+
+// called is which of some authorities has a CA of a common name by the template, which has room for 64 characters of it; nothing when it is none.
+func (r *reviewer) called(common string, names []string) string {
+	for _, name := range names {
+		const most = 64
+		if full := r.Spec.Mesh + " " + name; common == full[:min(len(full), most)] {
+			return name
+		}
+	}
+	return ""
 }
 
 // issuesFrom are the ARNs of private CAs that the rotation's policies name.
@@ -227,14 +238,40 @@ func (r *reviewer) readShares(ctx context.Context, a mesh.Authority, arn string)
 	}
 }
 
-// templates are what somebody may have certificates made by: of workloads, and of other CAs.
-var templates = []string{"EndEntityCertificate/V1", "BlankEndEntityCertificate_APIPassthrough/V1", "SubordinateCACertificate_PathLen0/V1", "RootCACertificate/V1"}
+// leaf is the template of workloads, where the specification names no other.
+const leaf = "EndEntityCertificate/V1"
+
+// templates are all that somebody may have certificates made by, of workloads and of other CAs:
+// https://docs.aws.amazon.com/privateca/latest/userguide/template-definitions.html. A policy may name any of them alone.
+var templates = func() []string {
+	all := []string{"RootCACertificate/V1", "RootCACertificate_APIPassthrough/V1", "BlankRootCACertificate_APIPassthrough/V1"}
+	add := func(name string, blank bool) {
+		if !blank {
+			all = append(all, name+"/V1")
+		}
+		for _, passes := range []string{"API", "CSR", "APICSR"} {
+			all = append(all, name+"_"+passes+"Passthrough/V1")
+		}
+	}
+	for _, kind := range []string{"EndEntity", "EndEntityClientAuth", "EndEntityServerAuth", "CodeSigning", "OCSPSigning"} {
+		add(kind+"Certificate", false)
+	}
+	add("BlankEndEntityCertificate", true)
+	add("BlankEndEntityCertificate_CriticalBasicConstraints", true)
+	for length := range 4 {
+		add(fmt.Sprintf("SubordinateCACertificate_PathLen%d", length), false)
+		add(fmt.Sprintf("BlankSubordinateCACertificate_PathLen%d", length), true)
+		all = append(all, fmt.Sprintf("BlankRootCACertificate_PathLen%d_APIPassthrough/V1", length))
+	}
+	return all
+}()
 
 // judgeIssuers tells who else can have certificates made, in the name of any workload. Who may give himself any right is left out: that is
 // administration, and cannot be taken from it.
 func (r *reviewer) judgeIssuers(a mesh.Authority, arn string) {
 	const mend = "take the right from their policies: `countersign generate iam` writes it for the rotation alone, for certificates of workloads"
 	var can, perhaps []string
+	_, own, _ := strings.Cut(cmp.Or(a.Template, "template/"+leaf), "template/")
 	for _, p := range r.people {
 		rotation := p.arn == r.roleARN(r.RotationRole)
 		if p.service || r.administers(p) {
@@ -242,13 +279,16 @@ func (r *reviewer) judgeIssuers(a mesh.Authority, arn string) {
 		}
 		verdict := policy.No
 		for _, template := range templates {
-			if full := "arn:" + r.partition + ":acm-pca:::template/" + template; !rotation || template != "EndEntityCertificate/V1" && full != a.Template {
-				verdict = max(verdict, p.decide(policy.Question{Action: issuing, Resource: arn, Context: map[string]string{"acm-pca:templatearn": full, "aws:currenttime": r.report.Checked.Format(time.RFC3339)}}, nil, false))
+			if rotation && template == own || verdict == policy.Yes {
+				continue
 			}
+			verdict = max(verdict, p.decide(policy.Question{Action: issuing, Resource: arn, Context: map[string]string{
+				"acm-pca:templatearn": "arn:" + r.partition + ":acm-pca:::template/" + template, "aws:currenttime": r.report.Checked.Format(time.RFC3339),
+			}}, nil, false))
 		}
 		switch {
 		case verdict == policy.No:
-		case rotation:
+		case verdict == policy.Yes && rotation:
 			r.add(Error, CanIssue, arn, p.arn+" can have it make certificates by other templates than that of workloads, such as those of CAs", mend)
 		case verdict == policy.Yes:
 			can = append(can, p.arn)

@@ -2,6 +2,7 @@ package review
 
 import (
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 
@@ -14,6 +15,13 @@ var strong = []string{"ALL", "SYS_ADMIN", "SYS_PTRACE", "SYS_MODULE", "SYS_RAWIO
 
 // ofHost are places of a host from which all of its containers can be reached.
 var ofHost = []string{"/var/run/docker.sock", "/run/docker.sock", "/var/lib/docker", "/run/containerd", "/var/run/containerd", "/var/lib/ecs", "/proc", "/etc/ecs"}
+
+// reaches tells whether a directory of a host is one of those places, in one, or has one in it.
+func reaches(directory string) bool {
+	within := func(a, b string) bool { return a == b || strings.HasPrefix(a, strings.TrimSuffix(b, "/")+"/") }
+	directory = path.Clean("/" + directory)
+	return slices.ContainsFunc(ofHost, func(place string) bool { return within(directory, place) || within(place, directory) })
+}
 
 // judgeRights looks for containers that get out of their own: they read the keys of all others.
 func (r *reviewer) judgeRights(arn string, d *types.TaskDefinition) {
@@ -33,9 +41,8 @@ func (r *reviewer) judgeRights(arn string, d *types.TaskDefinition) {
 		if v.Host == nil {
 			continue
 		}
-		path := aws.ToString(v.Host.SourcePath)
-		if path == "/" || slices.ContainsFunc(ofHost, func(place string) bool { return path == place || strings.HasPrefix(path, place+"/") }) {
-			say("the volume " + aws.ToString(v.Name) + " is " + path + " of the host")
+		if from := aws.ToString(v.Host.SourcePath); from != "" && reaches(from) {
+			say("the volume " + aws.ToString(v.Name) + " is " + from + " of the host")
 		}
 	}
 	for i := range d.ContainerDefinitions {

@@ -167,13 +167,13 @@ func faultsOfDefinitions() []fault {
 			app, app+`,"environmentFiles":[{"type":"s3","value":"arn:aws:s3:::bucket/app.env"}],"privileged":true,"linuxParameters":{"capabilities":{"add":["SYS_PTRACE","NET_BIND_SERVICE"]},"devices":[{"hostPath":"/dev/mem"}]},`+
 				`"repositoryCredentials":{"credentialsParameter":"arn:aws:secretsmanager:eu-central-1:123456789012:secret:payments/terminal-AbCdEf"}`,
 			`"networkMode":"awsvpc"`, `"networkMode":"host","pidMode":"host"`,
-			`"volumes":[`, `"volumes":[{"name":"docker","host":{"sourcePath":"/var/run/docker.sock"}},`,
+			`"volumes":[`, `"volumes":[{"name":"docker","host":{"sourcePath":"/var/run/docker.sock"}},{"name":"above","host":{"sourcePath":"/var/./lib/"}},{"name":"beside","host":{"sourcePath":"/var/libs"}},`,
 			disk, `{"name":"certificates","host":{"sourcePath":"/data/tls"}}`),
 			[]string{
 				"the container app takes variables from the file arn:aws:s3:::bucket/app.env", "the container app is privileged", "the container app has the capability SYS_PTRACE:", "the container app has devices of the host", "the network of the host",
-				"see the processes", "the volume docker is /var/run/docker.sock of the host", "lie in the directory /data/tls of the host", "the container app gives payments/terminal to the registry of its image",
+				"see the processes", "the volume docker is /var/run/docker.sock of the host", "the volume above is /var/./lib/ of the host", "lie in the directory /data/tls of the host", "the container app gives payments/terminal to the registry of its image",
 			},
-			"unknown environment_file", "error container_rights", "error container_rights", "error container_rights", "error container_rights", "error container_rights", "error container_rights", "error volume_outlives_task", "error secret_of_another"),
+			"unknown environment_file", "error container_rights", "error container_rights", "error container_rights", "error container_rights", "error container_rights", "error container_rights", "error container_rights", "error volume_outlives_task", "error secret_of_another"),
 		altered("a shared file system", replaced(disk, `{"name":"certificates","efsVolumeConfiguration":{"fileSystemId":"fs-1"}}`), []string{"lie in the file system fs-1 (EFS)"}, "error volume_outlives_task"),
 		{name: "what others have", plant: func(w *world) {
 			w.define(func(_ *ecs.RegisterTaskDefinitionInput, all map[string]*ecstypes.ContainerDefinition) {

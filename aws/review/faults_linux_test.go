@@ -122,12 +122,12 @@ func (w *world) ungrant(role string) {
 	try[*iam.DeleteRolePolicyOutput](w)(iam.NewFromConfig(w.cloud.Admin()).DeleteRolePolicy(w.Context(), &iam.DeleteRolePolicyInput{RoleName: &role, PolicyName: aws.String("planted")}))
 }
 
-// trust says who may take a role; for ECS as the template does, when bound.
-func (w *world) trust(role string, principal map[string]any, bound bool) {
+// trust lets somebody take a role, for the accounts that fit a pattern, if one is given.
+func (w *world) trust(role string, principal map[string]any, accounts string) {
 	w.Helper()
 	statement := map[string]any{"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": principal}
-	if bound {
-		statement["Condition"] = map[string]any{"StringEquals": map[string]any{"aws:SourceAccount": "123456789012"}}
+	if accounts != "" {
+		statement["Condition"] = map[string]any{"StringLike": map[string]any{"aws:SourceAccount": accounts}}
 	}
 	text, err := json.Marshal(map[string]any{"Version": "2012-10-17", "Statement": []any{statement}})
 	if err != nil {
@@ -192,9 +192,9 @@ func faultsOfSecrets() []fault {
 		},
 		{
 			name:  "whom a role trusts",
-			plant: func(w *world) { w.trust("payments-ledger-task", map[string]any{"AWS": accountARN + "root"}, false) },
+			plant: func(w *world) { w.trust("payments-ledger-task", map[string]any{"AWS": accountARN + "root"}, "") },
 			mend: func(w *world) {
-				w.trust("payments-ledger-task", map[string]any{"Service": "ecs-tasks.amazonaws.com"}, true)
+				w.trust("payments-ledger-task", map[string]any{"Service": "ecs-tasks.amazonaws.com"}, "123456789012")
 			},
 			want: []string{"error role_trusts"}, saying: []string{"AWS " + accountARN + "root"},
 		},

@@ -264,7 +264,7 @@ func (r *reviewer) judgeTrust(p *person, service string) {
 		for _, who := range s.Principals {
 			if who.Kind != "Service" || who.Value != service {
 				others = append(others, who.Kind+" "+who.Value)
-			} else if service == tasksService && !s.Conditional("aws:sourceaccount", "aws:sourcearn") {
+			} else if service == tasksService && s.Holds(r.forAnother()) != policy.No {
 				unbound = true
 			}
 		}
@@ -293,4 +293,12 @@ func sorted[V any](m map[string]V) []string {
 	}
 	slices.Sort(keys)
 	return keys
+}
+
+// forAnother is how a service asks for a role in the name of another account.
+func (r *reviewer) forAnother() policy.Question {
+	const another = "000000000000"
+	return policy.Question{Action: "sts:AssumeRole", Context: map[string]string{
+		"aws:sourceaccount": another, "aws:sourcearn": "arn:" + r.partition + ":ecs:" + r.places[0].config.Region + ":" + another + ":task/any",
+	}}
 }

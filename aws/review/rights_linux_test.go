@@ -58,19 +58,25 @@ func faultsOfRoles() []fault {
 		together(
 			fault{
 				name: "a service for any account", plant: func(w *world) {
-					w.trust("payments-ledger-task", map[string]any{"Service": "ecs-tasks.amazonaws.com"}, false)
+					w.trust("payments-ledger-task", map[string]any{"Service": "ecs-tasks.amazonaws.com"}, "")
+					w.trust("payments-terminal-task", map[string]any{"Service": "ecs-tasks.amazonaws.com"}, "*")
 				},
 				mend: func(w *world) {
-					w.trust("payments-ledger-task", map[string]any{"Service": "ecs-tasks.amazonaws.com"}, true)
+					w.trust("payments-ledger-task", map[string]any{"Service": "ecs-tasks.amazonaws.com"}, "123456789012")
+					w.trust("payments-terminal-task", map[string]any{"Service": "ecs-tasks.amazonaws.com"}, "123456789012")
 				},
-				want: []string{"warning trust_unbound"}, saying: []string{"role/payments-ledger-task: its trust policy does not say for which account ecs-tasks.amazonaws.com takes the role"},
+				want: []string{"warning trust_unbound", "warning trust_unbound"}, saying: []string{"role/payments-terminal-task: its trust policy does not say", "role/payments-ledger-task: its trust policy does not say for which account ecs-tasks.amazonaws.com takes the role"},
 			},
 			given("a role that passes another", "payments-checkout-task", may(accountARN+"role/payments-ledger-task", "iam:PassRole"), "excess_right", "role/payments-checkout-task: the policy planted allows iam:PassRole"),
 			given("a role that gets into tasks", "payments-ledger-execution", may("arn:aws:ecs:eu-central-1:123456789012:task/payments/any", "ecs:ExecuteCommand"), "excess_right", "allows ecs:ExecuteCommand"),
 			given("a role that starts the rotation", "payments-terminal-task", may("arn:aws:lambda:eu-central-1:123456789012:function:payments-rotation", "lambda:InvokeFunction"), "excess_right", "allows lambda:InvokeFunction"),
 			given("a role that starts any function", "payments-checkout-execution", may("arn:aws:lambda:eu-central-1:123456789012:function:*", "lambda:InvokeFunction"), "excess_right", "role/payments-checkout-execution: the policy planted allows lambda:InvokeFunction"),
 			given("a rotation that gives rights away", "payments-rotation", func(w *world) map[string]any { return may(w.key(), "kms:CreateGrant")(w) }, "excess_right", "role/payments-rotation: the policy planted allows kms:CreateGrant"),
-			given("certificates for a stranger", "nobody", issue, "can_issue", "role/nobody"),
+			given("certificates for a stranger, by one template of CAs alone", "nobody", func(w *world) map[string]any {
+				statement := issue(w)
+				statement["Condition"] = map[string]any{"StringEquals": map[string]any{"acm-pca:TemplateArn": "arn:aws:acm-pca:::template/SubordinateCACertificate_PathLen3/V1"}}
+				return statement
+			}, "can_issue", "role/nobody"),
 			fault{
 				name: "and for a task", plant: func(w *world) { w.grant("payments-paygate-task", issue(w)) }, mend: func(w *world) { w.ungrant("payments-paygate-task") },
 				want: []string{"error excess_right"}, saying: []string{"role/payments-paygate-task can have it make certificates, in the name of any workload"},
@@ -204,10 +210,10 @@ func faultsOfOtherKeys() []fault {
 		}, fault{
 			name: "copies, and another function", plant: func(w *world) {
 				w.alter("secretsmanager:DescribeSecret", `"payments/ledger"`, func(answer string) string {
-					return strings.TrimSuffix(strings.TrimSpace(answer), "}") + `,"RotationEnabled":true,"RotationLambdaARN":"arn:aws:lambda:eu-central-1:123456789012:function:theirs","ReplicationStatus":[{"Region":"us-east-1","Status":"InSync"}]}`
+					return strings.TrimSuffix(strings.TrimSpace(answer), "}") + `,"RotationEnabled":true,"RotationLambdaARN":"arn:aws:lambda:eu-central-1:999988887777:function:payments-rotation","ReplicationStatus":[{"Region":"us-east-1","Status":"InSync"}]}`
 				})
 			},
-			mend: (*world).straight, want: []string{"error rotated_by_another", "error secret_replicated"}, saying: []string{"function:theirs, which is not payments-rotation", "it is copied to us-east-1"},
+			mend: (*world).straight, want: []string{"error rotated_by_another", "error secret_replicated"}, saying: []string{":999988887777:function:payments-rotation, which is not arn:aws:lambda:eu-central-1:123456789012:function:payments-rotation:", "it is copied to us-east-1"},
 		}),
 		{
 			name: "not the key that is named", plant: func(w *world) {

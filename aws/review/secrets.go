@@ -63,8 +63,9 @@ func (r *reviewer) readSecret(ctx context.Context, s *secret) {
 
 // judgeCopies looks at who else writes a secret, and where else it lies.
 func (r *reviewer) judgeCopies(s *secret, out *secretsmanager.DescribeSecretOutput) {
-	if function := functionName(aws.ToString(out.RotationLambdaARN)); aws.ToBool(out.RotationEnabled) && function != r.Function {
-		r.add(Error, RotatedElsewhere, s.arn, "Secrets Manager rotates it by "+cmp.Or(aws.ToString(out.RotationLambdaARN), "itself")+", which is not "+r.Function+": whoever writes that function has the key, and what it writes is no certificate of the mesh",
+	own, function := r.arn(s.place, "lambda", "function:"+r.Function), aws.ToString(out.RotationLambdaARN)
+	if aws.ToBool(out.RotationEnabled) && function != own && !strings.HasPrefix(function, own+":") { // a version of it, or an alias
+		r.add(Error, RotatedElsewhere, s.arn, "Secrets Manager rotates it by "+cmp.Or(function, "itself")+", which is not "+own+": whoever writes that function has the key, and what it writes is no certificate of the mesh",
 			"end that (`aws secretsmanager cancel-rotate-secret`), see which versions it has written, and rotate: `countersign rotate once --force --mesh PATH`")
 	}
 	var regions []string
@@ -76,13 +77,6 @@ func (r *reviewer) judgeCopies(s *secret, out *secretsmanager.DescribeSecretOutp
 		r.add(Error, Replicated, s.arn, "it is copied to "+few(regions)+", under keys that nobody looked at: whoever decrypts there has it, too",
 			"remove the copies (`aws secretsmanager remove-regions-from-replication`): nothing of the mesh reads them; then rotate")
 	}
-}
-
-// functionName is the name in the ARN of a function, without its version.
-func functionName(arn string) string {
-	_, name, _ := strings.Cut(arn, ":function:")
-	name, _, _ = strings.Cut(name, ":")
-	return name
 }
 
 // A rotation may come so late before it is a fault: a quarter of the time that is left for it, or two runs of a schedule of hours, but never later

@@ -55,15 +55,18 @@ func faultsOfWhen() []fault {
 				w.alarm("PaygateFailuresAlarm", func(in *cloudwatch.PutMetricAlarmInput) { // beside the one that is in time
 					in.AlarmName, in.Threshold = aws.String("the worst"), aws.Float64(1000)
 				})
+				w.alarm("LedgerOverdueAlarm", func(in *cloudwatch.PutMetricAlarmInput) { // the one that is in time has no action any more
+					in.AlarmName, in.Threshold, in.AlarmActions = aws.String("heard alone"), aws.Float64(2000), []string{"arn:aws:sns:eu-central-1:123456789012:ops"}
+				})
 				found := w.part("TerminalFailuresAlarm")
 				try[*cloudwatch.DeleteAlarmsOutput](w)(cloudwatch.NewFromConfig(w.cloud.Admin()).DeleteAlarms(w.Context(), &cloudwatch.DeleteAlarmsInput{AlarmNames: []string{found}}))
 			},
 			want: []string{
-				"error alarm_missing", "error alarm_too_late", "error alarm_too_late", "error alarm_too_late", "error alarm_too_late", "error alarm_too_late", "error alarm_too_late", "error alarm_too_late", "error alarm_too_late",
+				"error alarm_missing", "error alarm_too_late", "error alarm_too_late", "error alarm_too_late", "error alarm_too_late", "error alarm_too_late", "error alarm_too_late", "error alarm_too_late", "error alarm_too_late", "error alarm_too_late",
 				"warning alarm_missing",
 			},
 			saying: []string{
-				"less than 0 days left", "it compares with GreaterThanThreshold", "after 12 periods of 2h15m", "it fires 1000 hours after the last rotation", "it fires at 101 failures in 2h15m", "it always fires",
+				"less than 0 days left", "it compares with GreaterThanThreshold", "after 12 periods of 2h15m", "it fires 1000 hours after the last rotation", "alarm:heard alone: it fires 2000 hours after the last rotation", "it fires at 101 failures in 2h15m", "it always fires",
 				"it fires at 201 certificates, and the budget is 200", "it looks at the Minimum of Errors", "Countersign HoursSinceSuccess paygate: no alarm", "Countersign Failures terminal: no alarm",
 			},
 		},

@@ -316,8 +316,3 @@ func (s Statement) Wild(action string) bool {
 func (s Statement) Holds(q Question) Verdict {
 	return min(s.action(q.Action), s.resource(q), s.condition(q))
 }
-
-// Conditional tells whether a statement has a condition on one of the keys, which are in lower case.
-func (s Statement) Conditional(keys ...string) bool {
-	return slices.ContainsFunc(s.conditions, func(c condition) bool { return slices.Contains(keys, c.key) })
-}
