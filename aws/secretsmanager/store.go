@@ -166,6 +166,10 @@ func (s *Store) explain(err error, operation, name string) error {
 	case errors.Is(explained, session.ErrDenied):
 		return fmt.Errorf("%w; or it does not exist any more, or under another ARN, which AWS says in the same words to a role that may only what it names: `aws secretsmanager describe-secret --secret-id %s`", explained, name)
 	}
+	known := session.Known(explained) // there is more to be said
+	if operation == "UpdateSecretVersionStage" && elsewhere(err) {
+		explained = known // somebody else was faster, and asking again does help
+	}
 	switch text := err.Error(); session.Code(err) {
 	case "ResourceNotFoundException":
 		advice := ""
@@ -174,13 +178,13 @@ func (s *Store) explain(err error, operation, name string) error {
 		}
 		return fmt.Errorf("%w (Secrets Manager, region %s): %w%s", secret.ErrNotFound, s.regionOf(name), explained, advice)
 	case "ResourceExistsException":
-		return fmt.Errorf("%w: %w; give another id, or none", secret.ErrConflict, explained)
+		return fmt.Errorf("%w: %w; give another id, or none", secret.ErrConflict, known)
 	case "LimitExceededException":
 		return fmt.Errorf("%w, and what was current is unharmed: %w; a secret has room for about a hundred versions, of which AWS removes old ones after a day, and for twenty staging labels on all of them together: "+
-			"`aws secretsmanager describe-secret --secret-id %s` shows them, and `update-secret-version-stage --remove-from-version-id` takes one away", secret.ErrFull, explained, name)
+			"`aws secretsmanager describe-secret --secret-id %s` shows them, and `update-secret-version-stage --remove-from-version-id` takes one away", secret.ErrFull, known, name)
 	case "InvalidRequestException":
 		if strings.Contains(text, "delet") {
-			return deleted(name, explained)
+			return deleted(name, known)
 		}
 	case "InvalidParameterException", "ValidationException":
 		return fmt.Errorf("%w request: %w", secret.ErrInvalid, explained)
