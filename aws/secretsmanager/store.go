@@ -32,6 +32,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	sdk "github.com/aws/aws-sdk-go-v2/service/secretsmanager"
+	"github.com/aws/smithy-go/middleware"
 
 	"countersign.dev/aws/session"
 	"countersign.dev/secret"
@@ -192,6 +193,12 @@ func (s *Store) explain(err error, operation, name string) error {
 	return explained
 }
 
+// strange is the error of an answer without the ARN of a secret, which each of Secrets Manager's has. Nothing is taken from it: it
+// would look like a secret without versions.
+func (s *Store) strange(operation, name string, answer middleware.Metadata) error {
+	return session.Strange("Secrets Manager", "ARN", "secretsmanager:"+operation, s.resource(name), answer)
+}
+
 // remake is how a secret that is gone comes back.
 const remake = "let that make it again, which hangs the policy at it that keeps others out"
 
@@ -236,6 +243,9 @@ func (s *Store) describe(ctx context.Context, name string) (described, error) {
 	answer, err := s.client.DescribeSecret(ctx, &sdk.DescribeSecretInput{SecretId: aws.String(name)}, at(name))
 	if err != nil {
 		return nil, s.explain(err, "DescribeSecret", name)
+	}
+	if aws.ToString(answer.ARN) == "" {
+		return nil, s.strange("DescribeSecret", name, answer.ResultMetadata)
 	}
 	if answer.DeletedDate != nil {
 		return nil, deleted(name, nil)
