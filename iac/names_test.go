@@ -1,7 +1,9 @@
 package iac_test
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"regexp"
 	"strings"
 	"testing"
@@ -71,6 +73,47 @@ func TestCommonName(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, found, want)
 		}
 	}
+}
+
+// TestSharedRoots asserts that a workload whose roots stand in a bundle has no secret of its own for them, which nobody would
+// ever write to, whatever makes the secrets and whoever reads them.
+func TestSharedRoots(t *testing.T) {
+	separate := strings.Replace(good, `{service}"}`, `{service}", layout: separate}`, 1)
+	for _, shared := range []bool{false, true} {
+		text := separate
+		if shared {
+			text = strings.Replace(separate, "layout: separate", `layout: separate, bundle: "{mesh}/roots"`, 1)
+		}
+		spec := parse(t, text)
+		for _, way := range []iac.Init{iac.InitTaskRole, iac.InitEnvironment} {
+			o := iac.Options{Init: way}
+			for kind, generate := range map[string]func() ([]byte, error){
+				"cloudformation": func() ([]byte, error) { return iac.CloudFormation(spec, o) },
+				"terraform":      func() ([]byte, error) { return iac.Terraform(spec, o) },
+				"iam":            func() ([]byte, error) { return wanted(iac.IAM(spec, o, iac.Given{})) },
+				"task":           func() ([]byte, error) { return wanted(iac.TaskDefinition(spec, "one", o, iac.Given{})) },
+			} {
+				if kind == "task" && way == iac.InitTaskRole {
+					continue // init knows its secrets by their names
+				}
+				made, err := generate()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if own, bundle := bytes.Contains(made, []byte("small/one/ca_bundle")), bytes.Contains(made, []byte("small/roots")); own == shared || bundle != shared {
+					t.Errorf("%s, %s, shared %t: a secret of its own %t, a shared one %t", kind, way, shared, own, bundle)
+				}
+			}
+		}
+	}
+}
+
+// wanted is which ARNs are asked for when none is given.
+func wanted(made []byte, err error) ([]byte, error) {
+	if made != nil || !errors.Is(err, iac.ErrMissing) {
+		return nil, fmt.Errorf("it was made without ARNs: %w", err)
+	}
+	return []byte(err.Error()), nil
 }
 
 // TestRegionOfACM asserts that a CA of another region is refused where ACM is to issue from it, which it cannot, and is as good as any where

@@ -70,16 +70,20 @@ type DeliveryPlan struct {
 // FromStore tells whether the certificate comes from a secret store.
 func (d DeliveryPlan) FromStore() bool { return d.Type == DeliverStore }
 
-// Shape is the layout with the names of its fields. The error, [secret.ErrInvalid], cannot occur for a
+// Shape is the layout with the names of its fields, and without a place for the roots where they stand in a secret of their own. The error, [secret.ErrInvalid], cannot occur for a
 // delivery from a store that [ParseDocuments] accepted.
 func (d DeliveryPlan) Shape() (secret.Shape, error) {
-	return secret.NewShape(secret.Layout(d.Layout), secret.Fields{
+	shape, err := secret.NewShape(secret.Layout(d.Layout), secret.Fields{
 		Certificate: d.Fields["certificate"],
 		Chain:       d.Fields["chain"],
 		Key:         d.Fields["key"],
 		Passphrase:  d.Fields["passphrase"],
 		Bundle:      d.Fields["bundle"],
 	})
+	if d.Bundle != "" {
+		shape = shape.WithoutBundle()
+	}
+	return shape, err
 }
 
 // The types of stores.

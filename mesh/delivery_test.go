@@ -2,6 +2,7 @@ package mesh_test
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 
@@ -44,6 +45,12 @@ func TestDelivery(t *testing.T) {
 	names := []string{"m/a/certificate", "m/a/chain", "m/a/k", "m/a/passphrase"}
 	if diff := cmp.Diff(names, shape.Names(p.Delivery.Secret)); diff != "" {
 		t.Errorf("the secret's names (-want +got):\n%s", diff)
+	}
+	for layout, names := range map[string][]string{"separate": {"m/a/cert_pem", "m/a/k"}, "json": {"m/a"}} { // the roots stand in m/all
+		p = plan(t, strings.Replace(delivered, "exported", layout, 1), "a")
+		if shape, err := p.Delivery.Shape(); err != nil || !slices.Equal(shape.Names(p.Delivery.Secret), names) {
+			t.Errorf("%s: the secret's names are %q, %v", layout, shape.Names(p.Delivery.Secret), err)
+		}
 	}
 	p = plan(t, delivered, "b")
 	if p.Proxy != (mesh.ProxyPlan{Engine: mesh.EngineBuiltin}) || p.Delivery.Type != mesh.DeliverAgent || p.Deploy != "" || p.Proxy.Real() || p.Delivery.FromStore() {

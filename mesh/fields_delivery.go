@@ -86,7 +86,7 @@ var deliveryFieldsShape = &shape{
 		{name: "chain", shape: secretField, otherwise: "`chain`", doc: "The intermediates; only in `exported`."},
 		{name: "key", shape: secretField, otherwise: "`key_pem`; in `exported` `private_key`", doc: "The private key."},
 		{name: "passphrase", shape: secretField, otherwise: "`passphrase`", doc: "The passphrase of the key; only in `exported`."},
-		{name: "bundle", shape: secretField, otherwise: "`ca_bundle`", doc: "The trust bundle; only in `json` and `separate`."},
+		{name: "bundle", shape: secretField, otherwise: "`ca_bundle`", doc: "The trust bundle; only in `json` and `separate`, and not used where `delivery.bundle` names a secret for it."},
 	},
 }
 

@@ -114,22 +114,13 @@ func (n *run) leafOf(version string) (brought, error) {
 // readers which version they are to have of the others. Each takes the place of what this rotation knows as current.
 func (n *run) promote(version string) error {
 	for _, name := range slices.Backward(n.t.Shape.Names(n.t.Secret)) {
-		err := n.t.Store.Replace(n.ctx, name, version, n.now[name])
-		if errors.Is(err, secret.ErrNotFound) && n.optional(name) {
-			continue
-		}
-		if err != nil {
+		if err := n.t.Store.Replace(n.ctx, name, version, n.now[name]); err != nil {
 			return err
 		}
 		n.now[name] = version
 		durable.Step("rotate.promoted")
 	}
 	return nil
-}
-
-// optional tells whether a secret may be missing: the bundle of the layout separate, when it is shared.
-func (n *run) optional(name string) bool {
-	return n.t.Bundle != "" && n.t.Shape.Layout() == secret.LayoutSeparate && strings.HasSuffix(name, "/"+n.t.Shape.Fields().Bundle)
 }
 
 // done notes that the rotation has come to its end, and removes what it leaves.

@@ -144,7 +144,7 @@ func (n *bundleRun) say(step Step, format string, args ...any) {
 
 func (n *bundleRun) failed(err error) {
 	if errors.Is(err, secret.ErrReplaced) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(n.ctx), askTimeout)
+		ctx, cancel := Detached(n.ctx, askTimeout)
 		defer cancel()
 		n.result.fail(n.step, overtaken(ctx, err, n.b.Keeper, n.b.Name, n.r.config.Holder))
 		n.result.Version, _ = currentVersion(ctx, n.b.Store, n.b.Name) // empty when it is not known

@@ -109,6 +109,7 @@ func lifeOf(holder string) life {
 type held struct {
 	lease  Lease
 	cancel context.CancelCauseFunc
+	forget context.CancelFunc // the time at which steps are cut
 	done   chan struct{}
 	stop   chan struct{}
 }
@@ -116,7 +117,7 @@ type held struct {
 // take takes the lease of a name. One that a dead process of this machine has left is ended; one of which that is not
 // known is waited for: it runs out. One whose holder lives, or that is renewed meanwhile, is waited for as long as patience
 // says, and an error then: [secret.ErrHeld]. Waiting is told once for each, dead or not. The context that it gives ends with the
-// lease, and not with the given one: steps are not cut in the middle.
+// lease, and not with the given one: steps are not cut in the middle, but by [WithEnds].
 func (r *Rotator) take(ctx context.Context, keeper Keeper, name string, ttl, patience time.Duration, waiting func(held error, dead bool)) (context.Context, *held, error) {
 	var seen *secret.HeldError // as it was seen last
 	living := ""               // a holder who has renewed it
@@ -201,7 +202,8 @@ func (r *Rotator) leaseFor(targets ...Target) time.Duration {
 // keep renews a lease in the background.
 func (r *Rotator) keep(ctx context.Context, lease Lease, ttl time.Duration) (context.Context, *held, error) {
 	within, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	h := &held{lease: lease, cancel: cancel, done: make(chan struct{}), stop: make(chan struct{})}
+	within, forget := cut(within)
+	h := &held{lease: lease, cancel: cancel, forget: forget, done: make(chan struct{}), stop: make(chan struct{})}
 	go h.renew(within, ttl/3)
 	return within, h, nil
 }
@@ -247,12 +249,13 @@ func (h *held) sure(ctx context.Context) error {
 func (h *held) release(ctx context.Context) error {
 	close(h.stop)
 	<-h.done
-	lost := ctx.Err() != nil
+	lost := errors.Is(context.Cause(ctx), secret.ErrLeaseLost)
 	h.cancel(nil)
+	h.forget()
 	if lost {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	ctx, cancel := Detached(ctx, 10*time.Second)
 	defer cancel()
 	return h.lease.Release(ctx)
 }

@@ -26,7 +26,7 @@ func TestRotation(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, shared bundle %t", layout, shared), func(t *testing.T) {
 				w := newWorld(t, layout)
 				if shared {
-					w.target.Bundle = "shop/bundle"
+					w.target.Bundle, w.target.Shape = "shop/bundle", w.target.Shape.WithoutBundle()
 				}
 				if result := w.must(Options{DryRun: true}, WouldRotate); result.Reason != "there is none yet" {
 					t.Error(result.Reason)

@@ -182,7 +182,7 @@ func (n *run) failed(err error) {
 
 // lost notes in the result, and nowhere else, that somebody else was faster: what the store holds is his by now.
 func (n *run) lost(err error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(n.ctx), askTimeout)
+	ctx, cancel := Detached(n.ctx, askTimeout)
 	defer cancel()
 	n.result.fail(n.step, overtaken(ctx, err, n.t.Keeper, n.t.Secret, n.r.config.Holder))
 	n.result.Version, n.result.Serial, n.result.NotAfter, n.result.Due, n.result.Seen = "", "", time.Time{}, time.Time{}, nil

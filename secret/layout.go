@@ -93,6 +93,8 @@ type Reader interface {
 type Shape struct {
 	layout Layout
 	fields Fields
+	// elsewhere says that the bundle is no part of the credential: see WithoutBundle.
+	elsewhere bool
 }
 
 // NewShape checks the fields' names, and fills in those that are empty: cert_pem, key_pem and ca_bundle;
@@ -159,6 +161,14 @@ func (s Shape) Layout() Layout { return s.layout }
 // Fields are the names in use, with the defaults filled in.
 func (s Shape) Fields() Fields { return s.fields }
 
+// WithoutBundle is the shape of a credential whose roots stand elsewhere, such as in a secret that services share: separate has
+// no secret for them then, and none of that name is read or written. The other layouts are as they are: json may
+// have its field for them, and nobody has to look at it.
+func (s Shape) WithoutBundle() Shape {
+	s.elsewhere = s.layout == LayoutSeparate
+	return s
+}
+
 // part is one field of a layout of several secrets, and where it belongs in a Material.
 type part struct {
 	field    string
@@ -181,6 +191,9 @@ func (s Shape) parts() []part {
 	case LayoutBundle:
 		return nil
 	default:
+		if s.elsewhere {
+			return []part{certificate, key}
+		}
 		return []part{certificate, key, {s.fields.Bundle, true, func(m *Material) *[]byte { return &m.Bundle }}}
 	}
 }
@@ -307,7 +320,7 @@ func (s Shape) encode(name string, m *Material) ([]Value, error) {
 		}
 		return []Value{{Name: name, Value: m.Bundle}}, nil
 	}
-	if s.layout == LayoutExported && m.Bundle != nil {
+	if (s.layout == LayoutExported || s.elsewhere) && m.Bundle != nil {
 		return nil, fmt.Errorf("%w: the layout has no place for a trust bundle; write it as a secret of its own", ErrInvalid)
 	}
 	if s.layout != LayoutExported && (m.Chain != nil || m.Passphrase != nil) {

@@ -107,6 +107,34 @@ func TestLayouts(t *testing.T) {
 	}
 }
 
+// TestWithoutBundle has no secret for roots that stand elsewhere, and does not care what one of that name holds.
+func TestWithoutBundle(t *testing.T) {
+	material := &Material{Certificate: []byte("cert"), Key: []byte("key")}
+	with := &Material{Certificate: []byte("cert"), Key: []byte("key"), Bundle: []byte("roots")}
+	s := shape(t, LayoutSeparate, Fields{}).WithoutBundle()
+	if names := s.Names("p/api"); !slices.Equal(names, []string{"p/api/cert_pem", "p/api/key_pem"}) {
+		t.Errorf("names %q", names)
+	}
+	if _, err := s.Encode("p/api", with); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a bundle is written to %v", err)
+	}
+	if values, err := s.Encode("p/api", material); err != nil || len(values) != 2 {
+		t.Errorf("%v, %v", values, err)
+	}
+	store := memory{
+		values: map[string]string{"p/api/cert_pem@7": "cert", "p/api/key_pem@7": "key", "p/api/ca_bundle@6": "PLACEHOLDER"},
+		stages: map[string]string{"p/api/cert_pem@current": "7", "p/api/key_pem@current": "7", "p/api/ca_bundle@current": "6"},
+	}
+	if got, err := s.Read(t.Context(), store, "p/api", ""); err != nil || got.Bundle != nil || string(got.Key) != "key" {
+		t.Errorf("%v", err)
+	}
+	// The field of a JSON object may be there.
+	one := shape(t, LayoutJSON, Fields{}).WithoutBundle()
+	if _, err := one.Encode("p/api", with); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestShapesRefused(t *testing.T) {
 	for name, c := range map[string]struct {
 		layout Layout

@@ -290,7 +290,7 @@ const (
 
 // because adds to a failure what ECS says of the tasks that have stopped. What cannot be asked for is left out.
 func (s *Service) because(ctx context.Context, err error, id string) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reasonTimeout)
+	ctx, cancel := rotate.Detached(ctx, reasonTimeout)
 	defer cancel()
 	tasks, _ := s.tasks(ctx, types.DesiredStatusStopped, maxLookedAt)
 	// The newest first.

@@ -22,12 +22,21 @@ import (
 	"github.com/aws/aws-lambda-go/lambdacontext"
 
 	"countersign.dev/aws/lambda/event"
+	"countersign.dev/rotate"
 )
 
 // How much of an invocation's time is left for what must not be cut off: a step in progress, the lease, the answer.
 const (
 	maxMargin   = 20 * time.Second
 	marginShare = 4 // a quarter of a short time
+)
+
+// What the margin is for, as hundredths of it that are left at the end of each: nobody is waited for longer, so that the function
+// answers by itself, and Lambda does not have to end it ("Task timed out" counts as an error, and so would wake somebody).
+const (
+	stepsEnd   = 45 // of a step in progress, which the next run goes on with
+	allEnd     = 25 // of what is given back
+	measureEnd = 10 // of reading what the metrics tell
 )
 
 // ErrFailed says that at least one service failed. The answer of the invocation names them.
@@ -163,7 +172,7 @@ func (h *Handler) Handle(ctx context.Context, data json.RawMessage) (*Report, er
 		return nil, err
 	}
 	log = log.With("event", e.String())
-	within, cancel := until(ctx)
+	within, ctx, cancel := until(ctx)
 	defer cancel()
 	report, err := h.do(within, e)
 	report = report.full()
@@ -190,14 +199,22 @@ func (h *Handler) Handle(ctx context.Context, data json.RawMessage) (*Report, er
 	return &report, report.err()
 }
 
-// until ends a margin before the invocation does.
-func until(ctx context.Context) (context.Context, context.CancelFunc) {
+// until gives the context of the work, which ends a margin before the invocation does and tells rotations when they have to be over,
+// and that of what comes after it, which ends a little before it, too.
+func until(ctx context.Context) (work, rest context.Context, cancel context.CancelFunc) {
 	deadline, ok := ctx.Deadline()
 	if !ok {
-		return context.WithCancel(ctx)
+		work, cancel = context.WithCancel(ctx)
+		return work, ctx, cancel
 	}
 	margin := min(maxMargin, time.Until(deadline)/marginShare)
-	return context.WithDeadline(ctx, deadline.Add(-margin))
+	before := func(hundredths time.Duration) time.Time { return deadline.Add(-margin * hundredths / 100) }
+	rest, cancelRest := context.WithDeadline(ctx, before(measureEnd))
+	work, cancelWork := context.WithDeadline(rotate.WithEnds(rest, before(stepsEnd), before(allEnd)), before(100))
+	return work, rest, func() {
+		cancelWork()
+		cancelRest()
+	}
 }
 
 // do does what an event means.

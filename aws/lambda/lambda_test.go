@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode/utf8"
 
@@ -410,5 +411,44 @@ func TestWanted(t *testing.T) {
 	t.Setenv("AWS_LAMBDA_RUNTIME_API", "")
 	if lambda.Wanted("/var/task/bootstrap") {
 		t.Error("without a Runtime API")
+	}
+}
+
+// deaf is work that whoever it asks does not answer: a step, then what is given back, then the metrics.
+type deaf struct {
+	work
+	all, metrics time.Time
+}
+
+func (d *deaf) RotateDue(ctx context.Context, _ bool) (lambda.Report, error) {
+	<-ctx.Done()
+	last, cancel := rotate.Detached(ctx, time.Hour)
+	defer cancel()
+	<-last.Done()
+	d.all = time.Now()
+	return lambda.ReportOf([]string{"orders"}, []rotate.Result{{Service: "orders", Outcome: rotate.Failed, Err: context.DeadlineExceeded}}), nil
+}
+
+// TestDeaf answers by itself before Lambda would end the function, also when nobody answers it until then.
+func TestDeaf(t *testing.T) {
+	for _, timeout := range []time.Duration{15 * time.Minute, 8 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			d := &deaf{}
+			ctx, cancel := context.WithTimeout(t.Context(), timeout)
+			defer cancel()
+			h := &lambda.Handler{Work: d, Log: slog.New(slog.DiscardHandler), Measure: func(ctx context.Context) error {
+				<-ctx.Done()
+				d.metrics = time.Now()
+				return ctx.Err()
+			}}
+			report, err := h.Handle(ctx, json.RawMessage(`{"source": "aws.events", "detail-type": "Scheduled Event"}`))
+			if err != nil || len(report.Unfinished) != 1 || len(report.Failed) != 0 {
+				t.Errorf("%+v, %v", report, err)
+			}
+			deadline, _ := ctx.Deadline()
+			if ctx.Err() != nil || !d.all.Before(d.metrics) || !d.metrics.Before(deadline) {
+				t.Errorf("%s: all ended %s, and the metrics %s before the deadline", timeout, deadline.Sub(d.all), deadline.Sub(d.metrics))
+			}
+		})
 	}
 }

@@ -147,6 +147,47 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// An answer that could be anybody's says nothing of a secret, whatever asked for it, and says where it came from.
+func TestStrangeAnswers(t *testing.T) {
+	s, cloud, name := settled(t)
+	for operation, run := range map[string]func() error{
+		"Read":     func() error { _, _, err := s.Read(t.Context(), name, ""); return err },
+		"Read id":  func() error { _, _, err := s.Read(t.Context(), name, id(2)); return err },
+		"Stage":    func() error { _, err := s.Stage(t.Context(), name, id(3), []byte("secret")); return err },
+		"Replace":  func() error { return s.Replace(t.Context(), name, id(2), id(1)) },
+		"Versions": func() error { _, err := s.Versions(t.Context(), name); return err },
+		"Lease":    func() error { _, err := s.Lease(t.Context(), name, "x", time.Minute); return err },
+		"Holder":   func() error { _, _, err := s.Holder(t.Context(), name); return err },
+		"Reach":    func() error { return s.Reach(t.Context(), name) },
+		"Rotates": func() error {
+			_, err := s.Rotates(t.Context(), name, "arn:aws:secretsmanager:eu-central-1:123456789012:secret:"+name+"-AbCdEf", id(2))
+			return err
+		},
+	} {
+		asks := false
+		for _, action := range []string{"secretsmanager:DescribeSecret", "secretsmanager:GetSecretValue"} {
+			met := false
+			cloud.Fault(func(_ *http.Request, asked string) *http.Response {
+				if asked != action {
+					return nil
+				}
+				met = true
+				return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(strings.NewReader("{}"))}
+			})
+			err := run()
+			cloud.Fault(nil)
+			if want := "what answered at " + cloud.URL + " is not Secrets Manager"; met && (!errors.Is(err, session.ErrUnavailable) || !strings.Contains(err.Error(), want) || errors.Is(err, secret.ErrNotFound)) {
+				t.Errorf("%s, %s: %v, want %q", operation, action, err, want)
+			}
+			asks = asks || met
+		}
+		if !asks {
+			t.Errorf("%s asks neither", operation)
+		}
+	}
+	reads(t, s, name, "", id(1), "one")
+}
+
 // Each step of writing and promoting fails in its turn; done again, it comes to its end.
 func TestFaultAtEachStep(t *testing.T) {
 	for _, broken := range []string{"CreateSecret", "DescribeSecret", "PutSecretValue", "GetSecretValue", "UpdateSecretVersionStage"} {

@@ -184,7 +184,7 @@ func (l *Lease) tryTake(ctx context.Context, now described) (err error) {
 	durable.Step("secretsmanager.lease.named")
 	defer func() {
 		if err != nil {
-			away, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTimeout)
+			away, cancel := rotate.Detached(ctx, releaseTimeout)
 			defer cancel()
 			// What cannot be taken away runs out.
 			_ = l.store.detach(away, l.secret(), label, boardID)

@@ -40,7 +40,8 @@ func TestReach(t *testing.T) {
 		is     error // nil when the store is reached
 		calls  int32
 	}{
-		"there":       {200, `{"Name":"x"}`, nil, 1},
+		"there":       {200, `{"ARN":"arn:aws:secretsmanager:eu-central-1:123456789012:secret:x-AbCdEf","Name":"x"}`, nil, 1},
+		"no secrets":  {200, `{}`, session.ErrUnavailable, 1},
 		"not there":   {400, `{"__type":"ResourceNotFoundException","message":"no"}`, nil, 1},
 		"denied":      {400, `{"__type":"AccessDeniedException","message":"no"}`, nil, 1},
 		"nobody":      {400, `{"__type":"UnrecognizedClientException","message":"The security token included in the request is invalid."}`, session.ErrCredentials, 1},
@@ -94,7 +95,7 @@ func TestGone(t *testing.T) {
 			w.Header().Set("Content-Type", "application/x-amz-json-1.1")
 			answer := test.answers[operation]
 			if answer == "" {
-				_, _ = w.Write([]byte(`{"Name":"payments/checkout","VersionIdsToStages":{"20261123T000000Z-0123456789abcdef":["AWSCURRENT"]}}`))
+				_, _ = w.Write([]byte(`{"ARN":"arn:aws:secretsmanager:eu-central-1:123456789012:secret:payments/checkout-AbCdEf","Name":"payments/checkout","VersionIdsToStages":{"20261123T000000Z-0123456789abcdef":["AWSCURRENT"]}}`))
 				return
 			}
 			w.WriteHeader(http.StatusBadRequest)

@@ -49,6 +49,9 @@ func (s *Store) read(ctx context.Context, name, version string) ([]byte, string,
 	if err != nil {
 		return nil, "", s.explain(err, "GetSecretValue", name)
 	}
+	if aws.ToString(answer.ARN) == "" {
+		return nil, "", s.strange("GetSecretValue", name, answer.ResultMetadata)
+	}
 	value := answer.SecretBinary
 	if answer.SecretString != nil {
 		value = []byte(*answer.SecretString)
@@ -115,11 +118,14 @@ const (
 func (s *Store) Reach(ctx context.Context, name string) error {
 	within, cancel := context.WithTimeout(ctx, reachTime)
 	defer cancel()
-	_, err := s.client.DescribeSecret(within, &sdk.DescribeSecretInput{SecretId: aws.String(name)}, at(name), func(o *sdk.Options) {
+	answer, err := s.client.DescribeSecret(within, &sdk.DescribeSecretInput{SecretId: aws.String(name)}, at(name), func(o *sdk.Options) {
 		o.RetryMaxAttempts = min(o.Retryer.MaxAttempts(), reachTries)
 	})
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
+	}
+	if err == nil && aws.ToString(answer.ARN) == "" {
+		err = s.strange("DescribeSecret", name, answer.ResultMetadata)
 	}
 	if err = session.Explain(err, "secretsmanager:DescribeSecret", s.resource(name)); session.Everywhere(err) {
 		return fmt.Errorf("asking Secrets Manager in the region %s: %w", s.regionOf(name), err)

@@ -35,6 +35,8 @@ func (s *Store) rotates(ctx context.Context, name, arn, version string) (bool, e
 	}
 	labels := described(answer.VersionIdsToStages)
 	switch {
+	case aws.ToString(answer.ARN) == "":
+		return false, s.strange("DescribeSecret", name, answer.ResultMetadata)
 	case answer.DeletedDate != nil:
 		return false, deleted(name, nil)
 	case aws.ToString(answer.ARN) != arn:

@@ -32,6 +32,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	sdk "github.com/aws/aws-sdk-go-v2/service/secretsmanager"
+	"github.com/aws/smithy-go/middleware"
 
 	"countersign.dev/aws/session"
 	"countersign.dev/secret"
@@ -166,6 +167,10 @@ func (s *Store) explain(err error, operation, name string) error {
 	case errors.Is(explained, session.ErrDenied):
 		return fmt.Errorf("%w; or it does not exist any more, or under another ARN, which AWS says in the same words to a role that may only what it names: `aws secretsmanager describe-secret --secret-id %s`", explained, name)
 	}
+	known := session.Known(explained) // there is more to be said
+	if operation == "UpdateSecretVersionStage" && elsewhere(err) {
+		explained = known // somebody else was faster, and asking again does help
+	}
 	switch text := err.Error(); session.Code(err) {
 	case "ResourceNotFoundException":
 		advice := ""
@@ -174,18 +179,24 @@ func (s *Store) explain(err error, operation, name string) error {
 		}
 		return fmt.Errorf("%w (Secrets Manager, region %s): %w%s", secret.ErrNotFound, s.regionOf(name), explained, advice)
 	case "ResourceExistsException":
-		return fmt.Errorf("%w: %w; give another id, or none", secret.ErrConflict, explained)
+		return fmt.Errorf("%w: %w; give another id, or none", secret.ErrConflict, known)
 	case "LimitExceededException":
 		return fmt.Errorf("%w, and what was current is unharmed: %w; a secret has room for about a hundred versions, of which AWS removes old ones after a day, and for twenty staging labels on all of them together: "+
-			"`aws secretsmanager describe-secret --secret-id %s` shows them, and `update-secret-version-stage --remove-from-version-id` takes one away", secret.ErrFull, explained, name)
+			"`aws secretsmanager describe-secret --secret-id %s` shows them, and `update-secret-version-stage --remove-from-version-id` takes one away", secret.ErrFull, known, name)
 	case "InvalidRequestException":
 		if strings.Contains(text, "delet") {
-			return deleted(name, explained)
+			return deleted(name, known)
 		}
 	case "InvalidParameterException", "ValidationException":
 		return fmt.Errorf("%w request: %w", secret.ErrInvalid, explained)
 	}
 	return explained
+}
+
+// strange is the error of an answer without the ARN of a secret, which each of Secrets Manager's has. Nothing is taken from it: it
+// would look like a secret without versions.
+func (s *Store) strange(operation, name string, answer middleware.Metadata) error {
+	return session.Strange("Secrets Manager", "ARN", "secretsmanager:"+operation, s.resource(name), answer)
 }
 
 // remake is how a secret that is gone comes back.
@@ -232,6 +243,9 @@ func (s *Store) describe(ctx context.Context, name string) (described, error) {
 	answer, err := s.client.DescribeSecret(ctx, &sdk.DescribeSecretInput{SecretId: aws.String(name)}, at(name))
 	if err != nil {
 		return nil, s.explain(err, "DescribeSecret", name)
+	}
+	if aws.ToString(answer.ARN) == "" {
+		return nil, s.strange("DescribeSecret", name, answer.ResultMetadata)
 	}
 	if answer.DeletedDate != nil {
 		return nil, deleted(name, nil)

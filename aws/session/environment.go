@@ -9,7 +9,9 @@ import (
 	"slices"
 	"strings"
 
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
 	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/smithy-go/middleware"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 )
 
@@ -86,15 +88,21 @@ func asked(err error) *url.URL {
 			u = parsed
 		}
 	}
-	if u.Host == "" {
+	return origin(u)
+}
+
+// origin is a URL without its path; nil when it names no host.
+func origin(u *url.URL) *url.URL {
+	if u == nil || u.Host == "" {
 		return nil
 	}
 	return &url.URL{Scheme: u.Scheme, Host: u.Host}
 }
 
 // standIn says which endpoint was asked in place of AWS's own, and who names it; empty when it was AWS's, or is not known.
-func standIn(err error) string {
-	u := asked(err)
+func standIn(err error) string { return inPlace(asked(err)) }
+
+func inPlace(u *url.URL) string {
 	if u == nil || slices.ContainsFunc([]string{".amazonaws.com", ".amazonaws.com.cn", ".api.aws"}, func(end string) bool { return strings.HasSuffix(u.Hostname(), end) }) {
 		return ""
 	}
@@ -114,3 +122,24 @@ func stranger(err error) bool {
 
 // unknownError is the SDK's name for an error without one.
 const unknownError = "UnknownError"
+
+// Strange is the error of a call that was answered without what the service puts into every answer to it: a page that
+// everything is sent to answers like that, or an endpoint of something else. service is what people call it, lacks what the answer
+// does not have, and answer the metadata of it. It is [ErrUnavailable].
+func Strange(service, lacks, action, resource string, answer middleware.Metadata) error {
+	var u *url.URL
+	if raw, ok := awsmiddleware.GetRawResponse(answer).(*smithyhttp.Response); ok && raw.Response != nil && raw.Request != nil {
+		u = origin(raw.Request.URL)
+	}
+	where, advice := "", "see whether a proxy (HTTPS_PROXY) or a gateway answers in its place"
+	if u != nil {
+		where = " at " + u.String()
+	}
+	if place := inPlace(u); place != "" {
+		advice = "correct this endpoint" + strings.TrimPrefix(place, u.String()) + ", or leave it out for AWS itself"
+	}
+	return &Error{
+		Action: action, Resource: resource, kind: ErrUnavailable, advice: advice,
+		err: fmt.Errorf("what answered%s is not %s: the answer has no %s", where, service, lacks),
+	}
+}

@@ -43,9 +43,10 @@ type Error struct {
 	// Code is AWS's name of the error; empty when the call did not get that far.
 	Code string
 
-	kind   error
-	advice string
-	err    error
+	kind    error
+	general *general // nil where more is known
+	advice  string
+	err     error
 }
 
 func (e *Error) Error() string {
@@ -85,7 +86,7 @@ func Explain(err error, action, resource string) error {
 		return err
 	}
 	e := &Error{Action: action, Resource: resource, Code: Code(err), err: err}
-	for _, judge := range []func(*Error) bool{(*Error).key, (*Error).denied, (*Error).throttled, (*Error).credentials, (*Error).unavailable} {
+	for _, judge := range []func(*Error) bool{(*Error).key, (*Error).denied, (*Error).throttled, (*Error).credentials, (*Error).unavailable, (*Error).otherwise} {
 		if judge(e) {
 			break
 		}
@@ -331,7 +332,7 @@ func Everywhere(err error) bool {
 }
 
 // Remedy says in a few words what kind of thing helps against an explained error, for those who show its message, which has the
-// details, and what to do, in two places. It begins with a verb, and is empty for errors of other kinds.
+// details, and what to do, in two places. It begins with a verb, and is empty for errors that are not explained, and for those that somebody knows more of ([Known]).
 func Remedy(err error) string {
 	switch {
 	case errors.Is(err, ErrKey):
@@ -347,6 +348,6 @@ func Remedy(err error) string {
 	case errors.Is(err, ErrConfig):
 		return "correct what is configured"
 	default:
-		return ""
+		return generalRemedy(err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"strings"
@@ -111,6 +112,40 @@ func TestExplain(t *testing.T) {
 	}
 }
 
+// TestExplainAnything says what to do about errors whose names are not known, by their kind, and leaves that to those who know more.
+func TestExplainAnything(t *testing.T) {
+	for name, test := range map[string]struct {
+		err          error
+		want, remedy string
+	}{
+		"a quota":             {answer(400, "LimitExceededException", "too many tasks"), "aws service-quotas", "ask AWS for more"},
+		"a quota, newly":      {answer(402, "ServiceQuotaExceededException", ""), "aws service-quotas", "ask AWS for more"},
+		"in progress":         {answer(400, "RequestInProgressException", "a rotation is in progress"), "run this again", "wait until"},
+		"a conflict":          {answer(409, "ConflictException", ""), "run this again", "wait until"},
+		"never heard of":      {answer(400, "BlueMoonException", "not tonight"), "asking again alone does not help", "see what AWS refuses"},
+		"never heard of, 500": {answer(500, "BlueMoonException", ""), "health.aws.amazon.com", "see that AWS can be reached"},
+		"not there":           {answer(400, "ResourceNotFoundException", "no such thing"), "", ""},
+		"there already":       {answer(400, "ResourceExistsException", "there it is"), "", ""},
+		"none of AWS":         {errors.New("broken"), "", ""},
+	} {
+		err := fmt.Errorf("asking: %w", session.Explain(test.err, action, resource))
+		if got := session.Remedy(err); (got == "") != (test.remedy == "") || !strings.Contains(got, test.remedy) {
+			t.Errorf("%s: the remedy is %q", name, got)
+		}
+		if !strings.Contains(err.Error(), test.want) || test.want == "" && strings.Contains(err.Error(), "; ") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	explained := session.Explain(answer(400, "LimitExceededException", "twenty labels"), action, resource)
+	known := session.Known(explained)
+	if session.Remedy(known) != "" || strings.Contains(known.Error(), "quota") || !strings.Contains(known.Error(), "twenty labels") || session.Code(known) != "LimitExceededException" {
+		t.Errorf("known: %v", known)
+	}
+	if denied := session.Explain(answer(400, "AccessDeniedException", ""), action, resource); session.Known(denied) != denied || session.Remedy(explained) == "" { //nolint:errorlint // the same one
+		t.Error("what is not general has changed, or the error itself has")
+	}
+}
+
 func TestExplainLeavesAlone(t *testing.T) {
 	if err := session.Explain(nil, action, resource); err != nil {
 		t.Error(err)
@@ -143,7 +178,7 @@ func TestExplainNeverShowsAKey(t *testing.T) {
 		t.Error(err)
 	}
 	err = session.Explain(answer(400, "ValidationException", "a\r\nb\x1b[31m"+strings.Repeat("é", 1000)), action, resource)
-	if text := err.Error(); strings.ContainsAny(text, "\r\n\x1b") || len(text) > 800 {
+	if text := err.Error(); strings.ContainsAny(text, "\r\n\x1b") || len(text) > 1000 {
 		t.Errorf("%d bytes: %q", len(text), text)
 	}
 }

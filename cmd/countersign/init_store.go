@@ -125,6 +125,9 @@ func (c initCmd) shape() (secret.Shape, error) {
 	if err != nil {
 		return secret.Shape{}, usagef("--layout, --field: %w", err)
 	}
+	if c.BundleFrom != "" {
+		shape = shape.WithoutBundle()
+	}
 	return shape, nil
 }
 
