@@ -53,7 +53,7 @@ func (s *slow) cut(f *rotation, action, workload string) {
 	s.begun.Store(false)
 	defer s.at.Store(nil)
 	for before := s.met.Load(); s.met.Load() == before; {
-		report := f.invoke(schedule, 6*time.Second)
+		report := f.invoke(schedule, 8*time.Second)
 		if !slices.Contains(report.Unfinished, workload) {
 			f.t.Fatalf("%s was cut off at %s, and is not unfinished: %+v", workload, action, report)
 		}
