@@ -99,7 +99,7 @@ func TestRemedies(t *testing.T) {
 	for name, test := range map[string]struct{ body, action string }{
 		"denied":    {`{"__type":"AccessDeniedException","message":"no"}`, "let the caller do this (docs/check-aws.md has the whole policy), and check again"},
 		"throttled": {`{"__type":"ThrottlingException","message":"no"}`, "wait until AWS is asked less"},
-		"other":     {`{"__type":"SomethingException","message":"no"}`, "see what AWS says to it, and check again"},
+		"other":     {`{"__type":"SomethingException","message":"no"}`, "see what AWS refuses about it (the message says how), and check again"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			report, _, said := looked(t.Context(), t, func(w http.ResponseWriter, action string) {
