@@ -75,7 +75,7 @@ func (w *world) answer(answers map[string]string, status int, about string) {
 // steady waits until a service has one deployment.
 func (w *world) steady(service string) {
 	w.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		found := try[*ecs.DescribeServicesOutput](w)(ecs.NewFromConfig(w.cloud.Admin()).DescribeServices(w.Context(), &ecs.DescribeServicesInput{Cluster: aws.String("payments"), Services: []string{service}})).Services
 		if len(found) == 1 && len(found[0].Deployments) == 1 {
 			return
@@ -96,7 +96,8 @@ func running() map[string]string {
 	tasks := []string{
 		task("1", `"group":"service:checkout","enableExecuteCommand":true,"taskDefinitionArn":"`+regional+`task-definition/payments-checkout:2"`),
 		task("2", `"group":"family:payments-checkout","startedBy":"eve","overrides":{"containerOverrides":[]}`),
-		task("3", `"group":"family:payments-checkout","overrides":{"containerOverrides":[{"name":"app","command":["sh","-c","cat /tls/key.pem"],"environment":[{"name":"K","value":"-----BEGIN PRIVATE KEY-----"},{"name":"KEY_PASSPHRASE","value":"open sesame"}]}]}`),
+		task("3", `"group":"family:payments-checkout","overrides":{"taskRoleArn":"`+accountARN+`role/payments-ledger-task","executionRoleArn":"`+accountARN+`role/payments-checkout-execution","containerOverrides":[`+
+			`{"name":"init","environment":[{"name":"COUNTERSIGN_PLAN","value":"{}"},{"name":"AWS_SECRET_ACCESS_KEY","value":"`+strings.Repeat("x", 40)+`"}],"environmentFiles":[{"type":"s3","value":"arn:aws:s3:::bucket/init.env"}]},{"name":"app","command":["sh","-c","cat /tls/key.pem"],"environment":[{"name":"K","value":"-----BEGIN PRIVATE KEY-----"},{"name":"KEY_PASSPHRASE","value":"open sesame"}]}]}`),
 	}
 	return map[string]string{
 		"ecs:ListTasks":     `{"taskArns":["` + regional + `task/payments/payments-checkout-1","` + regional + `task/payments/payments-checkout-2","` + regional + `task/payments/payments-checkout-3"]}`,
@@ -144,10 +145,11 @@ func faultsOfServices() []fault {
 				w.steady("checkout")
 				w.answer(running(), http.StatusOK, "payments-checkout")
 			}, look: func(c *review.Config) { c.Now = func() time.Time { return time.Now().Add(3 * time.Hour) } }, mend: (*world).straight,
-			want: []string{"error key_in_definition", "error passphrase_in_definition", "error task_outdated", "error task_outdated", "error task_outside_service", "warning shell", "warning task_outside_service"},
+			want: []string{"error init_differs", "unknown environment_file", "error key_in_definition", "error key_in_definition", "error passphrase_in_definition", "error task_outdated", "error task_outdated", "error task_outside_service", "warning shell", "warning task_outside_service"},
 			saying: []string{
 				"task/payments/payments-checkout-1: it was started at", "task/payments/payments-checkout-1: it runs " + regional + "task-definition/payments-checkout:2, and its service", "task/payments/payments-checkout-1: ECS Exec is enabled for this task",
-				"task/payments/payments-checkout-2: it was started beside the service (by eve)", "task/payments/payments-checkout-3: the container app of this task was started with a private key", "and runs another command than its definition says",
+				"task/payments/payments-checkout-2: it was started beside the service (by eve)", "task/payments/payments-checkout-3: the container app of this task was started with a private key", "and runs another command than its definition says, with the role " + accountARN + "role/payments-ledger-task and not that of its definition",
+				"task/payments/payments-checkout-3: its init container has another Plan than that of the specification", "the container init of this task was started with the secret access key of an account", "with variables from the file arn:aws:s3:::bucket/init.env",
 			},
 		},
 	}

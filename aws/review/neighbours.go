@@ -24,6 +24,7 @@ func (r *reviewer) readNeighbours(ctx context.Context) {
 		if id := w.place.config.Region + " " + name(cluster); !slices.Contains(seen, id) {
 			seen = append(seen, id)
 			r.readCluster(ctx, w.place, cluster)
+			r.readStrangers(ctx, w.place, cluster)
 		}
 	}
 }
@@ -103,6 +104,66 @@ func (r *reviewer) judgeNeighbour(ctx context.Context, p *place, s *types.Servic
 	r.add(Error, ServiceBeside, aws.ToString(s.ServiceArn), message, "see who made it (CreateService in CloudTrail), and delete it (`aws ecs delete-service --force`); if nobody meant to, rotate the workload. One that is meant belongs into the specification")
 }
 
+// readStrangers looks at tasks of a cluster that are of no workload's family and of no service: whether one of them has a workload's role.
+func (r *reviewer) readStrangers(ctx context.Context, p *place, cluster string) {
+	subject := r.arn(p, "ecs", "cluster/"+name(cluster))
+	var others []string
+	pages := ecs.NewListTasksPaginator(p.ecs, &ecs.ListTasksInput{Cluster: &cluster})
+	for pages.HasMorePages() && len(others) <= mostNeighbours {
+		page, err := pages.NextPage(ctx)
+		if _, missing := errors.AsType[*types.ClusterNotFoundException](err); missing {
+			return // its services are missing, which is said
+		}
+		if err != nil {
+			r.unread(err, "ecs:ListTasks", "*", "the other tasks of "+subject)
+			return
+		}
+		for _, arn := range page.TaskArns {
+			if !slices.Contains(r.listed, arn) {
+				others = append(others, arn)
+			}
+		}
+	}
+	if len(others) > mostNeighbours {
+		r.add(Unknown, Undecided, subject, fmt.Sprintf("it has more than %d tasks beside those of the mesh; the others were not looked at", mostNeighbours), "run the mesh in a cluster of its own")
+		others = others[:mostNeighbours]
+	}
+	known := map[string][]string{} // many tasks are of one definition
+	const atOnce = 100             // https://docs.aws.amazon.com/AmazonECS/latest/APIReference/API_DescribeTasks.html
+	for some := range slices.Chunk(others, atOnce) {
+		out, err := p.ecs.DescribeTasks(ctx, &ecs.DescribeTasksInput{Cluster: &cluster, Tasks: some})
+		if err != nil {
+			r.unread(err, "ecs:DescribeTasks", r.arn(p, "ecs", "task/"+name(cluster)+"/*"), "the other tasks of "+subject)
+			return
+		}
+		for i := range out.Tasks {
+			r.judgeStranger(ctx, p, &out.Tasks[i], known)
+		}
+	}
+}
+
+// judgeStranger looks at a task of another family; known is what definitions have. Those of services are looked at by their services.
+func (r *reviewer) judgeStranger(ctx context.Context, p *place, t *types.Task, known map[string][]string) {
+	definition := aws.ToString(t.TaskDefinitionArn)
+	if strings.HasPrefix(aws.ToString(t.Group), "service:") || definition == "" {
+		return
+	}
+	r.report.Looked["other tasks"]++
+	if _, asked := known[definition]; !asked {
+		known[definition] = r.ofMesh(ctx, p, definition)
+	}
+	what := slices.Clone(known[definition])
+	if o := t.Overrides; o != nil {
+		what = append(what, r.withRoles(o.TaskRoleArn, o.ExecutionRoleArn)...)
+	}
+	if len(what) == 0 {
+		return
+	}
+	slices.Sort(what)
+	r.add(Error, TaskOutside, aws.ToString(t.TaskArn), "it is a task of no service, and runs "+strings.Join(slices.Compact(what), ", ")+": it gets that workload's key",
+		"see who started it and what for (RunTask in CloudTrail), and stop it (`aws ecs stop-task`); if nobody meant to, rotate the workload")
+}
+
 // ofMesh says what of the mesh a task definition has: a workload's family, or roles.
 func (r *reviewer) ofMesh(ctx context.Context, p *place, definition string) (what []string) {
 	family, _, _ := strings.Cut(name(definition), ":")
@@ -116,7 +177,13 @@ func (r *reviewer) ofMesh(ctx context.Context, p *place, definition string) (wha
 		r.unread(err, "ecs:DescribeTaskDefinition", definition, definition)
 		return nil
 	}
-	for _, role := range []string{r.deployedRole(out.TaskDefinition.TaskRoleArn), r.deployedRole(out.TaskDefinition.ExecutionRoleArn)} {
+	return r.withRoles(out.TaskDefinition.TaskRoleArn, out.TaskDefinition.ExecutionRoleArn)
+}
+
+// withRoles says whose some roles are.
+func (r *reviewer) withRoles(roles ...*string) (what []string) {
+	for _, given := range roles {
+		role := r.deployedRole(given)
 		for _, w := range r.workloads {
 			if role != "" && (role == w.taskRole || role == w.executionRole) {
 				what = append(what, "with a role of "+w.name+" ("+role+")")

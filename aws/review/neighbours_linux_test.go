@@ -3,6 +3,7 @@
 package review_test
 
 import (
+	"net/http"
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -61,6 +62,25 @@ func faultsOfNeighbours() []fault {
 			"service/payments/ledger-debug: it is a service that the specification does not name, and runs the task definition of ledger", "ECS Exec is enabled for it",
 			"service/payments/by-role: it is a service that the specification does not name, and runs with a role of ledger (" + accountARN + "role/payments-ledger-task)",
 			"service/payments/by-execution: it is a service that the specification does not name, and runs with a role of terminal",
+		},
+	}, {
+		name: "tasks of a stranger's family", plant: func(w *world) {
+			w.register("strange", aws.String(accountARN+"role/payments-ledger-task"), aws.String(accountARN+"role/nobody"))
+			w.register("plain", nil, aws.String(accountARN+"role/nobody"))
+			task := func(id, group, family, overrides string) string {
+				return `{"taskArn":"` + regional + `task/payments/` + id + `","group":"` + group + `","taskDefinitionArn":"` + regional + `task-definition/` + family + `:1","overrides":{` + overrides + `}}`
+			}
+			tasks := []string{
+				task("1", "family:strange", "strange", ""), task("2", "family:plain", "plain", `"executionRoleArn":"`+accountARN+`role/payments-terminal-execution"`),
+				task("3", "family:plain", "plain", ""), task("4", "service:by-role", "strange", ""),
+			}
+			w.answer(map[string]string{"ecs:ListTasks": `{"taskArns":["` + regional + `task/payments/1"]}`, "ecs:DescribeTasks": `{"tasks":[` + strings.Join(tasks, ",") + `],"failures":[]}`}, http.StatusOK, `"cluster":"payments"`)
+		},
+		mend: (*world).straight,
+		want: []string{"error task_outside_service", "error task_outside_service"},
+		saying: []string{
+			"task/payments/1: it is a task of no service, and runs with a role of ledger (" + accountARN + "role/payments-ledger-task)",
+			"task/payments/2: it is a task of no service, and runs with a role of terminal (" + accountARN + "role/payments-terminal-execution)",
 		},
 	}}
 }

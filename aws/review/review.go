@@ -231,6 +231,7 @@ type reviewer struct {
 	workloads []*workload
 	secrets   []*secret
 	people    []*person     // nil when they could not be read
+	listed    []string      // the tasks of workloads' families
 	every     time.Duration // how often the schedule runs; 0 when that is not known
 }
 
@@ -244,6 +245,7 @@ type workload struct {
 	family, taskRole, executionRole string
 	byExecution                     bool            // ECS reads the secrets for the init container
 	tasks                           []ecstypes.Task // those of the service that have started
+	start                           *ecstypes.ContainerDefinition
 }
 
 // reader is the role that has to read the workload's secrets: as deployed, or else by the name that templates give it.

@@ -81,6 +81,7 @@ func (r *reviewer) readTasks(ctx context.Context, w *workload, s *types.Service)
 		}
 		arns = append(arns, page.TaskArns...)
 	}
+	r.listed = append(r.listed, arns...)
 	const atOnce = 100 // https://docs.aws.amazon.com/AmazonECS/latest/APIReference/API_DescribeTasks.html
 	for some := range slices.Chunk(arns, atOnce) {
 		out, err := w.place.ecs.DescribeTasks(ctx, &ecs.DescribeTasksInput{Cluster: s.ClusterArn, Tasks: some})
@@ -101,15 +102,15 @@ func (r *reviewer) judgeTask(w *workload, s *types.Service, t *types.Task) {
 	if t.EnableExecuteCommand && !s.EnableExecuteCommand {
 		r.add(Warning, Shell, arn, "ECS Exec is enabled for this task, though not for its service: who may ecs:ExecuteCommand has a shell in it, and with it the key", "stop the task (`aws ecs stop-task`); the service starts another one")
 	}
-	commands := r.judgeOverrides(arn, t)
+	other := r.judgeOverrides(arn, w, t)
 	if aws.ToString(t.Group) != "service:"+aws.ToString(s.ServiceName) {
 		by := ""
 		if t.StartedBy != nil {
 			by = " (by " + *t.StartedBy + ")"
 		}
 		severity, what := Warning, "it was started beside the service"+by+" and has the roles and the secrets of "+w.name
-		if commands {
-			severity, what = Error, what+", and runs another command than its definition says"
+		if len(other) > 0 {
+			severity, what = Error, what+", and runs "+strings.Join(other, ", ")
 		}
 		r.add(severity, TaskOutside, arn, what, "see who started it and what for (RunTask in CloudTrail), and stop it (`aws ecs stop-task`); if nobody meant to, rotate "+w.name)
 		return
@@ -122,29 +123,59 @@ func (r *reviewer) judgeTask(w *workload, s *types.Service, t *types.Task) {
 	}
 }
 
-// judgeOverrides looks at what a task was told beside its definition, and tells whether it was told other commands.
-func (r *reviewer) judgeOverrides(arn string, t *types.Task) (commands bool) {
+// judgeOverrides looks at what a task was told beside its definition, and names what it runs instead.
+func (r *reviewer) judgeOverrides(arn string, w *workload, t *types.Task) (other []string) {
 	if t.Overrides == nil {
-		return false
+		return nil
 	}
-	for _, o := range t.Overrides.ContainerOverrides {
-		commands = commands || len(o.Command) > 0
-		texts := []string{strings.Join(o.Command, " ")}
-		passphrase := leak.Option(o.Command)
-		for _, pair := range o.Environment {
-			texts = append(texts, aws.ToString(pair.Value))
-			passphrase = passphrase || leak.Passphrase(aws.ToString(pair.Name), aws.ToString(pair.Value))
+	for i := range t.Overrides.ContainerOverrides {
+		o := &t.Overrides.ContainerOverrides[i]
+		if len(o.Command) > 0 {
+			other = append(other, "another command than its definition says")
 		}
-		where := "the container " + aws.ToString(o.Name) + " of this task was started with "
-		const mend = "start it by its definition; then rotate, because it has been seen: RunTask stands in CloudTrail with all that it was given"
-		if slices.ContainsFunc(texts, func(text string) bool { return leak.Find(text) == leak.Key }) {
-			r.add(Error, KeyInDefinition, arn, where+"a private key in its command or its variables", mend)
-		}
-		if passphrase {
-			r.add(Error, PassInDefinition, arn, where+"a passphrase in its command or its variables", mend)
+		r.judgeOverride(arn, o)
+		if w.start != nil && aws.ToString(o.Name) == aws.ToString(w.start.Name) && len(o.Command)+len(o.Environment)+len(o.EnvironmentFiles) > 0 {
+			told := *w.start
+			told.Environment, told.EnvironmentFiles = slices.Concat(told.Environment, o.Environment), slices.Concat(told.EnvironmentFiles, o.EnvironmentFiles)
+			if len(o.Command) > 0 {
+				told.Command = o.Command
+			}
+			r.judgeInit(arn, w, &told)
 		}
 	}
-	return commands
+	if role := r.deployedRole(t.Overrides.TaskRoleArn); role != "" && role != w.taskRole {
+		other = append(other, "with the role "+role+" and not that of its definition")
+	}
+	if role := r.deployedRole(t.Overrides.ExecutionRoleArn); role != "" && role != w.executionRole {
+		other = append(other, "with the execution role "+role+" and not that of its definition")
+	}
+	return slices.Compact(other)
+}
+
+// judgeOverride looks for what is secret in what a container was told.
+func (r *reviewer) judgeOverride(arn string, o *types.ContainerOverride) {
+	texts := []string{strings.Join(o.Command, " ")}
+	passphrase, account := leak.Option(o.Command), false
+	for _, pair := range o.Environment {
+		name, value := aws.ToString(pair.Name), aws.ToString(pair.Value)
+		texts = append(texts, name, value)
+		passphrase = passphrase || leak.Passphrase(name, value)
+		account = account || leak.AccessKey(name, value)
+	}
+	where := "the container " + aws.ToString(o.Name) + " of this task was started with "
+	const mend = "start it by its definition; then rotate, because it has been seen: RunTask stands in CloudTrail with all that it was given"
+	if slices.ContainsFunc(texts, func(text string) bool { return leak.Find(text) == leak.Key }) {
+		r.add(Error, KeyInDefinition, arn, where+"a private key in its command or its variables", mend)
+	}
+	if account || slices.ContainsFunc(texts, leak.Account) {
+		r.add(Error, KeyInDefinition, arn, where+"the secret access key of an account in its command or its variables", mendAccount)
+	}
+	if passphrase {
+		r.add(Error, PassInDefinition, arn, where+"a passphrase in its command or its variables", mend)
+	}
+	for _, file := range o.EnvironmentFiles {
+		r.add(Unknown, EnvironmentFile, arn, where+"variables from the file "+shortly(aws.ToString(file.Value))+", which is not read here: whoever reads it has what stands in it", "see that no key and no passphrase stands in it, and start the task by its definition")
+	}
 }
 
 // settled is how long after a version was written all tasks have it: a roll-out takes minutes.

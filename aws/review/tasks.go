@@ -63,6 +63,7 @@ func (r *reviewer) judgeDefinition(arn string, w *workload, d *types.TaskDefinit
 	}
 	r.judgeRights(arn, d)
 	start := findInit(d)
+	w.start = start
 	if start == nil {
 		r.add(Error, InitMissing, arn, "no container runs `countersign init --to`, so nothing brings the certificate", "take the task definition of `countersign generate task-definition`")
 	}

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"compress/zlib"
+	"encoding/ascii85"
 	"encoding/base64"
 	"encoding/hex"
 	"io"
@@ -35,6 +36,12 @@ var (
 // putty is how a key of PuTTY begins: what is public alone has another form.
 const putty = "PuTTY-User-Key-File-"
 
+// fives are what ASCII85 could be, with the letters of Adobe and with those of RFC 1924.
+var fives = []*regexp.Regexp{regexp.MustCompile("[!-uz]{60,}"), regexp.MustCompile("[0-9A-Za-z!#$%&()*+;<=>?@^_`{|}~-]{60,}")}
+
+// letters are those of RFC 1924, in their order.
+const letters = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"
+
 // digits is what DER could be in hexadecimal digits, with colons or without.
 var digits = regexp.MustCompile(`(?:[0-9A-Fa-f]{2}:?){40,}`)
 
@@ -55,8 +62,8 @@ type search struct {
 	room int64 // how many bytes may still be inflated
 }
 
-// Find finds the worst that stands in a text: as PEM, as PEM or DER in base64 or in hexadecimal digits, compressed before that (gzip,
-// zlib) or not, as JSON (JWK), or as a key of age, PuTTY or SSH2. What line breaks were made of, how it is escaped for a URL and what
+// Find finds the worst that stands in a text: as PEM, as PEM or DER in base64 in ASCII85 or in hexadecimal digits, compressed before
+// that (gzip, zlib) or not, as JSON (JWK), or as a key of age, PuTTY or SSH2. What line breaks were made of, how it is escaped for a URL and what
 // stands before it do not matter.
 func Find(text string) Kind {
 	s := &search{room: mostInflated}
@@ -136,6 +143,33 @@ func (s *search) find(text string, left int) Kind {
 	for _, candidate := range digits.FindAllString(folded, -1) {
 		decoded, _ := hex.DecodeString(strings.ReplaceAll(candidate, ":", "")) // as far as it goes
 		worst = max(worst, s.within(decoded, left))
+	}
+	if left == depth {
+		worst = max(worst, s.inFives(folded))
+	}
+	return worst
+}
+
+// inFives finds PEM and DER in ASCII85, whatever stands before PEM. What is encoded more than once is not looked for.
+func (s *search) inFives(text string) Kind {
+	worst := Nothing
+	for i, pattern := range fives {
+		for _, candidate := range pattern.FindAllString(text, -1) {
+			src := []byte(candidate)
+			for at := range src {
+				if i > 0 {
+					src[at] = '!' + byte(strings.IndexByte(letters, src[at]))
+				}
+			}
+			for skip := range 5 {
+				plain := make([]byte, 4*len(src))                  // z is four bytes
+				n, _, _ := ascii85.Decode(plain, src[skip:], true) // as far as it goes
+				if der(plain[:n]) {
+					return Key
+				}
+				worst = max(worst, s.find(string(plain[:n]), 0))
+			}
+		}
 	}
 	return worst
 }
@@ -248,18 +282,32 @@ func Account(text string) bool {
 // Option tells whether one of a command's options is a passphrase: as --NAME VALUE or --NAME=VALUE, or as an assignment of a shell.
 func Option(words []string) bool {
 	for i, word := range words {
-		for _, part := range strings.Fields(word) {
-			name, value, assigned := strings.Cut(strings.TrimLeft(part, "-"), "=")
-			if assigned && Passphrase(variable(name), strings.Trim(value, `"'`)) && !strings.HasPrefix(strings.Trim(value, `"'`), "$") {
+		parts := strings.Fields(word)
+		for j, part := range parts {
+			name, value, assigned := strings.Cut(part, "=")
+			if assigned && phrased(name, value) || j+1 < len(parts) && option(part) && follows(parts[j+1]) && phrased(part, parts[j+1]) {
 				return true
 			}
 		}
-		if strings.HasPrefix(word, "-") && !strings.Contains(word, "=") && i+1 < len(words) && !strings.HasPrefix(words[i+1], "-") &&
-			Passphrase(variable(strings.TrimLeft(word, "-")), words[i+1]) && !strings.HasPrefix(words[i+1], "$") {
+		if i+1 < len(words) && option(word) && !strings.HasPrefix(words[i+1], "-") && phrased(word, words[i+1]) {
 			return true
 		}
 	}
 	return false
+}
+
+// option tells whether a word names an option whose value is the next word.
+func option(word string) bool {
+	return strings.HasPrefix(word, "-") && !strings.ContainsAny(word, "=;")
+}
+
+// follows tells whether a word of a shell's line may be a value: it is no other option, and ends no command.
+func follows(word string) bool { return !strings.ContainsAny(word[:1], "-&|;<>()#") }
+
+// phrased tells whether an option, or an assignment, gives a passphrase, and not the variable of a shell that has it.
+func phrased(name, value string) bool {
+	value = strings.Trim(value, `"'`)
+	return Passphrase(variable(strings.TrimLeft(name, "-")), value) && !strings.HasPrefix(value, "$")
 }
 
 // variable is how an option would be called as a variable.

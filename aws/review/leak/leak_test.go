@@ -10,6 +10,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/pem"
 	"fmt"
@@ -88,6 +89,12 @@ func TestFind(t *testing.T) {
 		"DER in large digits":          {strings.ToUpper(hex.EncodeToString(der)), leak.Key},
 		"DER in digits with colons":    {colons(der), leak.Key},
 		"PEM in digits":                {hex.EncodeToString([]byte(text)), leak.Key},
+		"PEM in ASCII85":               {"<~" + fives(string(adobe), []byte(text)) + "~>", leak.Key},
+		"PEM in ASCII85 after others":  {"key=" + fives(string(adobe), []byte(text)), leak.Key},
+		"DER in ASCII85":               {fives(string(adobe), der), leak.Key},
+		"PEM in letters of RFC 1924":   {`{"key":"` + fives(rfc1924, []byte(text)) + `"}`, leak.Key},
+		"DER in letters of RFC 1924":   {fives(rfc1924, key(t, true)), leak.Key},
+		"words in ASCII85":             {fives(string(adobe), []byte(strings.Repeat("nothing of that kind, ", 40))), leak.Nothing},
 		"compressed":                   {base64.StdEncoding.EncodeToString(zipped(t, []byte(text))), leak.Key},
 		"DER, compressed":              {base64.StdEncoding.EncodeToString(zipped(t, der)), leak.Key},
 		"compressed, in digits":        {hex.EncodeToString(zipped(t, []byte(text))), leak.Key},
@@ -101,6 +108,34 @@ func TestFind(t *testing.T) {
 			t.Errorf("%s: %d, want %d", name, got, test.want)
 		}
 	}
+}
+
+// adobe and rfc1924 are the letters of ASCII85.
+var adobe = func() (letters []byte) {
+	for letter := byte('!'); letter <= 'u'; letter++ {
+		letters = append(letters, letter)
+	}
+	return letters
+}()
+
+const rfc1924 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"
+
+// fives writes bytes in ASCII85.
+func fives(letters string, plain []byte) string {
+	var b strings.Builder
+	for len(plain) > 0 {
+		var four [4]byte
+		n := copy(four[:], plain)
+		plain = plain[n:]
+		value := binary.BigEndian.Uint32(four[:])
+		var five [5]byte
+		for i := range five {
+			five[4-i] = letters[value%85]
+			value /= 85
+		}
+		b.Write(five[:n+1])
+	}
+	return b.String()
 }
 
 // zipped compresses.
@@ -217,6 +252,13 @@ func TestOption(t *testing.T) {
 		{[]string{"serve", "--tls-password=secret"}, true},
 		{[]string{"sh", "-c", "KEY_PASSPHRASE='abc' exec serve"}, true},
 		{[]string{"sh", "-c", "serve --key-passphrase=abc"}, true},
+		{[]string{"sh", "-c", "serve --key-passphrase abc"}, true},
+		{[]string{"sh", "-c", "exec serve -tls-password 'open sesame' --verbose"}, true},
+		{[]string{"sh", "-c", `serve --key-passphrase "$PHRASE"`}, false},
+		{[]string{"sh", "-c", "serve --key-passphrase --verbose"}, false},
+		{[]string{"sh", "-c", "serve --key-passphrase && true"}, false},
+		{[]string{"sh", "-c", "serve --key-passphrase; true"}, false},
+		{[]string{"sh", "-c", "serve --key-passphrase-file /run/phrase --key-passphrase /run/phrase"}, false},
 		{[]string{"serve", "--key-passphrase", "--verbose"}, false},
 		{[]string{"serve", "--key-passphrase"}, false},
 		{[]string{"serve", "--key-passphrase-file", "/run/phrase"}, false},
