@@ -62,7 +62,7 @@ type search struct {
 	room int64 // how many bytes may still be inflated
 }
 
-// Find finds the worst that stands in a text: as PEM, as PEM or DER in base64 in ASCII85 or in hexadecimal digits, compressed before
+// Find finds the worst that stands in a text: as PEM, as PEM or DER in base64, in ASCII85 or in hexadecimal digits, compressed before
 // that (gzip, zlib) or not, as JSON (JWK), or as a key of age, PuTTY or SSH2. What line breaks were made of, how it is escaped for a URL and what
 // stands before it do not matter.
 func Find(text string) Kind {
