@@ -121,8 +121,8 @@ func checkStack(spec *mesh.Spec, r *refusal) {
 				"write a renewAfter that is at least %s below ttl", mesh.Duration(spare), mesh.Duration(functionSeconds*time.Second), mesh.Duration(2*leastBetween))
 		}
 		if renew := time.Duration(plan.Certificate.RenewAfter); renew < leastAge {
-			r.addFor(w, inherited(w, "renewAfter", "ttl"), "its certificate is replaced every %s, and a secret of Secrets Manager has room for about 100 versions in a day, of which a rotation takes five of %s.rotation: "+
-				"write a renewAfter of at least %s", mesh.Duration(renew), plan.Delivery.Secret, mesh.Duration(leastAge))
+			r.addFor(w, inherited(w, "renewAfter", "ttl"), "its certificate is replaced every %s, and a secret of Secrets Manager has room for about 100 versions in a day, of which a rotation takes five of NAME.rotation: "+
+				"write a renewAfter of at least %s", mesh.Duration(renew), mesh.Duration(leastAge))
 		}
 		name, a := spec.AuthorityOf(member.Name)
 		if a.Type == mesh.AuthorityACM && a.ARN == "" && plan.Certificate.Key != mesh.ECDSAP256 && plan.Certificate.Key != mesh.ECDSAP384 {

@@ -44,7 +44,7 @@ Examples:
   countersign check aws mesh.yaml --region eu-central-1 --output json
 
 Exit status: 0 when nothing is wrong, or only warnings are there; 1 with an error, or with something that could not be
-read; 2 for mistakes in what was asked.`
+read; 2 for mistakes in what was asked, or in what is configured for AWS.`
 }
 
 // The bounds of the flags.

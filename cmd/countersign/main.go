@@ -31,8 +31,8 @@ type root struct {
 	LogLevel  string `help:"The least important log lines that are written: ${enum}." enum:"debug,info,warn,error" default:"info" env:"COUNTERSIGN_LOG_LEVEL"`
 
 	Audit    auditCmd    `cmd:"" help:"The journal: copy it out, check a copy."`
-	CA       caCmd       `cmd:"" name:"ca" help:"The certificate authority: init, show, issue, list, revoke, crl, rotate."`
-	Check    checkCmd    `cmd:"" help:"What is about to go wrong: expiry."`
+	CA       caCmd       `cmd:"" name:"ca" help:"The certificate authority: init, show, issue, list, revoke, crl, rotate, aws."`
+	Check    checkCmd    `cmd:"" help:"What is wrong, or about to go wrong: expiry, aws."`
 	Example  exampleCmd  `cmd:"" help:"The example meshes: their files and their applications."`
 	Generate generateCmd `cmd:"" help:"Configurations of other proxies (nginx, haproxy), and what runs a mesh on Amazon ECS (cloudformation, terraform, iam, task-definition)."`
 	Init     initCmd     `cmd:"" help:"Put certificate, key and roots from a secret into files for a proxy, checked."`
