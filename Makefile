@@ -12,9 +12,9 @@ FUZZ_EACH ?= 4
 FUZZ_ALL ?= 110
 # Packages whose tests start whole meshes and real peers, and the doubles of AWS with what asks them for everything; they run
 # after all others, and not with -race; the longest begins first.
-WHOLE := ./aws/internal/whole ./integration/... ./aws/internal/...
+WHOLE := ./aws/internal/whole ./integration/... ./aws/internal/... ./aws/review
 # What takes longest, because its tests wait for processes one after the other, begins first.
-UNIT = ./cmd/... ./up ./server ./supervise ./proxy/... ./rotate ./agent $(shell $(GO) list ./... | grep -v -e /integration -e /cmd/ -e /aws/internal/)
+UNIT = ./cmd/... ./up ./server ./supervise ./proxy/... ./rotate ./agent $(shell $(GO) list ./... | grep -v -e /integration -e /cmd/ -e /aws/internal/ -e '/aws/review$$')
 
 # A checkout that git refuses to read (another owner) is built without the commit in the version.
 ifneq ($(shell git rev-parse --is-inside-work-tree 2>/dev/null),true)
