@@ -214,27 +214,12 @@ func (r *reviewer) readShares(ctx context.Context, a mesh.Authority, arn string)
 		r.add(Unknown, Undecided, arn, "its policy cannot be read: "+err.Error(), mend)
 		return
 	}
-	var others []string
-	for _, s := range attached.Statements {
-		if s.Deny || !s.Covers(issuing) {
-			continue
-		}
-		if s.NotPrincipals != nil {
-			others = append(others, "everybody but some")
-		}
-		for _, p := range s.Principals {
-			if p.Kind != "AWS" || p.Account() != r.account {
-				others = append(others, p.Kind+" "+p.Value)
-			}
-		}
-	}
-	if len(others) > 0 {
-		slices.Sort(others)
+	if others := r.strangers(attached, issuing); len(others) > 0 {
 		severity := Error
 		if a.Create == "" {
 			severity = Warning // somebody has one CA for several accounts
 		}
-		r.add(severity, AuthorityShared, arn, "it issues for others, too: "+few(slices.Compact(others)), mend)
+		r.add(severity, AuthorityShared, arn, "it issues for others, too: "+few(others), mend)
 	}
 }
 

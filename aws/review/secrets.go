@@ -203,23 +203,28 @@ func (r *reviewer) judgeResourcePolicy(s *secret) *policy.Document {
 		r.add(Unknown, Undecided, s.arn, "its resource policy cannot be read: "+err.Error(), mend)
 		return nil
 	}
-	var granted []string
+	if granted := r.strangers(attached, slices.Concat(reading, writing, governing)...); len(granted) > 0 {
+		r.add(Error, PolicyGrants, s.arn, "its resource policy lets others in: "+few(granted), mend)
+	}
+	return attached
+}
+
+// strangers are whom a resource policy allows any of some actions and who are not of this account, each once, in order.
+func (r *reviewer) strangers(attached *policy.Document, actions ...string) []string {
+	var found []string
 	for _, statement := range attached.Statements {
-		if statement.Deny || !slices.ContainsFunc(slices.Concat(reading, writing, governing), statement.Covers) {
+		if statement.Deny || !slices.ContainsFunc(actions, statement.Covers) {
 			continue
 		}
 		if statement.NotPrincipals != nil {
-			granted = append(granted, "everybody but some")
+			found = append(found, "everybody but some")
 		}
 		for _, p := range statement.Principals {
 			if p.Kind != "AWS" || p.Account() != r.account {
-				granted = append(granted, p.Kind+" "+p.Value)
+				found = append(found, p.Kind+" "+p.Value)
 			}
 		}
 	}
-	if len(granted) > 0 {
-		slices.Sort(granted)
-		r.add(Error, PolicyGrants, s.arn, "its resource policy lets others in: "+few(slices.Compact(granted)), mend)
-	}
-	return attached
+	slices.Sort(found)
+	return slices.Compact(found)
 }
